@@ -1,0 +1,34 @@
+"""Errors that tell a user what to change."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """The caller's input is wrong; the message names what and the way out.
+
+    A `ValueError`, so that library users catch it as they would Keras's own.
+    The command line prints it as one line and exits with code 2.
+    """
+
+
+def unknown_name(kind: str, received: object, known: Iterable[str]) -> InputError:
+    """Returns the error for a name that is not in a registry.
+
+    Args:
+        kind: What the name stands for, for example `"balancing method"`.
+        received: The name that was given.
+        known: All names that would have been accepted.
+
+    Returns:
+        An `InputError` that offers the nearest known names.
+    """
+    options = sorted(known)
+    near = difflib.get_close_matches(str(received), options, n=3, cutoff=0.5)
+    hint = f"Did you mean {', '.join(map(repr, near))}? " if near else ""
+    return InputError(
+        f"Unknown {kind}. {hint}Expected one of: {', '.join(options)}. "
+        f"Received: {received!r}."
+    )
