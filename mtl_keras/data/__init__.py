@@ -1,0 +1,13 @@
+"""Data sets: TensorFlow Datasets builders, prepared once and loaded by name.
+
+Importing this package registers the builders, so that
+`tfds.load("multi_digits/digits")` works too.
+"""
+
+from __future__ import annotations
+
+from mtl_keras.data.catalog import Info, info, names
+from mtl_keras.data.multi_digits import MultiDigits
+from mtl_keras.data.preparation import load, prepare
+
+__all__ = ["Info", "MultiDigits", "info", "load", "names", "prepare"]

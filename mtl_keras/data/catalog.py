@@ -1,0 +1,161 @@
+"""The data sets that the library knows, and where it keeps them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+
+import tensorflow_datasets as tfds
+
+from mtl_keras import errors
+from mtl_keras.data.multi_digits import MultiDigits
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+    """One data set that can be prepared and loaded by name.
+
+    Attributes:
+        name: TensorFlow Datasets' name, with the configuration.
+        description: One line for people.
+        made_from: Data sets that have to be prepared first.
+        needs_files: Whether original files are read, by this data set itself
+            and not by one that it is made from.
+    """
+
+    name: str
+    description: str
+    made_from: tuple[str, ...] = ()
+    needs_files: bool = False
+
+    @property
+    def needs_downloads(self) -> bool:
+        """Whether preparing it from nothing takes original files."""
+        return self.needs_files or any(
+            find(source).needs_downloads for source in self.made_from
+        )
+
+
+_DATA_SETS = {
+    entry.name: entry
+    for entry in (
+        DataSet(
+            "multi_digits/digits",
+            "Two handwritten digits per scene, from scikit-learn's bundled digits",
+        ),
+        DataSet(
+            "multi_digits/mnist",
+            "Two handwritten digits per scene, from MNIST",
+            made_from=("mnist",),
+        ),
+        DataSet("mnist", "MNIST, handwritten digits", needs_files=True),
+    )
+}
+
+_ALIASES = {"multi_digits": f"multi_digits/{MultiDigits.DEFAULT_CONFIG_NAME}"}
+
+
+def names() -> list[str]:
+    """Returns the names of all data sets, sorted."""
+    return sorted(_DATA_SETS)
+
+
+def find(name: str) -> DataSet:
+    """Returns the data set of that name.
+
+    Args:
+        name: One of `names()`, or one without its configuration, which then is
+            the default one.
+
+    Raises:
+        InputError: No data set has this name.
+    """
+    entry = _DATA_SETS.get(_ALIASES.get(name, name))
+    if entry is None:
+        raise errors.unknown_name("data set", name, _DATA_SETS)
+    return entry
+
+
+def resolve_data_dir(data_dir: str | os.PathLike | None = None) -> pathlib.Path:
+    """Returns the folder that prepared data sets are kept in.
+
+    Args:
+        data_dir: The folder, or `None` for `MTL_KERAS_DATA_DIR`, else
+            `TFDS_DATA_DIR`, else TensorFlow Datasets' own default.
+    """
+    chosen = (
+        data_dir
+        or os.environ.get("MTL_KERAS_DATA_DIR")
+        or os.environ.get("TFDS_DATA_DIR")
+        or "~/tensorflow_datasets"
+    )
+    return pathlib.Path(chosen).expanduser().absolute()
+
+
+def builder(
+    name: str, data_dir: str | os.PathLike | None = None
+) -> tfds.core.DatasetBuilder:
+    """Returns the TensorFlow Datasets builder of a data set.
+
+    Args:
+        name: One of `names()`.
+        data_dir: See `resolve_data_dir`.
+    """
+    return tfds.builder(find(name).name, data_dir=os.fspath(resolve_data_dir(data_dir)))
+
+
+def is_prepared(name: str, data_dir: str | os.PathLike | None = None) -> bool:
+    """Returns whether a data set is ready to be loaded.
+
+    Args:
+        name: One of `names()`.
+        data_dir: See `resolve_data_dir`.
+    """
+    # Not `builder.is_prepared()`, which logs a warning where there is no data.
+    return (builder(name, data_dir).data_path / "dataset_info.json").exists()
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+    """What is known about a data set on this machine.
+
+    Attributes:
+        name: The data set's name.
+        description: One line for people.
+        prepared: Whether it is ready to be loaded.
+        needs_downloads: Whether preparing it from nothing takes original files.
+        splits: Number of examples by split; empty while it is not prepared.
+        path: The folder it is, or would be, kept in.
+    """
+
+    name: str
+    description: str
+    prepared: bool
+    needs_downloads: bool
+    splits: dict[str, int]
+    path: pathlib.Path
+
+
+def info(name: str, data_dir: str | os.PathLike | None = None) -> Info:
+    """Describes a data set and says whether it is prepared.
+
+    Args:
+        name: One of `names()`.
+        data_dir: See `resolve_data_dir`.
+
+    Raises:
+        InputError: No data set has this name.
+    """
+    entry = find(name)
+    built = builder(name, data_dir)
+    prepared = is_prepared(name, data_dir)
+    splits = built.info.splits.items() if prepared else ()
+    return Info(
+        name=entry.name,
+        description=entry.description,
+        prepared=prepared,
+        needs_downloads=entry.needs_downloads,
+        splits={split: part.num_examples for split, part in splits},
+        path=pathlib.Path(built.data_path),
+    )

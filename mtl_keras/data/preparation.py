@@ -1,0 +1,152 @@
+"""Preparing data sets once, from files on disk where files are needed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import tensorflow_datasets as tfds
+
+from mtl_keras.data import catalog
+from mtl_keras.errors import InputError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+
+def prepare(
+    name: str,
+    downloads: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike | None = None,
+) -> None:
+    """Prepares a data set, and first those that it is made from.
+
+    Nothing is fetched over the network, and nothing is done where the data set
+    is prepared already. If it fails, nothing half-made stays behind.
+
+    Args:
+        name: One of `data.names()`.
+        downloads: Folder with the data set's original files, or a folder that
+            has them in a subfolder named after the data set.
+        data_dir: Folder for prepared data. Defaults to `MTL_KERAS_DATA_DIR`,
+            else `TFDS_DATA_DIR`, else TensorFlow Datasets' own default.
+
+    Raises:
+        InputError: The name is unknown, or a file is missing or altered, or
+            original files are needed and `downloads` is not given.
+    """
+    entry = catalog.find(name)
+    root = catalog.resolve_data_dir(data_dir)
+    if catalog.is_prepared(entry.name, root):
+        return
+    missing = [
+        source for source in entry.made_from if not catalog.is_prepared(source, root)
+    ]
+    takes_files = entry.needs_files or any(
+        catalog.find(source).needs_downloads for source in missing
+    )
+    if takes_files and downloads is None:
+        raise InputError(
+            f"Expected the data set {entry.name!r} to be prepared, as it takes "
+            "original files. Received: nothing prepared. Run: mtl-keras datasets "
+            f"prepare {entry.name} --downloads DIR"
+        )
+    for source in missing:
+        prepare(source, downloads, root)
+    builder = catalog.builder(entry.name, root)
+    files = _checked_files(builder, downloads) if entry.needs_files else None
+    _build(builder, root, files)
+
+
+def load(
+    name: str, split: str, *, data_dir: str | os.PathLike | None = None
+) -> tf.data.Dataset:
+    """Loads a split, and prepares the data set first if no files are needed.
+
+    Args:
+        name: One of `data.names()`.
+        split: A TensorFlow Datasets split, for example `"train"` or
+            `"test[:10%]"`.
+        data_dir: Folder for prepared data. Defaults to `MTL_KERAS_DATA_DIR`,
+            else `TFDS_DATA_DIR`, else TensorFlow Datasets' own default.
+
+    Returns:
+        The examples, one by one and always in the same order, as dicts of the
+        data set's features.
+
+    Raises:
+        InputError: The name or split is unknown, or the data set is not
+            prepared and needs original files.
+    """
+    prepare(name, data_dir=data_dir)
+    builder = catalog.builder(name, data_dir)
+    try:
+        builder.info.splits[split]
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f"Expected a split of {builder.info.full_name}: "
+            f"{', '.join(builder.info.splits)}, or a part of one such as "
+            f"'train[:10%]'. Received: {split!r}."
+        ) from error
+    return builder.as_dataset(split=split, shuffle_files=False)
+
+
+def _checked_files(
+    builder: tfds.core.DatasetBuilder, downloads: str | os.PathLike | None
+) -> pathlib.Path:
+    """Returns the folder with the builder's files, each of them verified."""
+    given = pathlib.Path(downloads or ".").expanduser()
+    folder = given / builder.name if (given / builder.name).is_dir() else given
+    for url, expected in (builder.url_infos or {}).items():
+        path = folder / (expected.filename or url.rsplit("/", 1)[-1])
+        if not path.is_file():
+            raise InputError(
+                f"Expected the original file {path.name} of {builder.name!r} in "
+                f"{folder}. Received: no such file. Get it from {url}"
+            )
+        checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+        if checksum != expected.checksum:
+            raise InputError(
+                f"Expected {path} to be the original file, with SHA-256 "
+                f"{expected.checksum}. Received: {checksum}. Get it from {url}"
+            )
+    return folder
+
+
+def _build(
+    builder: tfds.core.DatasetBuilder,
+    root: pathlib.Path,
+    manual_dir: pathlib.Path | None,
+) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    # TensorFlow Datasets writes to a temporary folder and renames it; what it
+    # unpacks goes to another one here, so that both are gone at the end.
+    with tempfile.TemporaryDirectory(prefix=".unpacked-", dir=root) as unpacked:
+        config = tfds.download.DownloadConfig(
+            extract_dir=unpacked, manual_dir=manual_dir, try_download_gcs=False
+        )
+        try:
+            with _quiet():
+                builder.download_and_prepare(
+                    download_dir=unpacked, download_config=config
+                )
+        except OSError:
+            # Another process was faster: its result is the same.
+            if not builder.is_prepared():
+                raise
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Holds back the messages and progress bars that TFDS prints."""
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        yield
