@@ -1,0 +1,282 @@
+"""What every balancing method is: configuration, tasks and tracked state."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from mtl_keras import ops
+from mtl_keras.errors import InputError
+
+SCALES = ("sum", "mean")
+TASK_SPECIFIC = ("own", "weighted")
+
+
+class Balancer:
+    """A method that balances tasks; base of `LossBalancer` and `GradientBalancer`.
+
+    All that a method remembers between steps lives in variables made by
+    `add_variable`, so that checkpoints and `.keras` files hold it.
+
+    Args:
+        scale: `"sum"` (the default: equal weights are 1, as Keras sums the losses
+            of its outputs) or `"mean"` (equal weights are 1 / T). The published
+            methods mix both; one choice for all keeps the effective learning rate
+            where it was when only the method changes.
+        task_specific: How variables that belong to a single task are trained:
+            `"own"` by the gradient of their task's loss as it is, `"weighted"` by
+            that gradient times the task's weight. `None` takes the default of the
+            kind: weighted for loss balancers, own for gradient balancers.
+        seed: Integer for methods that draw random numbers. `None` draws one from
+            Python's generator, which `keras.utils.set_random_seed` seeds.
+        name: Name of the instance, by which its state is saved. Defaults to the
+            registered name of the method.
+    """
+
+    method = "balancer"
+    """Name in the registry."""
+    default_task_specific = "weighted"
+    uses_seed = False
+
+    def __init__(
+        self,
+        *,
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
+    ):
+        task_specific = task_specific or self.default_task_specific
+        check_choice("scale", scale, SCALES)
+        check_choice("task_specific", task_specific, TASK_SPECIFIC)
+        if seed is None and self.uses_seed:
+            seed = random.randint(1, 10**9)
+        self.scale = scale
+        self.task_specific = task_specific
+        self.seed = seed
+        self.name = name or self.method
+        self.tasks: tuple[str, ...] = ()
+        self.built = False
+        self._variables: dict[str, keras.Variable] = {}
+
+    @property
+    def variables(self) -> dict[str, keras.Variable]:
+        """The state, by name. Empty before `build`."""
+        return dict(self._variables)
+
+    def build(self, tasks: Sequence[str]) -> None:
+        """Creates the state for these tasks; called by `compile`.
+
+        Args:
+            tasks: Task names, in the order of every `[T]` tensor.
+        """
+        if self.built and tuple(tasks) == self.tasks:
+            return
+        self.tasks = tuple(tasks)
+        self._variables = {}
+        self.build_state(len(self.tasks))
+        self.built = True
+
+    def build_state(self, num_tasks: int) -> None:
+        """Creates the method's variables. Methods with state override this."""
+
+    def add_variable(
+        self, name: str, shape: Sequence[int], initializer: Any, dtype: str = "float32"
+    ) -> keras.Variable:
+        """Adds a tracked variable, the same on every replica."""
+        if isinstance(initializer, (int, float)):
+            initializer = keras.initializers.Constant(initializer)
+        variable = keras.Variable(
+            initializer,
+            shape=tuple(shape),
+            dtype=dtype,
+            trainable=False,
+            # Every replica computes the same new value from reduced losses and
+            # gradients, so one of them may write it for all.
+            aggregation="only_first_replica",
+            name=f"{self.name}_{name}",
+        )
+        self._variables[name] = variable
+        return variable
+
+    def on_epoch_begin(self) -> None:
+        """Called by `fit` before each epoch. Epoch-wise methods override this."""
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        config: dict[str, Any] = {
+            "scale": self.scale,
+            "task_specific": self.task_specific,
+            "name": self.name,
+        }
+        if self.uses_seed:
+            config["seed"] = self.seed
+        return config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Balancer:
+        """Returns an instance made from `get_config`'s result."""
+        return cls(**config)
+
+
+class LossBalancer(Balancer):
+    """Balances from the task losses alone: one backward pass.
+
+    Whatever a method minimises, f(L_1, …, L_T), its gradient for the model is
+    Σ ∂f/∂L_i ∇L_i. A method therefore gives these weights; the losses they are
+    computed from are summed over replicas first, and absent tasks count as 0.
+    """
+
+    def weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+        """Returns the task weights for one step, and changes no state.
+
+        Args:
+            losses: float32 `[T]`, the task losses times their static
+                `loss_weights`; 0 where the task is absent.
+            present: bool `[T]`, False for a task without any label in the batch.
+
+        Returns:
+            float32 `[T]`. Equal weighting is 1 / T in the paper's mean scale or 1
+            in its sum scale; the method applies `self.scale` itself.
+        """
+        raise NotImplementedError
+
+    def update(
+        self, losses: tf.Tensor, present: tf.Tensor, learning_rate: tf.Tensor
+    ) -> None:
+        """Changes the state after the weights of this step were taken.
+
+        Args:
+            losses: As in `weights`.
+            present: As in `weights`.
+            learning_rate: Scalar, the present rate of the model's optimizer.
+        """
+
+
+class GradientBalancer(Balancer):
+    """Balances from the task gradients on the shared variables."""
+
+    default_task_specific = "own"
+
+    def build(self, tasks: Sequence[str]) -> None:
+        """Creates the state for these tasks, with the count of fallbacks."""
+        if self.built and tuple(tasks) == self.tasks:
+            return
+        super().build(tasks)
+        self.add_variable("fallbacks", (), 0, dtype="int64")
+
+    def aggregate(
+        self,
+        task_gradients: Sequence[Sequence[Any]],
+        losses: tf.Tensor,
+        present: tf.Tensor,
+        gradient_scale: tf.Tensor,
+    ) -> tuple[list[Any], tf.Tensor]:
+        """Turns the task gradients into one update.
+
+        Args:
+            task_gradients: T lists of V gradients (tensor, `tf.IndexedSlices` or
+                None), summed over replicas.
+            losses: float32 `[T]`, as for `LossBalancer.weights`.
+            present: bool `[T]`.
+            gradient_scale: Scalar by which mixed precision multiplied the losses.
+
+        Returns:
+            The V combined gradients, and the task weights `[T]` to log.
+        """
+        raise NotImplementedError
+
+    def count_fallback(self, fell_back: tf.Tensor) -> None:
+        """Adds to the count of steps that fell back to the mean."""
+        if self.built:
+            counter = self._variables["fallbacks"]
+            counter.assign_add(tf.cast(fell_back, "int64"))
+
+
+class GramBalancer(GradientBalancer):
+    """A gradient balancer whose weights follow from the Gram matrix alone.
+
+    A method of this kind implements `weights` and nothing else. `natural_scale`
+    tells in which scale its paper writes them: `"mean"` (equal weights are 1 / T)
+    or `"sum"` (equal weights are 1).
+    """
+
+    natural_scale = "mean"
+
+    def weights(self, gramian: tf.Tensor) -> tf.Tensor:
+        """Returns the weights of one step in the paper's own scale.
+
+        Args:
+            gramian: `[T, T]`, inner products of the task gradients. A task whose
+                row is zero (absent, or without gradient) takes no part.
+
+        Returns:
+            float64 `[T]`; 0 for tasks that take no part, never non-finite.
+        """
+        raise NotImplementedError
+
+    def aggregate(
+        self,
+        task_gradients: Sequence[Sequence[Any]],
+        losses: tf.Tensor,
+        present: tf.Tensor,
+        gradient_scale: tf.Tensor,
+    ) -> tuple[list[Any], tf.Tensor]:
+        """See `GradientBalancer.aggregate`."""
+        del losses, present  # An absent task's gradient is zero, which says it all.
+        gramian = ops.gramian(task_gradients)
+        gramian /= tf.square(tf.cast(gradient_scale, "float64"))
+        weights = self.weights(gramian) * self.rescaling(gramian)
+        return ops.combine(weights, task_gradients), tf.cast(weights, "float32")
+
+    def rescaling(self, gramian: tf.Tensor) -> tf.Tensor:
+        """Returns the factor from the paper's scale to `self.scale`, a scalar."""
+        if self.scale == self.natural_scale:
+            return tf.ones((), "float64")
+        taking_part = tf.linalg.diag_part(tf.cast(gramian, "float64")) > 0
+        count = tf.maximum(tf.reduce_sum(tf.cast(taking_part, "float64")), 1.0)
+        return count if self.scale == "sum" else 1.0 / count
+
+
+def check_choice(argument: str, value: Any, choices: Sequence[str]) -> None:
+    """Raises `InputError` unless `value` is one of `choices`."""
+    if value not in choices:
+        raise InputError(
+            f"Expected `{argument}` to be one of {list(choices)}. "
+            f"Received: {argument}={value!r}."
+        )
+
+
+def check_number(
+    argument: str, value: Any, low: float = -np.inf, high: float = np.inf
+) -> float:
+    """Returns `value` as a float; raises `InputError` unless low <= value <= high."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not low <= value <= high
+    ):
+        raise InputError(
+            f"Expected `{argument}` to be a number from {low} to {high}. "
+            f"Received: {argument}={value!r}."
+        )
+    return float(value)
+
+
+def mean_weights(present: tf.Tensor, scale: str) -> tf.Tensor:
+    """Returns equal weights over the present tasks, float32 `[T]`.
+
+    Args:
+        present: bool `[T]`.
+        scale: `"sum"` for ones, `"mean"` for 1 / (number of present tasks).
+    """
+    weights = tf.cast(present, "float32")
+    if scale == "mean":
+        weights = tf.math.divide_no_nan(weights, tf.reduce_sum(weights))
+    return weights
+

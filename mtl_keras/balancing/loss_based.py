@@ -1,0 +1,260 @@
+"""Methods that balance from the task losses alone: one backward pass a step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from mtl_keras.balancing.adam import TaskAdam
+from mtl_keras.balancing.base import LossBalancer, check_number, mean_weights
+from mtl_keras.errors import InputError, unknown_name
+
+_register = keras.saving.register_keras_serializable(package="mtl_keras")
+
+
+@_register
+class Equal(LossBalancer):
+    """Every task counts the same: what Keras does by itself.
+
+    Computes Σ L_i, or Σ L_i / T with `scale="mean"`, where T counts the tasks with
+    a label in the batch. Keras's `loss_weights` multiply the losses first.
+
+    Args:
+        **kwargs: See `Balancer`.
+    """
+
+    method = "equal"
+
+    def weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+        """See `LossBalancer.weights`."""
+        del losses
+        return mean_weights(present, self.scale)
+
+
+@_register
+class Static(LossBalancer):
+    """Fixed weights: Σ c_i L_i.
+
+    Unlike Keras's `loss_weights`, which every method applies first, these are the
+    method's own, so that a search can treat them as one choice among methods.
+
+    Args:
+        task_weights: `{task: number}`, or numbers in the order of the tasks. Tasks
+            left out of a dict count 1. Divided by T with `scale="mean"`.
+        **kwargs: See `Balancer`.
+
+    Raises:
+        InputError: At `build`, when the weights do not fit the tasks.
+    """
+
+    method = "static"
+
+    def __init__(
+        self,
+        task_weights: Mapping[str, float] | Sequence[float] | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        if task_weights is None:
+            task_weights = {}
+        if not isinstance(task_weights, Mapping):
+            task_weights = list(task_weights)
+        self.task_weights = task_weights
+
+    def build_state(self, num_tasks: int) -> None:
+        """Checks the weights against the tasks."""
+        self._constants = per_task("task_weights", self.task_weights, self.tasks, 1.0)
+
+    def weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+        """See `LossBalancer.weights`."""
+        del losses
+        constants = tf.constant(self._constants, "float32")
+        return constants * mean_weights(present, self.scale)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "task_weights": self.task_weights}
+
+
+@_register
+class Uncertainty(LossBalancer):
+    """Homoscedastic uncertainty: Σ ½ e^(−s_i) L_i + ½ s_i with trained s_i.
+
+    Kendall, Gal & Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses
+    for Scene Geometry and Semantics", CVPR 2018, arXiv 1705.07115. s_i is the log
+    variance log σ_i². The paper derives ½ before the loss for regression
+    and 1 for classification; `kinds` chooses per task.
+
+    Differs from the paper in that s is trained by an Adam of its own (without
+    weight decay, loss scaling or clipping), at the learning rate of the model's
+    optimizer unless `learning_rate` is given. `scale="sum"` is the paper's formula
+    as it stands; `"mean"` divides it by T.
+
+    Args:
+        initial_log_variance: s_i at the start.
+        learning_rate: Rate for s; `None` follows the model's optimizer.
+        kinds: `{task: "regression" | "classification"}`; tasks left out count as
+            regression, the form that most code uses for all.
+        **kwargs: See `Balancer`.
+    """
+
+    method = "uncertainty"
+
+    _FACTORS: Mapping[str, float] = {"regression": 0.5, "classification": 1.0}
+
+    def __init__(
+        self,
+        initial_log_variance: float = 0.0,
+        learning_rate: float | None = None,
+        kinds: Mapping[str, str] | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.initial_log_variance = check_number(
+            "initial_log_variance", initial_log_variance
+        )
+        if learning_rate is not None:
+            learning_rate = check_number("learning_rate", learning_rate, low=0.0)
+        self.learning_rate = learning_rate
+        self.kinds = dict(kinds or {})
+        for kind in self.kinds.values():
+            if kind not in self._FACTORS:
+                raise unknown_name("task kind", kind, self._FACTORS)
+
+    def build_state(self, num_tasks: int) -> None:
+        """Creates s and the moments of its optimizer."""
+        factors = {task: self._FACTORS[kind] for task, kind in self.kinds.items()}
+        self._factors = per_task("kinds", factors, self.tasks, 0.5)
+        self._log_variance = self.add_variable(
+            "log_variance", (num_tasks,), self.initial_log_variance
+        )
+        self._adam = TaskAdam(self.add_variable, num_tasks)
+
+    def weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+        """See `LossBalancer.weights`."""
+        del losses
+        weights = tf.constant(self._factors, "float32") * tf.exp(-self._log_variance)
+        return weights * mean_weights(present, self.scale)
+
+    def update(
+        self, losses: tf.Tensor, present: tf.Tensor, learning_rate: tf.Tensor
+    ) -> None:
+        """Moves s against the gradient of the objective; see `LossBalancer.update`."""
+        factors = tf.constant(self._factors, "float32")
+        gradient = 0.5 - factors * tf.exp(-self._log_variance) * losses
+        rate = learning_rate if self.learning_rate is None else self.learning_rate
+        self._adam.step(self._log_variance, gradient, present, rate)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {
+            **super().get_config(),
+            "initial_log_variance": self.initial_log_variance,
+            "learning_rate": self.learning_rate,
+            "kinds": self.kinds,
+        }
+
+
+@_register
+class DWA(LossBalancer):
+    """Dynamic weight average: tasks whose loss falls slowly count more.
+
+    w_i = T · softmax(r_i / τ) with r_i the ratio of the task's mean loss in the last
+    epoch to that in the one before; equal in the first two epochs. Liu, Johns &
+    Davison, "End-to-End Multi-Task Learning with Attention", CVPR 2019, arXiv
+    1803.10704.
+
+    Epochs are those of `fit`; a training loop of your own calls `on_epoch_begin`.
+    A task's mean is over the batches that have a label for it, and a task without
+    any in an epoch keeps its older means. `scale="mean"` leaves out the factor T.
+
+    Args:
+        temperature: τ. The higher, the more equal.
+        **kwargs: See `Balancer`.
+    """
+
+    method = "dwa"
+
+    def __init__(self, temperature: float = 2.0, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.temperature = check_number("temperature", temperature, low=1e-6)
+
+    def build_state(self, num_tasks: int) -> None:
+        """Creates the epoch means."""
+        shape = (num_tasks,)
+        self._loss_sum = self.add_variable("loss_sum", shape, 0.0)
+        self._batches = self.add_variable("batches", shape, 0.0)
+        self._last = self.add_variable("last_epoch_loss", shape, 1.0)
+        self._before_last = self.add_variable("before_last_epoch_loss", shape, 1.0)
+        self._epochs = self.add_variable("epochs", shape, 0.0)
+
+    def on_epoch_begin(self) -> None:
+        """Closes the epoch before, if any of its batches were seen."""
+        seen = self._batches > 0
+        mean = tf.math.divide_no_nan(
+            tf.convert_to_tensor(self._loss_sum), tf.convert_to_tensor(self._batches)
+        )
+        self._before_last.assign(tf.where(seen, self._last, self._before_last))
+        self._last.assign(tf.where(seen, mean, self._last))
+        self._epochs.assign_add(tf.cast(seen, "float32"))
+        self._loss_sum.assign(tf.zeros_like(self._loss_sum))
+        self._batches.assign(tf.zeros_like(self._batches))
+
+    def weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+        """See `LossBalancer.weights`."""
+        del losses
+        ratio = tf.math.divide_no_nan(
+            tf.convert_to_tensor(self._last), tf.convert_to_tensor(self._before_last)
+        )
+        # A task that has not had two epochs yet counts as one that stands still.
+        ratio = tf.where(self._epochs >= 2, ratio, 1.0)
+        weights = masked_softmax(ratio / self.temperature, present)
+        if self.scale == "sum":
+            weights *= tf.reduce_sum(tf.cast(present, "float32"))
+        return weights
+
+    def update(
+        self, losses: tf.Tensor, present: tf.Tensor, learning_rate: tf.Tensor
+    ) -> None:
+        """Adds this batch to the epoch's means; see `LossBalancer.update`."""
+        del learning_rate
+        counts = present & tf.math.is_finite(losses)
+        self._loss_sum.assign_add(tf.where(counts, losses, 0.0))
+        self._batches.assign_add(tf.cast(counts, "float32"))
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "temperature": self.temperature}
+
+
+def per_task(
+    argument: str,
+    values: Mapping[str, float] | Sequence[float],
+    tasks: Sequence[str],
+    default: float,
+) -> list[float]:
+    """Returns one number per task from a dict or a list given by the user.
+
+    Raises:
+        InputError: For a task that does not exist, or a list of another length.
+    """
+    if isinstance(values, Mapping):
+        for task in values:
+            if task not in tasks:
+                raise unknown_name(f"task in `{argument}`", task, tasks)
+        return [float(values.get(task, default)) for task in tasks]
+    if len(values) != len(tasks):
+        raise InputError(
+            f"Expected `{argument}` to have one entry per task {list(tasks)}. "
+            f"Received: {argument}={list(values)}."
+        )
+    return [float(value) for value in values]
+
+
+def masked_softmax(logits: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+    """Returns a softmax over the present tasks, 0 for the others, `[T]`."""
+    logits = tf.where(present, logits, logits.dtype.min)
+    return tf.where(present, tf.nn.softmax(logits), 0.0)

@@ -1,0 +1,84 @@
+"""The only place that reads Keras internals; written for Keras 3.15.
+
+Keras resolves the many forms of `loss`, `loss_weights`, `metrics` and
+`weighted_metrics` in `CompileLoss` and `CompileMetrics`, and offers no public way
+to the resolved objects. Reading them here keeps every form that Keras accepts.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import keras
+
+
+class ResolvedLoss(NamedTuple):
+    """One task's loss as `compile` resolved it."""
+
+    loss: keras.losses.Loss
+    weight: float | None
+    tracker: keras.metrics.Metric | None
+
+
+def resolved_losses(
+    model: keras.Model, y: dict[str, Any], y_pred: dict[str, Any]
+) -> dict[str, ResolvedLoss]:
+    """Returns the loss, static weight and loss metric of each task with a loss.
+
+    Args:
+        model: A compiled model.
+        y: Labels by task.
+        y_pred: Outputs by task; shapes decide what `"crossentropy"` means.
+    """
+    compile_loss = model._compile_loss
+    if not compile_loss.built:
+        compile_loss.build(y, y_pred)
+    flat = compile_loss._flat_losses
+    trackers = compile_loss.metrics or [None] * len(flat)
+    return {
+        entry.path[0]: ResolvedLoss(entry.loss, entry.loss_weights, tracker)
+        for entry, tracker in zip(flat, trackers, strict=True)
+    }
+
+
+class ResolvedMetrics(NamedTuple):
+    """One task's metrics as `compile` resolved them."""
+
+    unweighted: list[keras.metrics.Metric]
+    weighted: list[keras.metrics.Metric]
+
+
+def resolved_metrics(
+    model: keras.Model, y: dict[str, Any], y_pred: dict[str, Any]
+) -> dict[str, ResolvedMetrics]:
+    """Returns `metrics` and `weighted_metrics` by task.
+
+    Args:
+        model: A compiled model.
+        y: Labels by task.
+        y_pred: Outputs by task; shapes decide what `"accuracy"` means.
+    """
+    compiled = model._compile_metrics
+    if compiled is None:
+        return {}
+    if not compiled.built:
+        compiled.build(y, y_pred)
+    # The flattening of the labels gives the order of the tasks.
+    tasks = compiled._flatten_y({task: task for task in y_pred})
+    return {
+        task: ResolvedMetrics(
+            list(unweighted.metrics) if unweighted else [],
+            list(weighted.metrics) if weighted else [],
+        )
+        for task, unweighted, weighted in zip(
+            tasks,
+            compiled._flat_metrics,
+            compiled._flat_weighted_metrics,
+            strict=True,
+        )
+    }
+
+
+def loss_tracker(model: keras.Model) -> keras.metrics.Metric:
+    """Returns the metric behind the logged `loss`."""
+    return model._loss_tracker

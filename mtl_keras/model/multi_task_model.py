@@ -1,0 +1,329 @@
+"""A functional Keras model with one named output per task."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from mtl_keras import balancing as balancing_lib
+from mtl_keras.balancing.pipeline import Pipeline
+from mtl_keras.errors import InputError, unknown_name
+from mtl_keras.model.gradients import step_gradients, step_objectives
+from mtl_keras.model.keras_compat import (
+    loss_tracker,
+    resolved_losses,
+    resolved_metrics,
+)
+from mtl_keras.model.labels import Labels, arrange_labels, batch_size, replicas
+from mtl_keras.model.task_losses import TaskLosses, task_losses
+from mtl_keras.model.task_metrics import update_metrics
+from mtl_keras.model.task_variables import reached_variables, split_variables
+
+
+@keras.saving.register_keras_serializable(package="mtl_keras")
+class MultiTaskModel(keras.Model):
+    """A `keras.Model` that trains several tasks and balances them.
+
+    Functional: layers reached by two or more outputs are shared, the others belong
+    to their task; the model finds out by itself. All of Keras's training interface
+    works as in `keras.Model`; `compile` takes one argument more, `balancing`.
+
+    A sample weight of exactly 0 marks an absent label: losses and `metrics` are
+    then averages over the labelled samples (see `compile`).
+
+    Args:
+        inputs: `keras.Input`, or a list or dict of them.
+        outputs: `{task: KerasTensor}`; the keys are the task names.
+        name: Name of the model.
+        **kwargs: Passed on to `keras.Model`.
+
+    Raises:
+        InputError: When `outputs` is not a dict of single tensors.
+
+    Example:
+
+    ```python
+    image = keras.Input((28, 28, 1))
+    features = keras.layers.Dense(64, "relu")(keras.layers.Flatten()(image))
+    model = mtl_keras.MultiTaskModel(
+        image,
+        {
+            "digit": keras.layers.Dense(10, "softmax")(features),
+            "even": keras.layers.Dense(1, "sigmoid")(features),
+        },
+    )
+    model.compile(
+        "adam",
+        loss={"digit": "sparse_categorical_crossentropy",
+              "even": "binary_crossentropy"},
+        balancing="pcgrad",
+    )
+    ```
+    """
+
+    # The signature of a functional model, so that Keras can restore it as one.
+    def __init__(self, inputs: Any, outputs: Any, name: str | None = None, **kwargs):
+        if not isinstance(outputs, dict) or not all(
+            isinstance(output, keras.KerasTensor) for output in outputs.values()
+        ):
+            raise InputError(
+                "Expected `outputs` to be a dict {task name: KerasTensor}. "
+                f"Received: {outputs!r}."
+            )
+        super().__init__(inputs, outputs, name=name, **kwargs)
+        self._outputs_by_task = dict(outputs)
+        self._loss_tasks: tuple[str, ...] = tuple(outputs)
+        self._pipeline: Pipeline | None = None
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks: the outputs, after `compile` those with a loss.
+
+        Sorted, as Keras orders the outputs of a dict.
+        """
+        return sorted(self._loss_tasks)
+
+    @property
+    def balancers(self) -> tuple[balancing_lib.Balancer, ...]:
+        """The balancers that `compile` was given; empty before."""
+        return self._pipeline.balancers if self._pipeline else ()
+
+    def compile(
+        self,
+        optimizer: Any = "rmsprop",
+        loss: Any = None,
+        loss_weights: Any = None,
+        metrics: Any = None,
+        weighted_metrics: Any = None,
+        balancing: Any = "equal",
+        **kwargs: Any,
+    ) -> None:
+        """Configures training. Takes all that `keras.Model.compile` takes.
+
+        With sample weights, a weight of exactly 0 means that the label is absent.
+        A task's loss is then Keras's value × batch size / labelled samples (for the
+        reductions that average over the batch), `metrics` see labelled samples
+        only, and `weighted_metrics` are weighted as in Keras. `loss` is logged as
+        Keras defines it, Σ loss_weights · losses plus regularisation, whatever the
+        method, so that runs compare.
+
+        Args:
+            optimizer: As in Keras.
+            loss: As in Keras. Every output needs an entry in a dict; `None` leaves
+                an output untrained.
+            loss_weights: As in Keras; they multiply the losses before balancing.
+                Tasks left out of a dict count 1.
+            metrics: As in Keras.
+            weighted_metrics: As in Keras.
+            balancing: A name out of `mtl_keras.balancing.names()`, a configuration,
+                a `Balancer`, or a list of a loss balancer and a gradient balancer.
+            **kwargs: `run_eagerly`, `steps_per_execution`, `jit_compile` and
+                `auto_scale_loss`, as in Keras.
+
+        Raises:
+            InputError: For an unknown balancing method, an output without a loss,
+                or an entry for no output.
+        """
+        balancers = balancing_lib.get(balancing)
+        pipeline = Pipeline(balancers if isinstance(balancers, list) else [balancers])
+        loss_tasks = self._tasks_with_loss(loss)
+        self._check_names("metrics", metrics)
+        self._check_names("weighted_metrics", weighted_metrics)
+        self._check_names("loss_weights", loss_weights)
+        if isinstance(loss_weights, dict) and loss_weights:
+            loss_weights = {task: loss_weights.get(task, 1.0) for task in loss_tasks}
+        super().compile(
+            optimizer=optimizer,
+            loss=loss,
+            loss_weights=loss_weights,
+            metrics=metrics,
+            weighted_metrics=weighted_metrics,
+            **kwargs,
+        )
+        self._loss_tasks = loss_tasks
+        with self.distribute_strategy.scope():
+            pipeline.build(self.tasks)
+        self._pipeline = pipeline
+        outputs = {task: self._outputs_by_task[task] for task in self.tasks}
+        self._reached = reached_variables(self._inputs, outputs)
+
+    def _tasks_with_loss(self, loss: Any) -> tuple[str, ...]:
+        outputs = sorted(self._outputs_by_task)
+        if loss is None:
+            raise InputError(
+                f"Expected a loss for the outputs {outputs}. Received: loss=None."
+            )
+        if isinstance(loss, (list, tuple)):
+            if len(loss) != len(outputs):
+                raise InputError(
+                    f"Expected a loss for each of the outputs {outputs}, in this "
+                    f"order. Received a list of {len(loss)}."
+                )
+            loss = dict(zip(outputs, loss, strict=True))
+        if not isinstance(loss, dict):
+            return tuple(outputs)
+        self._check_names("loss", loss)
+        missing = [task for task in outputs if task not in loss]
+        if missing:
+            raise InputError(
+                f"Expected a loss for every output; {missing} have none. Give them "
+                "one, or None to leave them untrained. "
+                f"Received losses for {sorted(loss)}."
+            )
+        return tuple(task for task in outputs if loss[task] is not None)
+
+    def _check_names(self, argument: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for name in value:
+                if name not in self._outputs_by_task:
+                    raise unknown_name(
+                        f"output in `{argument}`", name, self._outputs_by_task
+                    )
+
+    def get_compile_config(self) -> dict[str, Any]:
+        """Returns Keras's compile configuration with that of the balancing."""
+        config = super().get_compile_config()
+        if config and self._pipeline is not None:
+            config["balancing"] = [
+                balancing_lib.serialize(b) for b in self._pipeline.balancers
+            ]
+        return config
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles from `get_compile_config`'s result, as `load_model` does."""
+        config = dict(config)
+        balancing = config.pop("balancing", "equal")
+        config = keras.saving.deserialize_keras_object(config)
+        self.compile(**config, balancing=balancing)
+        self.optimizer.build(self.trainable_variables)
+
+    def save_own_variables(self, store: Any) -> None:
+        """Saves the state of the balancing beside Keras's own."""
+        super().save_own_variables(store)
+        if self._pipeline is not None:
+            for key, variable in self._pipeline.state.items():
+                store[key] = variable.numpy()
+
+    def load_own_variables(self, store: Any) -> None:
+        """Loads what `save_own_variables` saved.
+
+        State of a method that this model was not compiled with is left alone, so
+        that weights can be carried between methods.
+        """
+        keys = set(store.keys())
+        super().load_own_variables(
+            {key: store[key] for key in keys if not key.startswith("balancing.")}
+        )
+        state = self._pipeline.state if self._pipeline is not None else {}
+        for key, variable in state.items():
+            if key in keys and tuple(store[key].shape) == tuple(variable.shape):
+                variable.assign(store[key])
+
+    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+        """Trains the model; see `keras.Model.fit`."""
+        bound = inspect.signature(super().fit).bind(*args, **kwargs)
+        callbacks = bound.arguments.get("callbacks")
+        if self._pipeline is not None:
+            hook = _EpochHook(self._pipeline)
+            if isinstance(callbacks, keras.callbacks.CallbackList):
+                callbacks.append(hook)
+            else:
+                bound.arguments["callbacks"] = [*_as_list(callbacks), hook]
+        return super().fit(*bound.args, **bound.kwargs)
+
+    def reset_metrics(self) -> None:
+        """Resets all metrics and the mean task weights."""
+        super().reset_metrics()
+        if self._pipeline is not None and self._pipeline.task_weights is not None:
+            self._pipeline.task_weights.reset_state()
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> tf.Tensor:
+        """Returns Σ loss_weights · task losses plus regularisation; see Keras."""
+        del x, training
+        losses = self._task_losses(self._labels(y, y_pred, sample_weight), y_pred)
+        return tf.add_n([*losses.values, *self._added_losses()])
+
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+    ) -> dict[str, Any]:
+        """Updates the metrics and returns all results; see Keras."""
+        del x
+        labels = self._labels(y, y_pred, sample_weight)
+        update_metrics(resolved_metrics(self, labels.y, y_pred), labels, y_pred)
+        return self.get_metrics_result()
+
+    def _labels(self, y: Any, y_pred: Any, sample_weight: Any) -> Labels:
+        return arrange_labels(y, sample_weight, y_pred, self.tasks)
+
+    def _task_losses(self, labels: Labels, y_pred: dict[str, Any]) -> TaskLosses:
+        resolved = resolved_losses(self, labels.y, y_pred)
+        return task_losses({t: resolved[t] for t in self.tasks}, labels, y_pred)
+
+    def _added_losses(self) -> list[tf.Tensor]:
+        """Returns regularisation and `add_loss` losses, this replica's share."""
+        return [tf.reduce_sum(tf.cast(v, "float32")) / replicas() for v in self.losses]
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """One step: forward, task losses, balanced gradients, update."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        pipeline = self._pipeline
+        assert pipeline is not None and pipeline.task_weights is not None
+        with tf.GradientTape(persistent=pipeline.needs_several_gradients) as tape:
+            y_pred = self(x, training=True)
+            losses = self._task_losses(self._labels(y, y_pred, sample_weight), y_pred)
+            added = self._added_losses()
+            totals = losses.total_over_replicas()
+            loss_weights = pipeline.loss_weights(totals, losses.present)
+            objectives = step_objectives(
+                losses.values, added, loss_weights, pipeline, self.optimizer
+            )
+        total = tf.add_n([*losses.values, *added]) * float(replicas())
+        loss_tracker(self).update_state(total, sample_weight=batch_size(y_pred))
+
+        variables = split_variables(self, self._reached)
+        gradients, weights = step_gradients(
+            tape,
+            objectives,
+            variables,
+            pipeline,
+            totals * loss_weights,
+            losses.present,
+            self.optimizer.scale_loss(tf.ones(())),
+        )
+        self.optimizer.apply_gradients(
+            [(gradients[id(v)], v) for v in self.trainable_variables]
+        )
+        pipeline.update(totals, losses.present, self.optimizer.learning_rate)
+        pipeline.task_weights.update_state(loss_weights * weights, losses.present)
+        return {
+            **self.compute_metrics(x, y, y_pred, sample_weight=sample_weight),
+            **pipeline.task_weights.result(),
+        }
+
+
+class _EpochHook(keras.callbacks.Callback):
+    """Tells the balancers when an epoch of `fit` starts."""
+
+    def __init__(self, pipeline: Pipeline):
+        super().__init__()
+        self._pipeline = pipeline
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        del epoch, logs
+        self._pipeline.on_epoch_begin()
+
+
+def _as_list(callbacks: Any) -> list[keras.callbacks.Callback]:
+    if callbacks is None:
+        return []
+    return list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]

@@ -1,0 +1,89 @@
+"""Task losses that average over labelled samples."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from mtl_keras.model.keras_compat import ResolvedLoss
+from mtl_keras.model.labels import Labels, batch_size, replicas, sum_over_replicas
+
+# Reductions that divide by the number of samples, absent ones included. "sum" and
+# "mean_with_sample_weight" leave absent samples out by themselves.
+_MEANS_OVER_BATCH = ("sum_over_batch_size", "mean")
+
+
+class TaskLosses(NamedTuple):
+    """The losses of one batch, in the order of the tasks."""
+
+    values: list[tf.Tensor]
+    """Scalars: this replica's share, times the static `loss_weights`."""
+    present: tf.Tensor
+    """bool `[T]`: has the task a label in the batch, on any replica?"""
+
+    def total_over_replicas(self) -> tf.Tensor:
+        """Returns the losses of the whole batch, float32 `[T]`, without gradient."""
+        values = tf.stack([tf.cast(value, "float32") for value in self.values])
+        return sum_over_replicas(tf.stop_gradient(values))
+
+
+def task_losses(
+    losses: dict[str, ResolvedLoss], labels: Labels, y_pred: dict[str, Any]
+) -> TaskLosses:
+    """Computes each task's loss over its labelled samples, and tracks it.
+
+    Keras's value times batch size / labelled samples: the average over labelled
+    samples, and Keras's own value where every label is there. The counts are
+    summed over replicas.
+
+    Args:
+        losses: `keras_compat.resolved_losses`' result.
+        labels: The batch's labels.
+        y_pred: The model's outputs.
+    """
+    size = tf.cast(batch_size(y_pred), "float32")
+    counts = {task: _count(labels.labelled[task], size) for task in losses}
+    factors, present = _over_replicas(labels, counts, size)
+    values = []
+    for task, resolved in losses.items():
+        value = resolved.loss(labels.y[task], y_pred[task], labels.weights[task])
+        value = tf.cast(value, "float32")
+        averages = resolved.loss.reduction in _MEANS_OVER_BATCH
+        if resolved.tracker is not None:
+            unscaled = value * float(replicas())
+            if labels.labelled[task] is None:
+                # As Keras does it: its static batch size, which may be unknown.
+                weight = y_pred[task].shape[0]
+            else:
+                weight = counts[task]
+                if averages:
+                    unscaled *= tf.math.divide_no_nan(size, weight)
+            resolved.tracker.update_state(unscaled, sample_weight=weight)
+        if averages and task in factors:
+            value *= factors[task]
+        if resolved.weight is not None:
+            value *= resolved.weight
+        values.append(value)
+    return TaskLosses(values, present)
+
+
+def _count(labelled: tf.Tensor | None, size: tf.Tensor) -> tf.Tensor:
+    if labelled is None:
+        return size
+    return tf.reduce_sum(tf.cast(labelled, "float32"))
+
+
+def _over_replicas(
+    labels: Labels, counts: dict[str, tf.Tensor], size: tf.Tensor
+) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+    """Returns batch size / labelled samples by task, and which tasks are present."""
+    if all(labels.labelled[task] is None for task in counts):
+        return {}, tf.ones((len(counts),), "bool")
+    *totals, size = tf.unstack(sum_over_replicas(tf.stack([*counts.values(), size])))
+    factors = {
+        task: tf.math.divide_no_nan(size, total)
+        for task, total in zip(counts, totals, strict=True)
+        if labels.labelled[task] is not None
+    }
+    return factors, tf.stack(totals) > 0

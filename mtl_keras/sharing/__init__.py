@@ -1,0 +1,70 @@
+"""Ways to share a backbone between tasks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from mtl_keras.errors import InputError
+from mtl_keras.registry import deserialize_named
+from mtl_keras.sharing.base import Sharing
+from mtl_keras.sharing.hard import Hard
+from mtl_keras.sharing.mixture import MMoE
+
+__all__ = ["Hard", "MMoE", "Sharing", "deserialize", "get", "names", "serialize"]
+
+_METHODS: dict[str, type[Sharing]] = {cls.method: cls for cls in (Hard, MMoE)}
+_CLASSES = {cls.__name__: cls for cls in _METHODS.values()}
+
+
+def names() -> list[str]:
+    """Returns the names that `get` accepts, sorted."""
+    return sorted(_METHODS)
+
+
+def serialize(sharing: Sharing) -> dict[str, Any]:
+    """Returns the configuration of a way to share, as `keras.saving` writes it."""
+    return keras.saving.serialize_keras_object(sharing)
+
+
+def deserialize(
+    config: dict[str, Any], custom_objects: dict[str, Any] | None = None
+) -> Sharing:
+    """Returns the way to share of a configuration.
+
+    Args:
+        config: `serialize`'s result, or `{"class_name": …, "config": …}` with a
+            registered name or the name of its class.
+        custom_objects: Further classes by name.
+
+    Raises:
+        InputError: For an unknown name or arguments that the class lacks.
+    """
+    return deserialize_named(
+        "sharing", config, {**_METHODS, **_CLASSES, **(custom_objects or {})}
+    )
+
+
+def get(identifier: str | dict[str, Any] | Sharing | None) -> Sharing:
+    """Returns the way to share that an identifier stands for.
+
+    Args:
+        identifier: A name out of `names()`, a class name, a configuration
+            `{"class_name": …, "config": …}`, or an instance. `None` is `"hard"`.
+
+    Raises:
+        InputError: For an unknown name or another type.
+    """
+    if identifier is None:
+        return Hard()
+    if isinstance(identifier, Sharing):
+        return identifier
+    if isinstance(identifier, str):
+        identifier = {"class_name": identifier}
+    if isinstance(identifier, dict):
+        return deserialize(identifier)
+    raise InputError(
+        "Expected `sharing` to be a name, a configuration or a Sharing. "
+        f"Received: {identifier!r} of type {type(identifier).__name__}."
+    )

@@ -1,0 +1,29 @@
+"""Hard parameter sharing."""
+
+from __future__ import annotations
+
+import keras
+
+from mtl_keras.sharing.base import Sharing
+
+
+@keras.saving.register_keras_serializable(package="mtl_keras")
+class Hard(Sharing):
+    """One backbone for all tasks; only the heads are the tasks' own.
+
+    Caruana, "Multitask Learning", Machine Learning 28, 1997.
+    """
+
+    method = "hard"
+
+    def connect(
+        self,
+        inputs: keras.KerasTensor,
+        stages: list[keras.layers.Layer],
+        tasks: list[str],
+    ) -> dict[str, keras.KerasTensor]:
+        """See `Sharing.connect`."""
+        features = inputs
+        for stage in stages:
+            features = stage(features)
+        return dict.fromkeys(tasks, features)
