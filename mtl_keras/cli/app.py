@@ -1,0 +1,293 @@
+"""The commands of `mtl-keras`. Each loads what it needs when it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from mtl_keras.cli import datasets, doctor, tensorflow
+from mtl_keras.cli.errors import Commands
+from mtl_keras.cli.text import examples, make_console, plain_table
+from mtl_keras.errors import InputError
+
+if TYPE_CHECKING:
+    from mtl_keras.runs import RunConfig
+
+app = typer.Typer(
+    cls=Commands,
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        import mtl_keras
+
+        print(f"mtl-keras {mtl_keras.__version__}")
+        raise typer.Exit
+
+
+@app.callback(
+    invoke_without_command=True,
+    epilog=examples(
+        "mtl-keras train vision",
+        "mtl-keras tune tuning/vision.toml",
+        "mtl-keras export runs/vision-1 --to models/vision",
+    ),
+)
+def root(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Show the version."
+        ),
+    ] = False,
+) -> None:
+    """Multi-task learning for Keras: search, train, evaluate, export."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit
+
+
+@app.command(
+    epilog=examples(
+        "mtl-keras train vision",
+        "mtl-keras train vision --balancing pcgrad --tasks left,right --epochs 5",
+        "mtl-keras train --from-study runs/study-vision --out runs/best",
+    )
+)
+def train(
+    application: Annotated[
+        str | None, typer.Argument(help="What to train, for example vision.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data set; see `mtl-keras datasets list`.")
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks, with commas between them; else all.")
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="Shared backbone.")] = None,
+    sharing: Annotated[str | None, typer.Option(help="How tasks share.")] = None,
+    balancing: Annotated[
+        str | None, typer.Option(help="How tasks are balanced; else equal.")
+    ] = None,
+    width: Annotated[int | None, typer.Option(help="Width of the backbone.")] = None,
+    depth: Annotated[int | None, typer.Option(help="Stages of the backbone.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples per step.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="First learning rate of the cosine decay.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Use only this many training samples.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed; else 0.")] = None,
+    from_study: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Take the settings of a study's best trial."),
+    ] = None,
+    out: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Run folder to write; else runs/APPLICATION-N."),
+    ] = None,
+    reuse: Annotated[
+        bool, typer.Option("--reuse", help="Keep a finished run with these settings.")
+    ] = False,
+) -> None:
+    """Train one model and write a run folder.
+
+    The folder gets model.keras, config.json, history.csv, metrics.json (on the
+    test split) and TensorBoard logs. Settings left out take the application's
+    defaults.
+    """
+    tensorflow.load()
+    from mtl_keras import runs
+    from mtl_keras.runs import folder
+
+    console = make_console()
+    given = {
+        "data": data,
+        "tasks": None if tasks is None else _split(tasks),
+        "backbone": backbone,
+        "sharing": sharing,
+        "balancing": balancing,
+        "width": width,
+        "depth": depth,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "limit": limit,
+        "seed": seed,
+    }
+    config = _base_config(application, from_study, console)
+    config = dataclasses.replace(
+        config, **{name: value for name, value in given.items() if value is not None}
+    ).validate()
+    out = out or folder.next_free("runs", config.application)
+    if reuse and out.exists():
+        run = runs.load_run(out)
+        _check_same(run, config)
+        console.print(f"{out} is there already with these settings: reused.")
+        _print_metrics(console, run.metrics)
+        return
+    results = runs.train(config, out, console=console)
+    _print_metrics(console, results.metrics)
+    console.print(f"Wrote {out}", soft_wrap=True)
+
+
+def _split(tasks: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in tasks.split(",") if name.strip())
+
+
+def _base_config(
+    application: str | None, from_study: pathlib.Path | None, console: Console
+) -> RunConfig:
+    from mtl_keras import runs, search
+
+    if from_study is None:
+        if application is None:
+            from mtl_keras import applications
+
+            raise InputError(
+                "Expected an application or --from-study. Applications: "
+                f"{', '.join(applications.names())}."
+            )
+        return runs.RunConfig(application)
+    trial, config = search.best_config(from_study)
+    if application not in (None, config.application):
+        raise InputError(
+            f"The study in {str(from_study)!r} is about {config.application!r}. "
+            f"Received: {application!r}."
+        )
+    console.print(f"Settings of trial {trial}, the best in {from_study}")
+    return config
+
+
+def _check_same(run: Any, config: RunConfig) -> None:
+    there, here = run.config.to_dict(), config.to_dict()
+    for name in here:
+        if there[name] != here[name]:
+            raise InputError(
+                f"{str(run.path)!r} is a run with another {name}: {there[name]!r} "
+                f"there, {here[name]!r} here. Name another --out, or remove it."
+            )
+
+
+def _print_metrics(console: Console, metrics: dict[str, dict[str, float]]) -> None:
+    table = plain_table("test split", "metric")
+    table.add_column("value", justify="right")
+    for task, values in metrics.items():
+        for name, value in values.items():
+            table.add_row(task, name, f"{value:.4f}" if value is not None else "nan")
+    console.print(table)
+
+
+@app.command(
+    epilog=examples(
+        "mtl-keras tune tuning/vision.toml",
+        "mtl-keras tune tuning/vision.toml --out runs/second",
+    )
+)
+def tune(
+    study: Annotated[pathlib.Path, typer.Argument(help="Study file, TOML.")],
+    out: Annotated[
+        pathlib.Path | None, typer.Option(help="Study folder; else runs/study-NAME.")
+    ] = None,
+) -> None:
+    """Search for good settings, as a study file says.
+
+    Started again, it goes on where it stopped. The folder gets every trial as
+    JSON, all trials as results.csv, and the trade-off between the tasks as
+    trade_off.png.
+    """
+    tensorflow.load()
+    from mtl_keras import search
+    from mtl_keras.search import records, report
+
+    console = make_console()
+    checked = search.load_study(study)
+    out = out or pathlib.Path("runs") / f"study-{study.stem}"
+    try:
+        results = search.run_study(checked, out, console=console)
+    except KeyboardInterrupt:
+        again = "The same command, started again, goes on with the study."
+        raise KeyboardInterrupt(again) from None
+    console.print(report.leaderboard(checked, results))
+    if results and results[0]["score"] is not None:
+        console.print(
+            f"Best: trial {results[0]['trial']}. To train it in full: "
+            f"mtl-keras train --from-study {out}",
+            soft_wrap=True,
+        )
+    drawn = (out / records.PLOT).is_file()
+    files = [records.TRIALS + "/", records.TABLE, *([records.PLOT] if drawn else [])]
+    console.print(f"Wrote {out}: {', '.join(files)}", soft_wrap=True)
+
+
+@app.command(
+    epilog=examples(
+        "mtl-keras evaluate runs/vision-1",
+        "mtl-keras evaluate runs/vision-1 --json > metrics.json",
+    )
+)
+def evaluate(
+    run: Annotated[pathlib.Path, typer.Argument(help="Run folder.")],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON instead of a table.")
+    ] = False,
+) -> None:
+    """Evaluate a run's model on the test split again.
+
+    Nothing is written.
+    """
+    tensorflow.load()
+    from mtl_keras import runs
+    from mtl_keras.runs.folder import without_nan
+
+    metrics = runs.evaluate(run)
+    if as_json:
+        print(json.dumps(without_nan(metrics), indent=2))
+    else:
+        _print_metrics(make_console(), metrics)
+
+
+@app.command(
+    epilog=examples(
+        "mtl-keras export runs/vision-1 --to models/vision",
+        "mtl-keras export runs/vision-1 --to models/vision --check",
+    )
+)
+def export(
+    run: Annotated[pathlib.Path, typer.Argument(help="Run folder.")],
+    to: Annotated[
+        pathlib.Path, typer.Option(help="Folder of versions; the next one is added.")
+    ],
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Load it back, compare it on test samples."),
+    ] = False,
+    reuse: Annotated[
+        bool, typer.Option("--reuse", help="Keep a version made of this very model.")
+    ] = False,
+) -> None:
+    """Export a run's model for TensorFlow Serving.
+
+    DIR/VERSION/ gets a SavedModel whose serving_default takes raw values and
+    answers one named output per task.
+    """
+    tensorflow.load()
+    from mtl_keras.cli.exporting import export_run
+
+    export_run(run, to, check=check, reuse=reuse, console=make_console())
+
+
+app.add_typer(datasets.app, name="datasets")
+app.command()(doctor.doctor)

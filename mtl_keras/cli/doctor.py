@@ -1,0 +1,43 @@
+"""`mtl-keras doctor`: what a bug report should say about the machine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+
+from mtl_keras.cli import tensorflow
+from mtl_keras.cli.text import make_console, plain_table
+
+_PACKAGES = (
+    "tensorflow",
+    "keras",
+    "keras-tuner",
+    "tensorflow-datasets",
+    "tensorboard",
+    "numpy",
+)
+
+
+def doctor() -> None:
+    """Show versions, devices, and what is compiled in."""
+    tensorflow.load()
+    import tensorflow as tf
+
+    import mtl_keras
+    from mtl_keras import ops
+    from mtl_keras.data.catalog import resolve_data_dir
+
+    table = plain_table("", "")
+    table.add_row("mtl_keras", mtl_keras.__version__)
+    table.add_row("python", f"{platform.python_version()} on {platform.platform()}")
+    for package in _PACKAGES:
+        table.add_row(package, importlib.metadata.version(package))
+    for device in tf.config.list_physical_devices():
+        details = tf.config.experimental.get_device_details(device)
+        name = details.get("device_name", f"{os.cpu_count()} cores")
+        table.add_row(f"device {device.name.split(':', 1)[1]}", name)
+    native = getattr(ops, "native_available", lambda: False)()
+    table.add_row("balancing ops", "native library" if native else "TensorFlow")
+    table.add_row("data folder", str(resolve_data_dir()))
+    make_console().print(table)

@@ -1,0 +1,55 @@
+"""How the command line ends: one clear line, and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import typer
+import typer.core
+
+from mtl_keras.errors import InputError
+
+WRONG_INPUT = 2
+INTERRUPTED = 130
+
+
+class Commands(typer.core.TyperGroup):
+    """A command group whose errors are one line on standard error.
+
+    Exit codes: 2 for wrong input, whether in the command line itself or in what
+    it names, and 130 for an interruption. Everything else is a defect and keeps
+    its traceback.
+    """
+
+    def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
+        """Parses and runs, as `app()` does."""
+        try:
+            code = super().main(*args, standalone_mode=False, **kwargs)
+        except InputError as error:
+            code = _fail(str(error))
+        except Exception as error:
+            # Typer's own errors; their classes have moved between versions.
+            if not hasattr(error, "format_message"):
+                raise
+            code = _fail(f"{error.format_message()} See `--help`.")
+        if standalone_mode:
+            sys.exit(code if isinstance(code, int) else 0)
+        return code
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command, and ends an interrupted one in one line."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            _say(" ".join(["Interrupted.", *map(str, error.args)]))
+            raise typer.Exit(INTERRUPTED) from None
+
+
+def _fail(message: str) -> int:
+    _say(f"mtl-keras: {message}")
+    return WRONG_INPUT
+
+
+def _say(message: str) -> None:
+    print(" ".join(message.split()), file=sys.stderr)

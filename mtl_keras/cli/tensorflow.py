@@ -1,0 +1,60 @@
+"""Loading TensorFlow without its start-up noise."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+
+# What TensorFlow prints on a healthy machine while it is loaded and looks for
+# devices. It comes from C++ code that runs before any log level is read, so
+# that only the stream itself can be filtered.
+_NOISE = re.compile(
+    r"^WARNING: All log messages before absl::InitializeLog"
+    r"|^[IW]\d{4} \d\d:\d\d:\d\d"  # information and warnings
+    r"|^I0000 |^W0000 "
+    r"|^To enable the following instructions"
+    r"|^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: [IW] "
+    r"|failed call to cuInit.*(UNKNOWN ERROR \(303\)|NO_DEVICE)"  # no GPU driver
+)
+
+
+def load() -> None:
+    """Imports TensorFlow; only what is worth reading gets to standard error.
+
+    TF_CPP_MIN_LOG_LEVEL=0 in the environment shows everything.
+    """
+    if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2") == "0":
+        return
+    with _filtered_stderr():
+        import tensorflow as tf
+
+        # Looks for devices now, so that what it says is filtered as well.
+        tf.config.list_logical_devices()
+    tf.get_logger().setLevel("ERROR")
+
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)
+
+
+@contextlib.contextmanager
+def _filtered_stderr() -> Iterator[None]:
+    """Holds file descriptor 2 back, then passes on all lines but the noise."""
+    sys.stderr.flush()
+    real = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(real, 2)
+            os.close(real)
+            held.seek(0)
+            for line in held.read().decode(errors="replace").splitlines():
+                if not _NOISE.search(line):
+                    print(line, file=sys.stderr)

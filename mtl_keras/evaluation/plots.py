@@ -1,0 +1,125 @@
+"""Plots of multi-task results. Matplotlib is loaded on first use."""
+
+from __future__ import annotations
+
+import itertools
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from mtl_keras.evaluation.pareto import pareto_front
+
+
+def trade_off(
+    points: ArrayLike,
+    names: Sequence[str],
+    directions: Sequence[str],
+    path: str | pathlib.Path,
+    *,
+    groups: Sequence[str] | None = None,
+    labels: Sequence[str] | None = None,
+    title: str = "",
+) -> pathlib.Path:
+    """Draws every pair of tasks against each other, as a PNG.
+
+    Each panel shows all results in two tasks' metrics and joins the ones on
+    that pair's Pareto front by a line. Rings mark the results that are on the
+    front of all tasks together.
+
+    Args:
+        points: Array of shape `[N, T]`, T at least 2: N results, one metric
+            per task. Results with a NaN are left out.
+        names: T axis labels.
+        directions: T strings, `"max"` or `"min"`.
+        path: Where to write the picture. An existing file is replaced.
+        groups: N names, for example of balancing methods; one colour each.
+        labels: N short names written beside the points.
+        title: Text above the panels.
+
+    Returns:
+        The path.
+    """
+    # A figure made without pyplot needs no display and leaves no global state.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    array = np.asarray(points, dtype=np.float64)
+    kept = np.flatnonzero(~np.isnan(array).any(axis=1))
+    array = array[kept]
+    group_of = [str(groups[i]) if groups is not None else "" for i in kept]
+    label_of = [str(labels[i]) if labels is not None else "" for i in kept]
+    count = len(names)
+    side = count - 1
+    size = 4.2 if side == 1 else 2.6 * side + 0.6
+    figure = Figure(figsize=(size + (0.8 if side == 1 else 0), size), dpi=110)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(side, side, squeeze=False, sharex="col", sharey="row")
+    everywhere = set(pareto_front(array, directions))
+
+    for row, column in itertools.product(range(side), range(side)):
+        if column > row:
+            axes[row][column].set_axis_off()
+            continue
+        first, second = column, row + 1
+        _panel(
+            axes[row][column],
+            array[:, [first, second]],
+            (directions[first], directions[second]),
+            everywhere,
+            group_of,
+            label_of,
+        )
+        if row == side - 1:
+            axes[row][column].set_xlabel(_axis_label(names[first], directions[first]))
+        if column == 0:
+            axes[row][column].set_ylabel(_axis_label(names[second], directions[second]))
+    handles, texts = axes[0][0].get_legend_handles_labels()
+    if handles:
+        place = "best" if side == 1 else "upper right"
+        (axes[0][0] if side == 1 else figure).legend(
+            handles, texts, loc=place, fontsize="small" if side == 1 else "medium"
+        )
+    figure.suptitle(title, x=0.02, ha="left")
+    figure.tight_layout()
+    path = pathlib.Path(path)
+    figure.savefig(path, format="png")
+    return path
+
+
+def _axis_label(name: str, direction: str) -> str:
+    return f"{name} ({'higher' if direction == 'max' else 'lower'} is better)"
+
+
+def _panel(axis, points, directions, everywhere, groups, labels) -> None:
+    front = pareto_front(points, directions)
+    line = points[sorted(front, key=lambda i: points[i, 0])]
+    axis.plot(line[:, 0], line[:, 1], "-", color="0.6", linewidth=1, zorder=1)
+    for number, group in enumerate(sorted(set(groups))):
+        members = [i for i, name in enumerate(groups) if name == group]
+        axis.scatter(
+            points[members, 0],
+            points[members, 1],
+            s=28,
+            color=f"C{number % 10}",
+            label=group or None,
+            zorder=2,
+        )
+    if everywhere:
+        ring = points[sorted(everywhere)]
+        axis.scatter(
+            ring[:, 0],
+            ring[:, 1],
+            s=90,
+            facecolors="none",
+            edgecolors="black",
+            linewidths=0.8,
+            label="Pareto front of all tasks",
+            zorder=3,
+        )
+    for point, label in zip(points, labels, strict=True):
+        axis.annotate(
+            label, point, xytext=(4, 4), textcoords="offset points", fontsize=7
+        )
+    axis.grid(alpha=0.25)

@@ -1,0 +1,25 @@
+"""Training runs: what to train, the training itself, and the run folder.
+
+```python
+from mtl_keras.runs import RunConfig, evaluate, train
+
+results = train(RunConfig("vision", epochs=5), "runs/first")
+again = evaluate("runs/first")
+```
+"""
+
+from __future__ import annotations
+
+from mtl_keras.runs.config import RunConfig
+from mtl_keras.runs.folder import Run, load_run
+from mtl_keras.runs.training import Results, compiled_model, evaluate, train
+
+__all__ = [
+    "Results",
+    "Run",
+    "RunConfig",
+    "compiled_model",
+    "evaluate",
+    "load_run",
+    "train",
+]

@@ -1,0 +1,176 @@
+"""What a training run is made of, checked before anything is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from mtl_keras.errors import InputError, unknown_name
+
+# Names, or {"class_name": ..., "config": ...}, as the registries take them.
+Spec = str | Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """The settings of one training run.
+
+    A field that is None takes the application's default; `validate` fills it
+    in, so that the `config.json` of a run folder names every setting.
+
+    Attributes:
+        application: Name of an application, for example `"vision"`.
+        data: Name of a data set, for example `"multi_digits/digits"`.
+        tasks: The tasks to train; None means all.
+        backbone: Name of one of the application's backbones.
+        sharing: How tasks share: a name or a config dictionary.
+        balancing: How tasks are balanced: a name or a config dictionary.
+        width: Width of the backbone, in the application's units.
+        depth: Depth of the backbone, in stages.
+        epochs: Passes over the training split.
+        batch_size: Samples per step.
+        learning_rate: The first learning rate of a cosine decay to 0.
+        seed: Seed of weights, shuffling and dropout.
+        loss_weights: Weight of each task's loss, `{task: weight}`; tasks left
+            out weigh 1.
+        limit: Use only this many training samples; None means all.
+    """
+
+    application: str
+    data: str | None = None
+    tasks: tuple[str, ...] | None = None
+    backbone: str | None = None
+    sharing: Spec | None = None
+    balancing: Spec = "equal"
+    width: int | None = None
+    depth: int | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    seed: int = 0
+    loss_weights: Mapping[str, float] | None = None
+    limit: int | None = None
+
+    def validate(self) -> RunConfig:
+        """Checks every field and fills in the application's defaults.
+
+        Returns:
+            A config without None, except for `loss_weights` and `limit`.
+
+        Raises:
+            InputError: If a name is unknown (with the nearest names) or a
+                number is out of range. Nothing has been written or trained.
+        """
+        from mtl_keras import applications, balancing, sharing
+
+        application = applications.get(self.application)
+        defaults = application.defaults
+        filled = dataclasses.replace(
+            self,
+            data=application.default_data if self.data is None else self.data,
+            tasks=tuple(application.tasks if self.tasks is None else self.tasks),
+            **{
+                name: getattr(defaults, name)
+                for name in (
+                    "backbone",
+                    "sharing",
+                    "width",
+                    "depth",
+                    "epochs",
+                    "batch_size",
+                    "learning_rate",
+                )
+                if getattr(self, name) is None
+            },
+        )
+        filled._check_names(application)
+        filled._check_numbers()
+        balancing.get(filled.balancing)
+        sharing.get(filled.sharing)
+        return filled
+
+    def _check_names(self, application: Any) -> None:
+        assert self.tasks is not None
+        if not self.tasks:
+            raise InputError(
+                "Expected at least one task. Known tasks: "
+                f"{', '.join(application.tasks)}."
+            )
+        for task in self.tasks:
+            if task not in application.tasks:
+                raise unknown_name(
+                    f"task of {application.name!r}", task, application.tasks
+                )
+        twice = [task for task in self.tasks if self.tasks.count(task) > 1]
+        if twice:
+            raise InputError(f"Expected each task once. Received twice: {twice[0]!r}.")
+        if self.backbone not in application.backbones:
+            raise unknown_name(
+                f"backbone of {application.name!r}",
+                self.backbone,
+                application.backbones,
+            )
+        for task, weight in (self.loss_weights or {}).items():
+            if task not in self.tasks:
+                raise unknown_name("task in loss_weights", task, self.tasks)
+            if not is_number(weight) or not math.isfinite(weight) or weight < 0:
+                raise InputError(
+                    f"Expected the loss weight of {task!r} to be a number of at "
+                    f"least 0. Received: {weight!r}."
+                )
+
+    def _check_numbers(self) -> None:
+        for name in ("width", "depth", "epochs", "batch_size"):
+            check_count(name, getattr(self, name))
+        if self.limit is not None:
+            check_count("limit", self.limit)
+        if not is_number(self.learning_rate) or not 0 < self.learning_rate < math.inf:  # type: ignore[operator]
+            raise InputError(
+                "Expected learning_rate to be a number above 0. "
+                f"Received: {self.learning_rate!r}."
+            )
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
+            raise InputError(
+                "Expected seed to be a whole number from 0 to 4294967295. "
+                f"Received: {self.seed!r}."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as JSON has them."""
+        values = dataclasses.asdict(self)
+        if self.tasks is not None:
+            values["tasks"] = list(self.tasks)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
+        """Makes a config from `to_dict`'s dictionary.
+
+        Raises:
+            InputError: If a key is unknown, or `application` is missing.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        for key in values:
+            if key not in known:
+                raise unknown_name("run setting", key, known)
+        if "application" not in values:
+            raise InputError("Expected a run config with the key 'application'.")
+        values = dict(values)
+        if values.get("tasks") is not None:
+            values["tasks"] = tuple(values["tasks"])
+        return cls(**values)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is an int or float, and not a bool."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raises an InputError unless `value` is a whole number of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(
+            f"Expected {name} to be a whole number of at least 1. Received: {value!r}."
+        )

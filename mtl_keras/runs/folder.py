@@ -1,0 +1,215 @@
+"""Run folders: written beside and renamed into place, checked when read.
+
+A run folder holds `model.keras`, `config.json`, `history.csv`, `metrics.json`
+and `logs/`. It appears under its name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from mtl_keras.errors import InputError
+from mtl_keras.runs.config import RunConfig
+
+if TYPE_CHECKING:
+    import keras
+
+MODEL = "model.keras"
+CONFIG = "config.json"
+HISTORY = "history.csv"
+METRICS = "metrics.json"
+LOGS = "logs"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run, as read from its folder.
+
+    Attributes:
+        path: The folder.
+        config: The settings that it was trained with.
+        metrics: `{task: {metric: value}}` on the test split.
+    """
+
+    path: pathlib.Path
+    config: RunConfig
+    metrics: dict[str, dict[str, float]]
+
+    def model(self) -> keras.Model:
+        """Loads `model.keras` with Keras's safe mode on.
+
+        Raises:
+            InputError: If the file cannot be read as a Keras model.
+        """
+        # Also for their registered classes, by which the file names them.
+        import keras
+
+        from mtl_keras import applications, balancing, model, sharing  # noqa: F401
+
+        applications.get(self.config.application)
+        try:
+            return keras.models.load_model(self.path / MODEL)
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            OSError,
+            ImportError,
+            zipfile.BadZipFile,
+        ) as error:
+            raise InputError(
+                f"{self.path / MODEL} cannot be loaded: {first_line(error)}"
+            ) from error
+
+
+def load_run(path: str | pathlib.Path) -> Run:
+    """Reads a run folder.
+
+    Args:
+        path: The folder that `train` has written.
+
+    Returns:
+        The run; its model is loaded by `Run.model()`.
+
+    Raises:
+        InputError: If the folder, or one of its files, is missing or broken.
+    """
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        raise InputError(
+            f"There is no run folder {str(path)!r}. `mtl-keras train APPLICATION "
+            f"--out {path}` makes one."
+        )
+    for name in (CONFIG, METRICS, MODEL):
+        if not (path / name).is_file():
+            raise InputError(f"{str(path)!r} is not a run folder: it has no {name}.")
+    values = read_json(path / CONFIG)
+    values.pop("versions", None)
+    return Run(path, RunConfig.from_dict(values), read_json(path / METRICS))
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a JSON object; InputError when the file does not hold one."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {first_line(error)}") from error
+    if not isinstance(values, dict):
+        raise InputError(
+            f"Expected {path} to hold a JSON object. Received: {type(values).__name__}."
+        )
+    return values
+
+
+def write_json(path: pathlib.Path, values: Any) -> None:
+    """Writes JSON through a file beside it, so that readers never see half."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    text = json.dumps(without_nan(values), indent=2, ensure_ascii=False)
+    beside.write_text(text + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def without_nan(values: Any) -> Any:
+    """Replaces NaN and infinity, which JSON lacks, by None."""
+    if isinstance(values, Mapping):
+        return {key: without_nan(value) for key, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [without_nan(value) for value in values]
+    if isinstance(values, float) and not math.isfinite(values):
+        return None
+    return values
+
+
+def write_history(path: pathlib.Path, history: Mapping[str, list[float]]) -> None:
+    """Writes the epochs' logs as CSV, one row per epoch counted from 1."""
+    epochs = max((len(values) for values in history.values()), default=0)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["epoch", *history])
+        for epoch in range(epochs):
+            row = [v[epoch] if epoch < len(v) else "" for v in history.values()]
+            writer.writerow([epoch + 1, *row])
+
+
+def next_free(parent: str | pathlib.Path, name: str) -> pathlib.Path:
+    """Returns `parent/name-N` with the first N that is not taken."""
+    number = 1
+    while (path := pathlib.Path(parent) / f"{name}-{number}").exists():
+        number += 1
+    return path
+
+
+def check_free(out: str | pathlib.Path) -> None:
+    """Raises an InputError unless `out` can be made here and now.
+
+    An empty folder counts as free. Nothing is written.
+    """
+    out = pathlib.Path(out)
+    if out.is_dir() and any(out.iterdir()):
+        raise InputError(
+            f"The output folder {str(out)!r} is in use already. "
+            "Name another one, or remove it first."
+        )
+    if os.path.lexists(out) and not out.is_dir():
+        raise InputError(f"The output {str(out)!r} exists and is not a folder.")
+    parent = out.absolute().parent
+    while not os.path.lexists(parent):
+        parent = parent.parent
+    if not parent.is_dir():
+        raise InputError(
+            f"The output folder {str(out)!r} cannot be made: "
+            f"{str(parent)!r} is not a folder."
+        )
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(
+            f"The output folder {str(out)!r} cannot be made: "
+            f"{str(parent)!r} is not writable."
+        )
+
+
+@contextlib.contextmanager
+def staged(out: str | pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a folder beside `out` that becomes `out` when the block succeeds.
+
+    When the block raises, whatever it has written is removed again, with the
+    parent folders that had to be made.
+
+    Raises:
+        InputError: If `out` is in use, or cannot be made.
+    """
+    check_free(out)
+    out = pathlib.Path(out).absolute()
+    made = [p for p in out.parents if not p.exists()]
+    work = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    try:
+        try:
+            work.mkdir(parents=True)
+        except OSError as error:
+            raise InputError(
+                f"The output folder {str(out)!r} cannot be made: {error.strerror}."
+            ) from error
+        yield work
+        work.rename(out)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        for parent in made:
+            # Another run may have put its results there in the meantime.
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        raise
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, or its type's name."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

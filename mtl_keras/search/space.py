@@ -1,0 +1,231 @@
+"""The dimensions of a search space, and how a study file writes them.
+
+| In the file                               | Meaning                          |
+|-------------------------------------------|----------------------------------|
+| `width = 32`                              | fixed                            |
+| `width = [16, 32, 64]`                    | one of these                     |
+| `depth = { min = 2, max = 4 }`            | a range, both ends included      |
+| `learning_rate = { min = 1e-4, max = 1e-2, log = true }` | searched by magnitude |
+| `loss_weights = { max_ratio = 4.0 }`      | searched, see `LossWeights`      |
+| `loss_weights = { left = 1.0, mask = 2.0 }` | fixed                          |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mtl_keras.errors import InputError, unknown_name
+from mtl_keras.runs.config import is_number
+
+# The settings of a run that a study may search, with the type of their values.
+SETTINGS: dict[str, type] = {
+    "backbone": str,
+    "sharing": object,
+    "balancing": object,
+    "width": int,
+    "depth": int,
+    "batch_size": int,
+    "learning_rate": float,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed:
+    """A setting that is the same in every trial."""
+
+    value: Any
+
+    def sample(self, hp: Any, name: str) -> Any:
+        """Returns the value; nothing is searched."""
+        return self.value
+
+    def examples(self) -> list[Any]:
+        """Returns values that a check has to accept."""
+        return [self.value]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A setting that takes one of several values."""
+
+    values: tuple[Any, ...]
+
+    def sample(self, hp: Any, name: str) -> Any:
+        """Draws from KerasTuner; configs travel through it as JSON text."""
+        encoded = [json.dumps(v) if isinstance(v, Mapping) else v for v in self.values]
+        drawn = hp.Choice(name, encoded)
+        return self.values[encoded.index(drawn)]
+
+    def examples(self) -> list[Any]:
+        """Returns values that a check has to accept."""
+        return list(self.values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """A number between two ends, both included.
+
+    Attributes:
+        low: The lower end.
+        high: The upper end.
+        step: Distance of the values; None means 1 for whole numbers, and any
+            value for others.
+        log: Whether to search by magnitude rather than by value.
+    """
+
+    low: float
+    high: float
+    step: float | None = None
+    log: bool = False
+
+    def sample(self, hp: Any, name: str) -> Any:
+        """Draws from KerasTuner."""
+        sampling = "log" if self.log else "linear"
+        if isinstance(self.low, int) and isinstance(self.high, int):
+            step = None if self.log else (self.step or 1)
+            return hp.Int(name, self.low, self.high, step=step, sampling=sampling)
+        return hp.Float(name, self.low, self.high, step=self.step, sampling=sampling)
+
+    def examples(self) -> list[Any]:
+        """Returns values that a check has to accept."""
+        return [self.low, self.high]
+
+
+@dataclasses.dataclass(frozen=True)
+class LossWeights:
+    """Searched loss weights.
+
+    Only the ratios of the weights matter to where a training converges; their
+    common factor acts like the learning rate. Each task's weight is therefore
+    searched as its ratio to the first task's, by magnitude, from
+    `1 / max_ratio` to `max_ratio`; the weights are then scaled to sum to the
+    number of tasks.
+
+    Attributes:
+        max_ratio: The largest ratio to the first task's weight, above 1.
+    """
+
+    max_ratio: float
+
+    def sample(self, hp: Any, tasks: Sequence[str]) -> dict[str, float]:
+        """Draws one weight per task from KerasTuner."""
+        ratios = {tasks[0]: 1.0}
+        for task in tasks[1:]:
+            ratios[task] = hp.Float(
+                f"loss_weight/{task}",
+                1.0 / self.max_ratio,
+                self.max_ratio,
+                sampling="log",
+                default=1.0,
+            )
+        scale = len(tasks) / sum(ratios.values())
+        return {task: ratio * scale for task, ratio in ratios.items()}
+
+
+Dimension = Fixed | Choice | Range
+
+
+def parse_dimension(name: str, value: Any) -> Dimension:
+    """Reads one setting of `[space]`.
+
+    Args:
+        name: The setting, a key of `SETTINGS`.
+        value: What the study file has for it.
+
+    Raises:
+        InputError: If the type is wrong or the range is empty.
+    """
+    kind = SETTINGS[name]
+    if isinstance(value, list):
+        if not value:
+            raise InputError(f"Expected space.{name} to list at least one value.")
+        values = tuple(_value(name, kind, item) for item in value)
+        if any(values.count(item) > 1 for item in values):
+            raise InputError(
+                f"Expected the values of space.{name} to differ. Received: {value!r}."
+            )
+        return Fixed(values[0]) if len(values) == 1 else Choice(values)
+    if isinstance(value, dict) and kind in (int, float):
+        return _range(name, kind, value)
+    return Fixed(_value(name, kind, value))
+
+
+def parse_loss_weights(value: Any) -> LossWeights | Fixed:
+    """Reads `space.loss_weights`: `{ max_ratio = R }`, or one number per task."""
+    if not isinstance(value, dict) or not value:
+        raise InputError(
+            "Expected space.loss_weights to be { max_ratio = NUMBER } or a table of "
+            f"one number per task. Received: {value!r}."
+        )
+    if "max_ratio" not in value:
+        return Fixed(value)
+    ratio = value["max_ratio"]
+    if len(value) > 1:
+        other = next(key for key in value if key != "max_ratio")
+        raise InputError(
+            "Expected space.loss_weights to hold either max_ratio or weights of "
+            f"tasks, not both. Received: max_ratio and {other!r}."
+        )
+    if not is_number(ratio) or not 1 < ratio < math.inf:
+        raise InputError(
+            "Expected space.loss_weights.max_ratio to be a number above 1. "
+            f"Received: {ratio!r}."
+        )
+    return LossWeights(float(ratio))
+
+
+def _value(name: str, kind: type, value: Any) -> Any:
+    if kind is float and is_number(value):
+        return float(value)
+    if kind is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if kind is str and isinstance(value, str):
+        return value
+    if kind is object and isinstance(value, (str, dict)):
+        return value
+    expected = {
+        float: "a number",
+        int: "a whole number",
+        str: "a name",
+        object: "a name or a table with class_name and config",
+    }[kind]
+    raise InputError(f"Expected space.{name} to be {expected}. Received: {value!r}.")
+
+
+def _range(name: str, kind: type, table: dict[str, Any]) -> Range:
+    known = ("min", "max", "step", "log")
+    for key in table:
+        if key not in known:
+            raise unknown_name(f"key in space.{name}", key, known)
+    for key in ("min", "max"):
+        if key not in table:
+            raise InputError(
+                f"Expected space.{name} to have min and max. Missing: {key}."
+            )
+    low, high = (_value(f"{name}.{key}", kind, table[key]) for key in ("min", "max"))
+    if not low < high:
+        raise InputError(
+            f"Expected space.{name}.min to be below max. Received: {low} and {high}."
+        )
+    log = table.get("log", False)
+    if not isinstance(log, bool):
+        raise InputError(
+            f"Expected space.{name}.log to be true or false. Received: {log!r}."
+        )
+    if log and low <= 0:
+        raise InputError(
+            f"Expected space.{name}.min to be above 0 with log = true. Received: {low}."
+        )
+    step = table.get("step")
+    if step is not None:
+        step = _value(f"{name}.step", kind, step)
+        if log or step <= 0:
+            raise InputError(
+                f"Expected space.{name}.step to be above 0, and without log = true. "
+                f"Received: {step}."
+            )
+    return Range(low, high, step, log)
