@@ -1,0 +1,93 @@
+"""CAGrad: the best worst-case decrease in a ball around the mean gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from mtl_keras.ops.solvers.problem import finish, prepare
+from mtl_keras.ops.solvers.quadratic import ActiveSet, nonnegative_qp
+
+_MAX_STEPS = 60
+# A correction of unit length with larger coefficients exists only where gradients
+# cancel almost exactly.
+_LARGEST = 1e5
+
+
+def cagrad(gramian: Any, c: float = 0.4) -> tuple[tf.Tensor, tf.Tensor]:
+    """Minimises `w' G b + c |g_0| sqrt(w' G w)` over the simplex (CAGrad).
+
+    `b = 1/T`, `g_0` is the mean gradient and the weights of the update
+    `g_0 + c |g_0| g_w / |g_w|` are returned, in mean scale and not rescaled.
+
+    In its dual form the update `g_0 + sum_i v_i g_i`, `v >= 0`, is the shortest
+    correction for which every task's product with the update is at least `t`; its
+    length grows with `t`, convexly. Newton's method finds the `t` at which it is
+    `c |g_0|`, from above and therefore monotonically; every step is a small
+    quadratic program that starts from the active set of the one before.
+
+    At a Pareto-stationary point the direction `g_w / |g_w|` does not exist; the
+    mean is returned as not converged.
+
+    Paper: Liu et al., Conflict-Averse Gradient Descent for Multi-task Learning,
+    NeurIPS 2021, arXiv:2110.14048.
+
+    Args:
+        gramian: `[T, T]` Gram matrix.
+        c: Radius of the ball relative to the mean gradient, at least 0.
+
+    Returns:
+        `[T]` float64 weights, and a scalar bool.
+
+    Raises:
+        ValueError: If `c` is negative.
+    """
+    if c < 0.0:
+        raise ValueError(f"Expected c >= 0. Received: c={c}.")
+    problem = prepare(gramian)
+    cosines, norms = problem.cosines, problem.norms
+    reciprocal = problem.active / norms
+
+    mean = problem.active / problem.count
+    products = tf.linalg.matvec(cosines, mean * norms) * problem.active
+    mean_length = tf.sqrt(tf.maximum(tf.reduce_sum(mean * norms * products), 0.0))
+    radius = c * mean_length
+    # For t: the value of the objective at the best corner of the simplex.
+    corners = norms * (products + radius)
+    upper = tf.reduce_min(
+        tf.where(problem.active > 0.0, corners, tf.reduce_max(corners))
+    )
+
+    def correction(t: tf.Tensor, start: ActiveSet) -> tuple[tf.Tensor, ...]:
+        linear = t * reciprocal - products
+        found, solved = nonnegative_qp(cosines, linear[tf.newaxis], start)
+        y = found.x
+        length = tf.sqrt(tf.maximum(tf.reduce_sum(y * tf.matmul(y, cosines)), 0.0))
+        return y, found.free, length, solved[0]
+
+    def body(
+        t: tf.Tensor, y: tf.Tensor, free: tf.Tensor, length: tf.Tensor, ok: tf.Tensor
+    ) -> tuple[tf.Tensor, ...]:
+        # The length's derivative by t is sum_i v_i / length.
+        step = (length - radius) * length / tf.reduce_sum(y * reciprocal)
+        t = t - step
+        return (t, *correction(t, ActiveSet(y, free)))
+
+    size = cosines.shape[0]
+    first = tf.one_hot(
+        tf.argmax(upper * reciprocal - products), size, on_value=True, off_value=False
+    )
+    empty = ActiveSet(tf.zeros([1, size], tf.float64), first[tf.newaxis])
+    _, y, _, length, solved = tf.while_loop(
+        lambda t, y, free, length, ok: length > radius * (1.0 + 1e-11),
+        body,
+        (upper, *correction(upper, empty)),
+        maximum_iterations=_MAX_STEPS,
+    )
+    y = y[0] * tf.math.divide_no_nan(radius, length)
+    solved &= length <= radius * (1.0 + 1e-6)
+    solved &= tf.reduce_max(y) <= _LARGEST * radius
+    # Without a mean gradient there is no ball; with c = 0 there is no correction.
+    solved = (solved & (mean_length > 1e-12)) if c > 0.0 else problem.valid
+    return finish(problem, mean + y * reciprocal, solved, problem.mean)

@@ -1,0 +1,121 @@
+"""What all solvers share: a scaled Gram matrix, and what to do when they fail.
+
+Conventions of every solver in this package:
+
+- It takes a Gram matrix of static shape `[tasks, tasks]` and works in float64.
+- A task whose diagonal entry is exactly zero takes no part: it is taken out and
+  gets weight 0. `1/T` means one over the number of tasks that take part.
+- It returns `(weights, converged)`. Where the matrix is not finite, where all
+  gradients are zero, or where the method has no solution, the weights are those
+  of the mean of the gradients and `converged` is False. Weights are always finite.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+EPS = 2.0**-52
+"""The spacing of float64 at 1, as rounding errors are multiples of it."""
+
+
+class Problem(NamedTuple):
+    """A Gram matrix, taken apart into cosines and norms.
+
+    With `n = scale * norms`, the matrix is `n_i * cosines_ij * n_j`. Tasks that
+    take no part have norm 1 and a row of the unit matrix, which keeps all linear
+    systems regular at their static size.
+
+    Attributes:
+        cosines: `[T, T]` float64, ones on the diagonal.
+        norms: `[T]` float64, at most 1: norms relative to the largest.
+        scale: Scalar float64, the largest norm.
+        active: `[T]` float64, 1 for tasks that take part and 0 for the others.
+        count: Scalar float64, the number of tasks that take part, at least 1.
+        mean: `[T]` float64, the weights of the mean: 1/T for tasks that take part.
+        valid: Scalar bool, False where there is nothing to solve.
+    """
+
+    cosines: tf.Tensor
+    norms: tf.Tensor
+    scale: tf.Tensor
+    active: tf.Tensor
+    count: tf.Tensor
+    mean: tf.Tensor
+    valid: tf.Tensor
+
+    @property
+    def gramian(self) -> tf.Tensor:
+        """The Gram matrix over `scale**2`, zero for tasks that take no part."""
+        norms = self.norms * self.active
+        return norms[:, tf.newaxis] * self.cosines * norms
+
+
+def prepare(gramian: Any) -> Problem:
+    """Takes a Gram matrix apart, after removing what no solver can work with.
+
+    Args:
+        gramian: `[T, T]` tensor with static T.
+
+    Returns:
+        The `Problem`.
+
+    Raises:
+        ValueError: If the matrix is not square with a static shape.
+    """
+    gramian = tf.cast(tf.convert_to_tensor(gramian), tf.float64)
+    shape = gramian.shape
+    if shape.rank != 2 or shape[0] is None or shape[0] != shape[1]:
+        raise ValueError(
+            "Expected a Gram matrix of static shape [tasks, tasks]. "
+            f"Received: shape {shape}."
+        )
+    # Weights are constants of the update: nothing is differentiated through them.
+    gramian = tf.stop_gradient(gramian)
+    diagonal = tf.linalg.diag_part(gramian)
+    finite = tf.reduce_all(tf.math.is_finite(gramian))
+    takes_part = tf.logical_not(tf.equal(diagonal, 0.0))
+    active = tf.cast(takes_part, tf.float64)
+    total = tf.reduce_sum(active)
+    count = tf.maximum(total, 1.0)
+    mean = active / count
+
+    solvable = finite & tf.reduce_all(diagonal >= 0.0) & (total > 0.0)
+    unit = tf.eye(shape[0], dtype=tf.float64)
+    gramian = tf.where(solvable, gramian, unit)
+    active = tf.where(solvable, active, tf.ones_like(active))
+    takes_part = active > 0.0
+    norms = tf.where(takes_part, tf.sqrt(tf.linalg.diag_part(gramian)), 1.0)
+    largest = tf.reduce_max(norms * active)
+
+    # One division after the other: the product of two small norms may underflow.
+    cosines = gramian / norms[:, tf.newaxis] / norms
+    cosines = tf.clip_by_value(0.5 * (cosines + tf.transpose(cosines)), -1.0, 1.0)
+    both = active[:, tf.newaxis] * active
+    cosines = tf.linalg.set_diag(cosines * both, tf.ones_like(norms))
+    norms = tf.where(takes_part, norms / largest, 1.0)
+    return Problem(cosines, norms, largest, active, count, mean, solvable)
+
+
+def finish(
+    problem: Problem,
+    weights: tf.Tensor,
+    converged: tf.Tensor | bool,
+    fallback: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Removes absent tasks and puts the fallback in place of a failed solution.
+
+    Args:
+        problem: The problem that was solved.
+        weights: `[..., T]` solution.
+        converged: Scalar bool, whether the solver vouches for it.
+        fallback: `[..., T]` weights for the other case.
+
+    Returns:
+        Finite weights, and whether they are the solution.
+    """
+    weights = weights * problem.active
+    converged = converged & problem.valid
+    converged &= tf.reduce_all(tf.math.is_finite(weights))
+    return tf.where(converged, weights, fallback), converged
