@@ -19,7 +19,7 @@ HALF = SIZE // 2
 SMALLEST, LARGEST = 12, 17
 """Shortest and longest side of the square that a digit is scaled to."""
 
-INK = 64
+INK = 96
 """Pixels at least this bright (of 255) belong to a digit."""
 
 BACKGROUND, LEFT, RIGHT = 0, 1, 2

@@ -1,0 +1,27 @@
+"""Applications: data, backbone and tasks of one domain, trainable by name."""
+
+from __future__ import annotations
+
+from mtl_keras import errors
+from mtl_keras.applications.base import Application, Task, TrainingDefaults
+from mtl_keras.applications.vision import Vision
+
+__all__ = ["Application", "Task", "TrainingDefaults", "Vision", "get", "names"]
+
+_APPLICATIONS: dict[str, type[Application]] = {cls.name: cls for cls in (Vision,)}
+
+
+def names() -> list[str]:
+    """Returns the names that `get` accepts, sorted."""
+    return sorted(_APPLICATIONS)
+
+
+def get(name: str) -> Application:
+    """Returns the application of that name.
+
+    Raises:
+        InputError: No application has this name.
+    """
+    if name not in _APPLICATIONS:
+        raise errors.unknown_name("application", name, _APPLICATIONS)
+    return _APPLICATIONS[name]()

@@ -1,0 +1,220 @@
+"""What an application is: data, a backbone, tasks, and how to train them."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import keras
+
+from mtl_keras import backbones as backbone_registry
+from mtl_keras import errors
+from mtl_keras import sharing as sharing_registry
+from mtl_keras.model import MultiTaskModel
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One task of an application.
+
+    Attributes:
+        name: Name of the model's output and of the label.
+        kind: `"multiclass"`, `"binary"`, `"boxes"` or `"segmentation"`.
+        loss: Gives a new loss, in a form that Keras's `compile` takes.
+        metrics: Gives new metrics, named without the task.
+        objective: Name of the metric that models are compared by.
+        direction: `"max"` or `"min"`: which way the objective is better.
+    """
+
+    name: str
+    kind: str
+    loss: Callable[[], keras.losses.Loss | str]
+    metrics: Callable[[], list[keras.metrics.Metric]]
+    objective: str
+    direction: str = "max"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingDefaults:
+    """Settings that train an application well on its default data.
+
+    Attributes:
+        epochs: Passes over the training split.
+        batch_size: Samples per step.
+        learning_rate: First learning rate of Adam, which decays along a half
+            cosine to 0 at the last step.
+        backbone: Name of the backbone.
+        sharing: Name of the way to share.
+        width: Width of the backbone.
+        depth: Number of the backbone's stages.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    backbone: str
+    sharing: str
+    width: int
+    depth: int
+
+
+class Application(abc.ABC):
+    """A domain that can be trained by name: data, backbones, tasks, metrics.
+
+    Attributes:
+        name: Name in `mtl_keras.applications`.
+        default_data: Name of the data set where none is given.
+        backbones: Names of the backbones that fit.
+        tasks: All tasks, by name, in the order of the model's outputs.
+        defaults: Settings where none are given.
+    """
+
+    name: str
+    default_data: str
+    backbones: tuple[str, ...]
+    tasks: Mapping[str, Task]
+    defaults: TrainingDefaults
+
+    @abc.abstractmethod
+    def load(
+        self,
+        split: str,
+        *,
+        data: str | None = None,
+        batch_size: int,
+        tasks: Iterable[str] | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        limit: int | None = None,
+        data_dir: str | os.PathLike | None = None,
+    ) -> tf.data.Dataset:
+        """Loads a split in the form that the model trains on.
+
+        Args:
+            split: `"train"`, `"validation"` or `"test"`.
+            data: Name of the data set; `None` for `default_data`.
+            batch_size: Samples per batch.
+            tasks: Tasks whose labels to give; `None` for all.
+            shuffle: Whether each pass has a new order, out of `seed`.
+            seed: Seed of the order.
+            limit: Number of samples to stop after; `None` for all.
+            data_dir: Folder of prepared data; `None` for the default one.
+
+        Returns:
+            Batches of `(inputs, {task: label})`, cached in memory.
+
+        Raises:
+            InputError: A name is unknown or the data cannot be had.
+        """
+
+    @abc.abstractmethod
+    def preprocess(
+        self, inputs: Mapping[str, keras.KerasTensor]
+    ) -> keras.KerasTensor:
+        """Turns the raw inputs into what the backbone reads, by Keras layers."""
+
+    @abc.abstractmethod
+    def inputs(self) -> dict[str, keras.KerasTensor]:
+        """Returns new symbolic inputs of the model, by name."""
+
+    @abc.abstractmethod
+    def head(self, task: Task, features: keras.KerasTensor) -> keras.KerasTensor:
+        """Returns a task's output, in a layer that bears the task's name."""
+
+    def build(
+        self,
+        *,
+        backbone: str | None = None,
+        sharing: str | dict[str, Any] | sharing_registry.Sharing | None = None,
+        width: int | None = None,
+        depth: int | None = None,
+        tasks: Iterable[str] | None = None,
+    ) -> MultiTaskModel:
+        """Builds the model, with preprocessing inside, and does not compile it.
+
+        Args:
+            backbone: One of `backbones`.
+            sharing: A name, configuration or instance out of
+                `mtl_keras.sharing`.
+            width: Width of the backbone.
+            depth: Number of the backbone's stages.
+            tasks: Names of the tasks; `None` for all.
+
+        Arguments that are `None` take their value from `defaults`.
+
+        Returns:
+            A model from a dict of raw inputs to a dict of outputs by task.
+
+        Raises:
+            InputError: A name is unknown or a size is less than 1.
+        """
+        backbone = self.defaults.backbone if backbone is None else backbone
+        if backbone not in self.backbones:
+            raise errors.unknown_name(
+                f"backbone of {self.name!r}", backbone, self.backbones
+            )
+        stages = backbone_registry.get(backbone)(
+            _size("width", width, self.defaults.width),
+            _size("depth", depth, self.defaults.depth),
+        )
+        share = sharing_registry.get(
+            self.defaults.sharing if sharing is None else sharing
+        )
+        chosen = self.select(tasks)
+        inputs = self.inputs()
+        features = share(self.preprocess(inputs), stages=stages, tasks=list(chosen))
+        outputs = {
+            name: self.head(task, features[name]) for name, task in chosen.items()
+        }
+        return MultiTaskModel(inputs, outputs)
+
+    def losses(self, tasks: Iterable[str] | None = None) -> dict[str, Any]:
+        """Returns new losses by task, for `compile`."""
+        return {name: task.loss() for name, task in self.select(tasks).items()}
+
+    def metrics(
+        self, tasks: Iterable[str] | None = None
+    ) -> dict[str, list[keras.metrics.Metric]]:
+        """Returns new metrics by task, for `compile`."""
+        return {name: task.metrics() for name, task in self.select(tasks).items()}
+
+    def select(self, tasks: Iterable[str] | None) -> dict[str, Task]:
+        """Returns the named tasks, in the application's order.
+
+        Args:
+            tasks: Names of tasks; `None` for all.
+
+        Raises:
+            InputError: A name is unknown, or none is given.
+        """
+        if tasks is None:
+            return dict(self.tasks)
+        wanted = [tasks] if isinstance(tasks, str) else list(tasks)
+        for name in wanted:
+            if name not in self.tasks:
+                raise errors.unknown_name(f"task of {self.name!r}", name, self.tasks)
+        if not wanted:
+            raise errors.InputError(
+                f"Expected at least one task of {self.name!r}: "
+                f"{', '.join(self.tasks)}. Received: none."
+            )
+        return {name: task for name, task in self.tasks.items() if name in wanted}
+
+
+def _size(argument: str, value: int | None, default: int) -> int:
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise errors.InputError(
+            f"Expected `{argument}` to be a whole number of at least 1. "
+            f"Received: {value!r}."
+        )
+    return value

@@ -1,0 +1,161 @@
+"""Images of two digits: classification, detection and segmentation at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import keras
+
+from mtl_keras import data as data_registry
+from mtl_keras import errors
+from mtl_keras.applications import heads
+from mtl_keras.applications.base import (
+    SPLITS,
+    Application,
+    Task,
+    TrainingDefaults,
+)
+from mtl_keras.data.scenes import SIZE
+from mtl_keras.evaluation.boxes import BoxIoU
+from mtl_keras.evaluation.segmentation import MaskIoU
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+_DIGITS = 10
+_REGIONS = 3
+_HIDDEN = 128
+_MASK_HIDDEN = 64
+
+
+def _multiclass(name: str) -> Task:
+    return Task(
+        name,
+        kind="multiclass",
+        loss=keras.losses.SparseCategoricalCrossentropy,
+        metrics=lambda: [keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+        objective="accuracy",
+    )
+
+
+_TASKS = (
+    _multiclass("left"),
+    _multiclass("right"),
+    Task(
+        "even_sum",
+        kind="binary",
+        loss=keras.losses.BinaryCrossentropy,
+        metrics=lambda: [
+            keras.metrics.BinaryAccuracy(name="accuracy"),
+            keras.metrics.AUC(name="auc"),
+        ],
+        objective="accuracy",
+    ),
+    Task(
+        "boxes",
+        kind="boxes",
+        loss=lambda: keras.losses.Huber(delta=0.05),
+        metrics=lambda: [BoxIoU(name="iou")],
+        objective="iou",
+    ),
+    Task(
+        "mask",
+        kind="segmentation",
+        loss=keras.losses.SparseCategoricalCrossentropy,
+        metrics=lambda: [MaskIoU(_REGIONS, name="mean_iou")],
+        objective="mean_iou",
+    ),
+)
+
+
+class Vision(Application):
+    """Five tasks on one scene of two handwritten digits.
+
+    - `left`, `right`: which digit is in the left and right half (10 classes).
+    - `even_sum`: whether the sum of both is even (binary).
+    - `boxes`: where they are (detection of two boxes).
+    - `mask`: which pixels belong to which (segmentation).
+    """
+
+    name = "vision"
+    default_data = "multi_digits/digits"
+    backbones = ("cnn", "rnn", "mlp")
+    tasks = {task.name: task for task in _TASKS}  # noqa: RUF012
+    defaults = TrainingDefaults(
+        epochs=20,
+        batch_size=128,
+        learning_rate=2e-3,
+        backbone="cnn",
+        sharing="hard",
+        width=32,
+        depth=2,
+    )
+
+    def load(
+        self,
+        split: str,
+        *,
+        data: str | None = None,
+        batch_size: int,
+        tasks: Iterable[str] | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        limit: int | None = None,
+        data_dir: str | os.PathLike | None = None,
+    ) -> tf.data.Dataset:
+        """See `Application.load`."""
+        import tensorflow as tf
+
+        if split not in SPLITS:
+            raise errors.unknown_name("split", split, SPLITS)
+        chosen = list(self.select(tasks))
+        name = self.default_data if data is None else data
+        if not name.startswith("multi_digits"):
+            known = [n for n in data_registry.names() if n.startswith("multi_digits")]
+            raise errors.unknown_name("data set of 'vision'", name, known)
+
+        def arrange(features: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+            labels = {
+                **features,
+                "even_sum": tf.cast(features["even_sum"], tf.float32)[None],
+                "mask": features["mask"][..., 0],
+            }
+            return {"image": features["image"]}, {task: labels[task] for task in chosen}
+
+        examples = data_registry.load(name, split, data_dir=data_dir)
+        if limit is not None:
+            examples = examples.take(limit)
+        examples = examples.map(arrange, num_parallel_calls=tf.data.AUTOTUNE).cache()
+        if shuffle:
+            examples = examples.shuffle(max(1, len(examples)), seed=seed)
+        return examples.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+
+    def inputs(self) -> dict[str, keras.KerasTensor]:
+        """See `Application.inputs`: `image`, uint8, `[batch, 36, 36, 1]`."""
+        return {"image": keras.Input((SIZE, SIZE, 1), dtype="uint8", name="image")}
+
+    def preprocess(
+        self, inputs: Mapping[str, keras.KerasTensor]
+    ) -> keras.KerasTensor:
+        """See `Application.preprocess`: brings pixels to the range 0 to 1."""
+        return keras.layers.Rescaling(1 / 255, name="rescaling")(inputs["image"])
+
+    def head(self, task: Task, features: keras.KerasTensor) -> keras.KerasTensor:
+        """See `Application.head`."""
+        if task.kind == "multiclass":
+            return heads.classes(
+                features, name=task.name, count=_DIGITS, hidden=_HIDDEN
+            )
+        if task.kind == "binary":
+            return heads.probability(features, name=task.name, hidden=_HIDDEN)
+        if task.kind == "boxes":
+            return heads.boxes(features, name=task.name, count=2, hidden=_HIDDEN)
+        return heads.segmentation(
+            features,
+            name=task.name,
+            size=(SIZE, SIZE),
+            count=_REGIONS,
+            hidden=_MASK_HIDDEN,
+        )
