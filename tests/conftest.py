@@ -15,3 +15,19 @@ import pytest
 def _seeded():
     keras.utils.clear_session()
     keras.utils.set_random_seed(1234)
+
+
+def pytest_configure(config):
+    """Two logical CPU devices, which must be set before TensorFlow starts."""
+    import tensorflow as tf
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(
+        cpu, [tf.config.LogicalDeviceConfiguration()] * 2
+    )
+
+
+@pytest.fixture
+def two_cpus():
+    """Names of two logical CPU devices."""
+    return ["CPU:0", "CPU:1"]

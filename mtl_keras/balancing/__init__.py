@@ -13,21 +13,44 @@ from mtl_keras.balancing.base import (
     GramBalancer,
     LossBalancer,
 )
-from mtl_keras.balancing.gram_based import MGDA, PCGrad
+from mtl_keras.balancing.gram_based import (
+    IMTLG,
+    MGDA,
+    AlignedMTL,
+    CAGrad,
+    ConFIG,
+    DualProj,
+    FairGrad,
+    GradVac,
+    Krum,
+    Nash,
+    PCGrad,
+    UPGrad,
+)
 from mtl_keras.balancing.loss_based import DWA, Equal, Static, Uncertainty
 from mtl_keras.errors import InputError
 from mtl_keras.registry import deserialize_named
 
 __all__ = [
     "DWA",
+    "IMTLG",
     "MGDA",
+    "AlignedMTL",
     "Balancer",
+    "CAGrad",
+    "ConFIG",
+    "DualProj",
     "Equal",
+    "FairGrad",
+    "GradVac",
     "GradientBalancer",
     "GramBalancer",
+    "Krum",
     "LossBalancer",
+    "Nash",
     "PCGrad",
     "Static",
+    "UPGrad",
     "Uncertainty",
     "deserialize",
     "get",
@@ -36,7 +59,25 @@ __all__ = [
 ]
 
 _METHODS: dict[str, type[Balancer]] = {
-    cls.method: cls for cls in (DWA, Equal, MGDA, PCGrad, Static, Uncertainty)
+    cls.method: cls
+    for cls in (
+        AlignedMTL,
+        CAGrad,
+        ConFIG,
+        DWA,
+        DualProj,
+        Equal,
+        FairGrad,
+        GradVac,
+        IMTLG,
+        Krum,
+        MGDA,
+        Nash,
+        PCGrad,
+        Static,
+        UPGrad,
+        Uncertainty,
+    )
 }
 _CLASSES = {cls.__name__: cls for cls in _METHODS.values()}
 

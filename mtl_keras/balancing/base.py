@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from mtl_keras import ops
-from mtl_keras.errors import InputError
+from mtl_keras.errors import InputError, unknown_name
 
 SCALES = ("sum", "mean")
 TASK_SPECIFIC = ("own", "weighted")
@@ -104,6 +104,18 @@ class Balancer:
         self._variables[name] = variable
         return variable
 
+    def next_seed(self) -> tf.Tensor:
+        """Returns a fresh seed `[2]`, the same on every replica, and counts it.
+
+        For methods with `uses_seed` that made an int64 variable `"draws"`. Before
+        `build` it is always the first seed.
+        """
+        draws = tf.zeros((), "int64")
+        if self.built:
+            draws = tf.identity(tf.convert_to_tensor(self._variables["draws"]))
+            self._variables["draws"].assign_add(1)
+        return tf.stack([tf.cast(self.seed, "int64"), draws])
+
     def on_epoch_begin(self) -> None:
         """Called by `fit` before each epoch. Epoch-wise methods override this."""
 
@@ -163,11 +175,8 @@ class GradientBalancer(Balancer):
 
     default_task_specific = "own"
 
-    def build(self, tasks: Sequence[str]) -> None:
-        """Creates the state for these tasks, with the count of fallbacks."""
-        if self.built and tuple(tasks) == self.tasks:
-            return
-        super().build(tasks)
+    def build_state(self, num_tasks: int) -> None:
+        """Creates the count of steps that fell back to the mean."""
         self.add_variable("fallbacks", (), 0, dtype="int64")
 
     def aggregate(
@@ -220,6 +229,21 @@ class GramBalancer(GradientBalancer):
         """
         raise NotImplementedError
 
+    def weights_with_losses(self, gramian: tf.Tensor, losses: tf.Tensor) -> tf.Tensor:
+        """Returns `weights`; overridden by methods that read the losses too.
+
+        Args:
+            gramian: As in `weights`.
+            losses: float32 `[T]`.
+        """
+        del losses
+        return self.weights(gramian)
+
+    def solved(self, weights: tf.Tensor, converged: tf.Tensor) -> tf.Tensor:
+        """Returns a solver's weights, and counts the step if it fell back."""
+        self.count_fallback(~converged)
+        return weights
+
     def aggregate(
         self,
         task_gradients: Sequence[Sequence[Any]],
@@ -228,10 +252,11 @@ class GramBalancer(GradientBalancer):
         gradient_scale: tf.Tensor,
     ) -> tuple[list[Any], tf.Tensor]:
         """See `GradientBalancer.aggregate`."""
-        del losses, present  # An absent task's gradient is zero, which says it all.
+        del present  # An absent task's gradient is zero, which says it all.
         gramian = ops.gramian(task_gradients)
         gramian /= tf.square(tf.cast(gradient_scale, "float64"))
-        weights = self.weights(gramian) * self.rescaling(gramian)
+        weights = self.weights_with_losses(gramian, losses)
+        weights *= self.rescaling(gramian)
         return ops.combine(weights, task_gradients), tf.cast(weights, "float32")
 
     def rescaling(self, gramian: tf.Tensor) -> tf.Tensor:
@@ -268,6 +293,40 @@ def check_number(
     return float(value)
 
 
+def check_integer(argument: str, value: Any, low: int) -> int:
+    """Returns `value`; raises `InputError` unless it is an integer >= `low`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise InputError(
+            f"Expected `{argument}` to be an integer of at least {low}. "
+            f"Received: {argument}={value!r}."
+        )
+    return value
+
+
+def per_task(
+    argument: str,
+    values: Mapping[str, float] | Sequence[float],
+    tasks: Sequence[str],
+    default: float,
+) -> list[float]:
+    """Returns one number per task from a dict or a list given by the user.
+
+    Raises:
+        InputError: For a task that does not exist, or a list of another length.
+    """
+    if isinstance(values, Mapping):
+        for task in values:
+            if task not in tasks:
+                raise unknown_name(f"task in `{argument}`", task, tasks)
+        return [float(values.get(task, default)) for task in tasks]
+    if len(values) != len(tasks):
+        raise InputError(
+            f"Expected `{argument}` to have one entry per task {list(tasks)}. "
+            f"Received: {argument}={list(values)}."
+        )
+    return [float(value) for value in values]
+
+
 def mean_weights(present: tf.Tensor, scale: str) -> tf.Tensor:
     """Returns equal weights over the present tasks, float32 `[T]`.
 
@@ -279,4 +338,3 @@ def mean_weights(present: tf.Tensor, scale: str) -> tf.Tensor:
     if scale == "mean":
         weights = tf.math.divide_no_nan(weights, tf.reduce_sum(weights))
     return weights
-

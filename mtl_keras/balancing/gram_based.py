@@ -1,11 +1,25 @@
-"""Methods whose task weights follow from the Gram matrix of the gradients."""
+"""Methods whose task weights follow from the Gram matrix of the task gradients.
+
+The mathematics is in `mtl_keras.ops.solvers`; here are the methods as a user
+names and configures them. T counts the tasks that take part in a step.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-from mtl_keras.balancing.base import GramBalancer
+from mtl_keras.balancing.base import (
+    GramBalancer,
+    check_choice,
+    check_integer,
+    check_number,
+    per_task,
+)
+from mtl_keras.errors import InputError
 from mtl_keras.ops import solvers
 
 _register = keras.saving.register_keras_serializable(package="mtl_keras")
@@ -16,23 +30,46 @@ class MGDA(GramBalancer):
     """The shortest vector in the convex hull of the task gradients.
 
     min over the simplex of ‖Σ w_i g_i‖². Sener & Koltun, "Multi-Task Learning as
-    Multi-Objective Optimization", NeurIPS 2018, arXiv 1810.04650. Differs from the
-    paper in that the small quadratic program is solved exactly, where the paper
-    (and public code) stops Frank–Wolfe early. At a Pareto-stationary point the
-    update is zero by the method's own definition.
+    Multi-Objective Optimization", NeurIPS 2018, arXiv 1810.04650.
+
+    Differs from the paper in that the small quadratic program is solved exactly,
+    where the paper (and public code) stops Frank–Wolfe early. At a
+    Pareto-stationary point the update is zero, by the method's own definition.
 
     Args:
-        **kwargs: See `Balancer`. The paper's scale is `"mean"` (weights sum to 1).
+        normalization: What divides each gradient before solving: `"none"`, `"l2"`
+            (its norm), `"loss"` (its task's loss) or `"loss+"` (both), as in the
+            authors' code. The weights apply to the divided gradients.
+        **kwargs: See `GradientBalancer`. The paper's scale is `"mean"` (the weights
+            sum to 1).
     """
 
     method = "mgda"
     natural_scale = "mean"
 
+    def __init__(self, normalization: str = "none", **kwargs: Any):
+        super().__init__(**kwargs)
+        check_choice("normalization", normalization, ("none", "l2", "loss", "loss+"))
+        self.normalization = normalization
+
     def weights(self, gramian: tf.Tensor) -> tf.Tensor:
-        """See `GramBalancer.weights`."""
-        weights, converged = solvers.min_norm(gramian)
-        self.count_fallback(~converged)
-        return weights
+        """See `GramBalancer.weights`. Losses count as 1 here."""
+        return self.weights_with_losses(gramian, tf.ones((gramian.shape[0],)))
+
+    def weights_with_losses(self, gramian: tf.Tensor, losses: tf.Tensor) -> tf.Tensor:
+        """See `GramBalancer.weights_with_losses`."""
+        factors = tf.ones((gramian.shape[0],), "float64")
+        if self.normalization in ("l2", "loss+"):
+            norms = tf.sqrt(tf.linalg.diag_part(tf.cast(gramian, "float64")))
+            factors = tf.math.divide_no_nan(factors, norms)
+        if self.normalization in ("loss", "loss+"):
+            factors = tf.math.divide_no_nan(factors, tf.cast(losses, "float64"))
+        divided = factors[:, None] * tf.cast(gramian, "float64") * factors
+        return factors * self.solved(*solvers.min_norm(divided))
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "normalization": self.normalization}
 
 
 @_register
@@ -45,8 +82,8 @@ class PCGrad(GramBalancer):
     the T × T space of coefficients, which gives the same update.
 
     Args:
-        **kwargs: See `Balancer`. The paper's scale is `"sum"`. `seed` draws the
-            orders.
+        **kwargs: See `GradientBalancer`. The paper's scale is `"sum"`. `seed` draws
+            the orders.
     """
 
     method = "pcgrad"
@@ -54,18 +91,375 @@ class PCGrad(GramBalancer):
     uses_seed = True
 
     def build_state(self, num_tasks: int) -> None:
-        """Creates the step count from which the orders are drawn."""
-        self._step = self.add_variable("step", (), 0, dtype="int64")
+        """Creates the count of draws, from which the orders follow."""
+        super().build_state(num_tasks)
+        self.add_variable("draws", (), 0, dtype="int64")
 
     def weights(self, gramian: tf.Tensor) -> tf.Tensor:
         """See `GramBalancer.weights`."""
-        num_tasks = gramian.shape[0]
-        step = tf.convert_to_tensor(self._step) if self.built else tf.zeros((), "int64")
-        draws = tf.random.stateless_uniform(
-            (num_tasks, num_tasks), seed=tf.stack([self.seed, step])
+        orders = solvers.random_orders(gramian.shape[0], self.next_seed())
+        return self.solved(*solvers.pcgrad(gramian, orders))
+
+
+@_register
+class GradVac(GramBalancer):
+    """Moves each gradient to the cosines that pairs of tasks usually have.
+
+    Where the cosine φ of g_i and g_j is below its moving average φ̂, so much of g_j
+    is added to g_i that the cosine becomes φ̂; then φ̂ ← (1 − β) φ̂ + β φ. Wang et
+    al., "Gradient Vaccine", ICLR 2021, arXiv 2010.05874. Differs from the paper in
+    that one average is kept for the whole shared gradient, not one per layer.
+
+    Args:
+        beta: β; 0.01 in the paper (0.5 in LibMTL).
+        **kwargs: See `GradientBalancer`. The paper's scale is `"sum"`. `seed` draws
+            the orders.
+    """
+
+    method = "gradvac"
+    natural_scale = "sum"
+    uses_seed = True
+
+    def __init__(self, beta: float = 1e-2, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.beta = check_number("beta", beta, low=0.0, high=1.0)
+
+    def build_state(self, num_tasks: int) -> None:
+        """Creates the averages of the cosines, and the count of draws."""
+        super().build_state(num_tasks)
+        self.add_variable("draws", (), 0, dtype="int64")
+        self._goals = self.add_variable(
+            "goals", (num_tasks, num_tasks), 0.0, dtype="float64"
         )
+
+    def weights(self, gramian: tf.Tensor) -> tf.Tensor:
+        """See `GramBalancer.weights`."""
+        goals = (
+            tf.convert_to_tensor(self._goals) if self.built else tf.zeros_like(gramian)
+        )
+        orders = solvers.random_orders(gramian.shape[0], self.next_seed())
+        weights, goals, converged = solvers.gradvac(gramian, goals, orders, self.beta)
         if self.built:
-            self._step.assign_add(1)
-        weights, converged = solvers.pcgrad(gramian, tf.argsort(draws, axis=1))
-        self.count_fallback(~converged)
-        return weights
+            self._goals.assign(goals)
+        return self.solved(weights, converged)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "beta": self.beta}
+
+
+@_register
+class IMTLG(GramBalancer):
+    """Equal projections of the update on all unit gradients, Σ w = 1.
+
+    w ∝ G⁺ √diag(G). Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021.
+    Weights may be negative. Where they cannot be made to sum to 1, the mean.
+
+    Args:
+        **kwargs: See `GradientBalancer`. The paper's scale is `"mean"`.
+    """
+
+    method = "imtl_g"
+    natural_scale = "mean"
+
+    def weights(self, gramian: tf.Tensor) -> tf.Tensor:
+        """See `GramBalancer.weights`."""
+        return self.solved(*solvers.imtl_g(gramian))
+
+
+@_register
+class CAGrad(GramBalancer):
+    """The best worst case within a ball around the mean gradient.
+
+    min over the simplex of wᵀGb + c‖g₀‖ √(wᵀGw) with b = 1/T; the update is
+    g₀ + c‖g₀‖ g_w / ‖g_w‖. Liu et al., "Conflict-Averse Gradient Descent for
+    Multi-task Learning", NeurIPS 2021, arXiv 2110.14048. The problem is solved
+    exactly, and no absolute threshold stops it late in training.
+
+    Args:
+        c: Radius of the ball relative to ‖g₀‖; 0.4 in the paper's main runs.
+        rescale: `"none"`, `"linear"` (divides the update by 1 + c) or `"square"`
+            (by 1 + c²), as in the authors' code.
+        **kwargs: See `GradientBalancer`. The paper's scale is `"mean"`.
+    """
+
+    method = "cagrad"
+    natural_scale = "mean"
+
+    def __init__(self, c: float = 0.4, rescale: str = "none", **kwargs: Any):
+        super().__init__(**kwargs)
+        self.c = check_number("c", c, low=0.0)
+        check_choice("rescale", rescale, ("none", "linear", "square"))
+        self.rescale = rescale
+
+    def weights(self, gramian: tf.Tensor) -> tf.Tensor:
+        """See `GramBalancer.weights`."""
+        divisor = {"none": 1.0, "linear": 1 + self.c, "square": 1 + self.c**2}
+        weights = self.solved(*solvers.cagrad(gramian, self.c))
+        return weights / divisor[self.rescale]
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "c": self.c, "rescale": self.rescale}
+
+
+class _PowerRoot(GramBalancer):
+    """Solves G w = w^(−1/α); what Nash-MTL and FairGrad have in common."""
+
+    natural_scale = "sum"
+
+    def __init__(self, max_norm: float | None = None, **kwargs: Any):
+        super().__init__(**kwargs)
+        if max_norm is not None:
+            max_norm = check_number("max_norm", max_norm, low=0.0)
+        self.max_norm = max_norm
+
+    def root(self, gramian: tf.Tensor, alpha: float) -> tf.Tensor:
+        """Returns the root, shortened where the update exceeds `max_norm`."""
+        weights = self.solved(*solvers.power_root(gramian, alpha))
+        if self.max_norm is None:
+            return weights
+        square = tf.einsum("i,ij,j", weights, tf.cast(gramian, "float64"), weights)
+        norm = tf.sqrt(tf.maximum(square, 0.0))
+        shorter = tf.math.divide_no_nan(tf.cast(self.max_norm, "float64"), norm)
+        return tf.where(norm > self.max_norm, weights * shorter, weights)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "max_norm": self.max_norm}
+
+
+@_register
+class Nash(_PowerRoot):
+    """The Nash bargaining solution between the tasks: G w = 1 / w, w > 0.
+
+    Navon et al., "Multi-Task Learning as a Bargaining Game", ICML 2022, arXiv
+    2202.01017. ‖update‖² = T at the solution, whatever the size of the gradients.
+    Solved exactly by Newton's method, where the paper solves a sequence of convex
+    approximations. Near Pareto-stationary points there is no solution: the weights
+    are then the plain sum's, and the step is counted as a fallback.
+
+    Args:
+        max_norm: Longest update; `None` for no limit (1 in the authors' code).
+        **kwargs: See `GradientBalancer`. The paper's scale is `"sum"`, the root
+            itself; `update_every` is the paper's way to save time.
+    """
+
+    method = "nash"
+
+    def weights(self, gramian: tf.Tensor) -> tf.Tensor:
+        """See `GramBalancer.weights`."""
+        return self.root(gramian, alpha=1.0)
+
+
+@_register
+class FairGrad(_PowerRoot):
+    """α-fair allocation of the progress to the tasks: G w = w^(−1/α), w > 0.
+
+    Ban & Ji, "Fair Resource Allocation in Multi-Task Learning", ICML 2024, arXiv
+    2402.15638. α = 1 is Nash-MTL; the authors ran 2 (LibMTL's default is 1).
+
+    Args:
+        alpha: α > 0; the larger, the fairer.
+        **kwargs: See `Nash`.
+    """
+
+    method = "fairgrad"
+
+    def __init__(self, alpha: float = 2.0, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.alpha = check_number("alpha", alpha, low=1e-3)
+
+    def weights(self, gramian: tf.Tensor) -> tf.Tensor:
+        """See `GramBalancer.weights`."""
+        return self.root(gramian, self.alpha)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "alpha": self.alpha}
+
+
+@_register
+class AlignedMTL(GramBalancer):
+    """Makes the gradients orthogonal and equally long before their mean is taken.
+
+    G = VΛVᵀ without negligible eigenvalues; w = √λ V Λ^(−1/2) Vᵀ 1/T. Senushkin et
+    al., "Independent Component Alignment for Multi-Task Learning", CVPR 2023, arXiv
+    2305.19000.
+
+    Args:
+        scale_mode: Which λ: `"min"` (the paper), `"median"` or `"rmse"` (the mean).
+        **kwargs: See `GradientBalancer`. The scale here is `"mean"`.
+    """
+
+    method = "aligned_mtl"
+    natural_scale = "mean"
+
+    def __init__(self, scale_mode: str = "min", **kwargs: Any):
+        super().__init__(**kwargs)
+        check_choice("scale_mode", scale_mode, ("min", "median", "rmse"))
+        self.scale_mode = scale_mode
+
+    def weights(self, gramian: tf.Tensor) -> tf.Tensor:
+        """See `GramBalancer.weights`."""
+        return self.solved(*solvers.aligned(gramian, self.scale_mode))
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "scale_mode": self.scale_mode}
+
+
+class _ConeProjection(GramBalancer):
+    """Projection onto the dual cone of the gradients; UPGrad's and DualProj's base."""
+
+    natural_scale = "mean"
+
+    def __init__(
+        self,
+        preference: Mapping[str, float] | Sequence[float] | None = None,
+        reg_eps: float = 1e-4,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        if preference is not None and not isinstance(preference, Mapping):
+            preference = list(preference)
+        self.preference = preference
+        self.reg_eps = check_number("reg_eps", reg_eps, low=0.0)
+
+    def build_state(self, num_tasks: int) -> None:
+        """Checks the preference against the tasks."""
+        super().build_state(num_tasks)
+        self._preference()
+
+    def _preference(self) -> tf.Tensor | None:
+        if self.preference is None:
+            return None
+        if isinstance(self.preference, Mapping) and not self.tasks:
+            raise InputError(
+                "Expected a list for `preference` where the tasks have no names yet. "
+                f"Received: preference={self.preference}."
+            )
+        tasks = self.tasks or range(len(self.preference))
+        values = per_task("preference", self.preference, list(tasks), 0.0)
+        if min(values) < 0.0 or sum(values) <= 0.0:
+            raise InputError(
+                "Expected `preference` to be non-negative and not all zero. "
+                f"Received: preference={self.preference}."
+            )
+        return tf.constant(values, "float64")
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {
+            **super().get_config(),
+            "preference": self.preference,
+            "reg_eps": self.reg_eps,
+        }
+
+
+@_register
+class UPGrad(_ConeProjection):
+    """Projects every gradient onto the dual cone, then takes the mean.
+
+    w = Σ_i argmin over v ≥ u_i e_i of vᵀG̃v, with G̃ = G / tr G + ε I and u the
+    preference. Quinton & Rey, "Jacobian Descent for Multi-Objective Optimization",
+    arXiv 2406.16232. Conflicts with no task: J · update ≥ 0 (up to ε).
+
+    Args:
+        preference: Non-negative u, `{task: number}` or a list; `None` is 1/T.
+        reg_eps: ε.
+        **kwargs: See `GradientBalancer`. The paper's scale is `"mean"`.
+    """
+
+    method = "upgrad"
+
+    def weights(self, gramian: tf.Tensor) -> tf.Tensor:
+        """See `GramBalancer.weights`."""
+        return self.solved(*solvers.upgrad(gramian, self._preference(), self.reg_eps))
+
+
+@_register
+class DualProj(_ConeProjection):
+    """Projects the mean gradient onto the dual cone of the gradients.
+
+    argmin over v ≥ u of vᵀG̃v, with G̃ and u as in `UPGrad`. Lopez-Paz & Ranzato,
+    "Gradient Episodic Memory for Continual Learning", NeurIPS 2017, arXiv
+    1706.08840, as used for many objectives.
+
+    Args:
+        preference: As in `UPGrad`.
+        reg_eps: ε.
+        **kwargs: See `GradientBalancer`. The scale here is `"mean"`.
+    """
+
+    method = "dualproj"
+
+    def weights(self, gramian: tf.Tensor) -> tf.Tensor:
+        """See `GramBalancer.weights`."""
+        return self.solved(*solvers.dualproj(gramian, self._preference(), self.reg_eps))
+
+
+@_register
+class ConFIG(GramBalancer):
+    """Equal positive cosines with all gradients, and the length they add up to.
+
+    Direction pinv(U) · 1 with U the unit gradients, length Σ ⟨g_i, direction⟩. Liu,
+    Chu & Thuerey, "ConFIG: Towards Conflict-free Training of Physics Informed
+    Neural Networks", arXiv 2408.11104.
+
+    Args:
+        **kwargs: See `GradientBalancer`. The paper's scale is `"sum"`.
+    """
+
+    method = "config"
+    natural_scale = "sum"
+
+    def weights(self, gramian: tf.Tensor) -> tf.Tensor:
+        """See `GramBalancer.weights`."""
+        return self.solved(*solvers.config(gramian))
+
+
+@_register
+class Krum(GramBalancer):
+    """The mean of the gradients that lie closest to their neighbours.
+
+    Blanchard et al., "Machine Learning with Adversaries: Byzantine Tolerant Gradient
+    Descent", NeurIPS 2017. Differs from the paper in that distances are not
+    squared, as in public code.
+
+    Args:
+        n_byzantine: How many tasks may be far off; needs T ≥ n_byzantine + 3.
+        n_selected: How many tasks to average.
+        **kwargs: See `GradientBalancer`. The paper's scale is `"mean"`.
+    """
+
+    method = "krum"
+    natural_scale = "mean"
+
+    def __init__(self, n_byzantine: int = 1, n_selected: int = 1, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.n_byzantine = check_integer("n_byzantine", n_byzantine, low=0)
+        self.n_selected = check_integer("n_selected", n_selected, low=1)
+
+    def build_state(self, num_tasks: int) -> None:
+        """Checks that there are tasks enough."""
+        super().build_state(num_tasks)
+        needed = max(self.n_byzantine + 3, self.n_selected)
+        if num_tasks < needed:
+            raise InputError(
+                f"Expected at least {needed} tasks for krum with n_byzantine="
+                f"{self.n_byzantine} and n_selected={self.n_selected}. "
+                f"Received: {num_tasks} tasks."
+            )
+
+    def weights(self, gramian: tf.Tensor) -> tf.Tensor:
+        """See `GramBalancer.weights`."""
+        return self.solved(*solvers.krum(gramian, self.n_byzantine, self.n_selected))
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {
+            **super().get_config(),
+            "n_byzantine": self.n_byzantine,
+            "n_selected": self.n_selected,
+        }

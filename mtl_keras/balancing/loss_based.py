@@ -9,8 +9,13 @@ import keras
 import tensorflow as tf
 
 from mtl_keras.balancing.adam import TaskAdam
-from mtl_keras.balancing.base import LossBalancer, check_number, mean_weights
-from mtl_keras.errors import InputError, unknown_name
+from mtl_keras.balancing.base import (
+    LossBalancer,
+    check_number,
+    mean_weights,
+    per_task,
+)
+from mtl_keras.errors import unknown_name
 
 _register = keras.saving.register_keras_serializable(package="mtl_keras")
 
@@ -228,30 +233,6 @@ class DWA(LossBalancer):
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "temperature": self.temperature}
-
-
-def per_task(
-    argument: str,
-    values: Mapping[str, float] | Sequence[float],
-    tasks: Sequence[str],
-    default: float,
-) -> list[float]:
-    """Returns one number per task from a dict or a list given by the user.
-
-    Raises:
-        InputError: For a task that does not exist, or a list of another length.
-    """
-    if isinstance(values, Mapping):
-        for task in values:
-            if task not in tasks:
-                raise unknown_name(f"task in `{argument}`", task, tasks)
-        return [float(values.get(task, default)) for task in tasks]
-    if len(values) != len(tasks):
-        raise InputError(
-            f"Expected `{argument}` to have one entry per task {list(tasks)}. "
-            f"Received: {argument}={list(values)}."
-        )
-    return [float(value) for value in values]
 
 
 def masked_softmax(logits: tf.Tensor, present: tf.Tensor) -> tf.Tensor:

@@ -69,8 +69,7 @@ class Pipeline:
     def own_losses_unweighted(self) -> bool:
         """Whether the loss balancer leaves task-specific variables alone."""
         return (
-            self.loss_balancer is not None
-            and self.loss_balancer.task_specific == "own"
+            self.loss_balancer is not None and self.loss_balancer.task_specific == "own"
         )
 
     @property

@@ -22,6 +22,8 @@ from mtl_keras.model.task_losses import TaskLosses, task_losses
 from mtl_keras.model.task_metrics import update_metrics
 from mtl_keras.model.task_variables import reached_variables, split_variables
 
+_STATE_PREFIXES = ("balancing.", "seed_states.")
+
 
 @keras.saving.register_keras_serializable(package="mtl_keras")
 class MultiTaskModel(keras.Model):
@@ -201,26 +203,34 @@ class MultiTaskModel(keras.Model):
         self.optimizer.build(self.trainable_variables)
 
     def save_own_variables(self, store: Any) -> None:
-        """Saves the state of the balancing beside Keras's own."""
+        """Saves, beside Keras's own, what training needs to go on as before.
+
+        That is the state of the balancers, and the seed states of layers such as
+        `Dropout`, which Keras leaves out.
+        """
         super().save_own_variables(store)
-        if self._pipeline is not None:
-            for key, variable in self._pipeline.state.items():
-                store[key] = variable.numpy()
+        for key, variable in self._training_state().items():
+            store[key] = variable.numpy()
 
     def load_own_variables(self, store: Any) -> None:
         """Loads what `save_own_variables` saved.
 
         State of a method that this model was not compiled with is left alone, so
-        that weights can be carried between methods.
+        that weights can be carried between methods and stock Keras models.
         """
         keys = set(store.keys())
         super().load_own_variables(
-            {key: store[key] for key in keys if not key.startswith("balancing.")}
+            {key: store[key] for key in keys if not key.startswith(_STATE_PREFIXES)}
         )
-        state = self._pipeline.state if self._pipeline is not None else {}
-        for key, variable in state.items():
+        for key, variable in self._training_state().items():
             if key in keys and tuple(store[key].shape) == tuple(variable.shape):
                 variable.assign(store[key])
+
+    def _training_state(self) -> dict[str, keras.Variable]:
+        weights = {id(v) for v in self.weights}
+        seeds = [v for v in self.non_trainable_variables if id(v) not in weights]
+        state = {f"seed_states.{index}": v for index, v in enumerate(seeds)}
+        return state | (self._pipeline.state if self._pipeline is not None else {})
 
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """Trains the model; see `keras.Model.fit`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import keras
 import tensorflow as tf
 
 from mtl_keras.model.keras_compat import ResolvedLoss
@@ -47,25 +48,43 @@ def task_losses(
     factors, present = _over_replicas(labels, counts, size)
     values = []
     for task, resolved in losses.items():
-        value = resolved.loss(labels.y[task], y_pred[task], labels.weights[task])
+        weight = _fitting_weight(
+            resolved.loss, labels.y[task], y_pred[task], labels.weights[task]
+        )
+        value = resolved.loss(labels.y[task], y_pred[task], weight)
         value = tf.cast(value, "float32")
         averages = resolved.loss.reduction in _MEANS_OVER_BATCH
         if resolved.tracker is not None:
             unscaled = value * float(replicas())
             if labels.labelled[task] is None:
                 # As Keras does it: its static batch size, which may be unknown.
-                weight = y_pred[task].shape[0]
+                count = y_pred[task].shape[0]
             else:
-                weight = counts[task]
+                count = counts[task]
                 if averages:
-                    unscaled *= tf.math.divide_no_nan(size, weight)
-            resolved.tracker.update_state(unscaled, sample_weight=weight)
+                    unscaled *= tf.math.divide_no_nan(size, count)
+            resolved.tracker.update_state(unscaled, sample_weight=count)
         if averages and task in factors:
             value *= factors[task]
         if resolved.weight is not None:
             value *= resolved.weight
         values.append(value)
     return TaskLosses(values, present)
+
+
+def _fitting_weight(
+    loss: keras.losses.Loss, y: Any, y_pred: Any, weight: tf.Tensor | None
+) -> tf.Tensor | None:
+    """Lets one weight per sample serve a loss with several values per sample.
+
+    Keras multiplies the loss values `[batch, …]` by the weights as they are, which
+    for `[batch]` against, say, `[batch, height, width]` is an error.
+    """
+    if weight is None or len(weight.shape) != 1 or len(y_pred.shape) < 3:
+        return weight
+    # Only the rank is read; a graph drops the values.
+    extra = len(loss.call(y, y_pred).shape) - 1
+    return tf.reshape(weight, tf.concat([tf.shape(weight), [1] * extra], 0))
 
 
 def _count(labelled: tf.Tensor | None, size: tf.Tensor) -> tf.Tensor:

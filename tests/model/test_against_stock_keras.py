@@ -94,12 +94,10 @@ def test_equal_weighting_is_stock_keras_in_every_form_of_compile(form):
     ids=str,
 )
 def test_ways_to_run_a_step_agree_with_stock_keras(arguments):
-    stock, _, expected = trained(keras.Model, "dict")
-    ours, _, actual = trained(mtl_keras.MultiTaskModel, "dict", **arguments)
-    # Dropout draws other masks under XLA; without it the steps are the same.
-    rtol = 0.5 if "jit_compile" in arguments else 1e-4
+    _, _, expected = trained(keras.Model, "dict")
+    _, _, actual = trained(mtl_keras.MultiTaskModel, "dict", **arguments)
     for name in expected:
-        np.testing.assert_allclose(actual[name], expected[name], rtol=rtol)
+        np.testing.assert_allclose(actual[name], expected[name], rtol=1e-3)
 
 
 @pytest.mark.parametrize("balancing", ["equal", "pcgrad"])
