@@ -27,8 +27,9 @@ def cagrad(gramian: Any, c: float = 0.4) -> tuple[tf.Tensor, tf.Tensor]:
     `c |g_0|`, from above and therefore monotonically; every step is a small
     quadratic program that starts from the active set of the one before.
 
-    At a Pareto-stationary point the direction `g_w / |g_w|` does not exist; the
-    mean is returned as not converged.
+    Where the minimum lies at `g_w = 0`, which happens at Pareto-stationary points
+    only, the direction `g_w / |g_w|` does not exist; the mean is returned as not
+    converged.
 
     Paper: Liu et al., Conflict-Averse Gradient Descent for Multi-task Learning,
     NeurIPS 2021, arXiv:2110.14048.
@@ -59,30 +60,30 @@ def cagrad(gramian: Any, c: float = 0.4) -> tuple[tf.Tensor, tf.Tensor]:
         tf.where(problem.active > 0.0, corners, tf.reduce_max(corners))
     )
 
-    def correction(t: tf.Tensor, start: ActiveSet) -> tuple[tf.Tensor, ...]:
-        linear = t * reciprocal - products
-        found, solved = nonnegative_qp(cosines, linear[tf.newaxis], start)
-        y = found.x
-        length = tf.sqrt(tf.maximum(tf.reduce_sum(y * tf.matmul(y, cosines)), 0.0))
-        return y, found.free, length, solved[0]
-
     def body(
-        t: tf.Tensor, y: tf.Tensor, free: tf.Tensor, length: tf.Tensor, ok: tf.Tensor
+        t: tf.Tensor, y: tf.Tensor, free: tf.Tensor, length: tf.Tensor, _: tf.Tensor
     ) -> tuple[tf.Tensor, ...]:
-        # The length's derivative by t is sum_i v_i / length.
-        step = (length - radius) * length / tf.reduce_sum(y * reciprocal)
-        t = t - step
-        return (t, *correction(t, ActiveSet(y, free)))
+        # The length's derivative by t is sum_i v_i / length; at first both are 0.
+        step = (length - radius) * length
+        t = t - tf.math.divide_no_nan(step, tf.reduce_sum(y * reciprocal))
+        linear = t * reciprocal - products
+        (y, free), solved = nonnegative_qp(
+            cosines, linear[tf.newaxis], ActiveSet(y, free)
+        )
+        length = tf.sqrt(tf.maximum(tf.reduce_sum(y * tf.matmul(y, cosines)), 0.0))
+        return t, y, free, length, solved[0]
 
     size = cosines.shape[0]
-    first = tf.one_hot(
-        tf.argmax(upper * reciprocal - products), size, on_value=True, off_value=False
-    )
-    empty = ActiveSet(tf.zeros([1, size], tf.float64), first[tf.newaxis])
     _, y, _, length, solved = tf.while_loop(
-        lambda t, y, free, length, ok: length > radius * (1.0 + 1e-11),
+        lambda t, y, free, length, solved: ~solved | (length > radius * (1.0 + 1e-9)),
         body,
-        (upper, *correction(upper, empty)),
+        (
+            upper,
+            tf.zeros([1, size], tf.float64),
+            tf.zeros([1, size], tf.bool),
+            tf.zeros([], tf.float64),
+            tf.constant(False),
+        ),
         maximum_iterations=_MAX_STEPS,
     )
     y = y[0] * tf.math.divide_no_nan(radius, length)

@@ -24,7 +24,8 @@ def random_orders(num_tasks: int, seed: Any) -> tf.Tensor:
     Returns:
         int32 tensor of shape `[T, T - 1]`.
     """
-    draws = tf.random.stateless_uniform([num_tasks, num_tasks], seed)
+    # The default generator differs between devices.
+    draws = tf.random.stateless_uniform([num_tasks] * 2, seed, alg="philox")
     # The task itself sorts last and is cut off.
     draws += 2.0 * tf.eye(num_tasks)
     return tf.argsort(draws, axis=1)[:, : num_tasks - 1]
@@ -106,8 +107,7 @@ def gradvac(
     old = tf.cast(tf.convert_to_tensor(goals), tf.float64)
     if not old.shape.is_compatible_with([size, size]):
         raise ValueError(
-            f"Expected averages of shape [{size}, {size}]. "
-            f"Received: shape {old.shape}."
+            f"Expected averages of shape [{size}, {size}]. Received: shape {old.shape}."
         )
     present = problem.active[:, tf.newaxis] * problem.active
 
@@ -118,9 +118,7 @@ def gradvac(
         products = tf.matmul(rows, problem.cosines)
         length = tf.sqrt(tf.maximum(tf.reduce_sum(rows * products, axis=1), 0.0))
         product = tf.reduce_sum(products * other, axis=1)
-        cosine = tf.clip_by_value(
-            tf.math.divide_no_nan(product, length), -1.0, 1.0
-        )
+        cosine = tf.clip_by_value(tf.math.divide_no_nan(product, length), -1.0, 1.0)
         goal = tf.clip_by_value(
             tf.reduce_sum(goals * other, axis=1), -_LARGEST_GOAL, _LARGEST_GOAL
         )

@@ -47,15 +47,16 @@ def nonnegative_qp(
     largest = tf.reduce_max(tf.abs(linear), axis=-1, keepdims=True)
     unit = tf.where(largest > 0.0, largest, 1.0)
     linear = linear / unit
-    # Rounding may leave eigenvalues below zero; those of all submatrices lie above
-    # the smallest one of the whole.
+    # Rounding may leave eigenvalues below zero: they are lifted. Those of all
+    # submatrices lie above the smallest one of the whole.
+    identity = tf.eye(size, dtype=tf.float64)
     lowest = tf.linalg.eigvalsh(matrix)[0]
-    ridge = _RIDGE + 2.0 * tf.maximum(-lowest, 0.0)
-    shifted = matrix + ridge * tf.eye(size, dtype=tf.float64)
+    matrix += 2.0 * tf.maximum(-lowest, 0.0) * identity
+    shifted = matrix + _RIDGE * identity
 
     def solve(free: tf.Tensor) -> tf.Tensor:
         both = free[:, :, tf.newaxis] & free[:, tf.newaxis, :]
-        system = tf.where(both, shifted, tf.eye(size, dtype=tf.float64))
+        system = tf.where(both, shifted, identity)
         factor = tf.linalg.cholesky(system)
         rhs = tf.where(free, linear, 0.0)[..., tf.newaxis]
         x = tf.linalg.cholesky_solve(factor, rhs)
@@ -94,8 +95,7 @@ def nonnegative_qp(
         best = tf.where(feasible, tf.maximum(best, value), best)
         gain, noise = slope(goal)
         gain = tf.where(~free & ~barred & (gain > noise), gain, 0.0)
-        enters = tf.one_hot(tf.argmax(gain, axis=-1), size, on_value=True, off_value=False)
-        enters &= gain > 0.0
+        enters = _one_hot_mask(tf.argmax(gain, axis=-1), size) & (gain > 0.0)
         optimal = feasible & ~tf.reduce_any(enters, axis=-1, keepdims=True)
 
         new_x = tf.where(feasible, goal, moved)
@@ -109,10 +109,8 @@ def nonnegative_qp(
         )
 
     if start is None:
-        first = tf.one_hot(
-            tf.argmax(linear, axis=-1), size, on_value=True, off_value=False
-        )
-        start = ActiveSet(tf.zeros_like(linear), first & (linear > 0.0))
+        first = _one_hot_mask(tf.argmax(linear, axis=-1), size) & (linear > 0.0)
+        start = ActiveSet(tf.zeros_like(linear), first)
     state = (
         start.x / unit,
         start.free,
@@ -133,6 +131,10 @@ def nonnegative_qp(
     solved = tf.reduce_all(violation <= 1e4 * noise, axis=-1)
     solved &= tf.reduce_all(x < _LARGEST, axis=-1)
     return ActiveSet(x * unit, free), solved
+
+
+def _one_hot_mask(index: tf.Tensor, size: int) -> tf.Tensor:
+    return tf.one_hot(index, size, on_value=True, off_value=False)
 
 
 def min_norm(gramian: Any) -> tuple[tf.Tensor, tf.Tensor]:

@@ -69,9 +69,7 @@ def power_root(gramian: Any, alpha: float = 1.0) -> tuple[tf.Tensor, tf.Tensor]:
         marginal = target * y ** (1.0 - p)
         pull = y * tf.linalg.matvec(cosines, y)
         system = y[:, tf.newaxis] * cosines * y
-        system = tf.linalg.set_diag(
-            system, tf.linalg.diag_part(system) + p * marginal
-        )
+        system = tf.linalg.set_diag(system, tf.linalg.diag_part(system) + p * marginal)
         factor = tf.linalg.cholesky(system)
         step = tf.linalg.cholesky_solve(factor, (marginal - pull)[:, tf.newaxis])[:, 0]
         change = tf.reduce_max(tf.abs(step))

@@ -11,13 +11,16 @@ from mtl_keras.ops.solvers.problem import finish, prepare
 
 
 def krum(
-    gramian: Any, n_byzantine: int = 1, n_selected: int = 1
+    gramian: Any, n_byzantine: int = 1, n_selected: int = 1, squared: bool = False
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Averages the gradients that lie closest to their neighbours (Multi-Krum).
 
-    A task's score is the sum of its squared distances to the nearest
+    A task's score is the sum of its distances to the nearest
     `T - n_byzantine - 2` others; the `n_selected` tasks with the smallest scores
     get weight `1 / n_selected`, the first of equals before the others.
+
+    Differs from the paper in that distances are not squared, as in the common
+    implementations; `squared=True` gives the paper's scores.
 
     Paper: Blanchard et al., Machine Learning with Adversaries: Byzantine Tolerant
     Gradient Descent, NeurIPS 2017.
@@ -26,6 +29,7 @@ def krum(
         gramian: `[T, T]` Gram matrix.
         n_byzantine: Number of tasks that may be far off, at least 0.
         n_selected: Number of tasks to average, at least 1.
+        squared: Whether scores add squared distances.
 
     Returns:
         `[T]` float64 weights that sum to 1, and a scalar bool, False where too few
@@ -50,6 +54,7 @@ def krum(
     inner = problem.gramian
     squares = tf.linalg.diag_part(inner)
     distances = tf.maximum(squares[:, tf.newaxis] + squares - 2.0 * inner, 0.0)
+    distances = distances if squared else tf.sqrt(distances)
     # Tasks that take no part are no neighbours, and no task is its own.
     absent = problem.active <= 0.0
     far = absent[:, tf.newaxis] | absent | tf.eye(size, dtype=tf.bool)

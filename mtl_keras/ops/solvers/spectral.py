@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -88,28 +88,66 @@ def aligned(gramian: Any, scale_mode: str = "min") -> tuple[tf.Tensor, tf.Tensor
             f"Expected scale_mode in {SCALE_MODES}. Received: {scale_mode!r}."
         )
     problem = prepare(gramian)
-    size = problem.cosines.shape[0]
-    values, vectors = tf.linalg.eigh(problem.gramian)
-    kept = values > values[-1] * size * EPS
+    spectrum = _spectrum(problem.gramian)
+    values, kept = spectrum.values, spectrum.kept
     rank = tf.reduce_sum(tf.cast(kept, tf.int32))
     if scale_mode == "rmse":
         scale = tf.reduce_sum(tf.where(kept, values, 0.0)) / tf.cast(rank, tf.float64)
     else:
         # Eigenvalues ascend: those kept are the last ones.
-        place = size - rank + ((rank - 1) // 2 if scale_mode == "median" else 0)
+        place = values.shape[0] - rank
+        place += (rank - 1) // 2 if scale_mode == "median" else 0
         scale = tf.gather(values, place)
-    factors = tf.where(kept, tf.sqrt(scale / tf.where(kept, values, 1.0)), 0.0)
-    weights = tf.linalg.matvec(
-        vectors, factors * tf.linalg.matvec(vectors, problem.mean, transpose_a=True)
-    )
+    roots = tf.sqrt(tf.where(kept, values, 1.0))
+    slopes = -1.0 / (roots[:, tf.newaxis] * roots * (roots[:, tf.newaxis] + roots))
+    weights = tf.sqrt(scale) * _apply(spectrum, 1.0 / roots, slopes, problem.mean)
     return finish(problem, weights, True, problem.mean)
 
 
 def _equal_cosines(problem: Problem) -> tf.Tensor:
     """Coefficients on unit gradients, by the pseudo-inverse of their cosines."""
-    size = problem.cosines.shape[0]
-    values, vectors = tf.linalg.eigh(problem.cosines)
-    kept = values > values[-1] * size * EPS
-    inverse = tf.where(kept, 1.0 / tf.where(kept, values, 1.0), 0.0)
-    along = tf.linalg.matvec(vectors, problem.active, transpose_a=True)
-    return tf.linalg.matvec(vectors, inverse * along)
+    spectrum = _spectrum(problem.cosines)
+    inverse = 1.0 / tf.where(spectrum.kept, spectrum.values, 1.0)
+    slopes = -inverse[:, tf.newaxis] * inverse
+    return _apply(spectrum, inverse, slopes, problem.active)
+
+
+class _Spectrum(NamedTuple):
+    """`V' A V` for nearly exact eigenvectors: its diagonal and what is left.
+
+    XLA's eigenvectors are orthogonal to rounding but diagonalise to about 1e-9 only,
+    which small eigenvalues would magnify. Functions of the matrix take the rest
+    into account to first order; elsewhere it is rounding noise.
+    """
+
+    values: tf.Tensor
+    rest: tf.Tensor
+    vectors: tf.Tensor
+    kept: tf.Tensor
+
+
+def _spectrum(matrix: tf.Tensor) -> _Spectrum:
+    _, vectors = tf.linalg.eigh(matrix)
+    inner = tf.matmul(vectors, tf.matmul(matrix, vectors), transpose_a=True)
+    values = tf.linalg.diag_part(inner)
+    kept = values > tf.reduce_max(values) * matrix.shape[0] * EPS
+    rest = tf.linalg.set_diag(inner, tf.zeros_like(values))
+    return _Spectrum(values, rest, vectors, kept)
+
+
+def _apply(
+    spectrum: _Spectrum, images: tf.Tensor, slopes: tf.Tensor, vector: tf.Tensor
+) -> tf.Tensor:
+    """Multiplies a function of the matrix, over the eigenvalues kept, by a vector.
+
+    Args:
+        spectrum: The decomposed matrix.
+        images: `[T]`, the function at the eigenvalues.
+        slopes: `[T, T]`, its divided differences between pairs of eigenvalues.
+        vector: `[T]`.
+    """
+    kept = tf.cast(spectrum.kept, tf.float64)
+    function = tf.linalg.set_diag(slopes * spectrum.rest, images)
+    function *= kept[:, tf.newaxis] * kept
+    along = tf.linalg.matvec(spectrum.vectors, vector, transpose_a=True)
+    return tf.linalg.matvec(spectrum.vectors, tf.linalg.matvec(function, along))
