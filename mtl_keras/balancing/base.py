@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -136,6 +136,26 @@ class Balancer:
         return cls(**config)
 
 
+class LossStep(NamedTuple):
+    """What a loss balancer may learn from after a step.
+
+    Tensors `[T]` are float32 and over the whole batch, all replicas together.
+    """
+
+    losses: tf.Tensor
+    """`[T]`, the task losses times their static `loss_weights`; 0 where absent."""
+    present: tf.Tensor
+    """bool `[T]`, False for a task without any label in the batch."""
+    learning_rate: tf.Tensor
+    """Scalar, the present rate of the model's optimizer."""
+    gradient_norms: tf.Tensor | None = None
+    """`[T]`, norms of the unweighted task gradients on the last shared layer; for
+    methods with `needs_gradient_norms`."""
+    losses_after: tf.Tensor | None = None
+    """`[T]`, losses of the same batch after the model's update; for methods with
+    `revisits_batch`."""
+
+
 class LossBalancer(Balancer):
     """Balances from the task losses alone: one backward pass.
 
@@ -144,67 +164,94 @@ class LossBalancer(Balancer):
     computed from are summed over replicas first, and absent tasks count as 0.
     """
 
+    needs_gradient_norms = False
+    revisits_batch = False
+
     def weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
         """Returns the task weights for one step, and changes no state.
 
         Args:
-            losses: float32 `[T]`, the task losses times their static
-                `loss_weights`; 0 where the task is absent.
-            present: bool `[T]`, False for a task without any label in the batch.
+            losses: See `LossStep`.
+            present: See `LossStep`.
 
         Returns:
-            float32 `[T]`. Equal weighting is 1 / T in the paper's mean scale or 1
-            in its sum scale; the method applies `self.scale` itself.
+            float32 `[T]`, 0 where absent. Equal weighting is 1 in the scale
+            `"sum"` and 1 / T in `"mean"`; the method applies `self.scale` itself.
         """
         raise NotImplementedError
 
-    def update(
-        self, losses: tf.Tensor, present: tf.Tensor, learning_rate: tf.Tensor
-    ) -> None:
-        """Changes the state after the weights of this step were taken.
+    def update(self, step: LossStep) -> None:
+        """Changes the state after the model's update."""
 
-        Args:
-            losses: As in `weights`.
-            present: As in `weights`.
-            learning_rate: Scalar, the present rate of the model's optimizer.
-        """
+
+class GradientStep(NamedTuple):
+    """The task gradients of one step, and what else a method may read."""
+
+    gradients: Sequence[Sequence[Any]]
+    """T lists of V gradients: tensor, `tf.IndexedSlices` or None."""
+    losses: tf.Tensor
+    """float32 `[T]`, the weighted losses of the whole batch; 0 where absent."""
+    present: tf.Tensor
+    """bool `[T]`."""
+    loss_scale: tf.Tensor
+    """Scalar by which mixed precision multiplied the losses."""
+    summed: bool = True
+    """Whether the gradients are summed over replicas. Those on representations are
+    not: every replica has its own samples."""
+
+    def gramian(self) -> tf.Tensor:
+        """Returns the Gram matrix of the unscaled gradients, float64 `[T, T]`."""
+        gramian = ops.gramian(self.gradients)
+        if not self.summed:
+            context = tf.distribute.get_replica_context()
+            gramian = context.all_reduce(tf.distribute.ReduceOp.SUM, gramian)
+        return gramian / tf.square(tf.cast(self.loss_scale, "float64"))
 
 
 class GradientBalancer(Balancer):
-    """Balances from the task gradients on the shared variables."""
+    """Balances from the task gradients on the shared variables.
+
+    Args:
+        gradients_of: `"shared"` (exact: gradients on all shared variables, T
+            backward passes through the backbone) or `"representation"` (gradients
+            at the boundary between shared and task-specific layers, one backward
+            pass through the backbone whatever T; an approximation, as in the
+            MGDA-UB of Sener & Koltun, NeurIPS 2018).
+        **kwargs: See `Balancer`.
+    """
 
     default_task_specific = "own"
+
+    def __init__(self, *, gradients_of: str = "shared", **kwargs: Any):
+        super().__init__(**kwargs)
+        check_choice("gradients_of", gradients_of, ("shared", "representation"))
+        self.gradients_of = gradients_of
 
     def build_state(self, num_tasks: int) -> None:
         """Creates the count of steps that fell back to the mean."""
         self.add_variable("fallbacks", (), 0, dtype="int64")
 
-    def aggregate(
-        self,
-        task_gradients: Sequence[Sequence[Any]],
-        losses: tf.Tensor,
-        present: tf.Tensor,
-        gradient_scale: tf.Tensor,
-    ) -> tuple[list[Any], tf.Tensor]:
+    def aggregate(self, step: GradientStep) -> tuple[list[Any], tf.Tensor]:
         """Turns the task gradients into one update.
 
-        Args:
-            task_gradients: T lists of V gradients (tensor, `tf.IndexedSlices` or
-                None), summed over replicas.
-            losses: float32 `[T]`, as for `LossBalancer.weights`.
-            present: bool `[T]`.
-            gradient_scale: Scalar by which mixed precision multiplied the losses.
-
         Returns:
-            The V combined gradients, and the task weights `[T]` to log.
+            The V combined gradients, times the loss scale as they came, and the
+            task weights float32 `[T]` to log.
         """
         raise NotImplementedError
+
+    def after_step(self, weights: tf.Tensor) -> None:
+        """Called once at the end of each step with its weights, float32 `[T]`."""
 
     def count_fallback(self, fell_back: tf.Tensor) -> None:
         """Adds to the count of steps that fell back to the mean."""
         if self.built:
             counter = self._variables["fallbacks"]
             counter.assign_add(tf.cast(fell_back, "int64"))
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "gradients_of": self.gradients_of}
 
 
 class GramBalancer(GradientBalancer):
@@ -213,9 +260,26 @@ class GramBalancer(GradientBalancer):
     A method of this kind implements `weights` and nothing else. `natural_scale`
     tells in which scale its paper writes them: `"mean"` (equal weights are 1 / T)
     or `"sum"` (equal weights are 1).
+
+    Args:
+        update_every: Solve every k-th step and keep the weights in between; the
+            steps in between take one backward pass (with several replicas they
+            still take T).
+        **kwargs: See `GradientBalancer`.
     """
 
     natural_scale = "mean"
+
+    def __init__(self, *, update_every: int = 1, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.update_every = check_integer("update_every", update_every, low=1)
+
+    def build_state(self, num_tasks: int) -> None:
+        """Creates, for `update_every` > 1, the step count and the kept weights."""
+        super().build_state(num_tasks)
+        if self.update_every > 1:
+            self.add_variable("steps", (), 0, dtype="int64")
+            self.add_variable("kept_weights", (num_tasks,), 0.0)
 
     def weights(self, gramian: tf.Tensor) -> tf.Tensor:
         """Returns the weights of one step in the paper's own scale.
@@ -244,20 +308,32 @@ class GramBalancer(GradientBalancer):
         self.count_fallback(~converged)
         return weights
 
-    def aggregate(
-        self,
-        task_gradients: Sequence[Sequence[Any]],
-        losses: tf.Tensor,
-        present: tf.Tensor,
-        gradient_scale: tf.Tensor,
-    ) -> tuple[list[Any], tf.Tensor]:
+    def is_due(self) -> tf.Tensor:
+        """Whether this step solves, a bool scalar."""
+        return tf.equal(self._variables["steps"] % self.update_every, 0)
+
+    def kept_weights(self) -> tf.Tensor:
+        """The weights of the last solve, float32 `[T]`."""
+        return tf.convert_to_tensor(self._variables["kept_weights"])
+
+    def after_step(self, weights: tf.Tensor) -> None:
+        """See `GradientBalancer.after_step`: keeps the weights for later steps."""
+        if self.update_every > 1:
+            self._variables["steps"].assign_add(1)
+            self._variables["kept_weights"].assign(weights)
+
+    def solve(self, step: GradientStep) -> tf.Tensor:
+        """Returns the step's weights in `self.scale`, float32 `[T]`."""
+        gramian = step.gramian()
+        weights = self.weights_with_losses(gramian, step.losses)
+        return tf.cast(weights * self.rescaling(gramian), "float32")
+
+    def aggregate(self, step: GradientStep) -> tuple[list[Any], tf.Tensor]:
         """See `GradientBalancer.aggregate`."""
-        del present  # An absent task's gradient is zero, which says it all.
-        gramian = ops.gramian(task_gradients)
-        gramian /= tf.square(tf.cast(gradient_scale, "float64"))
-        weights = self.weights_with_losses(gramian, losses)
-        weights *= self.rescaling(gramian)
-        return ops.combine(weights, task_gradients), tf.cast(weights, "float32")
+        weights = self.solve(step)
+        if self.update_every > 1:
+            weights = tf.where(self.is_due(), weights, self.kept_weights())
+        return ops.combine(weights, step.gradients), weights
 
     def rescaling(self, gramian: tf.Tensor) -> tf.Tensor:
         """Returns the factor from the paper's scale to `self.scale`, a scalar."""
@@ -266,6 +342,10 @@ class GramBalancer(GradientBalancer):
         taking_part = tf.linalg.diag_part(tf.cast(gramian, "float64")) > 0
         count = tf.maximum(tf.reduce_sum(tf.cast(taking_part, "float64")), 1.0)
         return count if self.scale == "sum" else 1.0 / count
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "update_every": self.update_every}
 
 
 def check_choice(argument: str, value: Any, choices: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ import tensorflow as tf
 from mtl_keras.balancing.adam import TaskAdam
 from mtl_keras.balancing.base import (
     LossBalancer,
+    LossStep,
     check_number,
     mean_weights,
     per_task,
@@ -144,14 +145,12 @@ class Uncertainty(LossBalancer):
         weights = tf.constant(self._factors, "float32") * tf.exp(-self._log_variance)
         return weights * mean_weights(present, self.scale)
 
-    def update(
-        self, losses: tf.Tensor, present: tf.Tensor, learning_rate: tf.Tensor
-    ) -> None:
+    def update(self, step: LossStep) -> None:
         """Moves s against the gradient of the objective; see `LossBalancer.update`."""
         factors = tf.constant(self._factors, "float32")
-        gradient = 0.5 - factors * tf.exp(-self._log_variance) * losses
-        rate = learning_rate if self.learning_rate is None else self.learning_rate
-        self._adam.step(self._log_variance, gradient, present, rate)
+        gradient = 0.5 - factors * tf.exp(-self._log_variance) * step.losses
+        rate = step.learning_rate if self.learning_rate is None else self.learning_rate
+        self._adam.step(self._log_variance, gradient, step.present, rate)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -221,13 +220,10 @@ class DWA(LossBalancer):
             weights *= tf.reduce_sum(tf.cast(present, "float32"))
         return weights
 
-    def update(
-        self, losses: tf.Tensor, present: tf.Tensor, learning_rate: tf.Tensor
-    ) -> None:
+    def update(self, step: LossStep) -> None:
         """Adds this batch to the epoch's means; see `LossBalancer.update`."""
-        del learning_rate
-        counts = present & tf.math.is_finite(losses)
-        self._loss_sum.assign_add(tf.where(counts, losses, 0.0))
+        counts = step.present & tf.math.is_finite(step.losses)
+        self._loss_sum.assign_add(tf.where(counts, step.losses, 0.0))
         self._batches.assign_add(tf.cast(counts, "float32"))
 
     def get_config(self) -> dict[str, Any]:

@@ -7,7 +7,12 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from mtl_keras.balancing.base import Balancer, GradientBalancer, LossBalancer
+from mtl_keras.balancing.base import (
+    Balancer,
+    GradientBalancer,
+    LossBalancer,
+    LossStep,
+)
 from mtl_keras.errors import InputError
 
 
@@ -77,6 +82,14 @@ class Pipeline:
         """Whether one step differentiates more than one scalar."""
         return self.gradient_balancer is not None or self.own_losses_unweighted
 
+    @property
+    def gradients_of_representation(self) -> bool:
+        """Whether task gradients are taken at the representation."""
+        return (
+            self.gradient_balancer is not None
+            and self.gradient_balancer.gradients_of == "representation"
+        )
+
     def build(self, tasks: Sequence[str]) -> None:
         """Creates all state for these tasks."""
         for balancer in self.balancers:
@@ -89,12 +102,10 @@ class Pipeline:
             return tf.cast(present, "float32")
         return tf.stop_gradient(self.loss_balancer.weights(losses, present))
 
-    def update(
-        self, losses: tf.Tensor, present: tf.Tensor, learning_rate: tf.Tensor
-    ) -> None:
+    def update(self, step: LossStep) -> None:
         """Lets the loss balancer learn from the step."""
         if self.loss_balancer is not None:
-            self.loss_balancer.update(losses, present, learning_rate)
+            self.loss_balancer.update(step)
 
     @property
     def state(self) -> dict[str, keras.Variable]:

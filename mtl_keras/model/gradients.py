@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
+from mtl_keras.balancing.base import GradientBalancer, GradientStep, GramBalancer
 from mtl_keras.balancing.pipeline import Pipeline
 from mtl_keras.model.labels import replicas
 from mtl_keras.model.task_variables import TaskVariables
@@ -55,14 +57,36 @@ def step_objectives(
     )
 
 
+class StepContext(NamedTuple):
+    """What gradient balancing reads of a step, beside the gradients."""
+
+    losses: tf.Tensor
+    """float32 `[T]`, the weighted losses of the whole batch."""
+    present: tf.Tensor
+    """bool `[T]`."""
+    loss_scale: tf.Tensor
+    """Scalar, the loss scale of mixed precision."""
+    representation: list[tf.Tensor] | None
+    """Tensors between shared and task-specific layers, where the step took them."""
+
+
+class StepGradients(NamedTuple):
+    """Gradients of one step."""
+
+    shared: list[Gradient]
+    """By shared variable."""
+    own: list[list[Gradient]]
+    """By task, then by task-specific variable."""
+    weights: tf.Tensor
+    """float32 `[T]`, the gradient balancer's weights."""
+
+
 def step_gradients(
     tape: tf.GradientTape,
     objectives: Objectives,
     variables: TaskVariables,
     pipeline: Pipeline,
-    losses: tf.Tensor,
-    present: tf.Tensor,
-    gradient_scale: tf.Tensor,
+    context: StepContext,
 ) -> tuple[dict[int, Gradient], tf.Tensor]:
     """Returns the gradient of every trainable variable, by its id.
 
@@ -71,38 +95,125 @@ def step_gradients(
         objectives: `step_objectives`' result.
         variables: The split of the trainable variables.
         pipeline: The balancing.
-        losses: float32 `[T]`, the weighted losses of the whole batch.
-        present: bool `[T]`.
-        gradient_scale: Scalar, the loss scale of mixed precision.
+        context: The rest of the step.
 
     Returns:
         The gradients, and the gradient balancer's weights, float32 `[T]` (ones
         without one).
     """
-    if pipeline.gradient_balancer is None:
-        gradients = _of_weighted_losses(tape, objectives, variables)
-        return gradients, tf.ones_like(losses)
     balancer = pipeline.gradient_balancer
-    rows, own = _by_task(tape, objectives, variables)
-    update, weights = balancer.aggregate(
-        _sum_over_replicas(rows), losses, present, gradient_scale
-    )
-    # The optimizer sums over replicas, each of which has the whole update.
-    update = [_scaled(gradient, 1.0 / replicas()) for gradient in update]
-    gradients = _by_id(variables.shared, update)
-    for index, task in enumerate(variables.own):
-        for variable, gradient in zip(variables.own[task], own[index], strict=True):
-            if balancer.task_specific == "weighted":
-                gradient = _scaled(gradient, weights[index])
-            gradients[id(variable)] = gradient
-    gradients.update(_by_id(variables.unused, [None] * len(variables.unused)))
+    if balancer is None:
+        gradients = _of_weighted_losses(tape, objectives, variables)
+        return gradients, tf.ones_like(context.losses)
+    if context.representation is not None:
+        step = _through_representation(tape, objectives, variables, balancer, context)
+    elif getattr(balancer, "update_every", 1) > 1 and replicas() == 1:
+        step = _every_kth_step(tape, objectives, variables, balancer, context)
+    else:
+        step = _through_backbone(tape, objectives, variables, balancer, context)
+    balancer.after_step(step.weights)
+
+    gradients = _by_id(variables.shared, step.shared)
+    for index, own_variables in enumerate(variables.own.values()):
+        own = step.own[index]
+        if balancer.task_specific == "weighted":
+            own = [_scaled(gradient, step.weights[index]) for gradient in own]
+        gradients |= _by_id(own_variables, own)
+    gradients |= _by_id(variables.unused, [None] * len(variables.unused))
     if objectives.added is not None:
-        everything = [*variables.shared, *sum(variables.own.values(), [])]
+        everything = [*variables.shared, *itertools.chain(*variables.own.values())]
         everything += variables.unused
         added = tape.gradient(objectives.added, everything)
         for variable, gradient in zip(everything, added, strict=True):
             gradients[id(variable)] = _add(gradients[id(variable)], gradient)
-    return gradients, weights
+    return gradients, step.weights
+
+
+def _through_backbone(
+    tape: tf.GradientTape,
+    objectives: Objectives,
+    variables: TaskVariables,
+    balancer: GradientBalancer,
+    context: StepContext,
+) -> StepGradients:
+    """T backward passes through everything: the exact task gradients."""
+    rows, own = _by_task(tape, objectives, variables.shared, variables)
+    update, weights = balancer.aggregate(
+        GradientStep(
+            _sum_over_replicas(rows),
+            context.losses,
+            context.present,
+            context.loss_scale,
+        )
+    )
+    # The optimizer sums over replicas, each of which has the whole update.
+    update = [_scaled(gradient, 1.0 / replicas()) for gradient in update]
+    return StepGradients(update, own, weights)
+
+
+def _through_representation(
+    tape: tf.GradientTape,
+    objectives: Objectives,
+    variables: TaskVariables,
+    balancer: GradientBalancer,
+    context: StepContext,
+) -> StepGradients:
+    """T backward passes through the heads and one through the backbone."""
+    representation = context.representation
+    assert representation is not None
+    rows, own = _by_task(tape, objectives, representation, variables)
+    update, weights = balancer.aggregate(
+        GradientStep(
+            rows, context.losses, context.present, context.loss_scale, summed=False
+        )
+    )
+    upstream = [
+        tf.zeros_like(tensor) if gradient is None else gradient
+        for tensor, gradient in zip(representation, update, strict=True)
+    ]
+    shared = tape.gradient(representation, variables.shared, upstream)
+    return StepGradients(shared, own, weights)
+
+
+def _every_kth_step(
+    tape: tf.GradientTape,
+    objectives: Objectives,
+    variables: TaskVariables,
+    balancer: GramBalancer,
+    context: StepContext,
+) -> StepGradients:
+    """Solves every k-th step; in between one backward pass with the kept weights."""
+    # A branch cannot return None. Both leave out the same gradients.
+    connected: list[bool] = []
+
+    def packed(step: StepGradients) -> tuple[list[Gradient], tf.Tensor]:
+        flat = [*step.shared, *itertools.chain(*step.own)]
+        connected[:] = [gradient is not None for gradient in flat]
+        return [gradient for gradient in flat if gradient is not None], step.weights
+
+    def solve() -> tuple[list[Gradient], tf.Tensor]:
+        return packed(_through_backbone(tape, objectives, variables, balancer, context))
+
+    def keep() -> tuple[list[Gradient], tf.Tensor]:
+        weights = balancer.kept_weights()
+        # Weighted by their upstream gradients: the losses are the tape's, and new
+        # products of them would not be.
+        shared = tape.gradient(objectives.shared, variables.shared, tf.unstack(weights))
+        own = [
+            tape.gradient(loss, own_variables)
+            for loss, own_variables in zip(
+                objectives.own, variables.own.values(), strict=True
+            )
+        ]
+        return packed(StepGradients(shared, own, weights))
+
+    flat, weights = tf.cond(balancer.is_due(), solve, keep)
+    given = iter(flat)
+    everything = [next(given) if there else None for there in connected]
+    shared = everything[: len(variables.shared)]
+    rest = iter(everything[len(variables.shared) :])
+    own = [[next(rest) for _ in task] for task in variables.own.values()]
+    return StepGradients(shared, own, weights)
 
 
 def _of_weighted_losses(
@@ -111,7 +222,7 @@ def _of_weighted_losses(
     """One backward pass; one more through the heads if these are unweighted."""
     # A tape differentiates a list of scalars as their sum.
     added = [] if objectives.added is None else [objectives.added]
-    own_variables = sum(variables.own.values(), [])
+    own_variables = list(itertools.chain(*variables.own.values()))
     shared_variables = [*variables.shared, *variables.unused]
     weighted = [*objectives.shared, *added]
     if objectives.own is objectives.shared:
@@ -123,20 +234,22 @@ def _of_weighted_losses(
 
 
 def _by_task(
-    tape: tf.GradientTape, objectives: Objectives, variables: TaskVariables
+    tape: tf.GradientTape,
+    objectives: Objectives,
+    sources: Sequence[Any],
+    variables: TaskVariables,
 ) -> tuple[list[list[Gradient]], list[list[Gradient]]]:
-    """One backward pass a task; rows on the shared variables, and on its own."""
+    """One backward pass a task: gradients on `sources`, and on its own variables."""
     rows, owns = [], []
-    count = len(variables.shared)
     for shared, own, own_variables in zip(
         objectives.shared, objectives.own, variables.own.values(), strict=True
     ):
         if own is shared:
-            both = tape.gradient(shared, [*variables.shared, *own_variables])
-            rows.append(both[:count])
-            owns.append(both[count:])
+            both = tape.gradient(shared, [*sources, *own_variables])
+            rows.append(both[: len(sources)])
+            owns.append(both[len(sources) :])
         else:
-            rows.append(tape.gradient(shared, variables.shared))
+            rows.append(tape.gradient(shared, list(sources)))
             owns.append(tape.gradient(own, own_variables))
     return rows, owns
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import keras
+import tensorflow as tf
 
 
 class ResolvedLoss(NamedTuple):
@@ -82,3 +83,30 @@ def resolved_metrics(
 def loss_tracker(model: keras.Model) -> keras.metrics.Metric:
     """Returns the metric behind the logged `loss`."""
     return model._loss_tracker
+
+
+class GraphNode(NamedTuple):
+    """One call of an operation in a functional graph."""
+
+    operation: keras.Operation
+    inputs: list[keras.KerasTensor]
+    outputs: list[keras.KerasTensor]
+
+
+def graph_nodes(model: keras.Model) -> list[GraphNode]:
+    """Returns the calls of a functional model, inputs first."""
+    by_depth = model._nodes_by_depth
+    return [
+        GraphNode(node.operation, list(node.input_tensors), list(node.outputs))
+        for depth in sorted(by_depth, reverse=True)
+        for node in by_depth[depth]
+    ]
+
+
+def identity_with_mask(tensor: Any) -> Any:
+    """Returns a copy of a tensor that carries its Keras mask."""
+    copy = tf.identity(tensor)
+    mask = getattr(tensor, "_keras_mask", None)
+    if mask is not None:
+        copy._keras_mask = mask
+    return copy

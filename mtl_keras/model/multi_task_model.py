@@ -9,15 +9,21 @@ import keras
 import tensorflow as tf
 
 from mtl_keras import balancing as balancing_lib
+from mtl_keras.balancing.base import LossStep
 from mtl_keras.balancing.pipeline import Pipeline
 from mtl_keras.errors import InputError, unknown_name
-from mtl_keras.model.gradients import step_gradients, step_objectives
+from mtl_keras.model.gradients import StepContext, step_gradients, step_objectives
 from mtl_keras.model.keras_compat import (
     loss_tracker,
     resolved_losses,
     resolved_metrics,
 )
 from mtl_keras.model.labels import Labels, arrange_labels, batch_size, replicas
+from mtl_keras.model.representation import (
+    SplitModel,
+    check_shared_below,
+    split_at_representation,
+)
 from mtl_keras.model.task_losses import TaskLosses, task_losses
 from mtl_keras.model.task_metrics import update_metrics
 from mtl_keras.model.task_variables import reached_variables, split_variables
@@ -79,6 +85,7 @@ class MultiTaskModel(keras.Model):
         self._outputs_by_task = dict(outputs)
         self._loss_tasks: tuple[str, ...] = tuple(outputs)
         self._pipeline: Pipeline | None = None
+        self._split: SplitModel | None = None
 
     @property
     def tasks(self) -> list[str]:
@@ -151,6 +158,10 @@ class MultiTaskModel(keras.Model):
         self._pipeline = pipeline
         outputs = {task: self._outputs_by_task[task] for task in self.tasks}
         self._reached = reached_variables(self._inputs, outputs)
+        self._split = None
+        if pipeline.gradients_of_representation:
+            self._split = split_at_representation(self, self._outputs_by_task)
+            check_shared_below(self._split, split_variables(self, self._reached).shared)
 
     def _tasks_with_loss(self, loss: Any) -> tuple[str, ...]:
         outputs = sorted(self._outputs_by_task)
@@ -287,9 +298,14 @@ class MultiTaskModel(keras.Model):
         """One step: forward, task losses, balanced gradients, update."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         pipeline = self._pipeline
-        assert pipeline is not None and pipeline.task_weights is not None
+        assert pipeline is not None
+        assert pipeline.task_weights is not None
+        representation = None
         with tf.GradientTape(persistent=pipeline.needs_several_gradients) as tape:
-            y_pred = self(x, training=True)
+            if self._split is None:
+                y_pred = self(x, training=True)
+            else:
+                representation, y_pred = self._split.call(x)
             losses = self._task_losses(self._labels(y, y_pred, sample_weight), y_pred)
             added = self._added_losses()
             totals = losses.total_over_replicas()
@@ -301,19 +317,21 @@ class MultiTaskModel(keras.Model):
         loss_tracker(self).update_state(total, sample_weight=batch_size(y_pred))
 
         variables = split_variables(self, self._reached)
+        loss_scale = self.optimizer.scale_loss(tf.ones(()))
         gradients, weights = step_gradients(
             tape,
             objectives,
             variables,
             pipeline,
-            totals * loss_weights,
-            losses.present,
-            self.optimizer.scale_loss(tf.ones(())),
+            StepContext(
+                totals * loss_weights, losses.present, loss_scale, representation
+            ),
         )
+        learning_rate = self.optimizer.learning_rate
         self.optimizer.apply_gradients(
             [(gradients[id(v)], v) for v in self.trainable_variables]
         )
-        pipeline.update(totals, losses.present, self.optimizer.learning_rate)
+        pipeline.update(LossStep(totals, losses.present, learning_rate))
         pipeline.task_weights.update_state(loss_weights * weights, losses.present)
         return {
             **self.compute_metrics(x, y, y_pred, sample_weight=sample_weight),

@@ -1,0 +1,116 @@
+"""The boundary between shared and task-specific layers of a functional model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import keras
+
+from mtl_keras.errors import InputError
+from mtl_keras.model.keras_compat import GraphNode, graph_nodes, identity_with_mask
+
+
+class SplitModel(NamedTuple):
+    """A model cut in two at its representation; both halves share its layers."""
+
+    trunk: keras.Model
+    """Inputs to a list of representation tensors."""
+    heads: keras.Model
+    """Representation tensors, then the model's inputs that a head reads, to
+    `{task: output}`."""
+    passed: list[int]
+    """Which of the model's flat inputs a head reads."""
+
+    def call(self, inputs: Any) -> tuple[list[Any], dict[str, Any]]:
+        """Runs both halves in training mode.
+
+        Returns:
+            The representation and the outputs by task. The tensors are copies that
+            only the heads read, so that a gradient on one of them does not count
+            its way through the trunk to another.
+        """
+        trunk = keras.tree.flatten(self.trunk(inputs, training=True))
+        representation = [identity_with_mask(tensor) for tensor in trunk]
+        flat = keras.tree.flatten(inputs)
+        passed = [flat[index] for index in self.passed]
+        return representation, self.heads([*representation, *passed], training=True)
+
+
+def split_at_representation(
+    model: keras.Model, outputs: Mapping[str, keras.KerasTensor]
+) -> SplitModel:
+    """Cuts a model where layers that serve several tasks feed others.
+
+    Args:
+        model: A functional model.
+        outputs: `{task: KerasTensor}`.
+
+    Returns:
+        The two halves. The representation are all outputs of shared calls that a
+        task-specific call reads, or that are outputs themselves.
+
+    Raises:
+        InputError: When a trainable variable that tasks share is used above the
+            boundary, as by one layer called once for each task, or when nothing
+            is shared.
+    """
+    nodes = graph_nodes(model)
+    shared = _shared_nodes(nodes, outputs)
+    inputs = keras.tree.flatten(model.inputs)
+    input_ids = {id(tensor): index for index, tensor in enumerate(inputs)}
+    from_shared = {
+        id(tensor): tensor
+        for index in shared
+        for tensor in nodes[index].outputs
+        if id(tensor) not in input_ids
+    }
+    read_above = [
+        tensor
+        for index, node in enumerate(nodes)
+        if index not in shared
+        for tensor in node.inputs
+    ]
+    read_above += [t for t in outputs.values() if id(t) in from_shared]
+    boundary = {id(t): t for t in read_above if id(t) in from_shared}
+    passed = sorted({input_ids[id(t)] for t in read_above if id(t) in input_ids})
+    if not boundary:
+        raise InputError(
+            'Expected layers that tasks share for gradients_of="representation". '
+            "Received a model without any."
+        )
+    representation = list(boundary.values())
+    trunk = keras.Model(model.inputs, representation)
+    heads = keras.Model([*representation, *(inputs[i] for i in passed)], dict(outputs))
+    return SplitModel(trunk, heads, passed)
+
+
+def check_shared_below(split: SplitModel, shared: Sequence[keras.Variable]) -> None:
+    """Raises `InputError` if the heads use a variable that tasks share."""
+    above = {id(variable) for variable in split.heads.trainable_variables}
+    for variable in shared:
+        if id(variable) in above:
+            raise InputError(
+                "Expected shared variables below the heads for gradients_of="
+                f'"representation". Received a model whose heads share '
+                f'{variable.path!r}; use gradients_of="shared".'
+            )
+
+
+def _shared_nodes(
+    nodes: Sequence[GraphNode], outputs: Mapping[str, keras.KerasTensor]
+) -> set[int]:
+    """Returns the indices of the calls that two or more outputs depend on."""
+    maker = {id(t): index for index, node in enumerate(nodes) for t in node.outputs}
+    uses: dict[int, int] = {}
+    for output in outputs.values():
+        reached: set[int] = set()
+        waiting = [maker[id(output)]]
+        while waiting:
+            index = waiting.pop()
+            if index not in reached:
+                reached.add(index)
+                waiting += [maker[id(t)] for t in nodes[index].inputs]
+        for index in reached:
+            uses[index] = uses.get(index, 0) + 1
+    return {index for index, count in uses.items() if count > 1}
