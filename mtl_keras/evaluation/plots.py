@@ -26,7 +26,8 @@ def trade_off(
 
     Each panel shows all results in two tasks' metrics and joins the ones on
     that pair's Pareto front by a line. Rings mark the results that are on the
-    front of all tasks together.
+    front of all tasks together; arrows beside the labels point to the better
+    end.
 
     Args:
         points: Array of shape `[N, T]`, T at least 2: N results, one metric
@@ -89,7 +90,7 @@ def trade_off(
 
 
 def _axis_label(name: str, direction: str) -> str:
-    return f"{name} ({'higher' if direction == 'max' else 'lower'} is better)"
+    return f"{name} {'↑' if direction == 'max' else '↓'}"
 
 
 def _panel(axis, points, directions, everywhere, groups, labels) -> None:
@@ -122,4 +123,5 @@ def _panel(axis, points, directions, everywhere, groups, labels) -> None:
         axis.annotate(
             label, point, xytext=(4, 4), textcoords="offset points", fontsize=7
         )
+    axis.locator_params(nbins=4)
     axis.grid(alpha=0.25)

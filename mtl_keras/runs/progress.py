@@ -126,7 +126,9 @@ class StepBar(keras.callbacks.Callback):
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._progress.stop()
+        # Stopping what never started would print an empty line.
+        if self._bar is not None:
+            self._progress.stop()
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Starts drawing."""

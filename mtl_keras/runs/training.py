@@ -129,6 +129,8 @@ def train(
     assert config.epochs is not None
     assert config.tasks is not None
     application = applications.get(config.application)
+    # Before loading too: TensorFlow's shuffling takes part of the global seed.
+    keras.utils.set_random_seed(config.seed)
     data = {s: load_split(config, s) for s in ("train", "validation", "test")}
     per_epoch = count_batches(data["train"])
     if per_epoch == 0:
@@ -152,6 +154,8 @@ def train(
                 validation_data=data["validation"],
                 epochs=config.epochs,
                 callbacks=callbacks + bar.callbacks,
+                # The data shuffle themselves; Keras warns about its own default.
+                shuffle=False,
                 verbose=0,
             )
         seconds = time.monotonic() - started

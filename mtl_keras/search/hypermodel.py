@@ -103,7 +103,7 @@ class MultiTaskHyperModel(keras_tuner.HyperModel):
             load_split(config, "train"),
             validation_data=load_split(config, "validation"),
             callbacks=list(callbacks),
-            **{"epochs": config.epochs, "verbose": 0, **kwargs},
+            **{"epochs": config.epochs, "shuffle": False, "verbose": 0, **kwargs},
         ).history
         last = {key: values[-1] for key, values in history.items()}
         results = by_task(last, metric_names(application, config.tasks), "val_")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import pathlib
 from collections.abc import Sequence
@@ -63,12 +62,18 @@ def flat_settings(record: Record) -> dict[str, Any]:
             for task, weight in (value or {}).items():
                 settings[f"loss_weight/{task}"] = round(weight, 6)
         elif isinstance(value, dict):
-            settings[name] = json.dumps(value)
+            settings[name] = _call(value)
         elif isinstance(value, list):
             settings[name] = ",".join(value)
         else:
             settings[name] = value
     return settings
+
+
+def _call(spec: dict[str, Any]) -> str:
+    """Writes `{"class_name": ..., "config": ...}` as `name(argument=value)`."""
+    arguments = ", ".join(f"{k}={v!r}" for k, v in spec.get("config", {}).items())
+    return f"{spec.get('class_name')}({arguments})"
 
 
 def _flat_metrics(record: Record) -> dict[str, float | None]:

@@ -39,7 +39,7 @@ def leaderboard(study: Study, records: Sequence[Record], top: int = 10) -> Table
     shown = records[:top]
     settings = [flat_settings(record) for record in shown]
     names = [name for name in study.searched if name != "loss_weights"]
-    weights = [n for n in (settings[0] if settings else {}) if "loss_weight/" in n]
+    weighted = "loss_weights" in study.searched
     table = Table(title=None, box=None, pad_edge=False, header_style="bold")
     table.add_column("trial", justify="right")
     table.add_column("score", justify="right")
@@ -49,16 +49,16 @@ def leaderboard(study: Study, records: Sequence[Record], top: int = 10) -> Table
         )
     for name in names:
         table.add_column(name.replace("learning_rate", "learning\nrate"))
-    if weights and "loss_weights" in study.searched:
-        table.add_column("loss weights\n" + " ".join(tasks))
+    if weighted:
+        table.add_column("loss weights,\nas the tasks", no_wrap=True)
     table.add_column("time", justify="right")
     for record, values in zip(shown, settings, strict=True):
         failed = record["score"] is None
         row = [record["trial"], "failed" if failed else f"{record['score']:.4f}"]
         row += ["" if failed else f"{v:.4f}" for v in main_values(study, record)]
         row += [_short(values[name]) for name in names]
-        if weights and "loss_weights" in study.searched:
-            row.append(" ".join(f"{values[name]:.2f}" for name in weights))
+        if weighted:
+            row.append(" ".join(f"{values[f'loss_weight/{t}']:.2f}" for t in tasks))
         table.add_row(*row, duration(record["seconds"]))
     return table
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import pathlib
 import time
+import traceback
+import warnings
 from typing import Any
 
 import keras
@@ -19,7 +22,7 @@ from mtl_keras.runs.folder import check_free, first_line, read_json, write_json
 from mtl_keras.runs.progress import StepBar, duration
 from mtl_keras.runs.results import by_task, metric_names
 from mtl_keras.runs.training import count_batches, load_split
-from mtl_keras.search import records, report
+from mtl_keras.search import oracles, records, report
 from mtl_keras.search.hypermodel import OBJECTIVE, MultiTaskHyperModel
 from mtl_keras.search.study import Study
 
@@ -61,10 +64,13 @@ def run_study(
     hypermodel = MultiTaskHyperModel(study)
     with contextlib.redirect_stdout(io.StringIO()):
         # The tuner announces on standard output that it reloads its state.
-        tuner = _StudyTuner(hypermodel, _oracle(study, hypermodel), out, console)
+        tuner = _StudyTuner(hypermodel, oracles.make(study, hypermodel), out, console)
     _announce(study, known, out, console)
     try:
-        tuner.search(verbose=0)
+        with warnings.catch_warnings():
+            # KerasTuner looks for the best value of a failed trial's metrics.
+            warnings.filterwarnings("ignore", "All-NaN", RuntimeWarning)
+            tuner.search(verbose=0)
     except RuntimeError as error:
         raise InputError(
             f"The study in {str(out)!r} stopped: {first_line(error)} "
@@ -111,35 +117,6 @@ def _announce(
         )
 
 
-def _oracle(study: Study, hypermodel: MultiTaskHyperModel) -> keras_tuner.Oracle:
-    """Makes the oracle with the whole space registered in it."""
-    space = keras_tuner.HyperParameters()
-    hypermodel.config(space)
-    common: dict[str, Any] = {
-        "objective": keras_tuner.Objective(OBJECTIVE, "max"),
-        "hyperparameters": space,
-        # KerasTuner takes a seed of 0 for none.
-        "seed": study.seed + 1,
-    }
-    if study.oracle == "random":
-        oracle = keras_tuner.oracles.RandomSearchOracle(**common)
-    elif study.oracle == "grid":
-        oracle = keras_tuner.oracles.GridSearchOracle(**common)
-    elif study.oracle == "hyperband":
-        # `trials` ends it, whichever bracket it is in by then.
-        oracle = keras_tuner.oracles.HyperbandOracle(
-            max_epochs=study.epochs, hyperband_iterations=10**6, **common
-        )
-    else:
-        # Half of the trials explore: KerasTuner's own default, three per
-        # dimension, would leave a small study no guided trial.
-        oracle = keras_tuner.oracles.BayesianOptimizationOracle(
-            num_initial_points=max(2, study.trials // 2), **common
-        )
-    oracle.max_trials = study.trials
-    return oracle
-
-
 class _StudyTuner(keras_tuner.engine.base_tuner.BaseTuner):
     """Runs trials one by one, and records and reports each.
 
@@ -166,6 +143,7 @@ class _StudyTuner(keras_tuner.engine.base_tuner.BaseTuner):
             applications.get(study.application), study.tasks or ()
         )
         self._results: dict[str, dict[str, float]] = {}
+        self._errors: dict[str, tuple[Exception, str]] = {}
         self.last_error = ""
 
     def on_trial_begin(self, trial: Any) -> None:
@@ -179,22 +157,35 @@ class _StudyTuner(keras_tuner.engine.base_tuner.BaseTuner):
         )
 
     def run_trial(self, trial: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Builds and trains the trial's model."""
+        """Builds and trains the trial's model; a failure scores NaN.
+
+        KerasTuner counts a trial with that score as failed. It would do the same
+        with an exception, but print the traceback in the middle of the progress.
+        """
+        try:
+            results = self._train(trial)
+        except Exception as error:
+            # Whatever a setting leads to, from a shape that does not fit to
+            # memory running out, belongs to this trial; the next may go well.
+            self._errors[trial.trial_id] = (error, traceback.format_exc())
+            return {OBJECTIVE: math.nan}
+        self._results[trial.trial_id] = results
+        return results
+
+    def _train(self, trial: Any) -> dict[str, float]:
         keras.utils.clear_session()
         model = self._model.build(trial.hyperparameters)
         with StepBar(self._console, f"trial {trial.trial_id}") as bar:
-            results = self._model.fit(
+            return self._model.fit(
                 trial.hyperparameters, model, callbacks=bar.callbacks
             )
-        self._results[trial.trial_id] = results
-        return results
 
     def on_trial_end(self, trial: Any) -> None:
         """Records the trial and says how it went."""
         record = self._record(trial)
         if record["score"] is None:
-            self.last_error = record["error"]
-            words = f"failed, and is skipped: {record['error']}"
+            self.last_error = " ".join(record["error"].split())
+            words = f"failed, and is skipped: {self.last_error}"
         else:
             main = report.main_values(self._model.study, record)
             named = zip(self._model.study.tasks or (), main, strict=True)
@@ -216,19 +207,19 @@ class _StudyTuner(keras_tuner.engine.base_tuner.BaseTuner):
 
     def _record(self, trial: Any) -> records.Record:
         results = self._results.get(trial.trial_id, {})
-        score = results.get(OBJECTIVE)
-        error = ""
-        if trial.message:
-            error = trial.message.strip().splitlines()[-1]
-        elif score is not None and score != score:
-            error, score = "the loss or a metric is not a number", None
+        score = results.get(OBJECTIVE, math.nan)
+        error, trace = self._errors.get(trial.trial_id, (None, ""))
+        message = "" if error is None else f"{type(error).__name__}: {error}"
+        if error is None and math.isnan(score):
+            message = "The loss or a metric is not a number."
         config = self._model.config(trial.hyperparameters.copy())
         return {
             "trial": trial.trial_id,
-            "status": "COMPLETED" if score is not None else "FAILED",
-            "score": score,
+            "status": "FAILED" if message else "COMPLETED",
+            "score": None if message else score,
             "seconds": round(time.monotonic() - self._started, 3),
-            "error": error,
+            "error": message,
+            "traceback": trace,
             "metrics": by_task(results, self._metrics, "val_"),
             "config": config.to_dict(),
             "hyperparameters": dict(trial.hyperparameters.values),

@@ -1,0 +1,153 @@
+"""What a training run writes, and that it writes all of it or nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from mtl_keras.errors import InputError
+from mtl_keras.runs import RunConfig, evaluate, load_run, train
+from mtl_keras.runs.folder import staged
+
+
+def test_run_folder_holds_everything_and_can_be_evaluated_again(tiny, tmp_path):
+    out = tmp_path / "deep" / "run"
+    results = train(RunConfig("tiny", balancing="uncertainty", seed=3), out)
+
+    assert sorted(p.name for p in out.iterdir()) == [
+        "config.json",
+        "history.csv",
+        "logs",
+        "metrics.json",
+        "model.keras",
+    ]
+    assert list((out / "logs").rglob("events.out.tfevents.*"))
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics == results.metrics
+    assert {task: set(values) for task, values in metrics.items()} == {
+        "way": {"accuracy", "loss"},
+        "bright": {"accuracy", "auc", "loss"},
+        "level": {"mae", "loss"},
+    }
+    with (out / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert {"loss", "val_loss", "val_way_accuracy"} <= set(rows[0])
+
+    run = load_run(out)
+    assert run.config == RunConfig("tiny", balancing="uncertainty", seed=3).validate()
+    assert run.config.epochs == 2  # the application's default, written out
+    again = evaluate(out)
+    for task, values in metrics.items():
+        for name, value in values.items():
+            assert again[task][name] == pytest.approx(value, rel=1e-5), (task, name)
+
+
+def test_metrics_are_those_of_the_test_split(tiny, eagerly, tmp_path):
+    results = train(RunConfig("tiny"), tmp_path / "run")
+    model = load_run(tmp_path / "run").model()
+    inputs, labels = next(iter(tiny.load("test", batch_size=1000)))
+    predicted = model.predict_on_batch(inputs)
+    accuracy = np.mean(predicted["way"].argmax(-1) == labels["way"].numpy())
+    assert results.metrics["way"]["accuracy"] == pytest.approx(accuracy, abs=1e-6)
+    error = np.abs(predicted["level"] - labels["level"].numpy()).mean()
+    assert results.metrics["level"]["mae"] == pytest.approx(error, rel=1e-5)
+
+
+def test_the_same_seed_gives_the_same_weights(tiny, eagerly, tmp_path):
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        train(RunConfig("tiny", seed=seed, epochs=1), tmp_path / name)
+    a, b, c = (load_run(tmp_path / n).model().get_weights() for n in "abc")
+    for x, y in zip(a, b, strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert not np.array_equal(a[0], c[0])
+
+
+def test_a_subset_of_tasks_down_to_one(tiny, eagerly, tmp_path):
+    results = train(RunConfig("tiny", tasks=("bright",), epochs=1), tmp_path / "run")
+    assert {t: set(v) for t, v in results.metrics.items()} == {
+        "bright": {"accuracy", "auc", "loss"}
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"application": "tinny"}, "Did you mean 'tiny'"),
+        ({"tasks": ("way", "brigth")}, "Did you mean 'bright'"),
+        ({"tasks": ("way", "way")}, "each task once"),
+        ({"tasks": ()}, "at least one task"),
+        ({"backbone": "cn"}, "Did you mean 'cnn'"),
+        ({"balancing": "pcgard"}, "Did you mean 'pcgrad'"),
+        ({"sharing": "mmeo"}, "Did you mean 'mmoe'"),
+        ({"loss_weights": {"wy": 1.0}}, "Did you mean 'way'"),
+        ({"loss_weights": {"way": -1.0}}, "at least 0"),
+        ({"epochs": 0}, "epochs"),
+        ({"batch_size": 2.5}, "batch_size"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"limit": -3}, "limit"),
+        ({"seed": -1}, "seed"),
+        ({"data": "stripe"}, "Did you mean 'stripes'"),
+    ],
+)
+def test_wrong_settings_are_one_line_and_write_nothing(tiny, tmp_path, changes, words):
+    config = RunConfig(**{"application": "tiny", **changes})
+    with pytest.raises(InputError, match=words) as caught:
+        train(config, tmp_path / "new" / "run")
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_in_use_is_refused_before_training(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(keras.Model, "fit", lambda *a, **k: pytest.fail("trained"))
+    used = tmp_path / "used"
+    used.mkdir()
+    (used / "precious.txt").write_text("kept")
+    file = tmp_path / "file"
+    file.write_text("kept")
+    for out in (used, file, file / "run"):
+        with pytest.raises(InputError, match=str(file.parent)):
+            train(RunConfig("tiny"), out)
+    assert (used / "precious.txt").read_text() == file.read_text() == "kept"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "used"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_failed_training_leaves_nothing(tiny, eagerly, tmp_path, monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(keras.Model, "evaluate", fail)
+    with pytest.raises(error):
+        train(RunConfig("tiny", epochs=1), tmp_path / "new" / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_staged_keeps_what_others_put_beside(tmp_path):
+    with pytest.raises(RuntimeError), staged(tmp_path / "runs" / "a") as work:
+        (work / "half").write_text("half")
+        (tmp_path / "runs" / "b").mkdir()
+        raise RuntimeError
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["b"]
+
+
+def test_broken_runs_are_one_line(tiny, eagerly, tmp_path):
+    with pytest.raises(InputError, match="no run folder"):
+        load_run(tmp_path / "absent")
+    with pytest.raises(InputError, match=r"no config\.json"):
+        load_run(tmp_path)
+    train(RunConfig("tiny", epochs=1), tmp_path / "run")
+    (tmp_path / "run" / "model.keras").write_bytes(b"PK not a zip file")
+    with pytest.raises(InputError, match="cannot be loaded") as caught:
+        load_run(tmp_path / "run").model()
+    assert "\n" not in str(caught.value)
+    (tmp_path / "run" / "config.json").write_text('{"application": "tiny", "epoch": 3}')
+    with pytest.raises(InputError, match="Did you mean 'epochs'"):
+        load_run(tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text('{"application": ')
+    with pytest.raises(InputError, match=r"config\.json"):
+        load_run(tmp_path / "run")

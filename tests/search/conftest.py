@@ -1,0 +1,1 @@
+from tiny_application import eagerly, tiny  # noqa: F401

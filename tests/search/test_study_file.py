@@ -1,0 +1,152 @@
+"""A study file is checked whole before anything is trained."""
+
+from __future__ import annotations
+
+import keras
+import keras_tuner
+import pytest
+
+from mtl_keras.errors import InputError
+from mtl_keras.search import MultiTaskHyperModel, load_study
+
+HEAD = """
+application = "tiny"
+trials = 3
+epochs = 1
+"""
+
+
+def write(tmp_path, text):
+    path = tmp_path / "study.toml"
+    path.write_text(text)
+    return path
+
+
+def test_every_dimension_reaches_the_run(tiny, tmp_path):
+    study = load_study(
+        write(
+            tmp_path,
+            HEAD
+            + """
+limit = 48
+seed = 7
+[space]
+balancing = ["equal", { class_name = "dwa", config = { temperature = 1.5 } }]
+sharing = "hard"
+width = [4, 8]
+depth = { min = 1, max = 2 }
+learning_rate = { min = 1e-3, max = 1e-1, log = true }
+loss_weights = { max_ratio = 4.0 }
+""",
+        )
+    )
+    assert study.data == "stripes"
+    assert study.tasks == ("way", "bright", "level")
+    hypermodel = MultiTaskHyperModel(study)
+    hp = keras_tuner.HyperParameters()
+    hypermodel.config(hp)
+    assert {p.name for p in hp.space} == {
+        "balancing",
+        "width",
+        "depth",
+        "learning_rate",
+        "loss_weight/bright",
+        "loss_weight/level",
+    }
+    hp.values["balancing"] = '{"class_name": "dwa", "config": {"temperature": 1.5}}'
+    hp.values["loss_weight/bright"] = 0.5
+    hp.values["loss_weight/level"] = 1.5
+    config = hypermodel.config(hp)
+    assert config.balancing == {"class_name": "dwa", "config": {"temperature": 1.5}}
+    assert config.sharing == "hard"
+    assert (config.seed, config.limit, config.epochs) == (7, 48, 1)
+    # Ratios 1 : 0.5 : 1.5, scaled to sum to the number of tasks.
+    assert config.loss_weights == pytest.approx(
+        {"way": 1.0, "bright": 0.5, "level": 1.5}
+    )
+
+
+def test_the_hypermodel_works_with_keras_tuners_own_tuners(tiny, tmp_path):
+    study = load_study(write(tmp_path, HEAD + "[space]\nwidth = [4, 8]\n"))
+    tuner = keras_tuner.RandomSearch(
+        MultiTaskHyperModel(study),
+        objective=keras_tuner.Objective("val_score", "max"),
+        max_trials=1,
+        directory=tmp_path / "kt",
+    )
+    tuner.search(verbose=0)
+    (trial,) = tuner.oracle.get_best_trials()
+    metrics = {
+        name: trial.metrics.get_best_value(name) for name in trial.metrics.metrics
+    }
+    # Mean of accuracy, AUC and, to be minimised, the absolute error.
+    expected = (
+        metrics["val_way_accuracy"]
+        + metrics["val_bright_auc"]
+        - metrics["val_level_mae"]
+    ) / 3
+    assert trial.score == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[space]\nwidth = [4, 8]", "'application'"),
+        ("application = 3", "Expected application to be a text"),
+        (HEAD.replace("tiny", "tinny") + "[space]\nwidth = [4, 8]", "'tiny'"),
+        (HEAD, "'space'"),
+        (HEAD + "[space]", "something to search"),
+        (HEAD + "[space]\nwidth = 4", "something to search"),
+        (HEAD + "trails = 3\n[space]", "Did you mean 'trials'"),
+        (HEAD.replace("3", '"3"') + "[space]", "trials to be a whole number"),
+        (HEAD.replace("3", "true") + "[space]", "trials to be a whole number"),
+        (HEAD.replace("3", "0") + "[space]\nwidth = [4, 8]", "at least 1"),
+        (HEAD + 'oracle = "bayes"\n[space]\nwidth = [4, 8]', "'bayesian'"),
+        (HEAD + 'objective = "wya"\n[space]\nwidth = [4, 8]', "'way'"),
+        (HEAD + 'tasks = ["wya"]\n[space]\nwidth = [4, 8]', "'way'"),
+        (HEAD + "tasks = [1]\n[space]\nwidth = [4, 8]", "list of names"),
+        (HEAD + "[space]\nbalance = ['equal']", "'balancing'"),
+        (HEAD + "[space]\nbalancing = ['equal', 'pcgard']", "'pcgrad'"),
+        (HEAD + "[space]\nsharing = ['hard', 'mmeo']", "'mmoe'"),
+        (HEAD + "[space]\nbackbone = ['cnn', 'rmm']", "backbone"),
+        (HEAD + "[space]\nbalancing = [1, 2]", "balancing to be a name"),
+        (HEAD + "[space]\nwidth = []", "at least one value"),
+        (HEAD + "[space]\nwidth = [4, 4]", "to differ"),
+        (HEAD + "[space]\nwidth = [4, 8.5]", "width to be a whole number"),
+        (HEAD + "[space]\nwidth = [0, 8]", "width to be a whole number of at least 1"),
+        (HEAD + "[space]\ndepth = { min = 2 }", "Missing: max"),
+        (HEAD + "[space]\ndepth = { min = 2, max = 1 }", "below max"),
+        (HEAD + "[space]\ndepth = { min = 1, max = 2, stp = 1 }", "'step'"),
+        (HEAD + "[space]\nlearning_rate = { min = 0, max = 1, log = true }", "above 0"),
+        (HEAD + "[space]\nlearning_rate = { min = 0, max = 1, log = 1 }", "true or"),
+        (HEAD + "[space]\nlearning_rate = 'fast'", "learning_rate to be a number"),
+        (HEAD + "[space]\nloss_weights = 3", "max_ratio"),
+        (HEAD + "[space]\nloss_weights = { max_ratio = 1.0 }", "above 1"),
+        (HEAD + "[space]\nloss_weights = { max_ratio = 2.0, way = 1.0 }", "not both"),
+        (HEAD + "[space]\nwidth = [4, 8]\nloss_weights = { wya = 1.0 }", "'way'"),
+        (
+            HEAD + "tasks = ['way']\n[space]\nloss_weights = { max_ratio = 2.0 }",
+            "two tasks",
+        ),
+        (HEAD + "[space", "not a TOML file"),
+    ],
+)
+def test_a_wrong_study_is_one_line_that_names_the_file(
+    tiny, tmp_path, monkeypatch, text, words
+):
+    monkeypatch.setattr(keras.Model, "fit", lambda *a, **k: pytest.fail("trained"))
+    path = write(tmp_path, text)
+    with pytest.raises(InputError) as caught:
+        load_study(path)
+    message = str(caught.value)
+    assert words in message
+    assert str(path) in message
+    assert "\n" not in message
+
+
+def test_the_shipped_studies_hold():
+    from pathlib import Path
+
+    tuning = Path(__file__).parents[2] / "tuning"
+    for path in tuning.glob("*.toml"):
+        assert load_study(path).searched
