@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -184,25 +185,42 @@ class LossBalancer(Balancer):
         """Changes the state after the model's update."""
 
 
-class GradientStep(NamedTuple):
-    """The task gradients of one step, and what else a method may read."""
+class GradientStep:
+    """The task gradients of one step, and what else a method may read.
 
-    gradients: Sequence[Sequence[Any]]
-    """T lists of V gradients: tensor, `tf.IndexedSlices` or None."""
-    losses: tf.Tensor
-    """float32 `[T]`, the weighted losses of the whole batch; 0 where absent."""
-    present: tf.Tensor
-    """bool `[T]`."""
-    loss_scale: tf.Tensor
-    """Scalar by which mixed precision multiplied the losses."""
-    summed: bool = True
-    """Whether the gradients are summed over replicas. Those on representations are
-    not: every replica has its own samples."""
+    Args:
+        gradients: T lists of V gradients: tensor, `tf.IndexedSlices` or None.
+        losses: float32 `[T]`, the weighted losses of the whole batch; 0 where
+            absent.
+        present: bool `[T]`.
+        loss_scale: Scalar by which mixed precision multiplied the losses.
+        summed: Whether the gradients are summed over replicas. Those on
+            representations are not: every replica has its own samples.
+        sub_batches: For methods with `num_sub_batches`: as `gradients`, for each
+            of that many disjoint parts of the batch.
+    """
 
+    def __init__(
+        self,
+        gradients: Sequence[Sequence[Any]],
+        losses: tf.Tensor,
+        present: tf.Tensor,
+        loss_scale: tf.Tensor,
+        summed: bool = True,
+        sub_batches: Sequence[Sequence[Sequence[Any]]] = (),
+    ):
+        self.gradients = gradients
+        self.losses = losses
+        self.present = present
+        self.loss_scale = loss_scale
+        self.summed = summed
+        self.sub_batches = sub_batches
+
+    @functools.cached_property
     def gramian(self) -> tf.Tensor:
-        """Returns the Gram matrix of the unscaled gradients, float64 `[T, T]`."""
+        """The Gram matrix of the unscaled gradients, float64 `[T, T]`."""
         gramian = ops.gramian(self.gradients)
-        if not self.summed:
+        if not self.summed and tf.distribute.get_strategy().num_replicas_in_sync > 1:
             context = tf.distribute.get_replica_context()
             gramian = context.all_reduce(tf.distribute.ReduceOp.SUM, gramian)
         return gramian / tf.square(tf.cast(self.loss_scale, "float64"))
@@ -221,6 +239,8 @@ class GradientBalancer(Balancer):
     """
 
     default_task_specific = "own"
+    num_sub_batches = 0
+    """Into how many parts to split the batch for `GradientStep.sub_batches`."""
 
     def __init__(self, *, gradients_of: str = "shared", **kwargs: Any):
         super().__init__(**kwargs)
@@ -324,9 +344,8 @@ class GramBalancer(GradientBalancer):
 
     def solve(self, step: GradientStep) -> tf.Tensor:
         """Returns the step's weights in `self.scale`, float32 `[T]`."""
-        gramian = step.gramian()
-        weights = self.weights_with_losses(gramian, step.losses)
-        return tf.cast(weights * self.rescaling(gramian), "float32")
+        weights = self.weights_with_losses(step.gramian, step.losses)
+        return tf.cast(weights * self.rescaling(step.gramian), "float32")
 
     def aggregate(self, step: GradientStep) -> tuple[list[Any], tf.Tensor]:
         """See `GradientBalancer.aggregate`."""
@@ -348,7 +367,7 @@ class GramBalancer(GradientBalancer):
         return {**super().get_config(), "update_every": self.update_every}
 
 
-def check_choice(argument: str, value: Any, choices: Sequence[str]) -> None:
+def check_choice(argument: str, value: Any, choices: Sequence[str | None]) -> None:
     """Raises `InputError` unless `value` is one of `choices`."""
     if value not in choices:
         raise InputError(

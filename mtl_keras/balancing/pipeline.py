@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -10,8 +11,10 @@ import tensorflow as tf
 from mtl_keras.balancing.base import (
     Balancer,
     GradientBalancer,
+    GradientStep,
     LossBalancer,
     LossStep,
+    check_choice,
 )
 from mtl_keras.errors import InputError
 
@@ -46,17 +49,61 @@ class TaskWeights(keras.metrics.Metric):
         }
 
 
+class ConflictMonitor(keras.metrics.Metric):
+    """Mean cosines between task gradients, and the share of conflicting pairs.
+
+    Args:
+        num_tasks: T.
+    """
+
+    def __init__(self, num_tasks: int, name: str = "conflict_monitor"):
+        super().__init__(name=name, dtype="float32")
+        shape = (num_tasks, num_tasks)
+        self._cosines = self.add_weight(shape=shape, initializer="zeros", name="sum")
+        self._pairs = self.add_weight(shape=shape, initializer="zeros", name="pairs")
+        self._conflicts = self.add_weight(
+            shape=shape, initializer="zeros", name="conflicts"
+        )
+
+    def update_state(self, gramian: tf.Tensor) -> None:
+        """Adds one step's Gram matrix, float64 `[T, T]`; absent tasks are left out."""
+        norms = tf.sqrt(tf.linalg.diag_part(gramian))
+        # One division after the other: a product of two small norms may underflow.
+        cosines = tf.math.divide_no_nan(
+            tf.math.divide_no_nan(gramian, norms[:, None]), norms
+        )
+        usable = (norms > 0) & tf.math.is_finite(norms)
+        pairs = usable[:, None] & usable
+        self._cosines.assign_add(tf.cast(tf.where(pairs, cosines, 0.0), "float32"))
+        self._pairs.assign_add(tf.cast(pairs, "float32"))
+        self._conflicts.assign_add(tf.cast(pairs & (cosines < 0), "float32"))
+
+    def cosines(self) -> tf.Tensor:
+        """Returns the mean cosine of every pair, float32 `[T, T]`."""
+        return tf.math.divide_no_nan(
+            tf.convert_to_tensor(self._cosines), tf.convert_to_tensor(self._pairs)
+        )
+
+    def result(self) -> dict[str, tf.Tensor]:
+        """Returns `{"conflicts": share}` of the pairs of different tasks."""
+        pairs = tf.reduce_sum(self._pairs) - tf.linalg.trace(self._pairs)
+        share = tf.math.divide_no_nan(tf.reduce_sum(self._conflicts), pairs)
+        return {"conflicts": share}
+
+
 class Pipeline:
     """Loss balancer first, gradient balancer on the losses it weighted.
 
     Args:
         balancers: One balancer, or one of each kind in any order.
+        monitor: `None` or `"conflicts"`.
 
     Raises:
         InputError: For none, or two of the same kind.
     """
 
-    def __init__(self, balancers: Sequence[Balancer]):
+    def __init__(self, balancers: Sequence[Balancer], monitor: str | None = None):
+        check_choice("monitor", monitor, (None, "conflicts"))
         losses = [b for b in balancers if isinstance(b, LossBalancer)]
         gradients = [b for b in balancers if isinstance(b, GradientBalancer)]
         if len(losses) > 1 or len(gradients) > 1 or not balancers:
@@ -68,7 +115,9 @@ class Pipeline:
         self.balancers = tuple(balancers)
         self.loss_balancer = losses[0] if losses else None
         self.gradient_balancer = gradients[0] if gradients else None
+        self.monitored = monitor
         self.task_weights: TaskWeights | None = None
+        self.monitor: ConflictMonitor | None = None
 
     @property
     def own_losses_unweighted(self) -> bool:
@@ -80,7 +129,31 @@ class Pipeline:
     @property
     def needs_several_gradients(self) -> bool:
         """Whether one step differentiates more than one scalar."""
-        return self.gradient_balancer is not None or self.own_losses_unweighted
+        return (
+            self.gradient_balancer is not None
+            or self.own_losses_unweighted
+            or self.monitored is not None
+            or self.needs_gradient_norms
+        )
+
+    @property
+    def needs_gradient_norms(self) -> bool:
+        """Whether the loss balancer reads gradient norms."""
+        return (
+            self.loss_balancer is not None and self.loss_balancer.needs_gradient_norms
+        )
+
+    @property
+    def revisits_batch(self) -> bool:
+        """Whether the loss balancer reads the losses after the update, too."""
+        return self.loss_balancer is not None and self.loss_balancer.revisits_batch
+
+    @property
+    def num_sub_batches(self) -> int:
+        """Into how many parts the gradient balancer wants the batch split."""
+        if self.gradient_balancer is None:
+            return 0
+        return self.gradient_balancer.num_sub_batches
 
     @property
     def gradients_of_representation(self) -> bool:
@@ -95,6 +168,32 @@ class Pipeline:
         for balancer in self.balancers:
             balancer.build(tasks)
         self.task_weights = TaskWeights(tasks)
+        if self.monitored is not None:
+            self.monitor = ConflictMonitor(len(tasks))
+
+    def aggregate(self, step: GradientStep) -> tuple[list[Any], tf.Tensor]:
+        """Lets the gradient balancer combine the task gradients, watched on request."""
+        assert self.gradient_balancer is not None
+        if self.monitor is not None:
+            self.monitor.update_state(step.gramian)
+        return self.gradient_balancer.aggregate(step)
+
+    def logs(self) -> dict[str, tf.Tensor]:
+        """Returns what a step logs of the balancing."""
+        assert self.task_weights is not None
+        logs = self.task_weights.result()
+        if self.monitor is not None:
+            logs |= self.monitor.result()
+            if self.gradient_balancer is not None:
+                fallbacks = self.gradient_balancer.variables["fallbacks"]
+                logs["fallbacks"] = tf.cast(tf.convert_to_tensor(fallbacks), "float32")
+        return logs
+
+    def reset_metrics(self) -> None:
+        """Starts the means of an epoch anew."""
+        for metric in (self.task_weights, self.monitor):
+            if metric is not None:
+                metric.reset_state()
 
     def loss_weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
         """Returns the loss balancer's weights, float32 `[T]`; 0 for absent tasks."""

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from mtl_keras.balancing.base import GradientBalancer, GradientStep, GramBalancer
+from mtl_keras import ops
+from mtl_keras.balancing.base import GradientStep, GramBalancer
 from mtl_keras.balancing.pipeline import Pipeline
 from mtl_keras.model.labels import replicas
 from mtl_keras.model.task_variables import TaskVariables
@@ -18,43 +19,45 @@ Gradient = Any  # tf.Tensor | tf.IndexedSlices | None
 
 
 class Objectives(NamedTuple):
-    """Scalars of one step, all times the loss scale of mixed precision."""
+    """What a step differentiates: scalars, each with its upstream gradient.
 
+    Weights and the loss scale of mixed precision come in as upstream gradients, so
+    that one recorded forward pass serves any weighting.
+    """
+
+    losses: list[tf.Tensor]
+    """T task losses."""
     shared: list[tf.Tensor]
-    """T task losses whose gradients train the shared variables."""
+    """T factors of the losses, for the shared variables."""
     own: list[tf.Tensor]
-    """T task losses whose gradients train the task-specific variables."""
-    added: tf.Tensor | None
+    """T factors of the losses, for the task-specific variables."""
+    added: list[tf.Tensor]
     """Regularisation and `add_loss` losses."""
+    loss_scale: tf.Tensor
+    """Scalar, the loss scale."""
 
 
 def step_objectives(
-    losses: Sequence[tf.Tensor],
-    added: Sequence[tf.Tensor],
+    losses: list[tf.Tensor],
+    added: list[tf.Tensor],
     loss_weights: tf.Tensor,
     pipeline: Pipeline,
-    optimizer: keras.optimizers.Optimizer,
+    loss_scale: tf.Tensor,
 ) -> Objectives:
-    """Returns the scalars to differentiate; called inside of the tape.
+    """Returns what to differentiate, with the loss balancer's weights in it.
 
     Args:
         losses: T scalars.
         added: Further scalars, not balanced.
         loss_weights: float32 `[T]` from the loss balancer.
         pipeline: The balancing.
-        optimizer: Its `scale_loss` is applied.
+        loss_scale: Scalar.
     """
-    weights = tf.unstack(loss_weights)
-    weighted = [
-        optimizer.scale_loss(weight * loss)
-        for weight, loss in zip(weights, losses, strict=True)
-    ]
+    weighted = tf.unstack(loss_weights * loss_scale)
     own = weighted
     if pipeline.own_losses_unweighted:
-        own = [optimizer.scale_loss(loss) for loss in losses]
-    return Objectives(
-        weighted, own, optimizer.scale_loss(tf.add_n(added)) if added else None
-    )
+        own = [loss_scale] * len(losses)
+    return Objectives(losses, weighted, own, added, loss_scale)
 
 
 class StepContext(NamedTuple):
@@ -68,6 +71,8 @@ class StepContext(NamedTuple):
     """Scalar, the loss scale of mixed precision."""
     representation: list[tf.Tensor] | None
     """Tensors between shared and task-specific layers, where the step took them."""
+    sub_batches: list[list[tf.Tensor]]
+    """Task losses of disjoint parts of the batch, where the balancer wants them."""
 
 
 class StepGradients(NamedTuple):
@@ -103,14 +108,28 @@ def step_gradients(
     """
     balancer = pipeline.gradient_balancer
     if balancer is None:
+        if pipeline.monitor is not None:
+            rows, _ = _by_task(tape, objectives, variables.shared, variables)
+            pipeline.monitor.update_state(
+                GradientStep(
+                    _sum_over_replicas(rows),
+                    context.losses,
+                    context.present,
+                    context.loss_scale,
+                ).gramian
+            )
         gradients = _of_weighted_losses(tape, objectives, variables)
         return gradients, tf.ones_like(context.losses)
     if context.representation is not None:
-        step = _through_representation(tape, objectives, variables, balancer, context)
-    elif getattr(balancer, "update_every", 1) > 1 and replicas() == 1:
-        step = _every_kth_step(tape, objectives, variables, balancer, context)
+        step = _through_representation(tape, objectives, variables, pipeline, context)
+    elif (
+        isinstance(balancer, GramBalancer)
+        and balancer.update_every > 1
+        and replicas() == 1
+    ):
+        step = _every_kth_step(tape, objectives, variables, pipeline, context)
     else:
-        step = _through_backbone(tape, objectives, variables, balancer, context)
+        step = _through_backbone(tape, objectives, variables, pipeline, context)
     balancer.after_step(step.weights)
 
     gradients = _by_id(variables.shared, step.shared)
@@ -120,10 +139,11 @@ def step_gradients(
             own = [_scaled(gradient, step.weights[index]) for gradient in own]
         gradients |= _by_id(own_variables, own)
     gradients |= _by_id(variables.unused, [None] * len(variables.unused))
-    if objectives.added is not None:
+    if objectives.added:
         everything = [*variables.shared, *itertools.chain(*variables.own.values())]
         everything += variables.unused
-        added = tape.gradient(objectives.added, everything)
+        upstream = [objectives.loss_scale] * len(objectives.added)
+        added = tape.gradient(objectives.added, everything, upstream)
         for variable, gradient in zip(everything, added, strict=True):
             gradients[id(variable)] = _add(gradients[id(variable)], gradient)
     return gradients, step.weights
@@ -133,19 +153,26 @@ def _through_backbone(
     tape: tf.GradientTape,
     objectives: Objectives,
     variables: TaskVariables,
-    balancer: GradientBalancer,
+    pipeline: Pipeline,
     context: StepContext,
 ) -> StepGradients:
     """T backward passes through everything: the exact task gradients."""
     rows, own = _by_task(tape, objectives, variables.shared, variables)
-    update, weights = balancer.aggregate(
-        GradientStep(
-            _sum_over_replicas(rows),
-            context.losses,
-            context.present,
-            context.loss_scale,
-        )
+    sub_batches = [
+        [
+            tape.gradient(loss, variables.shared, factor)
+            for loss, factor in zip(losses, objectives.shared, strict=True)
+        ]
+        for losses in context.sub_batches
+    ]
+    step = GradientStep(
+        _sum_over_replicas(rows),
+        context.losses,
+        context.present,
+        context.loss_scale,
+        sub_batches=[_sum_over_replicas(part) for part in sub_batches],
     )
+    update, weights = pipeline.aggregate(step)
     # The optimizer sums over replicas, each of which has the whole update.
     update = [_scaled(gradient, 1.0 / replicas()) for gradient in update]
     return StepGradients(update, own, weights)
@@ -155,18 +182,17 @@ def _through_representation(
     tape: tf.GradientTape,
     objectives: Objectives,
     variables: TaskVariables,
-    balancer: GradientBalancer,
+    pipeline: Pipeline,
     context: StepContext,
 ) -> StepGradients:
     """T backward passes through the heads and one through the backbone."""
     representation = context.representation
     assert representation is not None
     rows, own = _by_task(tape, objectives, representation, variables)
-    update, weights = balancer.aggregate(
-        GradientStep(
-            rows, context.losses, context.present, context.loss_scale, summed=False
-        )
+    step = GradientStep(
+        rows, context.losses, context.present, context.loss_scale, summed=False
     )
+    update, weights = pipeline.aggregate(step)
     upstream = [
         tf.zeros_like(tensor) if gradient is None else gradient
         for tensor, gradient in zip(representation, update, strict=True)
@@ -179,10 +205,12 @@ def _every_kth_step(
     tape: tf.GradientTape,
     objectives: Objectives,
     variables: TaskVariables,
-    balancer: GramBalancer,
+    pipeline: Pipeline,
     context: StepContext,
 ) -> StepGradients:
     """Solves every k-th step; in between one backward pass with the kept weights."""
+    balancer = pipeline.gradient_balancer
+    assert isinstance(balancer, GramBalancer)
     # A branch cannot return None. Both leave out the same gradients.
     connected: list[bool] = []
 
@@ -192,7 +220,7 @@ def _every_kth_step(
         return [gradient for gradient in flat if gradient is not None], step.weights
 
     def solve() -> tuple[list[Gradient], tf.Tensor]:
-        return packed(_through_backbone(tape, objectives, variables, balancer, context))
+        return packed(_through_backbone(tape, objectives, variables, pipeline, context))
 
     def keep() -> tuple[list[Gradient], tf.Tensor]:
         weights = balancer.kept_weights()
@@ -221,16 +249,17 @@ def _of_weighted_losses(
 ) -> dict[int, Gradient]:
     """One backward pass; one more through the heads if these are unweighted."""
     # A tape differentiates a list of scalars as their sum.
-    added = [] if objectives.added is None else [objectives.added]
+    scalars = [*objectives.losses, *objectives.added]
+    added = [objectives.loss_scale] * len(objectives.added)
     own_variables = list(itertools.chain(*variables.own.values()))
     shared_variables = [*variables.shared, *variables.unused]
     weighted = [*objectives.shared, *added]
     if objectives.own is objectives.shared:
         everything = [*shared_variables, *own_variables]
-        return _by_id(everything, tape.gradient(weighted, everything))
-    gradients = _by_id(shared_variables, tape.gradient(weighted, shared_variables))
-    own = tape.gradient([*objectives.own, *added], own_variables)
-    return gradients | _by_id(own_variables, own)
+        return _by_id(everything, tape.gradient(scalars, everything, weighted))
+    shared = tape.gradient(scalars, shared_variables, weighted)
+    own = tape.gradient(scalars, own_variables, [*objectives.own, *added])
+    return _by_id(shared_variables, shared) | _by_id(own_variables, own)
 
 
 def _by_task(
@@ -241,16 +270,20 @@ def _by_task(
 ) -> tuple[list[list[Gradient]], list[list[Gradient]]]:
     """One backward pass a task: gradients on `sources`, and on its own variables."""
     rows, owns = [], []
-    for shared, own, own_variables in zip(
-        objectives.shared, objectives.own, variables.own.values(), strict=True
+    for loss, shared, own, own_variables in zip(
+        objectives.losses,
+        objectives.shared,
+        objectives.own,
+        variables.own.values(),
+        strict=True,
     ):
         if own is shared:
-            both = tape.gradient(shared, [*sources, *own_variables])
+            both = tape.gradient(loss, [*sources, *own_variables], shared)
             rows.append(both[: len(sources)])
             owns.append(both[len(sources) :])
         else:
-            rows.append(tape.gradient(shared, list(sources)))
-            owns.append(tape.gradient(own, own_variables))
+            rows.append(tape.gradient(loss, list(sources), shared))
+            owns.append(tape.gradient(loss, own_variables, own))
     return rows, owns
 
 
@@ -258,6 +291,23 @@ def _by_id(
     variables: Sequence[keras.Variable], gradients: Sequence[Gradient]
 ) -> dict[int, Gradient]:
     return {id(v): g for v, g in zip(variables, gradients, strict=True)}
+
+
+def norms_on_last_shared_layer(
+    tape: tf.GradientTape, objectives: Objectives, variables: TaskVariables
+) -> tf.Tensor:
+    """Returns ‖∇ L_i‖ on the shared layer next to the heads, float32 `[T]`.
+
+    The gradients are those of the unweighted losses over all replicas.
+    """
+    layer = variables.shared[-1].path.rpartition("/")[0]
+    last = [v for v in variables.shared if v.path.rpartition("/")[0] == layer]
+    rows = [
+        tape.gradient(loss, last, objectives.loss_scale) for loss in objectives.losses
+    ]
+    gramian = ops.gramian(_sum_over_replicas(rows))
+    norms = tf.sqrt(tf.linalg.diag_part(gramian))
+    return tf.cast(norms, "float32") / objectives.loss_scale
 
 
 def _add(first: Gradient, second: Gradient) -> Gradient:

@@ -58,6 +58,31 @@ def arrange_labels(
     return Labels(y, weights, labelled)
 
 
+def sub_batch(labels: Labels, part: int, parts: int, size: tf.Tensor) -> Labels:
+    """Returns the labels of every `parts`-th sample, the others marked absent.
+
+    Args:
+        labels: A whole batch's.
+        part: Which part, from 0.
+        parts: How many parts there are.
+        size: Samples in the batch, int32 scalar.
+    """
+    inside = tf.equal(tf.range(size) % parts, part)
+    weights, labelled = dict(labels.weights), dict(labels.labelled)
+    for task, weight in labels.weights.items():
+        if labels.y[task] is None:
+            continue
+        if weight is None:
+            weights[task] = tf.cast(inside, "float32")
+            labelled[task] = inside
+        else:
+            extra = len(weight.shape) - 1
+            mask = tf.reshape(inside, tf.concat([[size], [1] * extra], 0))
+            weights[task] = weight * tf.cast(mask, weight.dtype)
+            labelled[task] = inside & labels.labelled[task]
+    return Labels(labels.y, weights, labelled)
+
+
 def _by_output(
     value: Any, y_pred: dict[str, Any], what: str, required: Sequence[str]
 ) -> dict[str, Any]:

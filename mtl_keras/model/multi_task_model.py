@@ -6,19 +6,31 @@ import inspect
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from mtl_keras import balancing as balancing_lib
 from mtl_keras.balancing.base import LossStep
 from mtl_keras.balancing.pipeline import Pipeline
 from mtl_keras.errors import InputError, unknown_name
-from mtl_keras.model.gradients import StepContext, step_gradients, step_objectives
+from mtl_keras.model.gradients import (
+    StepContext,
+    norms_on_last_shared_layer,
+    step_gradients,
+    step_objectives,
+)
 from mtl_keras.model.keras_compat import (
     loss_tracker,
     resolved_losses,
     resolved_metrics,
 )
-from mtl_keras.model.labels import Labels, arrange_labels, batch_size, replicas
+from mtl_keras.model.labels import (
+    Labels,
+    arrange_labels,
+    batch_size,
+    replicas,
+    sub_batch,
+)
 from mtl_keras.model.representation import (
     SplitModel,
     check_shared_below,
@@ -100,6 +112,19 @@ class MultiTaskModel(keras.Model):
         """The balancers that `compile` was given; empty before."""
         return self._pipeline.balancers if self._pipeline else ()
 
+    def gradient_cosines(self) -> np.ndarray:
+        """Returns the mean cosine of each pair of task gradients, `[T, T]`.
+
+        Over the steps of the present epoch, in the order of `tasks`; 0 for pairs
+        that never met. Needs `compile(monitor="conflicts")`.
+
+        Raises:
+            InputError: Without the monitor.
+        """
+        if self._pipeline is None or self._pipeline.monitor is None:
+            raise InputError('Expected a model compiled with monitor="conflicts".')
+        return self._pipeline.monitor.cosines().numpy()
+
     def compile(
         self,
         optimizer: Any = "rmsprop",
@@ -108,6 +133,7 @@ class MultiTaskModel(keras.Model):
         metrics: Any = None,
         weighted_metrics: Any = None,
         balancing: Any = "equal",
+        monitor: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Configures training. Takes all that `keras.Model.compile` takes.
@@ -129,6 +155,11 @@ class MultiTaskModel(keras.Model):
             weighted_metrics: As in Keras.
             balancing: A name out of `mtl_keras.balancing.names()`, a configuration,
                 a `Balancer`, or a list of a loss balancer and a gradient balancer.
+            monitor: `"conflicts"` logs the share of task pairs whose gradients point
+                against each other (`conflicts`) and how often the method fell back
+                to the mean (`fallbacks`, since the start), and keeps the epoch's
+                mean cosines for `gradient_cosines`. Costs T backward passes for a
+                loss balancer.
             **kwargs: `run_eagerly`, `steps_per_execution`, `jit_compile` and
                 `auto_scale_loss`, as in Keras.
 
@@ -137,7 +168,9 @@ class MultiTaskModel(keras.Model):
                 or an entry for no output.
         """
         balancers = balancing_lib.get(balancing)
-        pipeline = Pipeline(balancers if isinstance(balancers, list) else [balancers])
+        if not isinstance(balancers, list):
+            balancers = [balancers]
+        pipeline = Pipeline(balancers, monitor)
         loss_tasks = self._tasks_with_loss(loss)
         self._check_names("metrics", metrics)
         self._check_names("weighted_metrics", weighted_metrics)
@@ -203,14 +236,16 @@ class MultiTaskModel(keras.Model):
             config["balancing"] = [
                 balancing_lib.serialize(b) for b in self._pipeline.balancers
             ]
+            config["monitor"] = self._pipeline.monitored
         return config
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles from `get_compile_config`'s result, as `load_model` does."""
         config = dict(config)
         balancing = config.pop("balancing", "equal")
+        monitor = config.pop("monitor", None)
         config = keras.saving.deserialize_keras_object(config)
-        self.compile(**config, balancing=balancing)
+        self.compile(**config, balancing=balancing, monitor=monitor)
         self.optimizer.build(self.trainable_variables)
 
     def save_own_variables(self, store: Any) -> None:
@@ -258,8 +293,8 @@ class MultiTaskModel(keras.Model):
     def reset_metrics(self) -> None:
         """Resets all metrics and the mean task weights."""
         super().reset_metrics()
-        if self._pipeline is not None and self._pipeline.task_weights is not None:
-            self._pipeline.task_weights.reset_state()
+        if self._pipeline is not None:
+            self._pipeline.reset_metrics()
 
     def compute_loss(
         self,
@@ -300,43 +335,80 @@ class MultiTaskModel(keras.Model):
         pipeline = self._pipeline
         assert pipeline is not None
         assert pipeline.task_weights is not None
+        before = []
+        if pipeline.revisits_batch:
+            before = [tf.identity(v.value) for v in self.non_trainable_variables]
         representation = None
         with tf.GradientTape(persistent=pipeline.needs_several_gradients) as tape:
             if self._split is None:
                 y_pred = self(x, training=True)
             else:
                 representation, y_pred = self._split.call(x)
-            losses = self._task_losses(self._labels(y, y_pred, sample_weight), y_pred)
+            labels = self._labels(y, y_pred, sample_weight)
+            losses = self._task_losses(labels, y_pred)
+            sub_batches = self._sub_batch_losses(labels, y_pred)
             added = self._added_losses()
-            totals = losses.total_over_replicas()
-            loss_weights = pipeline.loss_weights(totals, losses.present)
-            objectives = step_objectives(
-                losses.values, added, loss_weights, pipeline, self.optimizer
-            )
         total = tf.add_n([*losses.values, *added]) * float(replicas())
         loss_tracker(self).update_state(total, sample_weight=batch_size(y_pred))
 
-        variables = split_variables(self, self._reached)
+        totals, present = losses.total_over_replicas(), losses.present
+        loss_weights = pipeline.loss_weights(totals, present)
         loss_scale = self.optimizer.scale_loss(tf.ones(()))
-        gradients, weights = step_gradients(
-            tape,
-            objectives,
-            variables,
-            pipeline,
-            StepContext(
-                totals * loss_weights, losses.present, loss_scale, representation
-            ),
+        objectives = step_objectives(
+            losses.values, added, loss_weights, pipeline, loss_scale
         )
-        learning_rate = self.optimizer.learning_rate
+        variables = split_variables(self, self._reached)
+        context = StepContext(
+            totals * loss_weights, present, loss_scale, representation, sub_batches
+        )
+        gradients, weights = step_gradients(
+            tape, objectives, variables, pipeline, context
+        )
+        step = LossStep(totals, present, self.optimizer.learning_rate)
+        if pipeline.needs_gradient_norms:
+            norms = norms_on_last_shared_layer(tape, objectives, variables)
+            step = step._replace(gradient_norms=norms)
         self.optimizer.apply_gradients(
             [(gradients[id(v)], v) for v in self.trainable_variables]
         )
-        pipeline.update(LossStep(totals, losses.present, learning_rate))
-        pipeline.task_weights.update_state(loss_weights * weights, losses.present)
+        if pipeline.revisits_batch:
+            step = step._replace(losses_after=self._losses_again(x, labels, before))
+        pipeline.update(step)
+        pipeline.task_weights.update_state(loss_weights * weights, present)
         return {
             **self.compute_metrics(x, y, y_pred, sample_weight=sample_weight),
-            **pipeline.task_weights.result(),
+            **pipeline.logs(),
         }
+
+    def _sub_batch_losses(
+        self, labels: Labels, y_pred: dict[str, Any]
+    ) -> list[list[tf.Tensor]]:
+        """Returns the task losses of the parts that the balancer asks for."""
+        assert self._pipeline is not None
+        parts = self._pipeline.num_sub_batches
+        resolved = resolved_losses(self, labels.y, y_pred)
+        by_task = {task: resolved[task] for task in self.tasks}
+        size = batch_size(y_pred)
+        return [
+            task_losses(
+                by_task, sub_batch(labels, part, parts, size), y_pred, track=False
+            ).values
+            for part in range(parts)
+        ]
+
+    def _losses_again(
+        self, x: Any, labels: Labels, state: list[tf.Tensor]
+    ) -> tf.Tensor:
+        """Returns the losses of the batch with the present weights, float32 `[T]`.
+
+        A stateless call from the state before the step's own forward pass: it draws
+        the same dropout masks and leaves seeds and batch statistics alone.
+        """
+        trainable = [v.value for v in self.trainable_variables]
+        y_pred, _ = self.stateless_call(trainable, state, x, training=True)
+        resolved = resolved_losses(self, labels.y, y_pred)
+        by_task = {task: resolved[task] for task in self.tasks}
+        return task_losses(by_task, labels, y_pred, track=False).total_over_replicas()
 
 
 class _EpochHook(keras.callbacks.Callback):

@@ -30,7 +30,10 @@ class TaskLosses(NamedTuple):
 
 
 def task_losses(
-    losses: dict[str, ResolvedLoss], labels: Labels, y_pred: dict[str, Any]
+    losses: dict[str, ResolvedLoss],
+    labels: Labels,
+    y_pred: dict[str, Any],
+    track: bool = True,
 ) -> TaskLosses:
     """Computes each task's loss over its labelled samples, and tracks it.
 
@@ -42,6 +45,7 @@ def task_losses(
         losses: `keras_compat.resolved_losses`' result.
         labels: The batch's labels.
         y_pred: The model's outputs.
+        track: Whether to update the metrics that log the losses.
     """
     size = tf.cast(batch_size(y_pred), "float32")
     counts = {task: _count(labels.labelled[task], size) for task in losses}
@@ -54,7 +58,7 @@ def task_losses(
         value = resolved.loss(labels.y[task], y_pred[task], weight)
         value = tf.cast(value, "float32")
         averages = resolved.loss.reduction in _MEANS_OVER_BATCH
-        if resolved.tracker is not None:
+        if track and resolved.tracker is not None:
             unscaled = value * float(replicas())
             if labels.labelled[task] is None:
                 # As Keras does it: its static batch size, which may be unknown.
