@@ -32,7 +32,7 @@ class Commands(typer.core.TyperGroup):
             # Typer's own errors; their classes have moved between versions.
             if not hasattr(error, "format_message"):
                 raise
-            code = _fail(f"{error.format_message()} See `--help`.")
+            code = _fail(f"{error.format_message().rstrip('.')}. See `--help`.")
         if standalone_mode:
             sys.exit(code if isinstance(code, int) else 0)
         return code

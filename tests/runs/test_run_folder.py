@@ -128,10 +128,14 @@ def test_a_failed_training_leaves_nothing(tiny, eagerly, tmp_path, monkeypatch, 
 
 
 def test_staged_keeps_what_others_put_beside(tmp_path):
-    with pytest.raises(RuntimeError), staged(tmp_path / "runs" / "a") as work:
-        (work / "half").write_text("half")
-        (tmp_path / "runs" / "b").mkdir()
-        raise RuntimeError
+    def fail():
+        with staged(tmp_path / "runs" / "a") as work:
+            (work / "half").write_text("half")
+            (tmp_path / "runs" / "b").mkdir()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert [p.name for p in (tmp_path / "runs").iterdir()] == ["b"]
 
 

@@ -1,0 +1,209 @@
+"""The commands, from a study to a checked export, and how they fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import pytest
+from typer.testing import CliRunner
+
+from mtl_keras import data
+from mtl_keras.cli.app import app
+
+STUDY = """
+application = "tiny"
+oracle = "random"
+trials = 2
+epochs = 1
+limit = 32
+[space]
+width = [4, 8, 12]
+"""
+
+
+@pytest.fixture
+def run(tiny, eagerly, tmp_path, monkeypatch):
+    """Runs a command line in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(line):
+        return CliRunner().invoke(app, line.split())
+
+    return invoke
+
+
+def ok(result):
+    assert result.exit_code == 0, result.stderr or result.exception
+    assert result.stderr == ""
+    return result.stdout
+
+
+def test_from_a_study_to_a_checked_export_and_again(run, tmp_path):
+    (tmp_path / "small.toml").write_text(STUDY)
+    said = ok(run("tune small.toml"))
+    assert "trial 1 (2/2)" in said
+    assert "mtl-keras train --from-study runs/study-small" in said
+    assert "nothing left to run" in ok(run("tune small.toml"))
+    best = json.loads((tmp_path / "runs/study-small/trials/0.json").read_text())
+    other = json.loads((tmp_path / "runs/study-small/trials/1.json").read_text())
+    best = max(best, other, key=lambda record: record["score"])
+
+    train = "train --from-study runs/study-small --epochs 3 --out runs/best --reuse"
+    said = ok(run(train))
+    assert f"trial {best['trial']}" in said
+    assert "3/3" in said
+    config = json.loads((tmp_path / "runs/best/config.json").read_text())
+    assert config["width"] == best["config"]["width"]
+    assert (config["epochs"], config["limit"]) == (3, None)
+    assert "reused" in ok(run(train))
+
+    metrics = json.loads((tmp_path / "runs/best/metrics.json").read_text())
+    again = json.loads(ok(run("evaluate runs/best --json")))
+    assert again["level"]["mae"] == pytest.approx(metrics["level"]["mae"], rel=1e-5)
+    assert f"{metrics['level']['mae']:.4f}" in ok(run("evaluate runs/best"))
+
+    said = ok(run("export runs/best --to served --check"))
+    assert "served/1" in said
+    assert "largest difference" in said
+    assert "reused" in ok(run("export runs/best --to served --check --reuse"))
+    assert "served/2" in ok(run("export runs/best --to served"))
+
+
+def test_train_takes_options_and_numbers_its_runs(run, tmp_path):
+    said = ok(run("train tiny --epochs 1 --tasks way,level --balancing dwa --seed 4"))
+    assert "Wrote runs/tiny-1" in said
+    assert "Wrote runs/tiny-2" in ok(run("train tiny --epochs 1 --sharing mmoe"))
+    config = json.loads((tmp_path / "runs/tiny-1/config.json").read_text())
+    assert config["tasks"] == ["way", "level"]
+    assert (config["balancing"], config["seed"]) == ("dwa", 4)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("train tinny", "Did you mean 'tiny'"),
+        ("train", "Expected an application"),
+        ("train tiny --tasks way,brigth", "Did you mean 'bright'"),
+        ("train tiny --balancing pcgard", "Did you mean 'pcgrad'"),
+        ("train tiny --sharing mmeo", "Did you mean 'mmoe'"),
+        ("train tiny --backbone cnm", "Did you mean 'cnn'"),
+        ("train tiny --data stripe", "Did you mean 'stripes'"),
+        ("train tiny --epochs 0", "epochs"),
+        ("train tiny --epochs few", "'--epochs'"),
+        ("train tiny --epoch 3", "--epoch"),
+        ("train tiny --out used", "in use"),
+        ("train tiny --out used --reuse", "not a run folder"),
+        ("train tiny --out used/file/run", "not a folder"),
+        ("train --from-study used", "not a study folder"),
+        ("tune absent.toml", "no study file"),
+        ("tune wrong.toml", "Did you mean 'trials'"),
+        ("tune tuned.toml --out used", "in use"),
+        ("evaluate absent", "no run folder"),
+        ("evaluate used", "not a run folder"),
+        ("export used --to served", "not a run folder"),
+        ("export absent", "--to"),
+        ("datasets prepare multi_digit", "Did you mean 'multi_digits"),
+        ("trian tiny", "trian"),
+        ("--verison", "--verison"),
+    ],
+)
+def test_wrong_input_is_one_line_and_code_2(run, tmp_path, monkeypatch, line, words):
+    monkeypatch.setattr(keras.Model, "fit", lambda *a, **k: pytest.fail("trained"))
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "file").write_text("kept")
+    (tmp_path / "wrong.toml").write_text(STUDY.replace("trials", "trails"))
+    (tmp_path / "tuned.toml").write_text(STUDY)
+    before = sorted(tmp_path.rglob("*"))
+    result = run(line)
+    assert result.exit_code == 2, result.stderr
+    assert words in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stdout == ""
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_reuse_refuses_a_run_with_other_settings(run):
+    ok(run("train tiny --epochs 1 --out a"))
+    result = run("train tiny --epochs 1 --width 9 --out a --reuse")
+    assert result.exit_code == 2
+    assert "another width: 8 there, 9 here" in result.stderr
+
+
+def test_an_interruption_is_one_line_and_leaves_nothing(run, tmp_path, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(keras.Model, "fit", interrupted)
+    result = run("train tiny")
+    assert result.exit_code == 130
+    assert result.stderr == "Interrupted.\n"
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "small.toml").write_text(STUDY)
+    result = run("tune small.toml")
+    assert result.exit_code == 130
+    assert "goes on with the study" in result.stderr
+
+
+def test_datasets_are_listed(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("MTL_KERAS_DATA_DIR", str(tmp_path))
+    said = ok(run("datasets list"))
+    assert all(name in said for name in data.names())
+
+
+def test_doctor_tells_versions_and_devices(run):
+    said = ok(run("doctor"))
+    assert keras.__version__ in said
+    assert "CPU" in said
+    assert "balancing ops" in said
+
+
+def command(*arguments, **environment):
+    """Runs the entry point in a process of its own."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("TF_CPP")}
+    return subprocess.run(
+        [sys.executable, "-c", "from mtl_keras.cli import main; main()", *arguments],
+        capture_output=True,
+        text=True,
+        env={**clean, **environment},
+        timeout=300,
+    )
+
+
+def test_help_shows_examples_and_loads_no_tensorflow():
+    code = (
+        "import sys; from mtl_keras.cli.app import app; "
+        "app(['train', '--help'], standalone_mode=False); "
+        "assert not {'tensorflow', 'keras'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "mtl-keras train vision" in done.stdout
+    assert "mtl-keras tune tuning/vision.toml" in command("--help").stdout
+
+
+def test_data_that_cannot_be_had_names_the_command_that_prepares_it(tmp_path):
+    done = command(
+        *("train", "vision", "--data", "multi_digits/mnist"),
+        *("--out", str(tmp_path / "run")),
+        MTL_KERAS_DATA_DIR=str(tmp_path / "data"),
+    )
+    assert done.returncode == 2
+    # One line in all: TensorFlow's start-up noise is not passed on.
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "mtl-keras datasets prepare" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_goes_wrong_while_tensorflow_is_loaded_is_still_said():
+    code = (
+        "import os, sys; from mtl_keras.cli import tensorflow; "
+        "manager = tensorflow._filtered_stderr(); manager.__enter__(); "
+        "os.write(2, b'I0000 00:00:00.1 1 port.cc:1] noise\\nE0000 real trouble\\n'); "
+        "manager.__exit__(None, None, None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr == "E0000 real trouble\n"
