@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import tensorflow as tf
@@ -63,7 +64,8 @@ def cagrad(gramian: Any, c: float = 0.4) -> tuple[tf.Tensor, tf.Tensor]:
     def body(
         t: tf.Tensor, y: tf.Tensor, free: tf.Tensor, length: tf.Tensor, _: tf.Tensor
     ) -> tuple[tf.Tensor, ...]:
-        # The length's derivative by t is sum_i v_i / length; at first both are 0.
+        # The length's derivative by t is sum_i v_i / length; the first step, where
+        # there is no v yet, stays at the upper end.
         step = (length - radius) * length
         t = t - tf.math.divide_no_nan(step, tf.reduce_sum(y * reciprocal))
         linear = t * reciprocal - products
@@ -75,14 +77,14 @@ def cagrad(gramian: Any, c: float = 0.4) -> tuple[tf.Tensor, tf.Tensor]:
 
     size = cosines.shape[0]
     _, y, _, length, solved = tf.while_loop(
-        lambda t, y, free, length, solved: ~solved | (length > radius * (1.0 + 1e-9)),
+        lambda t, y, free, length, solved: solved & (length > radius * (1.0 + 1e-9)),
         body,
         (
             upper,
             tf.zeros([1, size], tf.float64),
             tf.zeros([1, size], tf.bool),
-            tf.zeros([], tf.float64),
-            tf.constant(False),
+            tf.constant(math.inf, tf.float64),
+            tf.constant(True),
         ),
         maximum_iterations=_MAX_STEPS,
     )
