@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import keras
 import numpy as np
@@ -137,6 +137,26 @@ class Balancer:
         return cls(**config)
 
 
+class Probe(Protocol):
+    """The present batch's losses at any weights of the model."""
+
+    def weights(self) -> list[tf.Tensor]:
+        """Returns the trainable weights as they are."""
+
+    def losses(
+        self, weights: Sequence[tf.Tensor], part: int | None = None
+    ) -> list[tf.Tensor]:
+        """Returns this replica's share of the T losses at these weights.
+
+        Args:
+            weights: In the order of `weights()`.
+            part: 0 or 1 for one half of the batch, `None` for all of it.
+        """
+
+    def total(self, value: tf.Tensor) -> tf.Tensor:
+        """Returns the sum of a tensor over the replicas."""
+
+
 class LossStep(NamedTuple):
     """What a loss balancer may learn from after a step.
 
@@ -152,9 +172,8 @@ class LossStep(NamedTuple):
     gradient_norms: tf.Tensor | None = None
     """`[T]`, norms of the unweighted task gradients on the last shared layer; for
     methods with `needs_gradient_norms`."""
-    losses_after: tf.Tensor | None = None
-    """`[T]`, losses of the same batch after the model's update; for methods with
-    `revisits_batch`."""
+    probe: Probe | None = None
+    """The batch at any weights; for methods with `needs_probe`."""
 
 
 class LossBalancer(Balancer):
@@ -166,7 +185,7 @@ class LossBalancer(Balancer):
     """
 
     needs_gradient_norms = False
-    revisits_batch = False
+    needs_probe = False
 
     def weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
         """Returns the task weights for one step, and changes no state.
@@ -250,6 +269,9 @@ class GradientBalancer(Balancer):
     def build_state(self, num_tasks: int) -> None:
         """Creates the count of steps that fell back to the mean."""
         self.add_variable("fallbacks", (), 0, dtype="int64")
+
+    def build_variables(self, shared: Sequence[keras.Variable]) -> None:
+        """Creates state that belongs to the shared variables; after `build`."""
 
     def aggregate(self, step: GradientStep) -> tuple[list[Any], tf.Tensor]:
         """Turns the task gradients into one update.

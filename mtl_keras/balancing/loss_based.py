@@ -16,6 +16,7 @@ from mtl_keras.balancing.base import (
     mean_weights,
     per_task,
 )
+from mtl_keras.balancing.epochs import EpochMeans
 from mtl_keras.errors import unknown_name
 
 _register = keras.saving.register_keras_serializable(package="mtl_keras")
@@ -188,33 +189,21 @@ class DWA(LossBalancer):
 
     def build_state(self, num_tasks: int) -> None:
         """Creates the epoch means."""
-        shape = (num_tasks,)
-        self._loss_sum = self.add_variable("loss_sum", shape, 0.0)
-        self._batches = self.add_variable("batches", shape, 0.0)
-        self._last = self.add_variable("last_epoch_loss", shape, 1.0)
-        self._before_last = self.add_variable("before_last_epoch_loss", shape, 1.0)
-        self._epochs = self.add_variable("epochs", shape, 0.0)
+        self._means = EpochMeans(self.add_variable, num_tasks)
 
     def on_epoch_begin(self) -> None:
-        """Closes the epoch before, if any of its batches were seen."""
-        seen = self._batches > 0
-        mean = tf.math.divide_no_nan(
-            tf.convert_to_tensor(self._loss_sum), tf.convert_to_tensor(self._batches)
-        )
-        self._before_last.assign(tf.where(seen, self._last, self._before_last))
-        self._last.assign(tf.where(seen, mean, self._last))
-        self._epochs.assign_add(tf.cast(seen, "float32"))
-        self._loss_sum.assign(tf.zeros_like(self._loss_sum))
-        self._batches.assign(tf.zeros_like(self._batches))
+        """Closes the epoch before."""
+        self._means.close_epoch()
 
     def weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
         """See `LossBalancer.weights`."""
         del losses
         ratio = tf.math.divide_no_nan(
-            tf.convert_to_tensor(self._last), tf.convert_to_tensor(self._before_last)
+            tf.convert_to_tensor(self._means.last),
+            tf.convert_to_tensor(self._means.before_last),
         )
         # A task that has not had two epochs yet counts as one that stands still.
-        ratio = tf.where(self._epochs >= 2, ratio, 1.0)
+        ratio = tf.where(self._means.epochs >= 2, ratio, 1.0)
         weights = masked_softmax(ratio / self.temperature, present)
         if self.scale == "sum":
             weights *= tf.reduce_sum(tf.cast(present, "float32"))
@@ -222,9 +211,7 @@ class DWA(LossBalancer):
 
     def update(self, step: LossStep) -> None:
         """Adds this batch to the epoch's means; see `LossBalancer.update`."""
-        counts = step.present & tf.math.is_finite(step.losses)
-        self._loss_sum.assign_add(tf.where(counts, step.losses, 0.0))
-        self._batches.assign_add(tf.cast(counts, "float32"))
+        self._means.add(step)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

@@ -144,9 +144,9 @@ class Pipeline:
         )
 
     @property
-    def revisits_batch(self) -> bool:
-        """Whether the loss balancer reads the losses after the update, too."""
-        return self.loss_balancer is not None and self.loss_balancer.revisits_batch
+    def needs_probe(self) -> bool:
+        """Whether the loss balancer evaluates the batch again."""
+        return self.loss_balancer is not None and self.loss_balancer.needs_probe
 
     @property
     def num_sub_batches(self) -> int:
@@ -163,10 +163,12 @@ class Pipeline:
             and self.gradient_balancer.gradients_of == "representation"
         )
 
-    def build(self, tasks: Sequence[str]) -> None:
-        """Creates all state for these tasks."""
+    def build(self, tasks: Sequence[str], shared: Sequence[keras.Variable]) -> None:
+        """Creates all state for these tasks and shared variables."""
         for balancer in self.balancers:
             balancer.build(tasks)
+        if self.gradient_balancer is not None:
+            self.gradient_balancer.build_variables(shared)
         self.task_weights = TaskWeights(tasks)
         if self.monitored is not None:
             self.monitor = ConflictMonitor(len(tasks))
@@ -185,8 +187,12 @@ class Pipeline:
         if self.monitor is not None:
             logs |= self.monitor.result()
             if self.gradient_balancer is not None:
-                fallbacks = self.gradient_balancer.variables["fallbacks"]
-                logs["fallbacks"] = tf.cast(tf.convert_to_tensor(fallbacks), "float32")
+                counts = [
+                    tf.cast(tf.convert_to_tensor(variable), "float32")
+                    for name, variable in self.gradient_balancer.variables.items()
+                    if name.endswith("fallbacks")  # A wrapped method has its own.
+                ]
+                logs["fallbacks"] = tf.add_n(counts)
         return logs
 
     def reset_metrics(self) -> None:

@@ -31,6 +31,7 @@ from mtl_keras.model.labels import (
     replicas,
     sub_batch,
 )
+from mtl_keras.model.probe import BatchProbe
 from mtl_keras.model.representation import (
     SplitModel,
     check_shared_below,
@@ -186,15 +187,16 @@ class MultiTaskModel(keras.Model):
             **kwargs,
         )
         self._loss_tasks = loss_tasks
-        with self.distribute_strategy.scope():
-            pipeline.build(self.tasks)
-        self._pipeline = pipeline
         outputs = {task: self._outputs_by_task[task] for task in self.tasks}
         self._reached = reached_variables(self._inputs, outputs)
+        shared = split_variables(self, self._reached).shared
         self._split = None
         if pipeline.gradients_of_representation:
             self._split = split_at_representation(self, self._outputs_by_task)
-            check_shared_below(self._split, split_variables(self, self._reached).shared)
+            check_shared_below(self._split, shared)
+        with self.distribute_strategy.scope():
+            pipeline.build(self.tasks, shared)
+        self._pipeline = pipeline
 
     def _tasks_with_loss(self, loss: Any) -> tuple[str, ...]:
         outputs = sorted(self._outputs_by_task)
@@ -321,10 +323,6 @@ class MultiTaskModel(keras.Model):
     def _labels(self, y: Any, y_pred: Any, sample_weight: Any) -> Labels:
         return arrange_labels(y, sample_weight, y_pred, self.tasks)
 
-    def _task_losses(self, labels: Labels, y_pred: dict[str, Any]) -> TaskLosses:
-        resolved = resolved_losses(self, labels.y, y_pred)
-        return task_losses({t: resolved[t] for t in self.tasks}, labels, y_pred)
-
     def _added_losses(self) -> list[tf.Tensor]:
         """Returns regularisation and `add_loss` losses, this replica's share."""
         return [tf.reduce_sum(tf.cast(v, "float32")) / replicas() for v in self.losses]
@@ -336,7 +334,7 @@ class MultiTaskModel(keras.Model):
         assert pipeline is not None
         assert pipeline.task_weights is not None
         before = []
-        if pipeline.revisits_batch:
+        if pipeline.needs_probe:
             before = [tf.identity(v.value) for v in self.non_trainable_variables]
         representation = None
         with tf.GradientTape(persistent=pipeline.needs_several_gradients) as tape:
@@ -346,7 +344,9 @@ class MultiTaskModel(keras.Model):
                 representation, y_pred = self._split.call(x)
             labels = self._labels(y, y_pred, sample_weight)
             losses = self._task_losses(labels, y_pred)
-            sub_batches = self._sub_batch_losses(labels, y_pred)
+            sub_batches = self._sub_batch_losses(
+                labels, y_pred, pipeline.num_sub_batches
+            )
             added = self._added_losses()
         total = tf.add_n([*losses.values, *added]) * float(replicas())
         loss_tracker(self).update_state(total, sample_weight=batch_size(y_pred))
@@ -371,8 +371,9 @@ class MultiTaskModel(keras.Model):
         self.optimizer.apply_gradients(
             [(gradients[id(v)], v) for v in self.trainable_variables]
         )
-        if pipeline.revisits_batch:
-            step = step._replace(losses_after=self._losses_again(x, labels, before))
+        if pipeline.needs_probe:
+            probe = BatchProbe(self, x, labels, before, self._untracked_losses)
+            step = step._replace(probe=probe)
         pipeline.update(step)
         pipeline.task_weights.update_state(loss_weights * weights, present)
         return {
@@ -380,35 +381,27 @@ class MultiTaskModel(keras.Model):
             **pipeline.logs(),
         }
 
-    def _sub_batch_losses(
-        self, labels: Labels, y_pred: dict[str, Any]
-    ) -> list[list[tf.Tensor]]:
-        """Returns the task losses of the parts that the balancer asks for."""
-        assert self._pipeline is not None
-        parts = self._pipeline.num_sub_batches
+    def _task_losses(
+        self, labels: Labels, y_pred: dict[str, Any], track: bool = True
+    ) -> TaskLosses:
         resolved = resolved_losses(self, labels.y, y_pred)
         by_task = {task: resolved[task] for task in self.tasks}
+        return task_losses(by_task, labels, y_pred, track)
+
+    def _untracked_losses(
+        self, labels: Labels, y_pred: dict[str, Any]
+    ) -> list[tf.Tensor]:
+        return self._task_losses(labels, y_pred, track=False).values
+
+    def _sub_batch_losses(
+        self, labels: Labels, y_pred: dict[str, Any], parts: int
+    ) -> list[list[tf.Tensor]]:
+        """Returns the task losses of disjoint parts of the batch."""
         size = batch_size(y_pred)
         return [
-            task_losses(
-                by_task, sub_batch(labels, part, parts, size), y_pred, track=False
-            ).values
+            self._untracked_losses(sub_batch(labels, part, parts, size), y_pred)
             for part in range(parts)
         ]
-
-    def _losses_again(
-        self, x: Any, labels: Labels, state: list[tf.Tensor]
-    ) -> tf.Tensor:
-        """Returns the losses of the batch with the present weights, float32 `[T]`.
-
-        A stateless call from the state before the step's own forward pass: it draws
-        the same dropout masks and leaves seeds and batch statistics alone.
-        """
-        trainable = [v.value for v in self.trainable_variables]
-        y_pred, _ = self.stateless_call(trainable, state, x, training=True)
-        resolved = resolved_losses(self, labels.y, y_pred)
-        by_task = {task: resolved[task] for task in self.tasks}
-        return task_losses(by_task, labels, y_pred, track=False).total_over_replicas()
 
 
 class _EpochHook(keras.callbacks.Callback):

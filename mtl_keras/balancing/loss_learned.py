@@ -1,0 +1,196 @@
+"""Methods that learn weights from the losses, beside `Uncertainty`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from mtl_keras.balancing.adam import TaskAdam
+from mtl_keras.balancing.base import LossBalancer, LossStep, check_number, mean_weights
+from mtl_keras.balancing.loss_based import masked_softmax
+from mtl_keras.balancing.loss_scalarising import MeanScaleBalancer
+
+_register = keras.saving.register_keras_serializable(package="mtl_keras")
+
+
+@_register
+class IMTLL(LossBalancer):
+    """Makes all weighted losses equal: Σ e^(s_i) L_i − s_i with trained s_i.
+
+    Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021. At the optimum
+    of s, e^(s_i) L_i = 1. Differs from the paper in that s is trained by an Adam of
+    its own, at the rate of the model's optimizer unless `learning_rate` is given.
+    `scale="sum"` is the paper's formula; `"mean"` divides it by T.
+
+    Args:
+        learning_rate: Rate for s; `None` follows the model's optimizer.
+        **kwargs: See `Balancer`.
+    """
+
+    method = "imtl_l"
+
+    def __init__(self, learning_rate: float | None = None, **kwargs: Any):
+        super().__init__(**kwargs)
+        if learning_rate is not None:
+            learning_rate = check_number("learning_rate", learning_rate, low=0.0)
+        self.learning_rate = learning_rate
+
+    def build_state(self, num_tasks: int) -> None:
+        """Creates s and the moments of its optimizer."""
+        self._log_scale = self.add_variable("log_scale", (num_tasks,), 0.0)
+        self._adam = TaskAdam(self.add_variable, num_tasks)
+
+    def weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+        """See `LossBalancer.weights`."""
+        del losses
+        return tf.exp(self._log_scale) * mean_weights(present, self.scale)
+
+    def update(self, step: LossStep) -> None:
+        """Moves s against the gradient of the objective."""
+        gradient = tf.exp(self._log_scale) * step.losses - 1.0
+        rate = step.learning_rate if self.learning_rate is None else self.learning_rate
+        self._adam.step(self._log_scale, gradient, step.present, rate)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "learning_rate": self.learning_rate}
+
+
+@_register
+class FAMO(MeanScaleBalancer):
+    """Equal relative progress of all tasks, in one backward pass.
+
+    With z = softmax(w) and D_i = L_i − b: minimises Σ z_i log D_i / Σ (z_i / D_i).
+    After the update the losses of the same batch are taken again, and w follows
+    (∂z/∂w)ᵀ (log D_before − log D_after) by Adam with weight decay: who gained most
+    gets less. Liu et al., "FAMO: Fast Adaptive Multitask Optimization", NeurIPS
+    2023, arXiv 2306.03792. The second forward pass draws the same dropout masks and
+    leaves batch statistics and seeds alone, which the authors' code does not.
+
+    Args:
+        learning_rate: Adam's rate for w.
+        weight_decay: γ.
+        lower_bound: b, below all losses.
+        **kwargs: See `Balancer`. The paper's scale is `"mean"`.
+    """
+
+    method = "famo"
+    needs_probe = True
+
+    def __init__(
+        self,
+        learning_rate: float = 0.025,
+        weight_decay: float = 1e-3,
+        lower_bound: float = 0.0,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.learning_rate = check_number("learning_rate", learning_rate, low=0.0)
+        self.weight_decay = check_number("weight_decay", weight_decay, low=0.0)
+        self.lower_bound = check_number("lower_bound", lower_bound)
+
+    def build_state(self, num_tasks: int) -> None:
+        """Creates w and the moments of its optimizer."""
+        self._logits = self.add_variable("logits", (num_tasks,), 0.0)
+        self._adam = TaskAdam(self.add_variable, num_tasks)
+
+    def _distance(self, losses: tf.Tensor) -> tf.Tensor:
+        distance = losses - self.lower_bound
+        floor = tf.maximum(1e-8 * tf.reduce_max(tf.abs(distance)), 1e-30)
+        return tf.maximum(distance, floor)
+
+    def mean_scale_weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+        """See `MeanScaleBalancer.mean_scale_weights`."""
+        shares = masked_softmax(tf.convert_to_tensor(self._logits), present)
+        weights = shares / self._distance(losses)
+        return tf.math.divide_no_nan(weights, tf.reduce_sum(weights))
+
+    def update(self, step: LossStep) -> None:
+        """Moves w by what the step gained."""
+        before = tf.math.log(self._distance(step.losses))
+        assert step.probe is not None
+        after = step.probe.total(tf.stack(step.probe.losses(step.probe.weights())))
+        gain = before - tf.math.log(self._distance(after))
+        shares = masked_softmax(tf.convert_to_tensor(self._logits), step.present)
+        gain = tf.where(step.present, gain, 0.0)
+        gradient = shares * (gain - tf.reduce_sum(shares * gain))
+        gradient += self.weight_decay * self._logits
+        self._adam.step(self._logits, gradient, step.present, self.learning_rate)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {
+            **super().get_config(),
+            "learning_rate": self.learning_rate,
+            "weight_decay": self.weight_decay,
+            "lower_bound": self.lower_bound,
+        }
+
+
+@_register
+class GradNorm(MeanScaleBalancer):
+    """Weights that bring the gradient norms in line with the training rates.
+
+    w = T · softmax(v); n_i = ‖w_i g_i‖ on the last shared layer; r_i = L_i / L_i(0)
+    over its mean. v follows the gradient of Σ |n_i − n̄ r_i^α| (the target held
+    fixed). Chen et al., "GradNorm: Gradient Normalization for Adaptive Loss
+    Balancing in Deep Multitask Networks", ICML 2018, arXiv 1711.02257.
+
+    Differs from the paper in the softmax, which keeps weights positive, where the
+    paper renormalises after each step. As in the paper, and unlike LibMTL, norms
+    are those of the last shared layer, so that T short backward passes suffice.
+
+    Args:
+        alpha: α, how strongly slow tasks are pushed.
+        learning_rate: Adam's rate for v.
+        **kwargs: See `Balancer`. `scale="mean"` leaves out the factor T.
+    """
+
+    method = "gradnorm"
+    needs_gradient_norms = True
+
+    def __init__(self, alpha: float = 1.5, learning_rate: float = 0.025, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.alpha = check_number("alpha", alpha, low=0.0)
+        self.learning_rate = check_number("learning_rate", learning_rate, low=0.0)
+
+    def build_state(self, num_tasks: int) -> None:
+        """Creates v, the moments of its optimizer, and the first losses."""
+        self._logits = self.add_variable("logits", (num_tasks,), 0.0)
+        self._first = self.add_variable("first_losses", (num_tasks,), -1.0)
+        self._adam = TaskAdam(self.add_variable, num_tasks)
+
+    def mean_scale_weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+        """See `MeanScaleBalancer.mean_scale_weights`."""
+        del losses
+        return masked_softmax(tf.convert_to_tensor(self._logits), present)
+
+    def update(self, step: LossStep) -> None:
+        """Moves v towards the target norms."""
+        present = step.present
+        is_first = present & (self._first < 0)
+        first = tf.where(is_first, step.losses, self._first)
+        self._first.assign(first)
+        equal = mean_weights(present, "mean")
+        count = tf.reduce_sum(tf.cast(present, "float32"))
+        shares = masked_softmax(tf.convert_to_tensor(self._logits), present)
+        norms = tf.where(present, step.gradient_norms, 0.0)
+        weighted = count * shares * norms
+        rates = tf.math.divide_no_nan(step.losses, first)
+        rates = tf.math.divide_no_nan(rates, tf.reduce_sum(equal * rates))
+        target = tf.reduce_sum(equal * weighted) * tf.pow(
+            tf.maximum(rates, 0.0), self.alpha
+        )
+        slope = tf.sign(weighted - target) * norms
+        gradient = count * shares * (slope - tf.reduce_sum(shares * slope))
+        self._adam.step(self._logits, gradient, present, self.learning_rate)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {
+            **super().get_config(),
+            "alpha": self.alpha,
+            "learning_rate": self.learning_rate,
+        }

@@ -1,0 +1,308 @@
+"""Methods that fold the task losses into one scalar, without learned parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from mtl_keras.balancing.base import (
+    LossBalancer,
+    LossStep,
+    check_integer,
+    check_number,
+    mean_weights,
+    per_task,
+)
+from mtl_keras.balancing.epochs import EpochMeans
+from mtl_keras.balancing.loss_based import masked_softmax
+from mtl_keras.errors import InputError
+
+_register = keras.saving.register_keras_serializable(package="mtl_keras")
+
+Preference = Mapping[str, float] | Sequence[float] | None
+
+
+class MeanScaleBalancer(LossBalancer):
+    """A loss balancer whose formula gives weights of 1 / T to equal tasks."""
+
+    def weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+        """See `LossBalancer.weights`."""
+        weights = self.mean_scale_weights(losses, present)
+        if self.scale == "sum":
+            weights *= tf.reduce_sum(tf.cast(present, "float32"))
+        return weights
+
+    def mean_scale_weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+        """Returns the weights of the paper's formula, float32 `[T]`."""
+        raise NotImplementedError
+
+
+@_register
+class RandomWeighting(MeanScaleBalancer):
+    """Fresh random weights each step: softmax(N(0, I)).
+
+    Lin et al., "Reasonable Effectiveness of Random Weighting: A Litmus Test for
+    Multi-Task Learning", TMLR 2022, arXiv 2111.10603 (RLW).
+
+    Args:
+        **kwargs: See `Balancer`; `seed` fixes the draws.
+    """
+
+    method = "random"
+    uses_seed = True
+
+    def build_state(self, num_tasks: int) -> None:
+        """Creates the count of draws."""
+        self.add_variable("draws", (), 0, dtype="int64")
+
+    def mean_scale_weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+        """See `MeanScaleBalancer.mean_scale_weights`."""
+        draws = tf.random.stateless_normal(losses.shape, seed=self.next_seed())
+        return masked_softmax(draws, present)
+
+
+@_register
+class UWSO(MeanScaleBalancer):
+    """Analytic uncertainty with a soft optimum: softmax(1 / (L_i τ)).
+
+    Kirchdorfer et al., "Analytical Uncertainty-Based Loss Weighting in Multi-Task
+    Learning", arXiv 2408.07985. A loss of zero or less counts as the smallest
+    positive number, which gives its task all the weight, as in the limit.
+
+    Args:
+        temperature: τ.
+        **kwargs: See `Balancer`.
+    """
+
+    method = "uw_so"
+
+    def __init__(self, temperature: float = 1.0, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.temperature = check_number("temperature", temperature, low=1e-6)
+
+    def mean_scale_weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+        """See `MeanScaleBalancer.mean_scale_weights`."""
+        inverse = 1.0 / tf.maximum(losses, 1e-30) / self.temperature
+        return masked_softmax(tf.minimum(inverse, 1e30), present)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "temperature": self.temperature}
+
+
+@_register
+class GLS(MeanScaleBalancer):
+    """Geometric mean of the losses, (∏ L_i)^(1/T).
+
+    Chennupati et al., "MultiNet++", CVPR Workshops 2019, arXiv 1904.08492. Computed
+    as exp(mean log L), so that no product under- or overflows. Losses below 1e-12
+    of the largest are taken as that, so that a finished task does not end the
+    training of the others.
+
+    Args:
+        **kwargs: See `Balancer`.
+
+    Raises:
+        tf.errors.InvalidArgumentError: In the step, for a negative loss (XLA leaves
+            such checks out: the weights are then not finite).
+    """
+
+    method = "gls"
+
+    def mean_scale_weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+        """See `MeanScaleBalancer.mean_scale_weights`."""
+        check = tf.debugging.assert_non_negative(
+            losses,
+            message="Expected non-negative losses for balancing='gls', whose "
+            f"geometric mean they enter; the tasks are {list(self.tasks)}.",
+        )
+        with tf.control_dependencies([check] if check is not None else []):
+            largest = tf.reduce_max(losses)
+        floored = tf.maximum(losses, 1e-12 * largest)
+        logs = tf.where(present, tf.math.log(floored), 0.0)
+        equal = mean_weights(present, "mean")
+        mean = tf.exp(tf.reduce_sum(equal * logs))
+        weights = tf.where(present, equal * tf.math.divide_no_nan(mean, floored), 0.0)
+        return tf.where(tf.equal(largest, 0.0), equal, weights)
+
+
+class _PreferenceBalancer(MeanScaleBalancer):
+    """A method with a preference vector; uniform by default."""
+
+    def __init__(self, preference: Preference = None, **kwargs: Any):
+        super().__init__(**kwargs)
+        if preference is not None and not isinstance(preference, Mapping):
+            preference = list(preference)
+        self.preference = preference
+
+    def build_state(self, num_tasks: int) -> None:
+        """Checks the preference against the tasks."""
+        values = [1.0] * num_tasks
+        if self.preference is not None:
+            values = per_task("preference", self.preference, self.tasks, 0.0)
+        if min(values) < 0.0 or sum(values) <= 0.0:
+            raise InputError(
+                "Expected `preference` to be non-negative and not all zero. "
+                f"Received: preference={self.preference}."
+            )
+        self._normalised = [value / sum(values) for value in values]
+
+    def preferred(self, present: tf.Tensor) -> tf.Tensor:
+        """Returns the preference over the present tasks, summing to 1, `[T]`."""
+        values = tf.where(present, tf.constant(self._normalised, "float32"), 0.0)
+        return tf.math.divide_no_nan(values, tf.reduce_sum(values))
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "preference": self.preference}
+
+
+@_register
+class STCH(_PreferenceBalancer):
+    """Smooth Tchebycheff scalarisation: μ log Σ exp(λ_i (L_i − z_i) / μ).
+
+    Lin et al., "Smooth Tchebycheff Scalarization for Multi-Objective Optimization",
+    ICML 2024, arXiv 2402.19078. After `warmup_epochs` epochs of Σ log L_i, losses
+    are divided by their means over the last of these (the nadir), as in the
+    authors' multi-task runs. λ = T · preference, so that it is 1 for equal tasks.
+
+    Args:
+        mu: μ, the smoothing; the smaller, the nearer to the maximum.
+        warmup_epochs: Epochs before the scalarisation; with 0 losses are not
+            divided.
+        ideal: z, one number for all tasks, in units of the (divided) losses.
+        preference: `{task: number}` or a list; uniform by default.
+        **kwargs: See `Balancer`.
+    """
+
+    method = "stch"
+
+    def __init__(
+        self,
+        mu: float = 1.0,
+        warmup_epochs: int = 4,
+        ideal: float = 0.0,
+        preference: Preference = None,
+        **kwargs: Any,
+    ):
+        super().__init__(preference, **kwargs)
+        self.mu = check_number("mu", mu, low=1e-9)
+        self.warmup_epochs = check_integer("warmup_epochs", warmup_epochs, low=0)
+        self.ideal = check_number("ideal", ideal)
+
+    def build_state(self, num_tasks: int) -> None:
+        """Creates the epoch means and the nadir."""
+        super().build_state(num_tasks)
+        self._means = EpochMeans(self.add_variable, num_tasks)
+        self._nadir = self.add_variable("nadir", (num_tasks,), 1.0)
+
+    def on_epoch_begin(self) -> None:
+        """Takes the nadir when the warm-up ends."""
+        self._means.close_epoch()
+        ends = tf.equal(self._means.epochs, self.warmup_epochs)
+        positive = self._means.last > 0
+        self._nadir.assign(
+            tf.where(ends & positive, self._means.last, self._nadir)
+            if self.warmup_epochs
+            else self._nadir
+        )
+
+    def mean_scale_weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+        """See `MeanScaleBalancer.mean_scale_weights`."""
+        count = tf.reduce_sum(tf.cast(present, "float32"))
+        stress = self.preferred(present) * count
+        divided = losses / self._nadir
+        soft = masked_softmax(stress * (divided - self.ideal) / self.mu, present)
+        weights = soft * stress / self._nadir
+        logs = mean_weights(present, "mean") / tf.maximum(losses, 1e-30)
+        warming_up = self._means.epochs < self.warmup_epochs
+        return tf.where(warming_up, tf.where(present, logs, 0.0), weights)
+
+    def update(self, step: LossStep) -> None:
+        """Adds the batch to the epoch's means."""
+        self._means.add(step)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {
+            **super().get_config(),
+            "mu": self.mu,
+            "warmup_epochs": self.warmup_epochs,
+            "ideal": self.ideal,
+        }
+
+
+@_register
+class COSMOS(_PreferenceBalancer):
+    """Weighted sum that pulls the losses towards a preference: Σ r_i L_i − λ cos(r, L).
+
+    Ruchte & Grabocka, "Scalable Pareto Front Approximation for Deep Multi-Objective
+    Learning", ICDM 2021, arXiv 2103.13392. Differs from the paper in that r is
+    fixed: the paper draws it each step and feeds it to the network.
+
+    Args:
+        strength: λ. Weights may become negative when it is large.
+        preference: r, `{task: number}` or a list; uniform by default.
+        **kwargs: See `Balancer`.
+    """
+
+    method = "cosmos"
+
+    def __init__(
+        self, strength: float = 1.0, preference: Preference = None, **kwargs: Any
+    ):
+        super().__init__(preference, **kwargs)
+        self.strength = check_number("strength", strength, low=0.0)
+
+    def mean_scale_weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+        """See `MeanScaleBalancer.mean_scale_weights`."""
+        preference = self.preferred(present)
+        direction = tf.math.divide_no_nan(preference, tf.norm(preference))
+        length = tf.norm(losses)
+        unit = tf.math.divide_no_nan(losses, length)
+        cosine = tf.reduce_sum(direction * unit)
+        slope = tf.math.divide_no_nan(direction - cosine * unit, length)
+        return preference - self.strength * slope
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "strength": self.strength}
+
+
+@_register
+class PBI(_PreferenceBalancer):
+    """Penalty-based boundary intersection: d₁ + θ d₂.
+
+    d₁ is the length of the loss vector along the preference r, d₂ its distance from
+    that ray. Zhang & Li, "MOEA/D", IEEE Transactions on Evolutionary Computation
+    2007. Times ‖r‖ (with Σ r = 1), so that equal losses give weights of 1 / T.
+
+    Args:
+        penalty: θ.
+        preference: r, `{task: number}` or a list; uniform by default.
+        **kwargs: See `Balancer`.
+    """
+
+    method = "pbi"
+
+    def __init__(
+        self, penalty: float = 5.0, preference: Preference = None, **kwargs: Any
+    ):
+        super().__init__(preference, **kwargs)
+        self.penalty = check_number("penalty", penalty, low=0.0)
+
+    def mean_scale_weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+        """See `MeanScaleBalancer.mean_scale_weights`."""
+        preference = self.preferred(present)
+        length = tf.norm(preference)
+        direction = tf.math.divide_no_nan(preference, length)
+        offset = losses - tf.reduce_sum(losses * direction) * direction
+        away = tf.math.divide_no_nan(offset, tf.norm(offset))
+        return length * (direction + self.penalty * away)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "penalty": self.penalty}

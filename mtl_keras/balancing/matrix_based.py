@@ -1,0 +1,437 @@
+"""Methods that need the whole T × D matrix of task gradients.
+
+Their update is not a weighted sum of the gradients, or they keep a moving average
+of every task's gradient. Sparse gradients are made dense, so cost and state grow
+with T times the shared variables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from mtl_keras.balancing.base import (
+    GradientBalancer,
+    GradientStep,
+    check_integer,
+    check_number,
+    mean_weights,
+    per_task,
+)
+from mtl_keras.balancing.simplex import project_to_simplex
+from mtl_keras.errors import InputError
+
+_register = keras.saving.register_keras_serializable(package="mtl_keras")
+
+
+class MatrixBalancer(GradientBalancer):
+    """A gradient balancer that works on the gradients themselves.
+
+    A method implements `combine`. `natural_scale` is as for `GramBalancer`.
+
+    Args:
+        **kwargs: See `GradientBalancer`.
+    """
+
+    natural_scale = "mean"
+
+    def aggregate(self, step: GradientStep) -> tuple[list[Any], tf.Tensor]:
+        """See `GradientBalancer.aggregate`."""
+        matrix, connected = dense_matrix(step)
+        update, weights = self.combine(matrix, step)
+        factor = self._rescaling(step.present)
+        finite = all_finite(update)
+        self.count_fallback(~finite)
+        combined: list[Any] = [None] * len(connected)
+        for index, value, rows in zip(
+            (i for i, there in enumerate(connected) if there),
+            update,
+            matrix,
+            strict=True,
+        ):
+            # Not finite: the plain sum, which tells the optimizer so.
+            value = tf.where(finite, value * factor, tf.reduce_sum(rows, axis=0))
+            combined[index] = value * step.loss_scale
+        return combined, weights * factor
+
+    def _rescaling(self, present: tf.Tensor) -> tf.Tensor:
+        if self.scale == self.natural_scale:
+            return tf.ones(())
+        count = tf.maximum(tf.reduce_sum(tf.cast(present, "float32")), 1.0)
+        return count if self.scale == "sum" else 1.0 / count
+
+    def combine(
+        self, matrix: list[tf.Tensor], step: GradientStep
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """Returns the update in the paper's scale.
+
+        Args:
+            matrix: For each variable that a task reaches, the stacked task
+                gradients, float32 `[T, …]`, zero for absent tasks.
+            step: The rest of the step.
+
+        Returns:
+            The update by variable, and the task weights float32 `[T]` to log.
+        """
+        raise NotImplementedError
+
+
+class AveragingBalancer(MatrixBalancer):
+    """Keeps a moving state for every entry of the task gradients."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        if self.gradients_of != "shared":
+            raise InputError(
+                f"Expected gradients_of='shared' for balancing={self.method!r}, "
+                "whose averages belong to variables. "
+                f"Received: gradients_of={self.gradients_of!r}."
+            )
+
+    def build_variables(self, shared: Sequence[keras.Variable]) -> None:
+        """Creates the state, one entry per task and shared variable's entry."""
+        self._state = [
+            self.add_variable(f"state_{index}", (len(self.tasks), *v.shape), 0.0)
+            for index, v in enumerate(shared)
+        ]
+
+    def state_of(self, step: GradientStep) -> list[keras.Variable]:
+        """Returns the state of the variables that a task reaches."""
+        return [
+            state
+            for index, state in enumerate(self._state)
+            if any(row[index] is not None for row in step.gradients)
+        ]
+
+
+@_register
+class GradDrop(MatrixBalancer):
+    """Lets one sign per entry pass, drawn by how much the tasks agree on it.
+
+    P = ½ (1 + Σg / Σ|g|); with u ~ U(0, 1), entries of positive gradients pass where
+    P > u, of negative ones where P < u. Chen et al., "Just Pick a Sign: Optimizing
+    Deep Multitask Models with Gradient Sign Dropout", NeurIPS 2020, arXiv
+    2010.06808. Differs from the paper in that it acts on the gradients of shared
+    variables, where the paper acts on those of a layer's activations; that is
+    `gradients_of="representation"`.
+
+    Args:
+        leak: Share of each task's gradient that always passes: one number, or
+            `{task: number}`.
+        **kwargs: See `GradientBalancer`. The paper's scale is `"sum"`; `seed` fixes
+            the draws.
+    """
+
+    method = "graddrop"
+    natural_scale = "sum"
+    uses_seed = True
+
+    def __init__(self, leak: Any = 0.0, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.leak = leak if isinstance(leak, dict) else check_number("leak", leak, 0, 1)
+
+    def build_state(self, num_tasks: int) -> None:
+        """Creates the count of draws."""
+        super().build_state(num_tasks)
+        self.add_variable("draws", (), 0, dtype="int64")
+        leak = self.leak if isinstance(self.leak, dict) else [self.leak] * num_tasks
+        self._leaks = per_task("leak", leak, self.tasks, 0.0)
+
+    def combine(
+        self, matrix: list[tf.Tensor], step: GradientStep
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """See `MatrixBalancer.combine`."""
+        seed = self.next_seed()
+        update = []
+        for index, rows in enumerate(matrix):
+            agreement = tf.math.divide_no_nan(
+                tf.reduce_sum(rows, axis=0), tf.reduce_sum(tf.abs(rows), axis=0)
+            )
+            purity = 0.5 * (1.0 + agreement)
+            draws = tf.random.stateless_uniform(
+                rows.shape[1:], seed=seed + tf.constant([index, 0], "int64")
+            )
+            passes = ((rows > 0) & (purity > draws)) | ((rows < 0) & (purity < draws))
+            leaks = tf.reshape(
+                tf.constant(self._leaks, rows.dtype), (-1, *[1] * (rows.ndim - 1))
+            )
+            kept = leaks + (1.0 - leaks) * tf.cast(passes, rows.dtype)
+            update.append(tf.reduce_sum(kept * rows, axis=0))
+        return update, mean_weights(step.present, "sum")
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "leak": self.leak}
+
+
+@_register
+class MoCo(AveragingBalancer):
+    """Min-norm weights on tracked gradients: y_i ← y_i − β (y_i − g_i).
+
+    λ ← Π(λ − γ (YYᵀ + ρ I) λ) with Π the projection onto the simplex; the update is
+    Yᵀλ. Fernando et al., "Mitigating Gradient Bias in Multi-objective Learning",
+    ICLR 2023, arXiv 2210.12624. LibMTL uses a softmax in place of the projection.
+
+    Args:
+        beta: β of the first step.
+        gamma: γ of the first step.
+        beta_decay: β falls as step^−beta_decay.
+        gamma_decay: γ falls as step^−gamma_decay.
+        rho: ρ.
+        **kwargs: See `GradientBalancer`. The paper's scale is `"mean"`.
+    """
+
+    method = "moco"
+
+    def __init__(
+        self,
+        beta: float = 0.5,
+        gamma: float = 0.1,
+        beta_decay: float = 0.5,
+        gamma_decay: float = 0.5,
+        rho: float = 0.0,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.beta = check_number("beta", beta, 0.0, 1.0)
+        self.gamma = check_number("gamma", gamma, 0.0)
+        self.beta_decay = check_number("beta_decay", beta_decay, 0.0)
+        self.gamma_decay = check_number("gamma_decay", gamma_decay, 0.0)
+        self.rho = check_number("rho", rho, 0.0)
+
+    def build_state(self, num_tasks: int) -> None:
+        """Creates λ and the step count."""
+        super().build_state(num_tasks)
+        self._lambda = self.add_variable("lambda", (num_tasks,), 1.0 / num_tasks)
+        self._steps = self.add_variable("steps", (), 0.0)
+
+    def combine(
+        self, matrix: list[tf.Tensor], step: GradientStep
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """See `MatrixBalancer.combine`."""
+        count = self._steps + 1.0
+        beta = self.beta * tf.pow(count, -self.beta_decay)
+        gamma = self.gamma * tf.pow(count, -self.gamma_decay)
+        finite = all_finite(matrix)
+        tracked = []
+        for rows, state in zip(matrix, self.state_of(step), strict=True):
+            moves = _by_row(step.present & finite, rows)
+            new = tf.where(moves, state - beta * (state - rows), state)
+            state.assign(new)
+            tracked.append(new)
+        gramian = _gramian(tracked) + self.rho * tf.eye(len(self.tasks))
+        old = tf.convert_to_tensor(self._lambda)
+        moved = old - gamma * tf.linalg.matvec(gramian, old)
+        weights = tf.where(finite, project_to_simplex(moved, step.present), old)
+        self._lambda.assign(weights)
+        self._steps.assign_add(tf.cast(finite, "float32"))
+        return _weighted_sum(weights, tracked), weights
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {
+            **super().get_config(),
+            "beta": self.beta,
+            "gamma": self.gamma,
+            "beta_decay": self.beta_decay,
+            "gamma_decay": self.gamma_decay,
+            "rho": self.rho,
+        }
+
+
+@_register
+class DBMTL(AveragingBalancer):
+    """Dual balancing: log losses, and averaged gradients of equal length.
+
+    An average of each ∇ log L_i is kept; the update is Σ (max‖avg‖ / ‖avg_i‖) avg_i.
+    Lin et al., "Dual-Balancing for Multi-Task Learning", arXiv 2308.12029. Differs
+    from public code in that the average, which starts at zero, is corrected for
+    that bias, and that heads follow their own loss (not its logarithm).
+
+    Args:
+        beta: Share of the old average.
+        **kwargs: See `GradientBalancer`. The paper's scale is `"sum"`.
+    """
+
+    method = "db_mtl"
+    natural_scale = "sum"
+
+    def __init__(self, beta: float = 0.9, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.beta = check_number("beta", beta, 0.0, 1.0 - 1e-9)
+
+    def build_state(self, num_tasks: int) -> None:
+        """Creates the tasks' step counts."""
+        super().build_state(num_tasks)
+        self._steps = self.add_variable("steps", (num_tasks,), 0.0)
+
+    def combine(
+        self, matrix: list[tf.Tensor], step: GradientStep
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """See `MatrixBalancer.combine`."""
+        moves = step.present & all_finite(matrix) & (step.losses > 0)
+        steps = self._steps + tf.cast(moves, "float32")
+        self._steps.assign(steps)
+        correction = tf.math.divide_no_nan(1.0, 1.0 - tf.pow(self.beta, steps))
+        inverse = tf.math.divide_no_nan(tf.cast(moves, "float32"), step.losses)
+        averages = []
+        for rows, state in zip(matrix, self.state_of(step), strict=True):
+            new = self.beta * state + (1 - self.beta) * _shaped(inverse, rows) * rows
+            new = tf.where(_by_row(moves, rows), new, state)
+            state.assign(new)
+            present = tf.where(moves, correction, 0.0)
+            averages.append(_shaped(present, rows) * new)
+        norms = tf.sqrt(tf.linalg.diag_part(_gramian(averages)))
+        weights = tf.math.divide_no_nan(tf.reduce_max(norms), norms)
+        return _weighted_sum(weights, averages), weights * inverse
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "beta": self.beta}
+
+
+@_register
+class ExcessMTL(AveragingBalancer):
+    """Weights by excess risk, estimated from gradients: robust to label noise.
+
+    S_i += g_i²; e_i = Σ g_i² / √(S_i + 1e-7); w ∝ w · exp(η e_i / e_i(0)). He et
+    al., "Robust Multi-Task Learning with Excess Risks", ICML 2024, arXiv 2402.02009.
+
+    Args:
+        step_size: η.
+        **kwargs: See `GradientBalancer`. The paper's scale is `"mean"`.
+    """
+
+    method = "excess_mtl"
+
+    def __init__(self, step_size: float = 1e-2, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.step_size = check_number("step_size", step_size, 0.0)
+
+    def build_state(self, num_tasks: int) -> None:
+        """Creates the log weights and the first excess risks."""
+        super().build_state(num_tasks)
+        self._logits = self.add_variable("log_weights", (num_tasks,), 0.0)
+        self._first = self.add_variable("first_excess", (num_tasks,), 0.0)
+
+    def combine(
+        self, matrix: list[tf.Tensor], step: GradientStep
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """See `MatrixBalancer.combine`."""
+        moves = step.present & all_finite(matrix)
+        excess = tf.zeros_like(step.losses)
+        for rows, state in zip(matrix, self.state_of(step), strict=True):
+            square = tf.square(rows)
+            new = tf.where(_by_row(moves, rows), state + square, state)
+            state.assign(new)
+            inner = list(range(1, rows.ndim))
+            excess += tf.reduce_sum(square / tf.sqrt(new + 1e-7), axis=inner)
+        first = tf.where(moves & tf.equal(self._first, 0.0), excess, self._first)
+        self._first.assign(first)
+        growth = self.step_size * tf.math.divide_no_nan(excess, first)
+        logits = tf.where(moves, self._logits + growth, self._logits)
+        # Only differences count; this keeps the logits small over long runs.
+        logits -= tf.reduce_max(logits)
+        self._logits.assign(logits)
+        shares = tf.where(step.present, tf.exp(logits), 0.0)
+        weights = tf.math.divide_no_nan(shares, tf.reduce_sum(shares))
+        return _weighted_sum(weights, matrix), weights
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "step_size": self.step_size}
+
+
+@_register
+class TrimmedMean(MatrixBalancer):
+    """Entry by entry, the mean without the k largest and the k smallest values.
+
+    Yin et al., "Byzantine-Robust Distributed Learning: Towards Optimal Statistical
+    Rates", ICML 2018, arXiv 1803.01498. An absent task's zeros take part in the
+    sorting, as entries without a sign.
+
+    Args:
+        trim: k; needs T > 2k.
+        **kwargs: See `GradientBalancer`. The paper's scale is `"mean"`.
+    """
+
+    method = "trimmed_mean"
+
+    def __init__(self, trim: int = 1, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.trim = check_integer("trim", trim, low=0)
+
+    def build_state(self, num_tasks: int) -> None:
+        """Checks that values are left."""
+        super().build_state(num_tasks)
+        if num_tasks <= 2 * self.trim:
+            raise InputError(
+                f"Expected more than {2 * self.trim} tasks for trimmed_mean with "
+                f"trim={self.trim}. Received: {num_tasks} tasks."
+            )
+
+    def combine(
+        self, matrix: list[tf.Tensor], step: GradientStep
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """See `MatrixBalancer.combine`."""
+        stop = len(self.tasks) - self.trim
+        update = [
+            tf.reduce_mean(tf.sort(rows, axis=0)[self.trim : stop], axis=0)
+            for rows in matrix
+        ]
+        return update, mean_weights(step.present, "mean")
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "trim": self.trim}
+
+
+def dense_matrix(step: GradientStep) -> tuple[list[tf.Tensor], list[bool]]:
+    """Returns the stacked, unscaled task gradients of each connected variable.
+
+    Args:
+        step: The step.
+
+    Returns:
+        float32 tensors `[T, …]`, and for every variable whether any task reaches it.
+    """
+    matrix, connected = [], []
+    for column in zip(*step.gradients, strict=True):
+        there = [gradient for gradient in column if gradient is not None]
+        connected.append(bool(there))
+        if there:
+            like = tf.convert_to_tensor(there[0])
+            rows = [
+                tf.zeros_like(like) if g is None else tf.convert_to_tensor(g)
+                for g in column
+            ]
+            stacked = tf.cast(tf.stack(rows), "float32") / step.loss_scale
+            matrix.append(stacked)
+    return matrix, connected
+
+
+def all_finite(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Returns whether every entry of every tensor is finite, a bool scalar."""
+    return tf.reduce_all(
+        tf.stack([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in tensors])
+    )
+
+
+def _shaped(by_task: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    return tf.reshape(by_task, (-1, *[1] * (rows.ndim - 1)))
+
+
+def _by_row(mask: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    return tf.broadcast_to(_shaped(mask, rows), tf.shape(rows))
+
+
+def _gramian(matrix: Sequence[tf.Tensor]) -> tf.Tensor:
+    flat = [tf.reshape(rows, (rows.shape[0], -1)) for rows in matrix]
+    return tf.add_n([tf.matmul(rows, rows, transpose_b=True) for rows in flat])
+
+
+def _weighted_sum(weights: tf.Tensor, matrix: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    return [tf.tensordot(weights, rows, axes=1) for rows in matrix]

@@ -1,0 +1,65 @@
+"""Losses of a batch at other weights, without a trace in the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from mtl_keras.model.labels import Labels, batch_size, sub_batch, sum_over_replicas
+
+
+class BatchProbe:
+    """Evaluates the present batch statelessly; see `mtl_keras.balancing.Probe`.
+
+    Every call starts from the state before the step's own forward pass: it draws
+    the same dropout masks, and leaves seeds and batch statistics alone.
+
+    Args:
+        model: The model.
+        x: The batch's inputs.
+        labels: The batch's labels.
+        state: Values of `model.non_trainable_variables` before the forward pass.
+        losses_of: From labels and outputs to the T task losses.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        x: Any,
+        labels: Labels,
+        state: Sequence[tf.Tensor],
+        losses_of: Callable[[Labels, dict[str, Any]], list[tf.Tensor]],
+    ):
+        self._model = model
+        self._x = x
+        self._labels = labels
+        self._state = list(state)
+        self._losses_of = losses_of
+
+    def weights(self) -> list[tf.Tensor]:
+        """Returns the trainable weights as they are."""
+        return [tf.identity(v.value) for v in self._model.trainable_variables]
+
+    def losses(
+        self, weights: Sequence[tf.Tensor], part: int | None = None
+    ) -> list[tf.Tensor]:
+        """Returns this replica's share of the T losses at these weights.
+
+        Args:
+            weights: In the order of `weights()`.
+            part: 0 or 1 for one half of the batch, `None` for all of it.
+        """
+        y_pred, _ = self._model.stateless_call(
+            list(weights), self._state, self._x, training=True
+        )
+        labels = self._labels
+        if part is not None:
+            labels = sub_batch(labels, part, 2, batch_size(y_pred))
+        return self._losses_of(labels, y_pred)
+
+    def total(self, value: tf.Tensor) -> tf.Tensor:
+        """Returns the sum of a tensor over the replicas."""
+        return sum_over_replicas(value)
