@@ -113,7 +113,7 @@ def train(
     from mtl_keras.runs import folder
 
     console = make_console()
-    given = {
+    given: dict[str, Any] = {
         "data": data,
         "tasks": None if tasks is None else _split(tasks),
         "backbone": backbone,

@@ -22,10 +22,12 @@ class Commands(typer.core.TyperGroup):
     its traceback.
     """
 
-    def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
+    def main(self, *args: Any, **kwargs: Any) -> Any:
         """Parses and runs, as `app()` does."""
+        standalone = kwargs.get("standalone_mode", True)
+        kwargs["standalone_mode"] = False
         try:
-            code = super().main(*args, standalone_mode=False, **kwargs)
+            code = super().main(*args, **kwargs)
         except InputError as error:
             code = _fail(str(error))
         except Exception as error:
@@ -33,7 +35,7 @@ class Commands(typer.core.TyperGroup):
             if not hasattr(error, "format_message"):
                 raise
             code = _fail(f"{error.format_message().rstrip('.')}. See `--help`.")
-        if standalone_mode:
+        if standalone:
             sys.exit(code if isinstance(code, int) else 0)
         return code
 

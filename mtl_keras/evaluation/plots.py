@@ -47,7 +47,7 @@ def trade_off(
     from matplotlib.figure import Figure
 
     array = np.asarray(points, dtype=np.float64)
-    kept = np.flatnonzero(~np.isnan(array).any(axis=1))
+    kept = np.flatnonzero(~np.isnan(array).any(axis=1)).tolist()
     array = array[kept]
     group_of = [str(groups[i]) if groups is not None else "" for i in kept]
     label_of = [str(labels[i]) if labels is not None else "" for i in kept]
@@ -78,10 +78,10 @@ def trade_off(
             axes[row][column].set_ylabel(_axis_label(names[second], directions[second]))
     handles, texts = axes[0][0].get_legend_handles_labels()
     if handles:
-        place = "best" if side == 1 else "upper right"
-        (axes[0][0] if side == 1 else figure).legend(
-            handles, texts, loc=place, fontsize="small" if side == 1 else "medium"
-        )
+        if side == 1:
+            axes[0][0].legend(handles, texts, loc="best", fontsize="small")
+        else:
+            figure.legend(handles, texts, loc="upper right")
     figure.suptitle(title, x=0.02, ha="left")
     figure.tight_layout()
     path = pathlib.Path(path)

@@ -10,7 +10,7 @@ from typing import Any
 from mtl_keras.errors import InputError, unknown_name
 
 # Names, or {"class_name": ..., "config": ...}, as the registries take them.
-Spec = str | Mapping[str, Any]
+Spec = str | dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,6 +48,7 @@ def load_split(config: RunConfig, split: str) -> tf.data.Dataset:
     Raises:
         InputError: If the data set is unknown or cannot be prepared here.
     """
+    assert config.batch_size is not None
     training = split == "train"
     return applications.get(config.application).load(
         split,
