@@ -101,17 +101,18 @@ def trajectories(
     weights = weights_of(method)
 
     def step(index, points, momentum, velocity):
-        rows = gradients(points)
         update = tf.stack(
-            [tf.linalg.matvec(g, weights(g), transpose_a=True) for g in
-             tf.unstack(rows, len(starts))]
+            [
+                tf.linalg.matvec(rows, weights(rows), transpose_a=True)
+                for rows in tf.unstack(gradients(points), len(starts))
+            ]
         )
         index += 1
+        count = tf.cast(index, points.dtype)
         momentum = 0.9 * momentum + 0.1 * update
         velocity = 0.999 * velocity + 0.001 * tf.square(update)
-        count = tf.cast(index, points.dtype)
-        corrected = momentum / (1 - tf.pow(tf.constant(0.9, points.dtype), count))
-        spread = tf.sqrt(velocity / (1 - tf.pow(tf.constant(0.999, points.dtype), count)))
+        corrected = momentum / (1 - tf.exp(count * np.log(0.9)))
+        spread = tf.sqrt(velocity / (1 - tf.exp(count * np.log(0.999))))
         points -= learning_rate * corrected / (spread + 1e-8)
         return index, points, momentum, velocity
 
@@ -144,8 +145,13 @@ def draw(paths: dict[str, np.ndarray], target: pathlib.Path) -> None:
     for panel, (method, path) in zip(panels, paths.items(), strict=True):
         panel.contour(x1, x2, mean, 24, cmap="viridis", linewidths=0.7, alpha=0.7)
         panel.plot(
-            [-7, 7], [PARETO_HEIGHT] * 2, color="0.35", linewidth=4, alpha=0.6,
-            solid_capstyle="round", label="Pareto set",
+            [-7, 7],
+            [PARETO_HEIGHT] * 2,
+            color="0.35",
+            linewidth=4,
+            alpha=0.6,
+            solid_capstyle="round",
+            label="Pareto set",
         )
         for number, points in enumerate(path):
             colour = f"C{(1, 3, 0)[number % 3]}"
@@ -155,8 +161,15 @@ def draw(paths: dict[str, np.ndarray], target: pathlib.Path) -> None:
                 *points[-1], "*", color=colour, markersize=14, markeredgecolor="black"
             )
         panel.plot([], [], "o", color="black", label="start")
-        panel.plot([], [], "*", color="white", markeredgecolor="black",
-                   markersize=12, label="end")
+        panel.plot(
+            [],
+            [],
+            "*",
+            color="white",
+            markeredgecolor="black",
+            markersize=12,
+            label="end",
+        )
         panel.set_title(TITLES[method])
         panel.set_xlabel("$x_1$")
         panel.set_xlim(-10, 10)
@@ -184,11 +197,12 @@ def main() -> None:
             "starts": STARTS,
             "optimizer": "Adam, learning rate 0.001",
             "steps": arguments.steps,
+            "precision": "float64",
         },
         "end_points": ends,
     }
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
-    arguments.results.write_text(json.dumps(report, indent=1) + "\n")
+    arguments.results.write_text(json.dumps(report) + "\n")
     draw(paths, arguments.picture)
 
 

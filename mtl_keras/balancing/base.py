@@ -371,10 +371,22 @@ class GramBalancer(GradientBalancer):
 
     def aggregate(self, step: GradientStep) -> tuple[list[Any], tf.Tensor]:
         """See `GradientBalancer.aggregate`."""
-        weights = self.solve(step)
-        if self.update_every > 1:
-            weights = tf.where(self.is_due(), weights, self.kept_weights())
+        due = self.update_every == 1
+        weights = self.solve(step) if due else self._solve_if_due(step)
         return ops.combine(weights, step.gradients), weights
+
+    def _solve_if_due(self, step: GradientStep) -> tf.Tensor:
+        """Solves at every step, as replicas cannot branch, but keeps it if due."""
+        before = {
+            name: tf.identity(tf.convert_to_tensor(variable))
+            for name, variable in self._variables.items()
+        }
+        weights = self.solve(step)
+        due = self.is_due()
+        for name, value in before.items():
+            variable = self._variables[name]
+            variable.assign(tf.where(due, tf.convert_to_tensor(variable), value))
+        return tf.where(due, weights, self.kept_weights())
 
     def rescaling(self, gramian: tf.Tensor) -> tf.Tensor:
         """Returns the factor from the paper's scale to `self.scale`, a scalar."""

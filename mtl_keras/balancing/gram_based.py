@@ -38,8 +38,9 @@ class MGDA(GramBalancer):
 
     Args:
         normalization: What divides each gradient before solving: `"none"`, `"l2"`
-            (its norm), `"loss"` (its task's loss) or `"loss+"` (both), as in the
-            authors' code. The weights apply to the divided gradients.
+            (its norm), `"loss"` (the size of its task's loss) or `"loss+"` (both), as
+            in the authors' code. The weights apply to the divided gradients. A
+            gradient whose divisor is zero or not finite stays as it is.
         **kwargs: See `GradientBalancer`. The paper's scale is `"mean"` (the weights
             sum to 1).
     """
@@ -63,7 +64,10 @@ class MGDA(GramBalancer):
             norms = tf.sqrt(tf.linalg.diag_part(tf.cast(gramian, "float64")))
             factors = tf.math.divide_no_nan(factors, norms)
         if self.normalization in ("loss", "loss+"):
-            factors = tf.math.divide_no_nan(factors, tf.cast(losses, "float64"))
+            sizes = tf.abs(tf.cast(losses, "float64"))
+            factors = tf.math.divide_no_nan(factors, sizes)
+        usable = tf.math.is_finite(factors) & (factors > 0)
+        factors = tf.where(usable, factors, 1.0)
         divided = factors[:, None] * tf.cast(gramian, "float64") * factors
         return factors * self.solved(*solvers.min_norm(divided))
 

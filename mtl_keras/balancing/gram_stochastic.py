@@ -31,9 +31,12 @@ class CRMOGM(GramBalancer):
     gets 0 now.
 
     Args:
-        balancer: The method to wrap: a name, a configuration or a `GramBalancer`.
+        balancer: The method to wrap: a name, a configuration or a `GramBalancer`,
+            but none that reads halves of the batch. What belongs to every method
+            (`scale`, `task_specific`, `gradients_of`, `update_every`) is given to
+            the wrapper; the wrapped method's own is not read.
         alpha: α, the share of the old weights.
-        **kwargs: See `GramBalancer`. The scale is the wrapped method's.
+        **kwargs: See `GramBalancer`. The paper's scale is the wrapped method's.
     """
 
     method = "cr_mogm"
@@ -43,9 +46,9 @@ class CRMOGM(GramBalancer):
 
         super().__init__(**kwargs)
         wrapped = balancing.get(balancer)
-        if not isinstance(wrapped, GramBalancer):
+        if not isinstance(wrapped, GramBalancer) or wrapped.num_sub_batches:
             raise InputError(
-                "Expected a Gram-based method for cr_mogm to wrap. "
+                "Expected a Gram-based method on whole batches for cr_mogm to wrap. "
                 f"Received: balancer={balancer!r}."
             )
         self.balancer = wrapped
@@ -297,8 +300,8 @@ class SDMGrad(_HalfBatchBalancer):
     Dual steps w ← Π(w − η G₁₂ (w + λ w₀)) with w₀ = 1/T; the update is that of
     (w + λ w₀) / (1 + λ). Xiao, Ban & Ji, "Direction-oriented Multi-objective
     Learning: Simple and Provable Stochastic Algorithms", NeurIPS 2023, arXiv
-    2305.18409. η is relative to the mean diagonal of G₁₂, so that it does not
-    depend on the size of the gradients.
+    2305.18409. η is relative to the mean diagonal of G₁₂ over the present tasks, so
+    that it does not depend on the size of the gradients.
 
     Args:
         strength: λ.
@@ -326,7 +329,7 @@ class SDMGrad(_HalfBatchBalancer):
         cross = tf.cast(cross, "float64")
         centre = tf.cast(present, "float64")
         centre = tf.math.divide_no_nan(centre, tf.reduce_sum(centre))
-        size = tf.reduce_mean(tf.abs(tf.linalg.diag_part(cross)))
+        size = tf.reduce_sum(centre * tf.abs(tf.linalg.diag_part(cross)))
         rate = tf.math.divide_no_nan(tf.cast(self.step_size, "float64"), size)
         dual = project_to_simplex(self.dual(cross.shape[0]), present)
         for _ in range(self.inner_steps):

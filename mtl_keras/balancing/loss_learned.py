@@ -170,7 +170,9 @@ class GradNorm(MeanScaleBalancer):
     def update(self, step: LossStep) -> None:
         """Moves v towards the target norms."""
         present = step.present
+        # A first loss that no ratio can be taken to waits for a better one.
         is_first = present & (self._first < 0)
+        is_first &= tf.math.is_finite(step.losses) & (step.losses > 0)
         first = tf.where(is_first, step.losses, self._first)
         self._first.assign(first)
         equal = mean_weights(present, "mean")
@@ -178,7 +180,7 @@ class GradNorm(MeanScaleBalancer):
         shares = masked_softmax(tf.convert_to_tensor(self._logits), present)
         norms = tf.where(present, step.gradient_norms, 0.0)
         weighted = count * shares * norms
-        rates = tf.math.divide_no_nan(step.losses, first)
+        rates = tf.where(first > 0, step.losses / first, 1.0)
         rates = tf.math.divide_no_nan(rates, tf.reduce_sum(equal * rates))
         target = tf.reduce_sum(equal * weighted) * tf.pow(
             tf.maximum(rates, 0.0), self.alpha

@@ -29,8 +29,12 @@ class MeanScaleBalancer(LossBalancer):
     """A loss balancer whose formula gives weights of 1 / T to equal tasks."""
 
     def weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
-        """See `LossBalancer.weights`."""
+        """See `LossBalancer.weights`. Equal where losses that are not finite, or
+        all zero, leave the formula without a value."""
         weights = self.mean_scale_weights(losses, present)
+        usable = tf.reduce_all(tf.math.is_finite(weights))
+        usable &= tf.reduce_any(tf.not_equal(weights, 0.0))
+        weights = tf.where(usable, weights, mean_weights(present, "mean"))
         if self.scale == "sum":
             weights *= tf.reduce_sum(tf.cast(present, "float32"))
         return weights
@@ -115,7 +119,7 @@ class GLS(MeanScaleBalancer):
     def mean_scale_weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
         """See `MeanScaleBalancer.mean_scale_weights`."""
         check = tf.debugging.assert_non_negative(
-            losses,
+            tf.where(tf.math.is_nan(losses), 0.0, losses),
             message="Expected non-negative losses for balancing='gls', whose "
             f"geometric mean they enter; the tasks are {list(self.tasks)}.",
         )

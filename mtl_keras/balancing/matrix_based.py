@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from mtl_keras.balancing.base import (
@@ -21,6 +22,7 @@ from mtl_keras.balancing.base import (
     mean_weights,
     per_task,
 )
+from mtl_keras.balancing.loss_based import masked_softmax
 from mtl_keras.balancing.simplex import project_to_simplex
 from mtl_keras.errors import InputError
 
@@ -42,9 +44,14 @@ class MatrixBalancer(GradientBalancer):
         """See `GradientBalancer.aggregate`."""
         matrix, connected = dense_matrix(step)
         update, weights = self.combine(matrix, step)
+        # Gradients that are not finite stay so, which tells a loss-scaling optimizer
+        # to skip the step; weights without any entry would stop training silently.
+        usable = all_finite([*matrix, *update])
+        present = tf.reduce_any(step.present)
+        usable &= tf.reduce_any(tf.not_equal(weights, 0.0)) | ~present
+        self.count_fallback(~usable)
+        mean = mean_weights(step.present, self.scale)
         factor = self._rescaling(step.present)
-        finite = all_finite(update)
-        self.count_fallback(~finite)
         combined: list[Any] = [None] * len(connected)
         for index, value, rows in zip(
             (i for i, there in enumerate(connected) if there),
@@ -52,10 +59,10 @@ class MatrixBalancer(GradientBalancer):
             matrix,
             strict=True,
         ):
-            # Not finite: the plain sum, which tells the optimizer so.
-            value = tf.where(finite, value * factor, tf.reduce_sum(rows, axis=0))
+            plain = tf.tensordot(mean, rows, axes=1)
+            value = tf.where(usable, value * factor, plain)
             combined[index] = value * step.loss_scale
-        return combined, weights * factor
+        return combined, tf.where(usable, weights * factor, mean)
 
     def _rescaling(self, present: tf.Tensor) -> tf.Tensor:
         if self.scale == self.natural_scale:
@@ -205,7 +212,9 @@ class MoCo(AveragingBalancer):
     def build_state(self, num_tasks: int) -> None:
         """Creates λ and the step count."""
         super().build_state(num_tasks)
-        self._lambda = self.add_variable("lambda", (num_tasks,), 1.0 / num_tasks)
+        self._lambda = self.add_variable(
+            "lambda", (num_tasks,), 1.0 / num_tasks, dtype="float64"
+        )
         self._steps = self.add_variable("steps", (), 0.0)
 
     def combine(
@@ -222,12 +231,14 @@ class MoCo(AveragingBalancer):
             new = tf.where(moves, state - beta * (state - rows), state)
             state.assign(new)
             tracked.append(new)
-        gramian = _gramian(tracked) + self.rho * tf.eye(len(self.tasks))
-        old = tf.convert_to_tensor(self._lambda)
-        moved = old - gamma * tf.linalg.matvec(gramian, old)
-        weights = tf.where(finite, project_to_simplex(moved, step.present), old)
-        self._lambda.assign(weights)
+        kept = tf.convert_to_tensor(self._lambda)
+        old = tf.where(step.present, kept, 0.0)
+        slope = tf.linalg.matvec(_gramian(tracked), old) + self.rho * old
+        moved = old - tf.cast(gamma, "float64") * slope
+        new = project_to_simplex(moved, step.present)
+        self._lambda.assign(tf.where(step.present & finite, new, kept))
         self._steps.assign_add(tf.cast(finite, "float32"))
+        weights = tf.cast(new, "float32")
         return _weighted_sum(weights, tracked), weights
 
     def get_config(self) -> dict[str, Any]:
@@ -286,6 +297,7 @@ class DBMTL(AveragingBalancer):
             averages.append(_shaped(present, rows) * new)
         norms = tf.sqrt(tf.linalg.diag_part(_gramian(averages)))
         weights = tf.math.divide_no_nan(tf.reduce_max(norms), norms)
+        weights = tf.cast(weights, "float32")
         return _weighted_sum(weights, averages), weights * inverse
 
     def get_config(self) -> dict[str, Any]:
@@ -333,11 +345,8 @@ class ExcessMTL(AveragingBalancer):
         self._first.assign(first)
         growth = self.step_size * tf.math.divide_no_nan(excess, first)
         logits = tf.where(moves, self._logits + growth, self._logits)
-        # Only differences count; this keeps the logits small over long runs.
-        logits -= tf.reduce_max(logits)
         self._logits.assign(logits)
-        shares = tf.where(step.present, tf.exp(logits), 0.0)
-        weights = tf.math.divide_no_nan(shares, tf.reduce_sum(shares))
+        weights = masked_softmax(logits, step.present)
         return _weighted_sum(weights, matrix), weights
 
     def get_config(self) -> dict[str, Any]:
@@ -350,8 +359,8 @@ class TrimmedMean(MatrixBalancer):
     """Entry by entry, the mean without the k largest and the k smallest values.
 
     Yin et al., "Byzantine-Robust Distributed Learning: Towards Optimal Statistical
-    Rates", ICML 2018, arXiv 1803.01498. An absent task's zeros take part in the
-    sorting, as entries without a sign.
+    Rates", ICML 2018, arXiv 1803.01498. With 2k or fewer tasks in the batch it is
+    the mean, counted as a fallback.
 
     Args:
         trim: k; needs T > 2k.
@@ -377,11 +386,18 @@ class TrimmedMean(MatrixBalancer):
         self, matrix: list[tf.Tensor], step: GradientStep
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         """See `MatrixBalancer.combine`."""
-        stop = len(self.tasks) - self.trim
-        update = [
-            tf.reduce_mean(tf.sort(rows, axis=0)[self.trim : stop], axis=0)
-            for rows in matrix
-        ]
+        ranks = tf.range(len(self.tasks))
+        count = tf.reduce_sum(tf.cast(step.present, "int32"))
+        enough = count > 2 * self.trim
+        self.count_fallback(~enough & (count > 0))
+        trim = tf.where(enough, self.trim, 0)
+        shares = mean_weights((ranks >= trim) & (ranks < count - trim), "mean")
+        update = []
+        for rows in matrix:
+            # Absent tasks are sorted behind all others, where no share reaches.
+            ordered = tf.sort(tf.where(_by_row(step.present, rows), rows, np.inf), 0)
+            ordered = tf.where(_by_row(ranks < count, rows), ordered, 0.0)
+            update.append(tf.tensordot(shares, ordered, axes=1))
         return update, mean_weights(step.present, "mean")
 
     def get_config(self) -> dict[str, Any]:
@@ -415,9 +431,8 @@ def dense_matrix(step: GradientStep) -> tuple[list[tf.Tensor], list[bool]]:
 
 def all_finite(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
     """Returns whether every entry of every tensor is finite, a bool scalar."""
-    return tf.reduce_all(
-        tf.stack([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in tensors])
-    )
+    finite = [tf.reduce_all(tf.math.is_finite(tensor)) for tensor in tensors]
+    return tf.reduce_all(tf.stack(finite)) if finite else tf.constant(True)
 
 
 def _shaped(by_task: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
@@ -429,7 +444,9 @@ def _by_row(mask: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
 
 
 def _gramian(matrix: Sequence[tf.Tensor]) -> tf.Tensor:
-    flat = [tf.reshape(rows, (rows.shape[0], -1)) for rows in matrix]
+    flat = [
+        tf.cast(tf.reshape(rows, (rows.shape[0], -1)), "float64") for rows in matrix
+    ]
     return tf.add_n([tf.matmul(rows, rows, transpose_b=True) for rows in flat])
 
 
