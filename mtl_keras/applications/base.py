@@ -116,9 +116,7 @@ class Application(abc.ABC):
         """
 
     @abc.abstractmethod
-    def preprocess(
-        self, inputs: Mapping[str, keras.KerasTensor]
-    ) -> keras.KerasTensor:
+    def preprocess(self, inputs: Mapping[str, keras.KerasTensor]) -> keras.KerasTensor:
         """Turns the raw inputs into what the backbone reads, by Keras layers."""
 
     @abc.abstractmethod

@@ -11,26 +11,26 @@ from keras import layers
 
 
 def classes(
-    features: keras.KerasTensor, *, name: str, count: int, hidden: int
+    features: keras.KerasTensor, *, name: str, count: int, hidden: int, dropout: float
 ) -> keras.KerasTensor:
     """Returns probabilities of classes, `[batch, count]`, which sum to 1."""
-    x = _vector(features, name, hidden)
+    x = _vector(features, name, hidden, dropout)
     return _output(count, "softmax", name)(x)
 
 
 def probability(
-    features: keras.KerasTensor, *, name: str, hidden: int
+    features: keras.KerasTensor, *, name: str, hidden: int, dropout: float
 ) -> keras.KerasTensor:
     """Returns the probability of the positive class, `[batch, 1]`."""
-    x = _vector(features, name, hidden)
+    x = _vector(features, name, hidden, dropout)
     return _output(1, "sigmoid", name)(x)
 
 
 def boxes(
-    features: keras.KerasTensor, *, name: str, count: int, hidden: int
+    features: keras.KerasTensor, *, name: str, count: int, hidden: int, dropout: float
 ) -> keras.KerasTensor:
     """Returns boxes with coordinates from 0 to 1, `[batch, count, 4]`."""
-    x = _vector(features, name, hidden)
+    x = _vector(features, name, hidden, dropout)
     x = _output(count * 4, "sigmoid", f"{name}_coordinates")(x)
     return layers.Reshape((count, 4), dtype="float32", name=name)(x)
 
@@ -45,7 +45,8 @@ def segmentation(
 ) -> keras.KerasTensor:
     """Returns probabilities of classes per pixel, `[batch, *size, count]`.
 
-    Each place of the features predicts the block of pixels that it covers (Shi
+    Each place of the features, once mixed with its direct neighbours, predicts
+    the block of pixels that it covers (Shi
     et al., "Real-Time Single Image and Video Super-Resolution Using an Efficient
     Sub-Pixel Convolutional Neural Network", CVPR 2016): for places of a grid a
     square, for a step of a sequence its rows, for one vector everything.
@@ -63,7 +64,28 @@ def segmentation(
     block = layers.Dense(
         block_height * block_width * count, dtype="float32", name=f"{name}_block"
     )
-    x = block(_local(features, name, hidden))
+    axes = "xy"[: len(features.shape) - 2]
+    x = features
+    if axes:
+        convolution = {"x": layers.Conv1D, "xy": layers.Conv2D}[axes]
+        x = convolution(
+            hidden,
+            3,
+            padding="same",
+            activation="relu",
+            kernel_initializer="he_normal",
+            name=f"{name}_neighbours",
+        )(x)
+    # A bias for each place: shared weights alone could not tell left from right.
+    x = layers.EinsumDense(
+        f"b{axes}d,de->b{axes}e",
+        output_shape=(*x.shape[1:-1], hidden),
+        bias_axes=f"{axes}e",
+        activation="relu",
+        kernel_initializer="he_normal",
+        name=f"{name}_hidden",
+    )(x)
+    x = block(x)
     # [rows, columns, block rows, block columns] -> pixels in their places.
     x = layers.Reshape(
         (rows, columns, block_height, block_width, count),
@@ -71,31 +93,20 @@ def segmentation(
         name=f"{name}_unfold",
     )(x)
     x = layers.Permute((1, 3, 2, 4, 5), dtype="float32", name=f"{name}_order")(x)
-    x = layers.Reshape(
-        (height, width, count), dtype="float32", name=f"{name}_pixels"
-    )(x)
+    x = layers.Reshape((height, width, count), dtype="float32", name=f"{name}_pixels")(
+        x
+    )
     return layers.Softmax(dtype="float32", name=name)(x)
 
 
-def _local(
-    features: keras.KerasTensor, name: str, hidden: int
-) -> keras.KerasTensor:
-    """Mixes each place of the features with its neighbours."""
-    if len(features.shape) == 4:
-        layer = layers.Conv2D(
-            hidden, 3, padding="same", activation="relu", name=f"{name}_hidden"
-        )
-    else:
-        layer = layers.Dense(hidden, activation="relu", name=f"{name}_hidden")
-    return layer(features)
-
-
 def _vector(
-    features: keras.KerasTensor, name: str, hidden: int
+    features: keras.KerasTensor, name: str, hidden: int, dropout: float
 ) -> keras.KerasTensor:
     x = features
     if len(x.shape) > 2:
         x = layers.Flatten(name=f"{name}_flatten")(x)
+    if dropout:
+        x = layers.Dropout(dropout, name=f"{name}_dropout")(x)
     return layers.Dense(
         hidden,
         activation="relu",

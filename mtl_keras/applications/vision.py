@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 _DIGITS = 10
 _REGIONS = 3
 _HIDDEN = 128
-_MASK_HIDDEN = 64
+_DROPOUT = 0.3
+_MASK_HIDDEN = 48
 
 
 def _multiclass(name: str) -> Task:
@@ -56,7 +57,7 @@ _TASKS = (
     Task(
         "boxes",
         kind="boxes",
-        loss=lambda: keras.losses.Huber(delta=0.05),
+        loss=keras.losses.MeanAbsoluteError,
         metrics=lambda: [BoxIoU(name="iou")],
         objective="iou",
     ),
@@ -84,13 +85,13 @@ class Vision(Application):
     backbones = ("cnn", "rnn", "mlp")
     tasks = {task.name: task for task in _TASKS}  # noqa: RUF012
     defaults = TrainingDefaults(
-        epochs=20,
+        epochs=12,
         batch_size=128,
         learning_rate=2e-3,
         backbone="cnn",
         sharing="hard",
-        width=32,
-        depth=2,
+        width=16,
+        depth=3,
     )
 
     def load(
@@ -136,26 +137,27 @@ class Vision(Application):
         """See `Application.inputs`: `image`, uint8, `[batch, 36, 36, 1]`."""
         return {"image": keras.Input((SIZE, SIZE, 1), dtype="uint8", name="image")}
 
-    def preprocess(
-        self, inputs: Mapping[str, keras.KerasTensor]
-    ) -> keras.KerasTensor:
+    def preprocess(self, inputs: Mapping[str, keras.KerasTensor]) -> keras.KerasTensor:
         """See `Application.preprocess`: brings pixels to the range 0 to 1."""
         return keras.layers.Rescaling(1 / 255, name="rescaling")(inputs["image"])
 
     def head(self, task: Task, features: keras.KerasTensor) -> keras.KerasTensor:
         """See `Application.head`."""
-        if task.kind == "multiclass":
-            return heads.classes(
-                features, name=task.name, count=_DIGITS, hidden=_HIDDEN
+        if task.kind == "segmentation":
+            return heads.segmentation(
+                features,
+                name=task.name,
+                size=(SIZE, SIZE),
+                count=_REGIONS,
+                hidden=_MASK_HIDDEN,
             )
+        common: dict[str, Any] = {
+            "name": task.name,
+            "hidden": _HIDDEN,
+            "dropout": _DROPOUT,
+        }
+        if task.kind == "multiclass":
+            return heads.classes(features, count=_DIGITS, **common)
         if task.kind == "binary":
-            return heads.probability(features, name=task.name, hidden=_HIDDEN)
-        if task.kind == "boxes":
-            return heads.boxes(features, name=task.name, count=2, hidden=_HIDDEN)
-        return heads.segmentation(
-            features,
-            name=task.name,
-            size=(SIZE, SIZE),
-            count=_REGIONS,
-            hidden=_MASK_HIDDEN,
-        )
+            return heads.probability(features, **common)
+        return heads.boxes(features, count=2, **common)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import keras
 
-_HALVINGS = 2
-
 
 def cnn(width: int, depth: int) -> list[keras.layers.Layer]:
-    """Stages of one 3x3 convolution each.
+    """Stages of one convolution each.
 
-    The first two stages halve height and width, and the second doubles the
-    channels; later ones keep the shape, so that even a deep backbone leaves
-    enough places to tell where something is.
+    The first (5x5, every second place) and the second (3x3, then maximum
+    pooling) halve height and width, and the second doubles the channels; later
+    ones (3x3) keep the shape, so that even a deep backbone leaves enough places
+    to tell where something is.
 
     Args:
         width: Channels of the first stage.
@@ -24,17 +23,25 @@ def cnn(width: int, depth: int) -> list[keras.layers.Layer]:
     """
     stages = []
     for index in range(depth):
-        layers: list[keras.layers.Layer] = [
-            keras.layers.Conv2D(
-                width if index == 0 else 2 * width,
-                3,
-                padding="same",
-                activation="relu",
-                kernel_initializer="he_normal",
-                name="convolution",
-            )
-        ]
-        if index < _HALVINGS:
+        if index == 0:
+            layers = [_convolution(width, 5, strides=2)]
+        else:
+            layers = [_convolution(2 * width, 3)]
+        if index == 1:
             layers.append(keras.layers.MaxPooling2D(name="pooling"))
         stages.append(keras.Sequential(layers, name=f"cnn_stage_{index}"))
     return stages
+
+
+def _convolution(
+    channels: int, kernel_size: int, strides: int = 1
+) -> keras.layers.Layer:
+    return keras.layers.Conv2D(
+        channels,
+        kernel_size,
+        strides=strides,
+        padding="same",
+        activation="relu",
+        kernel_initializer="he_normal",
+        name="convolution",
+    )

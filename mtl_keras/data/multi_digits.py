@@ -77,7 +77,7 @@ class MultiDigits(tfds.core.GeneratorBasedBuilder):
             name="mnist",
             description="Made from MNIST.",
             source="mnist",
-            scenes={"train": 60_000, "validation": 5_000, "test": 10_000},
+            scenes={"train": 40_000, "validation": 5_000, "test": 10_000},
         ),
     ]
     DEFAULT_CONFIG_NAME = "digits"
