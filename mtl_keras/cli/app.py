@@ -77,7 +77,11 @@ def train(
     backbone: Annotated[str | None, typer.Option(help="Shared backbone.")] = None,
     sharing: Annotated[str | None, typer.Option(help="How tasks share.")] = None,
     balancing: Annotated[
-        str | None, typer.Option(help="How tasks are balanced; else equal.")
+        str | None,
+        typer.Option(
+            help="How tasks are balanced; else equal. A loss balancer and a "
+            "gradient balancer may be joined by a comma."
+        ),
     ] = None,
     width: Annotated[int | None, typer.Option(help="Width of the backbone.")] = None,
     depth: Annotated[int | None, typer.Option(help="Stages of the backbone.")] = None,
@@ -118,7 +122,7 @@ def train(
         "tasks": None if tasks is None else _split(tasks),
         "backbone": backbone,
         "sharing": sharing,
-        "balancing": balancing,
+        "balancing": None if balancing is None else _one_or_list(balancing),
         "width": width,
         "depth": depth,
         "epochs": epochs,
@@ -145,6 +149,11 @@ def train(
 
 def _split(tasks: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in tasks.split(",") if name.strip())
+
+
+def _one_or_list(names: str) -> str | list[str]:
+    several = list(_split(names))
+    return several if len(several) > 1 else names
 
 
 def _base_config(

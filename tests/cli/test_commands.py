@@ -74,12 +74,14 @@ def test_from_a_study_to_a_checked_export_and_again(run, tmp_path):
 
 
 def test_train_takes_options_and_numbers_its_runs(run, tmp_path):
-    said = ok(run("train tiny --epochs 1 --tasks way,level --balancing dwa --seed 4"))
+    said = ok(
+        run("train tiny --epochs 1 --tasks way,level --balancing dwa,mgda --seed 4")
+    )
     assert "Wrote runs/tiny-1" in said
     assert "Wrote runs/tiny-2" in ok(run("train tiny --epochs 1 --sharing mmoe"))
     config = json.loads((tmp_path / "runs/tiny-1/config.json").read_text())
     assert config["tasks"] == ["way", "level"]
-    assert (config["balancing"], config["seed"]) == ("dwa", 4)
+    assert (config["balancing"], config["seed"]) == (["dwa", "mgda"], 4)
 
 
 @pytest.mark.parametrize(
