@@ -13,7 +13,7 @@ TUNED := runs/demo
 # exported, loaded back and compared with the Keras model.
 demo: $(VENV)/installed
 	$(BIN)/mtl-keras tune tuning/demo.toml --out $(TUNED)/study
-	$(BIN)/mtl-keras train --from-study $(TUNED)/study --epochs 12 --out $(TUNED)/best --reuse
+	$(BIN)/mtl-keras train --from-study $(TUNED)/study --out $(TUNED)/best --reuse
 	$(BIN)/mtl-keras evaluate $(TUNED)/best
 	$(BIN)/mtl-keras export $(TUNED)/best --to $(TUNED)/export --check --reuse
 
