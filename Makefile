@@ -23,7 +23,7 @@ test: $(VENV)/installed-dev
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy mtl_keras
+	$(BIN)/mypy mtl_keras mtl_keras_cli
 
 install: $(VENV)/installed-dev
 

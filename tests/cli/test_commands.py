@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mtl_keras import data
-from mtl_keras.cli.app import app
+from mtl_keras_cli.app import app
 
 STUDY = """
 application = "tiny"
@@ -167,7 +167,7 @@ def command(*arguments, **environment):
     """Runs the entry point in a process of its own."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("TF_CPP")}
     return subprocess.run(
-        [sys.executable, "-c", "from mtl_keras.cli import main; main()", *arguments],
+        [sys.executable, "-c", "from mtl_keras_cli import main; main()", *arguments],
         capture_output=True,
         text=True,
         env={**clean, **environment},
@@ -177,7 +177,7 @@ def command(*arguments, **environment):
 
 def test_help_shows_examples_and_loads_no_tensorflow():
     code = (
-        "import sys; from mtl_keras.cli.app import app; "
+        "import sys; from mtl_keras_cli.app import app; "
         "app(['train', '--help'], standalone_mode=False); "
         "assert not {'tensorflow', 'keras'} & set(sys.modules)"
     )
@@ -202,7 +202,7 @@ def test_data_that_cannot_be_had_names_the_command_that_prepares_it(tmp_path):
 
 def test_what_goes_wrong_while_tensorflow_is_loaded_is_still_said():
     code = (
-        "import os, sys; from mtl_keras.cli import tensorflow; "
+        "import os, sys; from mtl_keras_cli import tensorflow; "
         "manager = tensorflow._filtered_stderr(); manager.__enter__(); "
         "os.write(2, b'I0000 00:00:00.1 1 port.cc:1] noise\\nE0000 real trouble\\n'); "
         "manager.__exit__(None, None, None)"
