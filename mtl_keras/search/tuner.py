@@ -68,8 +68,10 @@ def run_study(
     _announce(study, known, out, console)
     try:
         with warnings.catch_warnings():
-            # KerasTuner looks for the best value of a failed trial's metrics.
+            # KerasTuner looks for the best value of a failed trial's metrics, and
+            # fits a kernel whose scale may end at a bound: neither is news.
             warnings.filterwarnings("ignore", "All-NaN", RuntimeWarning)
+            warnings.filterwarnings("ignore", "The optimal value found for dim")
             tuner.search(verbose=0)
     except RuntimeError as error:
         raise InputError(
