@@ -1,0 +1,265 @@
+"""Gram-based methods by name, against public solvers, SciPy and recurrences."""
+
+from __future__ import annotations
+
+import functools
+import json
+import pathlib
+
+import balancing_cases as cases
+import numpy as np
+import pytest
+import scipy.optimize
+import tensorflow as tf
+
+from mtl_keras import balancing
+from mtl_keras.balancing import GradientStep
+from mtl_keras.balancing.simplex import project_to_simplex
+
+J2 = np.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+STATIONARY = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, -0.5]])
+
+
+def solved(name, rows, **config):
+    balancer = balancing.get({"class_name": name, "config": config})
+    return balancer.weights(tf.constant(rows @ rows.T)).numpy()
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "expected"),
+    [
+        ("upgrad", {}, (1.1109, 0.7894)),
+        ("dualproj", {}, (0.6109, 0.5)),
+        ("mgda", {}, (0.6, 0.4)),
+        ("imtl_g", {}, (0.5923, 0.4077)),
+        ("aligned_mtl", {}, (0.5591, 0.4083)),
+        ("pcgrad", {"seed": 1}, (2.2222, 1.5789)),
+        ("nash", {}, (0.5915, 0.4071)),
+        ("fairgrad", {"alpha": 1.0}, (0.5915, 0.4071)),
+        ("cagrad", {"c": 0.5}, (0.7041, 0.5)),
+        ("cagrad", {"c": 0.5, "rescale": "linear"}, (0.7041 / 1.5, 0.5 / 1.5)),
+        ("cagrad", {"c": 0.5, "rescale": "square"}, (0.7041 / 1.25, 0.5 / 1.25)),
+        ("cr_mogm", {}, (0.6, 0.4)),
+        ("nash", {"max_norm": 2**-0.5}, (0.29575, 0.20355)),
+    ],
+)
+def test_two_tasks_by_hand(name, config, expected):
+    np.testing.assert_allclose(solved(name, J2, **config), expected, atol=6e-5)
+
+
+def test_config_by_its_definition():
+    unit = J2 / np.linalg.norm(J2, axis=1, keepdims=True)
+    direction = np.linalg.pinv(unit) @ np.ones(2)
+    direction /= np.linalg.norm(direction)
+    update = (J2 @ direction).sum() * direction
+    np.testing.assert_allclose(solved("config", J2) @ J2, update, rtol=1e-9)
+
+
+def test_pareto_stationary_point():
+    weights = solved("mgda", STATIONARY)
+    np.testing.assert_allclose(weights, [0.4, 0.2, 0.4], atol=1e-9)
+    np.testing.assert_allclose(weights @ STATIONARY, 0.0, atol=1e-9)
+    assert solved("imtl_g", STATIONARY).min() < 0
+    for name in ("nash", "fairgrad"):
+        balancer = cases.make(name, tasks=("a", "b", "c"))
+        weights = balancer.weights(tf.constant(STATIONARY @ STATIONARY.T))
+        np.testing.assert_array_equal(weights, 1.0)
+        assert balancer.variables["fallbacks"].numpy() == 1
+
+
+# Weights of public solvers (each entry of "sources" names its own), for 60 matrices.
+REFERENCE = pathlib.Path(__file__).parent / "gram_weights.json"
+PUBLISHED = {
+    "upgrad": ("upgrad", {}),
+    "dualproj": ("dualproj", {}),
+    "imtlg": ("imtl_g", {}),
+    "aligned_min": ("aligned_mtl", {"scale_mode": "min"}),
+    "aligned_median": ("aligned_mtl", {"scale_mode": "median"}),
+    "aligned_rmse": ("aligned_mtl", {"scale_mode": "rmse"}),
+    "mgda": ("mgda", {}),
+    "cagrad_c0.4": ("cagrad", {"c": 0.4}),
+    "nash": ("nash", {}),
+    "fairgrad_a2": ("fairgrad", {"alpha": 2.0}),
+    "pcgrad": ("pcgrad", {"seed": 0}),
+    "krum_f1_m2": ("krum", {"n_byzantine": 1, "n_selected": 2}),
+}
+
+
+@functools.cache
+def compiled(published):
+    name, config = PUBLISHED[published]
+    balancer = balancing.get({"class_name": name, "config": config})
+    return tf.function(balancer.weights, autograph=False)
+
+
+def objective(published, weights, gram):
+    """What MGDA and CAGrad minimise; their minimisers need not be unique."""
+    if published == "mgda":
+        return weights @ gram @ weights
+    # The update's worst ⟨g_i, d⟩, maximal within the ball (the dual's value).
+    return -(gram @ weights).min()
+
+
+@pytest.mark.parametrize("published", PUBLISHED)
+def test_weights_are_those_of_public_solvers(published):
+    checked, largest = 0, 5 if published == "krum_f1_m2" else 4
+    for case in json.loads(REFERENCE.read_text())["cases"]:
+        if published not in case["weights"] or len(case["gramian"]) > largest:
+            continue  # larger sizes are the slow test's
+        check(published, case)
+        checked += 1
+    assert checked
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("published", PUBLISHED)
+def test_weights_are_those_of_public_solvers_at_any_size(published):
+    for case in json.loads(REFERENCE.read_text())["cases"]:
+        if published in case["weights"]:
+            check(published, case)
+
+
+def check(published, case):
+    gram = np.array(case["gramian"])
+    expected = np.array(case["weights"][published])
+    actual = compiled(published)(tf.constant(gram)).numpy()
+    if published in ("mgda", "cagrad_c0.4"):
+        value = objective(published, actual, gram)
+        best = objective(published, expected, gram)
+        assert value <= best + 1e-6 * abs(best) + 1e-12 * np.trace(gram)
+    else:
+        size = np.abs(expected).max()
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-9 * size)
+
+
+@pytest.mark.parametrize("losses", [(2.0, 0.5), (2.0, 0.0), (2.0, -0.5), (2.0, np.inf)])
+@pytest.mark.parametrize("normalization", ["l2", "loss", "loss+"])
+def test_mgda_divides_gradients(normalization, losses):
+    divisors = np.ones(2)
+    if normalization != "loss":
+        divisors = divisors * np.linalg.norm(J2, axis=1)
+    if normalization != "l2":
+        usable = np.isfinite(losses) & (np.array(losses) != 0)
+        divisors = np.where(usable, divisors * np.abs(losses), 1.0)
+    balancer = balancing.get(
+        {"class_name": "mgda", "config": {"normalization": normalization}}
+    )
+    weights = balancer.weights_with_losses(
+        tf.constant(J2 @ J2.T), tf.constant(losses, tf.float32)
+    )
+    expected = solved("mgda", J2 / divisors[:, None]) / divisors
+    np.testing.assert_allclose(weights, expected, rtol=1e-9)
+
+
+def test_smoothed_weights_follow_their_recurrence():
+    smooth = cases.make("cr_mogm", balancer="upgrad", alpha=0.8, scale="mean")
+    expected = None
+    for seed in range(3):
+        rows = cases.rows_of(seed=seed)
+        new = solved("upgrad", rows.astype("float32").astype("float64"))
+        expected = new if expected is None else 0.8 * expected + 0.2 * new
+        weights, _ = cases.step(smooth, rows, cases.losses_of())
+        np.testing.assert_allclose(weights, expected, rtol=1e-5)
+
+
+def priority_constrained(rows, averages, tau):
+    """The update of the paper, by SciPy."""
+    unit = rows / np.sqrt(averages)[:, None]
+    auxiliary = np.delete(unit, 1, axis=0)
+    found = scipy.optimize.minimize(
+        lambda d: 0.5 * np.sum((d - unit[1]) ** 2),
+        unit[1],
+        jac=lambda d: d - unit[1],
+        method="SLSQP",
+        constraints={
+            "type": "ineq",
+            "fun": lambda d: auxiliary @ d - tau * np.sum(auxiliary**2, axis=1),
+            "jac": lambda d: auxiliary,
+        },
+        options={"ftol": 1e-14, "maxiter": 500},
+    )
+    assert found.success
+    return found.x / np.linalg.norm(found.x) * np.linalg.norm(rows[1])
+
+
+def test_priority_constrained_descent_is_slsqp():
+    balancer = cases.make("pcd", primary="b", tau=0.1, beta=0.9)
+    average = 0.0
+    for number in (1, 2, 3):
+        rows = cases.rows_of(seed=number)
+        average = 0.9 * average + 0.1 * np.sum(rows**2, axis=1)
+        _, update = cases.step(balancer, rows, cases.losses_of())
+        expected = priority_constrained(rows, average / (1 - 0.9**number), 0.1)
+        np.testing.assert_allclose(update, expected, rtol=1e-4, atol=1e-5)
+    assert balancer.variables["fallbacks"].numpy() == 0
+
+
+def test_priority_constrained_descent_drops_contradictions():
+    balancer = cases.make("pcd", primary="b")
+    rows = cases.rows_of()
+    rows[2] = -rows[0]
+    weights, update = cases.step(balancer, rows, cases.losses_of())
+    np.testing.assert_allclose(weights, [0, 1, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(update, rows[1], rtol=1e-5)
+    assert balancer.variables["fallbacks"].numpy() == 1
+
+
+def projected(point):
+    """The nearest point of the simplex, by SciPy."""
+    point = np.asarray(point)
+    found = scipy.optimize.brentq(
+        lambda shift: np.maximum(point - shift, 0).sum() - 1,
+        point.min() - 1,
+        point.max(),
+        xtol=1e-15,
+    )
+    return np.maximum(point - found, 0)
+
+
+def test_projection_onto_the_simplex():
+    rng = np.random.default_rng(0)
+    for scale in (0.1, 1.0, 30.0):
+        point = scale * rng.normal(size=6)
+        present = np.array([True, True, False, True, True, True])
+        actual = project_to_simplex(tf.constant(point), tf.constant(present)).numpy()
+        np.testing.assert_allclose(
+            actual[present], projected(point[present]), atol=1e-9
+        )
+        assert actual[2] == 0
+    far = tf.constant([-1e30, -2e30, 0.0], tf.float64)
+    everywhere = tf.ones((3,), "bool")
+    np.testing.assert_array_equal(project_to_simplex(far, everywhere), [0, 0, 1])
+    shifted = project_to_simplex(far - 1e30, everywhere)
+    np.testing.assert_array_equal(shifted, [0, 0, 1])
+
+
+@pytest.mark.parametrize("name", ["modo", "sdmgrad"])
+def test_dual_steps_on_two_halves(name):
+    config = {"gamma": 0.1, "rho": 0.2} if name == "modo" else {"inner_steps": 5}
+    balancer = cases.make(name, scale="mean", **config)
+    dual = np.full(4, 0.25)
+    for seed in range(2):
+        first, second = cases.rows_of(seed=seed), cases.rows_of(seed=seed + 50)
+        update, weights = balancer.aggregate(
+            GradientStep(
+                cases.by_variable(first + second),
+                tf.ones((4,)),
+                tf.ones((4,), "bool"),
+                tf.constant(8.0),  # which divides the gradients
+                sub_batches=[cases.by_variable(8 * rows) for rows in (first, second)],
+            )
+        )
+        cross = first @ second.T
+        if name == "modo":
+            dual = projected(dual - 0.1 * (cross @ dual + 0.2 * dual))
+            expected = dual
+        else:
+            rate = 0.1 / np.abs(np.diag(cross)).mean()
+            for _ in range(5):
+                dual = projected(dual - rate * cross @ (dual + 0.3 * 0.25))
+            expected = (dual + 0.3 * 0.25) / 1.3
+        np.testing.assert_allclose(weights, expected, rtol=1e-5, atol=1e-7)
+        flat = tf.concat([tf.reshape(part, [-1]) for part in update], 0)
+        np.testing.assert_allclose(
+            flat, expected @ (first + second), rtol=1e-4, atol=1e-5
+        )

@@ -1,0 +1,325 @@
+"""Loss methods against the gradient of what their papers minimise."""
+
+from __future__ import annotations
+
+import balancing_cases as cases
+import numpy as np
+import pytest
+import scipy.special
+import tensorflow as tf
+
+from mtl_keras.balancing import LossStep
+
+TASKS = ("a", "b", "c")
+LOSSES = np.array([0.7, 2.0, 0.3])
+PREFERENCE = np.array([1.0, 2.0, 3.0])
+RATIO = tf.constant(PREFERENCE / PREFERENCE.sum(), tf.float64)
+
+
+def make(name, **config):
+    return cases.make(name, tasks=TASKS, **config)
+
+
+def weights(balancer, losses=LOSSES):
+    present = tf.ones((3,), "bool")
+    return balancer.weights(tf.constant(losses, tf.float32), present).numpy()
+
+
+def learn(balancer, losses=LOSSES, **more):
+    losses = tf.constant(losses, tf.float32)
+    rate = tf.constant(0.1)
+    balancer.update(LossStep(losses, tf.ones((3,), "bool"), rate, **more))
+
+
+def slope(function, point):
+    """Returns the gradient of a scalar, by TensorFlow in float64."""
+    point = tf.constant(point, tf.float64)
+    with tf.GradientTape() as tape:
+        tape.watch(point)
+        value = function(point)
+    return tape.gradient(value, point).numpy()
+
+
+def adam(point, gradients, rate):
+    """Returns where Adam arrives after steps against these functions of the point."""
+    point = np.array(point, "float64")
+    first = second = np.zeros_like(point)
+    for count, gradient in enumerate(gradients, start=1):
+        value = gradient(point)
+        first = 0.9 * first + 0.1 * value
+        second = 0.999 * second + 0.001 * value**2
+        corrected = first / (1 - 0.9**count)
+        point = point - rate * corrected / (np.sqrt(second / (1 - 0.999**count)) + 1e-8)
+    return point
+
+
+def gls(losses):
+    return tf.reduce_prod(losses) ** (1 / 3)
+
+
+def stch(losses):
+    return 0.5 * tf.reduce_logsumexp(3 * RATIO * (losses - 0.1) / 0.5)
+
+
+def cosmos(losses):
+    cosine = tf.tensordot(RATIO, losses, 1) / tf.norm(RATIO) / tf.norm(losses)
+    return tf.reduce_sum(RATIO * losses) - 2.0 * cosine
+
+
+def pbi(losses):
+    direction = RATIO / tf.norm(RATIO)
+    along = tf.tensordot(losses, direction, 1)
+    return tf.norm(RATIO) * (along + 5.0 * tf.norm(losses - along * direction))
+
+
+def famo(losses):
+    shares = tf.ones((3,), tf.float64) / 3
+    distance = losses + 1.0
+    constant = tf.stop_gradient(tf.reduce_sum(shares / distance))
+    return tf.reduce_sum(shares * tf.math.log(distance)) / constant
+
+
+@pytest.mark.parametrize(
+    ("objective", "config"),
+    [
+        (gls, {}),
+        (
+            stch,
+            {"mu": 0.5, "warmup_epochs": 0, "ideal": 0.1, "preference": [1, 2, 3]},
+        ),
+        (cosmos, {"strength": 2.0, "preference": {"a": 1, "b": 2, "c": 3}}),
+        (pbi, {"penalty": 5.0, "preference": [1, 2, 3]}),
+        (famo, {"lower_bound": -1.0}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_weights_are_the_gradient_of_the_published_scalar(objective, config):
+    expected = slope(objective, LOSSES)
+    name = objective.__name__
+    actual = weights(make(name, scale="mean", **config))
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    np.testing.assert_allclose(weights(make(name, **config)), 3 * expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["uncertainty", "imtl_l"])
+def test_trained_scales_follow_the_published_objective(name):
+    kinds = {"b": "classification"}
+    factors = tf.constant([0.5, 1.0, 0.5], tf.float64)
+    if name == "uncertainty":
+        balancer = make(name, initial_log_variance=0.3, kinds=kinds)
+        start, state = np.full(3, 0.3), "log_variance"
+
+        def objective(s, losses):
+            return tf.reduce_sum(factors * tf.exp(-s) * losses + s / 2)
+    else:
+        balancer = make(name)
+        start, state = np.zeros(3), "log_scale"
+
+        def objective(s, losses):
+            return tf.reduce_sum(tf.exp(s) * losses - s)
+
+    batches = [LOSSES, LOSSES[::-1]]
+    for losses in batches:
+        now = balancer.variables[state].numpy()
+        expected = slope(
+            lambda x, s=now: objective(tf.constant(s, tf.float64), x), losses
+        )
+        np.testing.assert_allclose(weights(balancer, losses), expected, rtol=1e-4)
+        learn(balancer, losses)
+    expected = adam(
+        start,
+        [
+            lambda s, x=x: slope(lambda p: objective(p, tf.constant(x, tf.float64)), s)
+            for x in batches
+        ],
+        rate=0.1,
+    )
+    np.testing.assert_allclose(balancer.variables[state], expected, rtol=1e-4)
+
+
+def test_analytic_uncertainty_is_a_softmax_of_inverse_losses():
+    actual = weights(make("uw_so", temperature=2.0, scale="mean"))
+    expected = scipy.special.softmax(1 / LOSSES / 2.0)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+def test_dynamic_weight_average_on_known_epochs():
+    balancer = make("dwa", temperature=0.5)
+    epochs = np.array(
+        [
+            [[1.0, 4.0, 2.0], [3.0, 4.0, 2.0]],
+            [[1.0, 2.0, 2.0], [1.0, 4.0, 1.0]],
+            [[0.5, 3.0, 2.0], [0.5, 2.0, 2.0]],
+        ]
+    )
+    for number in range(4):
+        balancer.on_epoch_begin()
+        if number < 2:
+            expected = np.ones(3)
+        else:
+            ratio = epochs[number - 1].mean(axis=0) / epochs[number - 2].mean(axis=0)
+            expected = 3 * scipy.special.softmax(ratio / 0.5)
+        np.testing.assert_allclose(weights(balancer), expected, rtol=1e-5)
+        for losses in epochs[number] if number < 3 else ():
+            learn(balancer, losses)
+
+
+def test_smooth_tchebycheff_warms_up_and_divides_by_the_nadir():
+    balancer = make("stch", mu=0.5, warmup_epochs=2, scale="mean")
+    for nadir in ([9.0, 9.0, 9.0], [1.0, 4.0, 0.5]):
+        balancer.on_epoch_begin()
+        np.testing.assert_allclose(
+            weights(balancer),
+            slope(lambda x: tf.reduce_sum(tf.math.log(x)) / 3, LOSSES),
+            rtol=1e-5,
+        )
+        for factor in (0.5, 1.5):
+            learn(balancer, factor * np.array(nadir))
+    for _ in range(2):  # the nadir stays
+        balancer.on_epoch_begin()
+        expected = slope(
+            lambda x: 0.5 * tf.reduce_logsumexp(x / [1.0, 4.0, 0.5] / 0.5), LOSSES
+        )
+        np.testing.assert_allclose(weights(balancer), expected, rtol=1e-5)
+        learn(balancer, [5.0, 5.0, 5.0])
+
+
+def test_random_weights_are_a_softmax_of_normal_numbers():
+    balancer, same, other = (make("random", seed=s, scale="mean") for s in (1, 1, 2))
+    losses, present = tf.constant(LOSSES, tf.float32), tf.ones((3,), "bool")
+
+    @tf.function(autograph=False)
+    def many():
+        return tf.map_fn(lambda _: balancer.weights(losses, present), tf.zeros((4000,)))
+
+    draws = many().numpy()
+    np.testing.assert_array_equal(weights(same), draws[0])
+    np.testing.assert_array_equal(weights(same), draws[1])
+    assert not np.allclose(weights(other), draws[0])
+    sample = np.random.default_rng(0).normal(size=(100_000, 3))
+    expected = scipy.special.softmax(sample, axis=1)
+    np.testing.assert_allclose(draws.sum(axis=1), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(draws.mean(axis=0), 1 / 3, atol=0.015)
+    np.testing.assert_allclose(
+        np.quantile(draws, [0.1, 0.5, 0.9]),
+        np.quantile(expected, [0.1, 0.5, 0.9]),
+        atol=0.02,
+    )
+
+
+class Losses:
+    """A probe that knows what the losses are after the step."""
+
+    def __init__(self, after):
+        self.after = after
+
+    def weights(self):
+        return []
+
+    def losses(self, weights, part=None):
+        return tf.unstack(tf.constant(self.after, tf.float32))
+
+    def total(self, value):
+        return value
+
+
+def test_famo_follows_the_gains():
+    balancer = make("famo", learning_rate=0.1, weight_decay=0.01, scale="mean")
+    batches = [([0.7, 2.0, 0.3], [0.6, 1.0, 0.31]), ([0.5, 1.0, 0.3], [0.4, 1.2, 0.2])]
+    for before, after in batches:
+        learn(balancer, before, probe=Losses(after))
+
+    def gradient(before, after):
+        gain = np.log(before) - np.log(after)
+        return lambda w: (
+            slope(lambda v: tf.reduce_sum(tf.nn.softmax(v) * gain), w) + 0.01 * w
+        )
+
+    logits = adam(np.zeros(3), [gradient(*batch) for batch in batches], rate=0.1)
+    np.testing.assert_allclose(balancer.variables["logits"], logits, rtol=1e-4)
+    raw = scipy.special.softmax(logits) / LOSSES
+    np.testing.assert_allclose(weights(balancer), raw / raw.sum(), rtol=1e-4)
+
+
+def test_gradnorm_follows_the_published_objective():
+    balancer = make("gradnorm", alpha=1.5, learning_rate=0.1)
+    norms = np.array([0.2, 3.0, 1.0])
+    batches = [LOSSES, np.array([0.6, 0.5, 0.2])]
+    for losses in batches:
+        learn(balancer, losses, gradient_norms=tf.constant(norms, tf.float32))
+
+    def gradient(losses):
+        rate = losses / LOSSES
+        rate = tf.constant((rate / rate.mean()) ** 1.5)
+
+        def objective(v):
+            weighted = 3 * tf.nn.softmax(v) * norms
+            target = tf.stop_gradient(tf.reduce_mean(weighted) * rate)
+            return tf.reduce_sum(tf.abs(weighted - target))
+
+        return lambda v: slope(objective, v)
+
+    logits = adam(np.zeros(3), [gradient(losses) for losses in batches], rate=0.1)
+    np.testing.assert_allclose(balancer.variables["logits"], logits, rtol=1e-4)
+    np.testing.assert_allclose(
+        weights(balancer), 3 * scipy.special.softmax(logits), rtol=1e-4
+    )
+
+
+def test_gradnorm_waits_for_a_first_loss_that_can_be_divided_by():
+    balancer = make("gradnorm")
+    norms = tf.constant([0.2, 3.0, 1.0])
+    learn(balancer, [np.nan, 0.0, 1.0], gradient_norms=norms)
+    learn(balancer, LOSSES, gradient_norms=norms)
+    np.testing.assert_allclose(
+        balancer.variables["first_losses"], [*LOSSES[:2], 1.0], rtol=1e-6
+    )
+
+
+class Quadratic:
+    """Losses ½ (θ − c)ᵀ A (θ − c), with an A and c of each task and half."""
+
+    def __init__(self):
+        rng = np.random.default_rng(3)
+        roots = rng.normal(size=(2, 3, 4, 4))
+        self.matrices = tf.constant(roots @ roots.swapaxes(-1, -2), tf.float32)
+        self.centres = tf.constant(rng.normal(size=(2, 3, 4)), tf.float32)
+        self.point = tf.constant(rng.normal(size=4), tf.float32)
+
+    def weights(self):
+        return [self.point]
+
+    def losses(self, weights, part=None):
+        assert part is not None
+        offset = weights[0] - self.centres[part]
+        return tf.unstack(
+            0.5 * tf.einsum("ti,tij,tj->t", offset, self.matrices[part], offset)
+        )
+
+    def total(self, value):
+        return value
+
+
+@pytest.mark.parametrize("primary", [None, ["c"]])
+def test_auto_lambda_descends_the_validation_loss_after_a_step(primary):
+    probe = Quadratic()
+    balancer = make("auto_lambda", primary=primary, initial=0.7, learning_rate=0.05)
+    np.testing.assert_allclose(weights(balancer), 0.7, rtol=1e-6)
+    chosen = [0, 1, 2] if primary is None else [2]
+
+    def validation(shares):
+        shares = tf.cast(shares, tf.float32)
+        with tf.GradientTape() as tape:
+            tape.watch(probe.point)
+            total = tf.reduce_sum(shares * tf.stack(probe.losses([probe.point], 0)))
+        ahead = probe.point - 0.1 * tape.gradient(total, probe.point)
+        losses = probe.losses([ahead], 1)
+        return tf.add_n([losses[index] for index in chosen])
+
+    exact = slope(validation, np.full(3, 0.7))
+    learn(balancer, probe=probe)
+    momentum = balancer.variables["adam_momentum"].numpy()
+    np.testing.assert_allclose(momentum / 0.1, exact, rtol=2e-2)
+    np.testing.assert_allclose(
+        balancer.variables["lambda"], 0.7 - 0.05 * np.sign(exact), rtol=1e-4
+    )

@@ -1,0 +1,123 @@
+"""Methods on the whole matrix of gradients, against NumPy and SciPy."""
+
+from __future__ import annotations
+
+import balancing_cases as cases
+import numpy as np
+import pytest
+import scipy.stats
+import tensorflow as tf
+from test_gram_methods import projected
+
+from mtl_keras.balancing import GradientStep
+
+
+def test_graddrop_passes_one_sign_as_often_as_the_tasks_agree_on_it():
+    column = np.array([3.0, -1.0, 0.5, -0.5])
+    count = 20_000
+    rows = tf.constant(np.repeat(column[:, None], count, axis=1), tf.float32)
+    for leak in (0.0, {"b": 0.25}):
+        balancer = cases.make("graddrop", leak=leak)
+        step = GradientStep(
+            [[row] for row in tf.unstack(rows)],
+            tf.ones((4,)),
+            tf.ones((4,), "bool"),
+            tf.ones(()),
+        )
+        (update,), weights = balancer.aggregate(step)
+        np.testing.assert_array_equal(weights, 1.0)
+        share = np.array([0.0, 0.25 if leak else 0.0, 0.0, 0.0])
+        positive = np.maximum(column, 0).sum() + (share * np.minimum(column, 0)).sum()
+        negative = np.minimum(column, 0).sum() + (share * np.maximum(column, 0)).sum()
+        passed = np.isclose(update, positive)
+        np.testing.assert_allclose(update.numpy()[~passed], negative, rtol=1e-6)
+        purity = 0.5 * (1 + column.sum() / np.abs(column).sum())
+        assert abs(passed.mean() - purity) < 4 * np.sqrt(0.25 / count)
+        again = balancer.aggregate(step)[0][0]
+        assert 0.2 < np.mean(again.numpy() != update.numpy()) < 0.8
+
+
+def steps(name, count, **config):
+    """Yields the gradients and losses of some steps, and what the method makes."""
+    balancer = cases.make(name, **config)
+    for seed in range(count):
+        rows, losses = cases.rows_of(seed=seed), cases.losses_of(seed=seed)
+        weights, update = cases.step(balancer, rows, losses)
+        yield rows, losses, weights.numpy(), update.numpy()
+
+
+def test_moco_tracks_gradients_and_projects():
+    tracked, dual = np.zeros((4, 11)), np.full(4, 0.25)
+    config = {"beta": 0.5, "gamma": 0.3, "gamma_decay": 0.7, "rho": 0.1}
+    method = steps("moco", 3, scale="mean", **config)
+    for number, (rows, _, weights, update) in enumerate(method, start=1):
+        tracked -= 0.5 * number**-0.5 * (tracked - rows)
+        slope = (tracked @ tracked.T + 0.1 * np.eye(4)) @ dual
+        dual = projected(dual - 0.3 * number**-0.7 * slope)
+        np.testing.assert_allclose(weights, dual, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(update, dual @ tracked, rtol=1e-4, atol=1e-5)
+
+
+def test_dual_balancing_brings_averages_to_one_length():
+    average = np.zeros((4, 11))
+    method = steps("db_mtl", 3, beta=0.8)
+    for number, (rows, losses, weights, update) in enumerate(method, start=1):
+        average = 0.8 * average + 0.2 * rows / losses[:, None]
+        corrected = average / (1 - 0.8**number)
+        norms = np.linalg.norm(corrected, axis=1)
+        expected = norms.max() / norms
+        np.testing.assert_allclose(update, expected @ corrected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(weights, expected / losses, rtol=1e-4)
+
+
+def test_dual_balancing_without_a_positive_loss_is_the_sum():
+    balancer = cases.make("db_mtl")
+    rows = cases.rows_of()
+    weights, update = cases.step(balancer, rows, np.full(4, -1.0))
+    np.testing.assert_array_equal(weights, 1.0)
+    np.testing.assert_allclose(update, rows.sum(axis=0), rtol=1e-4, atol=1e-6)
+    assert balancer.variables["fallbacks"].numpy() == 1
+
+
+def test_excess_risks_grow_weights():
+    sums, logs, first = np.zeros((4, 11)), np.zeros(4), None
+    method = steps("excess_mtl", 3, step_size=0.5, scale="mean")
+    for rows, _, weights, update in method:
+        sums += rows**2
+        excess = np.sum(rows**2 / np.sqrt(sums + 1e-7), axis=1)
+        first = excess if first is None else first
+        logs += 0.5 * excess / first
+        expected = np.exp(logs) / np.exp(logs).sum()
+        np.testing.assert_allclose(weights, expected, rtol=1e-5)
+        np.testing.assert_allclose(update, expected @ rows, rtol=1e-4, atol=1e-5)
+
+
+def test_trimmed_mean_of_the_tasks_that_are_there():
+    balancer = cases.make("trimmed_mean", scale="mean")
+    rows, losses = cases.rows_of(), cases.losses_of()
+    _, update = cases.step(balancer, rows, losses)
+    expected = scipy.stats.trim_mean(rows, 0.25, axis=0)
+    np.testing.assert_allclose(update, expected, rtol=1e-5, atol=1e-6)
+    present = np.array([True, False, True, True])
+    _, update = cases.step(balancer, rows, losses, present)
+    expected = np.median(rows[present], axis=0)
+    np.testing.assert_allclose(update, expected, rtol=1e-5, atol=1e-6)
+    assert balancer.variables["fallbacks"].numpy() == 0
+    present = np.array([True, False, False, True])
+    _, update = cases.step(balancer, rows, losses, present)
+    np.testing.assert_allclose(update, rows[present].mean(axis=0), rtol=1e-5)
+    assert balancer.variables["fallbacks"].numpy() == 1
+
+
+@pytest.mark.parametrize("name", ["moco", "db_mtl", "excess_mtl", "graddrop"])
+def test_an_overflowed_step_is_seen_and_forgotten(name):
+    one, other = cases.make(name), cases.make(name)
+    rows, losses = cases.rows_of(), cases.losses_of()
+    bad = rows.copy()
+    bad[1, 3] = np.inf
+    _, update = cases.step(one, bad, losses)
+    assert not np.isfinite(update).all()
+    assert one.variables["fallbacks"].numpy() == 1
+    if name != "graddrop":  # which has drawn once more
+        _, update = cases.step(one, rows, losses)
+        np.testing.assert_array_equal(update, cases.step(other, rows, losses)[1])

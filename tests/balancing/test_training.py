@@ -1,0 +1,165 @@
+"""Every method trains a small model, stops and goes on."""
+
+from __future__ import annotations
+
+import balancing_cases as cases
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import mtl_keras
+from mtl_keras import balancing
+
+NAMES = balancing.names()
+FIT = {"batch_size": 16, "shuffle": False, "verbose": 0}
+
+
+def build(method, **compile_config):
+    keras.utils.set_random_seed(21)
+    inputs = keras.Input((6,))
+    h = keras.layers.Dense(8, "tanh")(inputs)
+    h = keras.layers.BatchNormalization()(h)
+    h = keras.layers.Dropout(0.1, seed=3)(h)
+    model = mtl_keras.MultiTaskModel(
+        inputs, {task: keras.layers.Dense(1)(h) for task in ("a", "b", "c")}
+    )
+    if isinstance(method, str):
+        method = {"class_name": method, "config": cases.CONFIGS.get(method, {})}
+    model.compile(
+        keras.optimizers.Adam(0.02), loss="mse", balancing=method, **compile_config
+    )
+    return model
+
+
+def data():
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(32, 6)).astype("float32")
+    y = x @ rng.normal(size=(6, 3)).astype("float32") * [1.0, 3.0, 0.5] + 1.0
+    return x, {task: y[:, i : i + 1] for i, task in enumerate(("a", "b", "c"))}
+
+
+def assert_same(model, other, rtol=1e-4, atol=1e-5):
+    for one, two in zip(model.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_allclose(two, one, rtol=rtol, atol=atol)
+    mine, others = model._pipeline.state, other._pipeline.state
+    assert mine.keys() == others.keys()
+    for key in mine:
+        np.testing.assert_allclose(others[key], mine[key], rtol, atol, err_msg=key)
+
+
+class Stop(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+
+def quick(names):
+    """The names, all but these behind the slow mark."""
+    return pytest.mark.parametrize(
+        "name",
+        [
+            pytest.param(n, marks=[] if n in names else [pytest.mark.slow])
+            for n in NAMES
+        ],
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_saved_step_goes_on(name, tmp_path):
+    x, y = data()
+    whole = build(name, run_eagerly=True)
+    whole.train_on_batch(x, y)
+    whole.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras", safe_mode=True)
+    for model in (whole, again):
+        model.train_on_batch(x, y)
+    assert_same(whole, again, rtol=1e-6, atol=1e-7)
+
+
+@quick({"stch", "gradvac", "moco"})
+def test_trains_and_goes_on_after_a_stop(name, tmp_path):
+    x, y = data()
+    whole = build(name)
+    losses = whole.fit(x, y, epochs=4, **FIT).history["loss"]
+    assert np.isfinite(losses).all()
+    assert losses[-1] < losses[0]
+
+    # Eagerly, which spares compiling and shows that both ways agree.
+    eager = {"run_eagerly": True}
+    backup = tmp_path / "backup"
+    first = build(name, **eager)
+    callbacks = [keras.callbacks.BackupAndRestore(backup), Stop()]
+    with pytest.raises(KeyboardInterrupt):
+        first.fit(x, y, epochs=4, callbacks=callbacks, **FIT)
+    first.save(tmp_path / "model.keras")
+    second = keras.models.load_model(tmp_path / "model.keras", safe_mode=True)
+    second.fit(x, y, epochs=2, **FIT)
+    assert_same(whole, second)
+    third = build(name, **eager)
+    callbacks = [keras.callbacks.BackupAndRestore(backup)]
+    third.fit(x, y, epochs=4, callbacks=callbacks, **FIT)
+    assert_same(whole, third)
+
+
+@pytest.mark.parametrize("name", ["famo", "auto_lambda", "sdmgrad"])
+def test_further_passes_leave_batch_statistics_and_seeds_alone(name):
+    x, y = data()
+    plain, other = (build(n, run_eagerly=True) for n in ("equal", name))
+    seeds = [v.numpy() for v in plain.non_trainable_variables]
+    for model in (plain, other):
+        model.train_on_batch(x, y)
+    assert len(plain.non_trainable_variables) == 3  # two of the norm, one seed
+    for old, one, two in zip(
+        seeds,
+        plain.non_trainable_variables,
+        other.non_trainable_variables,
+        strict=True,
+    ):
+        assert one.path == two.path
+        assert np.any(one.numpy() != old)
+        np.testing.assert_array_equal(two.numpy(), one.numpy())
+
+
+OF_EACH_FAMILY = {"famo", "pcgrad", "db_mtl"}
+EVERY_SECOND = [
+    {"class_name": name, "config": {"update_every": 2, **config}}
+    for name, config in (("pcgrad", {"seed": 3}), ("pcd", {}), ("cr_mogm", {}))
+]
+
+
+def replica_cases():
+    for name in NAMES:
+        marks = [] if name in OF_EACH_FAMILY else [pytest.mark.slow]
+        yield pytest.param(name, marks=marks, id=name)
+    for number, config in enumerate(EVERY_SECOND):
+        marks = [pytest.mark.slow] if number else []
+        yield pytest.param(config, marks=marks, id=f"{config['class_name']}-every-2")
+
+
+@pytest.mark.parametrize("method", replica_cases())
+def test_two_replicas_are_one_device(method, two_cpus):
+    x, y = data()
+    # The halves of the batch have every other sample, on each replica as on one.
+    models = []
+    for strategy in (
+        tf.distribute.get_strategy(),
+        tf.distribute.MirroredStrategy(two_cpus),
+    ):
+        with strategy.scope():
+            keras.utils.set_random_seed(21)
+            inputs = keras.Input((6,))
+            h = keras.layers.Dense(8, "tanh")(inputs)
+            model = mtl_keras.MultiTaskModel(
+                inputs, {task: keras.layers.Dense(1)(h) for task in ("a", "b", "c")}
+            )
+            config = method
+            if isinstance(method, str):
+                config = {
+                    "class_name": method,
+                    "config": cases.CONFIGS.get(method, {}),
+                }
+            model.compile(keras.optimizers.SGD(0.02), loss="mse", balancing=config)
+        model.fit(x, y, epochs=1, **FIT)
+        models.append(model)
+    assert_same(*models, rtol=1e-4, atol=1e-5)
