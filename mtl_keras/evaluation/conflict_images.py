@@ -1,0 +1,110 @@
+"""Pictures of how tasks pull against each other, in TensorBoard."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from mtl_keras.errors import InputError
+
+
+class ConflictImages(keras.callbacks.Callback):
+    """Writes the tasks' gradient cosines as an image, and their weights as scalars.
+
+    At the end of each epoch, into `<log_dir>/balancing`: the image
+    `gradient_cosines`, a heat map of the epoch's mean cosine of every pair of task
+    gradients, and the scalars `task_weights/<task>`. Needs a `MultiTaskModel`
+    compiled with `monitor="conflicts"`.
+
+    Args:
+        log_dir: The folder that TensorBoard watches.
+
+    Raises:
+        InputError: At the start of training, for a model without the monitor.
+
+    Example:
+
+    ```python
+    model.compile("adam", loss=losses, balancing="pcgrad", monitor="conflicts")
+    model.fit(x, y, callbacks=[ConflictImages("logs")])
+    ```
+    """
+
+    def __init__(self, log_dir: str | os.PathLike):
+        super().__init__()
+        self.log_dir = os.path.join(os.fspath(log_dir), "balancing")
+        self._writer: Any = None
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Checks the model and opens the log."""
+        del logs
+        if not hasattr(self.model, "gradient_cosines"):
+            raise InputError(
+                "Expected a MultiTaskModel for ConflictImages. "
+                f"Received: a {type(self.model).__name__}."
+            )
+        self.model.gradient_cosines()  # raises without the monitor
+        self._writer = tf.summary.create_file_writer(self.log_dir)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Writes the image and the scalars."""
+        tasks = self.model.tasks
+        picture = heat_map(self.model.gradient_cosines(), tasks)
+        with self._writer.as_default(step=epoch):
+            tf.summary.image("gradient_cosines", picture[None])
+            for task in tasks:
+                weight = (logs or {}).get(f"{task}_weight")
+                if weight is not None:
+                    tf.summary.scalar(f"task_weights/{task}", weight)
+        self._writer.flush()
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Closes the log."""
+        del logs
+        self._writer.close()
+
+
+def heat_map(cosines: np.ndarray, tasks: Sequence[str]) -> np.ndarray:
+    """Draws pairwise cosines as a labelled heat map.
+
+    Args:
+        cosines: `[T, T]`, from −1 to 1.
+        tasks: T names.
+
+    Returns:
+        uint8 `[height, width, 4]`.
+    """
+    # A figure made without pyplot needs no display and leaves no global state.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    count = len(tasks)
+    side = 2.2 + 0.6 * count
+    figure = Figure(figsize=(side + 0.8, side), dpi=90, layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    image = axis.imshow(cosines, vmin=-1, vmax=1, cmap="RdBu")
+    axis.set_xticks(range(count), tasks, rotation=45, ha="right")
+    axis.set_yticks(range(count), tasks)
+    for row in range(count):
+        for column in range(count):
+            value = float(cosines[row, column])
+            axis.text(
+                column,
+                row,
+                f"{value:.2f}",
+                ha="center",
+                va="center",
+                color="white" if abs(value) > 0.6 else "black",
+            )
+    figure.colorbar(image, label="cosine of the task gradients")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="rgba")
+    width, height = figure.canvas.get_width_height()
+    return np.frombuffer(buffer.getvalue(), np.uint8).reshape(height, width, 4)

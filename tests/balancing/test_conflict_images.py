@@ -1,0 +1,73 @@
+"""TensorBoard pictures of conflicting tasks."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import mtl_keras
+from mtl_keras.errors import InputError
+from mtl_keras.evaluation.conflict_images import ConflictImages, heat_map
+
+
+def build(monitor):
+    inputs = keras.Input((3,))
+    h = keras.layers.Dense(4)(inputs)
+    outputs = {task: keras.layers.Dense(1)(h) for task in ("left", "right")}
+    model = mtl_keras.MultiTaskModel(inputs, outputs)
+    model.compile(
+        "sgd", loss="mse", balancing="pcgrad", monitor=monitor, run_eagerly=True
+    )
+    return model
+
+
+def data():
+    x = np.random.default_rng(0).normal(size=(8, 3)).astype("float32")
+    return x, {"left": x[:, :1], "right": -x[:, :1]}
+
+
+def test_writes_cosines_and_weights_each_epoch(tmp_path):
+    x, y = data()
+    model = build("conflicts")
+    history = model.fit(
+        x, y, epochs=2, batch_size=4, verbose=0, callbacks=[ConflictImages(tmp_path)]
+    ).history
+    log = EventAccumulator(str(tmp_path / "balancing"), size_guidance={"tensors": 0})
+    log.Reload()
+    images = log.Tensors("gradient_cosines")
+    assert [event.step for event in images] == [0, 1]
+    width, height, encoded = tf.make_ndarray(images[-1].tensor_proto)
+    picture = tf.io.decode_png(encoded, channels=4)
+    assert picture.shape == (int(height), int(width), 4)
+    expected = heat_map(model.gradient_cosines(), ["left", "right"])
+    np.testing.assert_array_equal(picture, expected)
+    for task in ("left", "right"):
+        written = [
+            float(tf.make_ndarray(event.tensor_proto))
+            for event in log.Tensors(f"task_weights/{task}")
+        ]
+        np.testing.assert_allclose(written, history[f"{task}_weight"], rtol=1e-6)
+
+
+def test_the_colour_tells_the_sign():
+    picture = heat_map(np.array([[1.0, -0.5], [-0.5, 1.0]]), ["a", "b"]).astype(int)
+    red = (picture[..., 0] > picture[..., 2] + 40).sum()
+    blue = (picture[..., 2] > picture[..., 0] + 40).sum()
+    assert red > 1000
+    assert blue > 1000
+    calm = heat_map(np.eye(2), ["a", "b"]).astype(int)
+    assert (calm[..., 0] > calm[..., 2] + 40).sum() < red
+
+
+@pytest.mark.parametrize("what", ["no monitor", "stock model"])
+def test_needs_the_monitor(what, tmp_path):
+    x, y = data()
+    model = build(None)
+    if what == "stock model":
+        model = keras.Model(model.input, model.output)
+        model.compile("sgd", loss="mse")
+    with pytest.raises(InputError, match=r"monitor|MultiTaskModel"):
+        model.fit(x, y, verbose=0, callbacks=[ConflictImages(tmp_path)])
