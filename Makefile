@@ -22,7 +22,7 @@ test: $(VENV)/installed-dev
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff format --check mtl_keras mtl_keras_cli tests benchmarks
 	$(BIN)/mypy mtl_keras mtl_keras_cli
 
 install: $(VENV)/installed-dev
