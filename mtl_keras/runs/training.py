@@ -132,7 +132,8 @@ def train(
     application = applications.get(config.application)
     # Before loading too: TensorFlow's shuffling takes part of the global seed.
     keras.utils.set_random_seed(config.seed)
-    data = {s: load_split(config, s) for s in ("train", "validation", "test")}
+    with console.status(f"Loading {config.data}"):
+        data = {s: load_split(config, s) for s in ("train", "validation", "test")}
     per_epoch = count_batches(data["train"])
     if per_epoch == 0:
         raise InputError(f"The training split of {config.data!r} is empty.")

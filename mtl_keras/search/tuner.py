@@ -56,15 +56,17 @@ def run_study(
     known = _open(study, out)
     # Data that cannot be had is an error of the study, not of every trial.
     base = study.base_config().validate()
-    for split in ("train", "validation"):
-        count_batches(load_split(base, split))
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / records.STUDY, study.to_dict())
-
-    hypermodel = MultiTaskHyperModel(study)
-    with contextlib.redirect_stdout(io.StringIO()):
-        # The tuner announces on standard output that it reloads its state.
-        tuner = _StudyTuner(hypermodel, oracles.make(study, hypermodel), out, console)
+    with console.status(f"Loading {study.data}"):
+        for split in ("train", "validation"):
+            count_batches(load_split(base, split))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / records.STUDY, study.to_dict())
+    except OSError as error:
+        raise InputError(
+            f"The study folder {str(out)!r} cannot be written: {error.strerror}."
+        ) from error
+    tuner = _tuner(study, out, console)
     _announce(study, known, out, console)
     try:
         with warnings.catch_warnings():
@@ -98,6 +100,21 @@ def _open(study: Study, out: pathlib.Path) -> list[records.Record]:
                 "folder with --out, or remove that one."
             )
     return records.read_records(out)
+
+
+def _tuner(study: Study, out: pathlib.Path, console: Console) -> _StudyTuner:
+    """Makes the tuner, which reads the state of an earlier run, if there is one."""
+    hypermodel = MultiTaskHyperModel(study)
+    try:
+        # It announces on standard output that it reads its state.
+        with contextlib.redirect_stdout(io.StringIO()):
+            oracle = oracles.make(study, hypermodel)
+            return _StudyTuner(hypermodel, oracle, out, console)
+    except (json.JSONDecodeError, KeyError, RuntimeError) as error:
+        raise InputError(
+            f"The search state {str(out / _STATE)!r} is broken and cannot be gone on "
+            f"with ({first_line(error)}). Name another folder with --out."
+        ) from error
 
 
 def _announce(

@@ -130,6 +130,9 @@ def test_another_study_or_foreign_files_are_not_touched(study_of, tmp_path):
     run_study(study_of(1), tmp_path / "study")
     with pytest.raises(InputError, match="another 'oracle'"):
         run_study(study_of(1, "bayesian"), tmp_path / "study")
+    (tmp_path / "study" / "state" / "oracle.json").write_text('{"cut": ')
+    with pytest.raises(InputError, match="is broken"):
+        run_study(study_of(1), tmp_path / "study")
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "precious.txt").write_text("kept")
     with pytest.raises(InputError, match="in use"):
