@@ -77,7 +77,7 @@ def test_a_saved_step_goes_on(name, tmp_path):
     assert_same(whole, again, rtol=1e-6, atol=1e-7)
 
 
-@quick({"stch", "gradvac", "moco"})
+@quick({"stch", "moco"})
 def test_trains_and_goes_on_after_a_stop(name, tmp_path):
     x, y = data()
     whole = build(name)
@@ -116,7 +116,6 @@ def test_further_passes_leave_batch_statistics_and_seeds_alone(name):
         other.non_trainable_variables,
         strict=True,
     ):
-        assert one.path == two.path
         assert np.any(one.numpy() != old)
         np.testing.assert_array_equal(two.numpy(), one.numpy())
 
@@ -132,9 +131,17 @@ def replica_cases():
     for name in NAMES:
         marks = [] if name in OF_EACH_FAMILY else [pytest.mark.slow]
         yield pytest.param(name, marks=marks, id=name)
-    for number, config in enumerate(EVERY_SECOND):
-        marks = [pytest.mark.slow] if number else []
-        yield pytest.param(config, marks=marks, id=f"{config['class_name']}-every-2")
+    for config in EVERY_SECOND:
+        yield pytest.param(
+            config, marks=[pytest.mark.slow], id=f"{config['class_name']}-every-2"
+        )
+
+
+def mirrored(devices):
+    # Collectives of several strategies in one process are taken for one another.
+    return tf.distribute.MirroredStrategy(
+        devices, cross_device_ops=tf.distribute.ReductionToOneDevice()
+    )
 
 
 @pytest.mark.parametrize("method", replica_cases())
@@ -144,7 +151,7 @@ def test_two_replicas_are_one_device(method, two_cpus):
     models = []
     for strategy in (
         tf.distribute.get_strategy(),
-        tf.distribute.MirroredStrategy(two_cpus),
+        mirrored(two_cpus),
     ):
         with strategy.scope():
             keras.utils.set_random_seed(21)
