@@ -67,7 +67,8 @@ class FAMO(MeanScaleBalancer):
     (∂z/∂w)ᵀ (log D_before − log D_after) by Adam with weight decay: who gained most
     gets less. Liu et al., "FAMO: Fast Adaptive Multitask Optimization", NeurIPS
     2023, arXiv 2306.03792. The second forward pass draws the same dropout masks and
-    leaves batch statistics and seeds alone, which the authors' code does not.
+    leaves batch statistics and seeds alone, which the authors' code does not. The
+    floor of D_i is relative to the largest, where theirs is an absolute 1e-8.
 
     Args:
         learning_rate: Adam's rate for w.

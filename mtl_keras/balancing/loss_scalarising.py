@@ -285,6 +285,10 @@ class PBI(_PreferenceBalancer):
     that ray. Zhang & Li, "MOEA/D", IEEE Transactions on Evolutionary Computation
     2007. Times ‖r‖ (with Σ r = 1), so that equal losses give weights of 1 / T.
 
+    Differs from the paper in the default of θ, 5 there. A large θ drives up losses
+    that are small against their preference; up to 0.5, five equally preferred tasks
+    keep positive weights whatever their losses.
+
     Args:
         penalty: θ.
         preference: r, `{task: number}` or a list; uniform by default.
@@ -294,7 +298,7 @@ class PBI(_PreferenceBalancer):
     method = "pbi"
 
     def __init__(
-        self, penalty: float = 5.0, preference: Preference = None, **kwargs: Any
+        self, penalty: float = 0.5, preference: Preference = None, **kwargs: Any
     ):
         super().__init__(preference, **kwargs)
         self.penalty = check_number("penalty", penalty, low=0.0)
