@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 TUNED := runs/demo
 
 .PHONY: demo test lint install clean
@@ -13,7 +13,7 @@ TUNED := runs/demo
 # exported, loaded back and compared with the Keras model.
 demo: $(VENV)/installed
 	$(BIN)/mtl-keras tune tuning/demo.toml --out $(TUNED)/study
-	$(BIN)/mtl-keras train --from-study $(TUNED)/study --epochs 12 --out $(TUNED)/best --reuse
+	$(BIN)/mtl-keras train --from-study $(TUNED)/study --out $(TUNED)/best --reuse
 	$(BIN)/mtl-keras evaluate $(TUNED)/best
 	$(BIN)/mtl-keras export $(TUNED)/best --to $(TUNED)/export --check --reuse
 
@@ -23,7 +23,7 @@ test: $(VENV)/installed-dev
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy mtl_keras
+	$(BIN)/mypy mtl_keras mtl_keras_cli
 
 install: $(VENV)/installed-dev
 

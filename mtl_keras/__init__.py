@@ -1,7 +1,8 @@
 """Multi-task learning for Keras 3 on TensorFlow.
 
-Everything named in `__all__` is public. Names are imported on first use, so
-that the command line answers `--help` without loading TensorFlow.
+Everything named in `__all__` is public. `import mtl_keras` registers all classes that
+a `.keras` file may hold. Rooms that load TensorFlow Datasets or KerasTuner, which take
+seconds and which a model of one's own does not need, are imported on first use.
 """
 
 from __future__ import annotations
@@ -9,9 +10,16 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from mtl_keras import backbones, balancing, evaluation, model, ops, sharing
+from mtl_keras.model import MultiTaskModel
+
 __version__ = "0.1.0"
 
-_ROOMS = (
+_ON_FIRST_USE = ("applications", "data", "runs", "search", "serving")
+
+__all__ = [
+    "MultiTaskModel",
+    "__version__",
     "applications",
     "backbones",
     "balancing",
@@ -23,17 +31,11 @@ _ROOMS = (
     "search",
     "serving",
     "sharing",
-)
-
-__all__ = ["MultiTaskModel", "__version__", *_ROOMS]
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "MultiTaskModel":
-        from mtl_keras.model import MultiTaskModel
-
-        return MultiTaskModel
-    if name in _ROOMS:
+    if name in _ON_FIRST_USE:
         return importlib.import_module(f"mtl_keras.{name}")
     raise AttributeError(f"module 'mtl_keras' has no attribute {name!r}")
 

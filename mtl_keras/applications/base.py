@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import os
+import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,9 @@ class Application(abc.ABC):
         backbones: Names of the backbones that fit.
         tasks: All tasks, by name, in the order of the model's outputs.
         defaults: Settings where none are given.
+        width_factors: What a backbone multiplies the width by, 1 where it is not
+            named: so that one width suits all backbones, and they can be
+            searched together.
     """
 
     name: str
@@ -82,6 +86,7 @@ class Application(abc.ABC):
     backbones: tuple[str, ...]
     tasks: Mapping[str, Task]
     defaults: TrainingDefaults
+    width_factors: Mapping[str, int] = types.MappingProxyType({})
 
     @abc.abstractmethod
     def load(
@@ -142,7 +147,7 @@ class Application(abc.ABC):
             backbone: One of `backbones`.
             sharing: A name, configuration or instance out of
                 `mtl_keras.sharing`.
-            width: Width of the backbone.
+            width: Width of the backbone; see `width_factors`.
             depth: Number of the backbone's stages.
             tasks: Names of the tasks; `None` for all.
 
@@ -160,7 +165,8 @@ class Application(abc.ABC):
                 f"backbone of {self.name!r}", backbone, self.backbones
             )
         stages = backbone_registry.get(backbone)(
-            _size("width", width, self.defaults.width),
+            _size("width", width, self.defaults.width)
+            * self.width_factors.get(backbone, 1),
             _size("depth", depth, self.defaults.depth),
         )
         share = sharing_registry.get(

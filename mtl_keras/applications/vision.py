@@ -83,9 +83,10 @@ class Vision(Application):
     name = "vision"
     default_data = "multi_digits/digits"
     backbones = ("cnn", "rnn", "mlp")
+    width_factors = {"rnn": 4, "mlp": 16}  # noqa: RUF012
     tasks = {task.name: task for task in _TASKS}  # noqa: RUF012
     defaults = TrainingDefaults(
-        epochs=12,
+        epochs=8,
         batch_size=128,
         learning_rate=2e-3,
         backbone="cnn",

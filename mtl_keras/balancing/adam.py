@@ -40,13 +40,14 @@ class TaskAdam:
         Args:
             variable: float32 `[T]`.
             gradient: float32 `[T]`.
-            present: bool `[T]`. Entries with a non-finite gradient count as absent.
+            present: bool `[T]`. Entries whose gradient is not finite, or has no
+                finite square, count as absent.
             learning_rate: Scalar.
             beta_1: Decay of the first moment.
             beta_2: Decay of the second moment.
             epsilon: Added to the root of the second moment.
         """
-        moves = present & tf.math.is_finite(gradient)
+        moves = present & tf.math.is_finite(tf.square(gradient))
         gradient = tf.where(moves, gradient, 0.0)
         steps = self._steps + tf.cast(moves, "float32")
         momentum = beta_1 * self._momentum + (1 - beta_1) * gradient

@@ -392,7 +392,8 @@ class GramBalancer(GradientBalancer):
         """Returns the factor from the paper's scale to `self.scale`, a scalar."""
         if self.scale == self.natural_scale:
             return tf.ones((), "float64")
-        taking_part = tf.linalg.diag_part(tf.cast(gramian, "float64")) > 0
+        squares = tf.linalg.diag_part(tf.cast(gramian, "float64"))
+        taking_part = tf.not_equal(squares, 0.0)
         count = tf.maximum(tf.reduce_sum(tf.cast(taking_part, "float64")), 1.0)
         return count if self.scale == "sum" else 1.0 / count
 

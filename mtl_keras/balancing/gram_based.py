@@ -343,8 +343,8 @@ class _ConeProjection(GramBalancer):
                 "Expected a list for `preference` where the tasks have no names yet. "
                 f"Received: preference={self.preference}."
             )
-        tasks = self.tasks or range(len(self.preference))
-        values = per_task("preference", self.preference, list(tasks), 0.0)
+        tasks = self.tasks or [""] * len(self.preference)
+        values = per_task("preference", self.preference, tasks, 0.0)
         if min(values) < 0.0 or sum(values) <= 0.0:
             raise InputError(
                 "Expected `preference` to be non-negative and not all zero. "

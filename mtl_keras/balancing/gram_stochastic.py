@@ -14,7 +14,7 @@ from mtl_keras.balancing.base import (
     check_integer,
     check_number,
 )
-from mtl_keras.balancing.simplex import project_to_simplex
+from mtl_keras.balancing.simplex import over_present, project_to_simplex
 from mtl_keras.errors import InputError, unknown_name
 from mtl_keras.ops import solvers
 
@@ -81,11 +81,13 @@ class CRMOGM(GramBalancer):
     def _smoothed(self, gramian: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
         if not self.built:
             return new
-        taking_part = tf.linalg.diag_part(tf.cast(gramian, "float64")) > 0
+        gramian = tf.cast(gramian, "float64")
+        taking_part = tf.not_equal(tf.linalg.diag_part(gramian), 0.0)
+        moves = taking_part & tf.reduce_all(tf.math.is_finite(gramian))
         mixed = self.alpha * self._smooth + (1.0 - self.alpha) * new
         mixed = tf.where(self._seen > 0, mixed, new)
-        self._smooth.assign(tf.where(taking_part, mixed, self._smooth))
-        self._seen.assign(tf.maximum(self._seen, tf.cast(taking_part, "float64")))
+        self._smooth.assign(tf.where(moves, mixed, self._smooth))
+        self._seen.assign(tf.maximum(self._seen, tf.cast(moves, "float64")))
         return tf.where(taking_part, mixed, 0.0)
 
     def get_config(self) -> dict[str, Any]:
@@ -145,7 +147,7 @@ class PCD(GramBalancer):
         num_tasks = gramian.shape[0]
         main = self.tasks.index(self.primary) if self.primary in self.tasks else 0
         squares = tf.linalg.diag_part(gramian)
-        taking_part = squares > 0
+        taking_part = tf.not_equal(squares, 0.0)
         finite = tf.reduce_all(tf.math.is_finite(gramian))
         scales = tf.sqrt(self._average(squares, taking_part & finite))
         inverse = tf.where(taking_part, tf.math.divide_no_nan(1.0, scales), 0.0)
@@ -238,7 +240,8 @@ class _HalfBatchBalancer(GramBalancer):
 
     def weights(self, gramian: tf.Tensor) -> tf.Tensor:
         """The weights when both halves' gradients are the same."""
-        return self.dual_step(gramian, tf.linalg.diag_part(gramian) > 0)
+        squares = tf.linalg.diag_part(gramian)
+        return self.dual_step(gramian, tf.not_equal(squares, 0.0))
 
     def keep_if_finite(self, new: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
         """Stores the dual weights of present tasks, unless they are not finite."""
@@ -282,7 +285,7 @@ class MoDo(_HalfBatchBalancer):
 
     def dual_step(self, cross: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
         """See `_HalfBatchBalancer.dual_step`."""
-        old = self.dual(cross.shape[0])
+        old = over_present(self.dual(cross.shape[0]), present)
         slope = tf.linalg.matvec(tf.cast(cross, "float64"), old) + self.rho * old
         return self.keep_if_finite(
             project_to_simplex(old - self.gamma * slope, present), present
@@ -331,7 +334,7 @@ class SDMGrad(_HalfBatchBalancer):
         centre = tf.math.divide_no_nan(centre, tf.reduce_sum(centre))
         size = tf.reduce_sum(centre * tf.abs(tf.linalg.diag_part(cross)))
         rate = tf.math.divide_no_nan(tf.cast(self.step_size, "float64"), size)
-        dual = project_to_simplex(self.dual(cross.shape[0]), present)
+        dual = over_present(self.dual(cross.shape[0]), present)
         for _ in range(self.inner_steps):
             slope = tf.linalg.matvec(cross, dual + self.strength * centre)
             dual = project_to_simplex(dual - rate * slope, present)

@@ -64,7 +64,8 @@ class RandomWeighting(MeanScaleBalancer):
 
     def mean_scale_weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
         """See `MeanScaleBalancer.mean_scale_weights`."""
-        draws = tf.random.stateless_normal(losses.shape, seed=self.next_seed())
+        # Named, as CPU and GPU would choose different generators.
+        draws = tf.random.stateless_normal(losses.shape, self.next_seed(), alg="philox")
         return masked_softmax(draws, present)
 
 

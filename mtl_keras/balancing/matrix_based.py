@@ -23,7 +23,7 @@ from mtl_keras.balancing.base import (
     per_task,
 )
 from mtl_keras.balancing.loss_based import masked_softmax
-from mtl_keras.balancing.simplex import project_to_simplex
+from mtl_keras.balancing.simplex import over_present, project_to_simplex
 from mtl_keras.errors import InputError
 
 _register = keras.saving.register_keras_serializable(package="mtl_keras")
@@ -159,7 +159,7 @@ class GradDrop(MatrixBalancer):
             )
             purity = 0.5 * (1.0 + agreement)
             draws = tf.random.stateless_uniform(
-                rows.shape[1:], seed=seed + tf.constant([index, 0], "int64")
+                rows.shape[1:], seed + tf.constant([index, 0], "int64"), alg="philox"
             )
             passes = ((rows > 0) & (purity > draws)) | ((rows < 0) & (purity < draws))
             leaks = tf.reshape(
@@ -232,7 +232,7 @@ class MoCo(AveragingBalancer):
             state.assign(new)
             tracked.append(new)
         kept = tf.convert_to_tensor(self._lambda)
-        old = tf.where(step.present, kept, 0.0)
+        old = over_present(kept, step.present)
         slope = tf.linalg.matvec(_gramian(tracked), old) + self.rho * old
         moved = old - tf.cast(gamma, "float64") * slope
         new = project_to_simplex(moved, step.present)
@@ -283,11 +283,12 @@ class DBMTL(AveragingBalancer):
         self, matrix: list[tf.Tensor], step: GradientStep
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         """See `MatrixBalancer.combine`."""
-        moves = step.present & all_finite(matrix) & (step.losses > 0)
+        usable = tf.math.is_finite(step.losses) & (step.losses > 0)
+        moves = step.present & all_finite(matrix) & usable
         steps = self._steps + tf.cast(moves, "float32")
         self._steps.assign(steps)
         correction = tf.math.divide_no_nan(1.0, 1.0 - tf.pow(self.beta, steps))
-        inverse = tf.math.divide_no_nan(tf.cast(moves, "float32"), step.losses)
+        inverse = tf.where(moves, 1.0 / step.losses, 0.0)
         averages = []
         for rows, state in zip(matrix, self.state_of(step), strict=True):
             new = self.beta * state + (1 - self.beta) * _shaped(inverse, rows) * rows
@@ -333,14 +334,18 @@ class ExcessMTL(AveragingBalancer):
         self, matrix: list[tf.Tensor], step: GradientStep
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         """See `MatrixBalancer.combine`."""
-        moves = step.present & all_finite(matrix)
-        excess = tf.zeros_like(step.losses)
-        for rows, state in zip(matrix, self.state_of(step), strict=True):
-            square = tf.square(rows)
-            new = tf.where(_by_row(moves, rows), state + square, state)
-            state.assign(new)
-            inner = list(range(1, rows.ndim))
-            excess += tf.reduce_sum(square / tf.sqrt(new + 1e-7), axis=inner)
+        states = self.state_of(step)
+        squares = [tf.square(rows) for rows in matrix]
+        sums = [state + square for state, square in zip(states, squares, strict=True)]
+        excess = tf.add_n(
+            [
+                tf.reduce_sum(square / tf.sqrt(new + 1e-7), list(range(1, new.ndim)))
+                for square, new in zip(squares, sums, strict=True)
+            ]
+        )
+        moves = step.present & all_finite(matrix) & tf.math.is_finite(excess)
+        for state, new in zip(states, sums, strict=True):
+            state.assign(tf.where(_by_row(moves, new), new, state))
         first = tf.where(moves & tf.equal(self._first, 0.0), excess, self._first)
         self._first.assign(first)
         growth = self.step_size * tf.math.divide_no_nan(excess, first)

@@ -1,4 +1,4 @@
-"""Projection onto the probability simplex."""
+"""Points of the probability simplex over the tasks in a batch."""
 
 from __future__ import annotations
 
@@ -14,14 +14,27 @@ def project_to_simplex(values: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
         values: Float `[T]`.
         present: bool `[T]`. With none present the result is all zeros.
     """
-    low = tf.reduce_min(values) - 2.0 * (
-        1.0 + tf.reduce_max(values) - tf.reduce_min(values)
-    )
-    # Far below all others, where the projection sets them to zero by itself.
-    values = tf.where(present, values, low)
+    # The projection does not change when all values are shifted; a largest value of
+    # zero keeps the 1 below from being rounded away.
+    values -= tf.reduce_max(tf.where(present, values, values.dtype.min))
+    # Out of reach: what lies 1 or more below the largest is projected to zero.
+    values = tf.where(present, values, -2.0)
     ordered = tf.sort(values, direction="DESCENDING")
     ranks = tf.range(1, values.shape[0] + 1, dtype=values.dtype)
     excess = (tf.cumsum(ordered) - 1.0) / ranks
     support = tf.reduce_sum(tf.cast(ordered > excess, "int32"))
     threshold = tf.gather(excess, tf.maximum(support - 1, 0))
     return tf.where(present, tf.maximum(values - threshold, 0.0), 0.0)
+
+
+def over_present(shares: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+    """Returns the shares of the present tasks, divided by their sum, `[T]`.
+
+    Args:
+        shares: Non-negative float `[T]`. Equal where the present ones are all zero.
+        present: bool `[T]`. With none present the result is all zeros.
+    """
+    equal = tf.cast(present, shares.dtype)
+    kept = equal * shares
+    kept = tf.where(tf.reduce_sum(kept) > 0, kept, equal)
+    return tf.math.divide_no_nan(kept, tf.reduce_sum(kept))

@@ -124,10 +124,9 @@ def _build(
     root: pathlib.Path,
     manual_dir: pathlib.Path | None,
 ) -> None:
-    root.mkdir(parents=True, exist_ok=True)
     # TensorFlow Datasets writes to a temporary folder and renames it; what it
     # unpacks goes to another one here, so that both are gone at the end.
-    with tempfile.TemporaryDirectory(prefix=".unpacked-", dir=root) as unpacked:
+    with _temporary_folder(root) as unpacked:
         config = tfds.download.DownloadConfig(
             extract_dir=unpacked, manual_dir=manual_dir, try_download_gcs=False
         )
@@ -140,6 +139,17 @@ def _build(
             # Another process was faster: its result is the same.
             if not builder.is_prepared():
                 raise
+
+
+def _temporary_folder(root: pathlib.Path) -> tempfile.TemporaryDirectory:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix=".unpacked-", dir=root)
+    except OSError as error:
+        raise InputError(
+            f"Expected the data folder {root} to be one that can be written to. "
+            f"Received: {error.strerror}. Set MTL_KERAS_DATA_DIR to another one."
+        ) from error
 
 
 @contextlib.contextmanager

@@ -1,22 +1,10 @@
-"""Measures of multi-task results: metrics, Δm, Pareto fronts, plots.
-
-`BoxIoU` is a Keras metric and loads TensorFlow on first use; the rest needs
-NumPy alone.
-"""
+"""Measures of multi-task results: metrics, Δm, Pareto fronts, plots."""
 
 from __future__ import annotations
 
-from typing import Any
-
+from mtl_keras.evaluation.boxes import BoxIoU
 from mtl_keras.evaluation.delta import delta_m
 from mtl_keras.evaluation.pareto import hypervolume, pareto_front
+from mtl_keras.evaluation.segmentation import MaskIoU
 
-__all__ = ["BoxIoU", "delta_m", "hypervolume", "pareto_front"]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "BoxIoU":
-        from mtl_keras.evaluation.boxes import BoxIoU
-
-        return BoxIoU
-    raise AttributeError(f"module 'mtl_keras.evaluation' has no attribute {name!r}")
+__all__ = ["BoxIoU", "MaskIoU", "delta_m", "hypervolume", "pareto_front"]

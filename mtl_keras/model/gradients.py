@@ -104,11 +104,11 @@ def step_gradients(
 
     Returns:
         The gradients, and the gradient balancer's weights, float32 `[T]` (ones
-        without one).
+        without one, and where tasks share nothing that it could balance).
     """
     balancer = pipeline.gradient_balancer
-    if balancer is None:
-        if pipeline.monitor is not None:
+    if balancer is None or not variables.shared:
+        if pipeline.monitor is not None and variables.shared:
             rows, _ = _by_task(tape, objectives, variables.shared, variables)
             pipeline.monitor.update_state(
                 GradientStep(
@@ -186,8 +186,9 @@ def _through_representation(
     context: StepContext,
 ) -> StepGradients:
     """T backward passes through the heads and one through the backbone."""
-    representation = context.representation
-    assert representation is not None
+    assert context.representation is not None
+    # Tokens or indices may cross the boundary, too; they have no gradient.
+    representation = [t for t in context.representation if t.dtype.is_floating]
     rows, own = _by_task(tape, objectives, representation, variables)
     step = GradientStep(
         rows, context.losses, context.present, context.loss_scale, summed=False
@@ -224,13 +225,17 @@ def _every_kth_step(
 
     def keep() -> tuple[list[Gradient], tf.Tensor]:
         weights = balancer.kept_weights()
-        # Weighted by their upstream gradients: the losses are the tape's, and new
-        # products of them would not be.
-        shared = tape.gradient(objectives.shared, variables.shared, tf.unstack(weights))
+        factors = [
+            weight * factor
+            for weight, factor in zip(
+                tf.unstack(weights), objectives.shared, strict=True
+            )
+        ]
+        shared = tape.gradient(objectives.losses, variables.shared, factors)
         own = [
-            tape.gradient(loss, own_variables)
-            for loss, own_variables in zip(
-                objectives.own, variables.own.values(), strict=True
+            tape.gradient(loss, own_variables, factor)
+            for loss, own_variables, factor in zip(
+                objectives.losses, variables.own.values(), objectives.own, strict=True
             )
         ]
         return packed(StepGradients(shared, own, weights))
@@ -298,8 +303,11 @@ def norms_on_last_shared_layer(
 ) -> tf.Tensor:
     """Returns ‖∇ L_i‖ on the shared layer next to the heads, float32 `[T]`.
 
-    The gradients are those of the unweighted losses over all replicas.
+    The gradients are those of the unweighted losses over all replicas. Ones where
+    tasks share nothing.
     """
+    if not variables.shared:
+        return tf.ones((len(objectives.losses),))
     layer = variables.shared[-1].path.rpartition("/")[0]
     last = [v for v in variables.shared if v.path.rpartition("/")[0] == layer]
     rows = [

@@ -76,8 +76,7 @@ def sub_batch(labels: Labels, part: int, parts: int, size: tf.Tensor) -> Labels:
             weights[task] = tf.cast(inside, "float32")
             labelled[task] = inside
         else:
-            extra = len(weight.shape) - 1
-            mask = tf.reshape(inside, tf.concat([[size], [1] * extra], 0))
+            mask = with_trailing_axes(inside, len(weight.shape) - 1)
             weights[task] = weight * tf.cast(mask, weight.dtype)
             labelled[task] = inside & labels.labelled[task]
     return Labels(labels.y, weights, labelled)
@@ -119,9 +118,15 @@ def _by_output(
 
 def _without_absent(label: Any, labelled: tf.Tensor) -> tf.Tensor:
     label = tf.convert_to_tensor(label)
-    extra = len(label.shape) - 1
-    mask = tf.reshape(labelled, tf.concat([tf.shape(labelled), [1] * extra], 0))
+    mask = with_trailing_axes(labelled, len(label.shape) - 1)
     return tf.where(mask, label, tf.zeros_like(label))
+
+
+def with_trailing_axes(tensor: tf.Tensor, count: int) -> tf.Tensor:
+    """Returns a `[batch]` tensor as `[batch, 1, …]` with `count` axes of size 1."""
+    for _ in range(count):
+        tensor = tf.expand_dims(tensor, -1)
+    return tensor
 
 
 def sum_over_replicas(value: tf.Tensor) -> tf.Tensor:

@@ -133,9 +133,13 @@ class MultiTaskModel(keras.Model):
         loss_weights: Any = None,
         metrics: Any = None,
         weighted_metrics: Any = None,
+        run_eagerly: bool = False,
+        steps_per_execution: int = 1,
+        jit_compile: str | bool = "auto",
+        auto_scale_loss: bool = True,
+        *,
         balancing: Any = "equal",
         monitor: str | None = None,
-        **kwargs: Any,
     ) -> None:
         """Configures training. Takes all that `keras.Model.compile` takes.
 
@@ -154,6 +158,10 @@ class MultiTaskModel(keras.Model):
                 Tasks left out of a dict count 1.
             metrics: As in Keras.
             weighted_metrics: As in Keras.
+            run_eagerly: As in Keras.
+            steps_per_execution: As in Keras.
+            jit_compile: As in Keras.
+            auto_scale_loss: As in Keras.
             balancing: A name out of `mtl_keras.balancing.names()`, a configuration,
                 a `Balancer`, or a list of a loss balancer and a gradient balancer.
             monitor: `"conflicts"` logs the share of task pairs whose gradients point
@@ -161,8 +169,6 @@ class MultiTaskModel(keras.Model):
                 to the mean (`fallbacks`, since the start), and keeps the epoch's
                 mean cosines for `gradient_cosines`. Costs T backward passes for a
                 loss balancer.
-            **kwargs: `run_eagerly`, `steps_per_execution`, `jit_compile` and
-                `auto_scale_loss`, as in Keras.
 
         Raises:
             InputError: For an unknown balancing method, an output without a loss,
@@ -178,20 +184,25 @@ class MultiTaskModel(keras.Model):
         self._check_names("loss_weights", loss_weights)
         if isinstance(loss_weights, dict) and loss_weights:
             loss_weights = {task: loss_weights.get(task, 1.0) for task in loss_tasks}
+            if not isinstance(loss, (dict, list, tuple)):
+                loss = dict.fromkeys(loss_tasks, loss)
         super().compile(
             optimizer=optimizer,
             loss=loss,
             loss_weights=loss_weights,
             metrics=metrics,
             weighted_metrics=weighted_metrics,
-            **kwargs,
+            run_eagerly=run_eagerly,
+            steps_per_execution=steps_per_execution,
+            jit_compile=jit_compile,
+            auto_scale_loss=auto_scale_loss,
         )
         self._loss_tasks = loss_tasks
         outputs = {task: self._outputs_by_task[task] for task in self.tasks}
         self._reached = reached_variables(self._inputs, outputs)
         shared = split_variables(self, self._reached).shared
         self._split = None
-        if pipeline.gradients_of_representation:
+        if pipeline.gradients_of_representation and shared:
             self._split = split_at_representation(self, self._outputs_by_task)
             check_shared_below(self._split, shared)
         with self.distribute_strategy.scope():

@@ -8,7 +8,13 @@ import keras
 import tensorflow as tf
 
 from mtl_keras.model.keras_compat import ResolvedLoss
-from mtl_keras.model.labels import Labels, batch_size, replicas, sum_over_replicas
+from mtl_keras.model.labels import (
+    Labels,
+    batch_size,
+    replicas,
+    sum_over_replicas,
+    with_trailing_axes,
+)
 
 # Reductions that divide by the number of samples, absent ones included. "sum" and
 # "mean_with_sample_weight" leave absent samples out by themselves.
@@ -87,8 +93,7 @@ def _fitting_weight(
     if weight is None or len(weight.shape) != 1 or len(y_pred.shape) < 3:
         return weight
     # Only the rank is read; a graph drops the values.
-    extra = len(loss.call(y, y_pred).shape) - 1
-    return tf.reshape(weight, tf.concat([tf.shape(weight), [1] * extra], 0))
+    return with_trailing_axes(weight, len(loss.call(y, y_pred).shape) - 1)
 
 
 def _count(labelled: tf.Tensor | None, size: tf.Tensor) -> tf.Tensor:

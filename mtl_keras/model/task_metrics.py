@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from mtl_keras.model.keras_compat import ResolvedMetrics
-from mtl_keras.model.labels import Labels
+from mtl_keras.model.labels import Labels, with_trailing_axes
 
 # Stock metrics that count elements, and so want a weight for each element of a
 # label with more than one value, where the others want one for each sample.
@@ -54,5 +54,4 @@ def _mask_for(
     extra = len(y.shape) - 1
     if extra < 1 or not isinstance(metric, _COUNTS_ELEMENTS):
         return mask
-    mask = tf.reshape(mask, tf.concat([tf.shape(mask), [1] * extra], 0))
-    return tf.broadcast_to(mask, tf.shape(y))
+    return tf.broadcast_to(with_trailing_axes(mask, extra), tf.shape(y))

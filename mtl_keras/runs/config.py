@@ -9,7 +9,7 @@ from typing import Any
 
 from mtl_keras.errors import InputError, unknown_name
 
-# Names, or {"class_name": ..., "config": ...}, as the registries take them.
+# A name, or {"class_name": ..., "config": ...}, as the registries take them.
 Spec = str | dict[str, Any]
 
 
@@ -26,7 +26,8 @@ class RunConfig:
         tasks: The tasks to train; None means all.
         backbone: Name of one of the application's backbones.
         sharing: How tasks share: a name or a config dictionary.
-        balancing: How tasks are balanced: a name or a config dictionary.
+        balancing: How tasks are balanced: a name, a config dictionary, or a list
+            of a loss balancer and a gradient balancer.
         width: Width of the backbone, in the application's units.
         depth: Depth of the backbone, in stages.
         epochs: Passes over the training split.
@@ -43,7 +44,7 @@ class RunConfig:
     tasks: tuple[str, ...] | None = None
     backbone: str | None = None
     sharing: Spec | None = None
-    balancing: Spec = "equal"
+    balancing: Spec | list[Spec] = "equal"
     width: int | None = None
     depth: int | None = None
     epochs: int | None = None
@@ -161,6 +162,20 @@ class RunConfig:
         if values.get("tasks") is not None:
             values["tasks"] = tuple(values["tasks"])
         return cls(**values)
+
+
+def spec_name(spec: Any) -> str:
+    """Writes a name or config as people read it.
+
+    `{"class_name": "dwa", "config": {"temperature": 1}}` is `dwa(temperature=1)`,
+    and a list is its members with a plus between them.
+    """
+    if isinstance(spec, dict):
+        given = ", ".join(f"{k}={v!r}" for k, v in spec.get("config", {}).items())
+        return f"{spec.get('class_name')}({given})"
+    if isinstance(spec, (list, tuple)):
+        return " + ".join(map(spec_name, spec))
+    return str(spec)
 
 
 def is_number(value: Any) -> bool:

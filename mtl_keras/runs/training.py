@@ -14,7 +14,7 @@ from rich.console import Console
 from mtl_keras import applications
 from mtl_keras.errors import InputError
 from mtl_keras.runs import folder
-from mtl_keras.runs.config import RunConfig
+from mtl_keras.runs.config import RunConfig, spec_name
 from mtl_keras.runs.progress import EpochLines, StepBar
 from mtl_keras.runs.results import by_task, metric_names
 
@@ -208,15 +208,9 @@ def versions() -> dict[str, str]:
 
 
 def _headline(config: RunConfig, model: keras.Model, per_epoch: int) -> str:
-    name = {
-        key: value if isinstance(value, str) else value.get("class_name", "custom")  # type: ignore[union-attr]
-        for key, value in (
-            ("sharing", config.sharing),
-            ("balancing", config.balancing),
-        )
-    }
     return (
         f"Training {config.application} on {config.data}: {config.backbone} with "
-        f"{model.count_params():,} parameters, {name['sharing']} sharing, "
-        f"{name['balancing']} balancing, {config.epochs} epochs of {per_epoch} steps"
+        f"{model.count_params():,} parameters, {spec_name(config.sharing)} sharing, "
+        f"{spec_name(config.balancing)} balancing, {config.epochs} epochs of "
+        f"{per_epoch} steps"
     )

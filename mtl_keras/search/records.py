@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mtl_keras.errors import InputError
-from mtl_keras.runs.config import RunConfig
+from mtl_keras.runs.config import RunConfig, spec_name
 from mtl_keras.runs.folder import read_json, write_json
 
 STUDY = "study.json"
@@ -61,19 +61,13 @@ def flat_settings(record: Record) -> dict[str, Any]:
         if name == "loss_weights":
             for task, weight in (value or {}).items():
                 settings[f"loss_weight/{task}"] = round(weight, 6)
-        elif isinstance(value, dict):
-            settings[name] = _call(value)
-        elif isinstance(value, list):
+        elif name == "tasks":
             settings[name] = ",".join(value)
+        elif isinstance(value, (dict, list)):
+            settings[name] = spec_name(value)
         else:
             settings[name] = value
     return settings
-
-
-def _call(spec: dict[str, Any]) -> str:
-    """Writes `{"class_name": ..., "config": ...}` as `name(argument=value)`."""
-    arguments = ", ".join(f"{k}={v!r}" for k, v in spec.get("config", {}).items())
-    return f"{spec.get('class_name')}({arguments})"
 
 
 def _flat_metrics(record: Record) -> dict[str, float | None]:

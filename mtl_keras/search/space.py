@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from mtl_keras.errors import InputError, unknown_name
@@ -56,7 +56,9 @@ class Choice:
 
     def sample(self, hp: Any, name: str) -> Any:
         """Draws from KerasTuner; configs travel through it as JSON text."""
-        encoded = [json.dumps(v) if isinstance(v, Mapping) else v for v in self.values]
+        encoded = [
+            json.dumps(v) if isinstance(v, (dict, list)) else v for v in self.values
+        ]
         drawn = hp.Choice(name, encoded)
         return self.values[encoded.index(drawn)]
 
@@ -187,6 +189,8 @@ def _value(name: str, kind: type, value: Any) -> Any:
         return value
     if kind is object and isinstance(value, (str, dict)):
         return value
+    if name == "balancing" and isinstance(value, list) and value:
+        return [_value(name, kind, item) for item in value]
     expected = {
         float: "a number",
         int: "a whole number",

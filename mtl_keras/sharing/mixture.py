@@ -50,9 +50,7 @@ class ExpertGate(keras.layers.Layer):
             x = ops.mean(x, axis=inner)
         weights = ops.softmax(ops.matmul(ops.cast(x, self.compute_dtype), self.kernel))
         feature_axes = len(experts.shape) - 2
-        weights = ops.reshape(
-            weights, (-1, experts.shape[1], *([1] * feature_axes))
-        )
+        weights = ops.reshape(weights, (-1, experts.shape[1], *([1] * feature_axes)))
         return ops.sum(weights * experts, axis=1)
 
     def compute_output_shape(

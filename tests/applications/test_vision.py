@@ -14,7 +14,7 @@ from mtl_keras.errors import InputError
 from mtl_keras.evaluation.boxes import box_iou
 
 TASKS = ["left", "right", "even_sum", "boxes", "mask"]
-SIZES = {"cnn": (4, 3), "rnn": (6, 1), "mlp": (16, 2)}
+SIZES = {"cnn": (4, 3), "rnn": (2, 1), "mlp": (1, 2)}
 
 
 @pytest.fixture

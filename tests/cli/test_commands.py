@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mtl_keras import data
-from mtl_keras.cli.app import app
+from mtl_keras_cli.app import app
 
 STUDY = """
 application = "tiny"
@@ -74,12 +74,14 @@ def test_from_a_study_to_a_checked_export_and_again(run, tmp_path):
 
 
 def test_train_takes_options_and_numbers_its_runs(run, tmp_path):
-    said = ok(run("train tiny --epochs 1 --tasks way,level --balancing dwa --seed 4"))
+    said = ok(
+        run("train tiny --epochs 1 --tasks way,level --balancing dwa,mgda --seed 4")
+    )
     assert "Wrote runs/tiny-1" in said
     assert "Wrote runs/tiny-2" in ok(run("train tiny --epochs 1 --sharing mmoe"))
     config = json.loads((tmp_path / "runs/tiny-1/config.json").read_text())
     assert config["tasks"] == ["way", "level"]
-    assert (config["balancing"], config["seed"]) == ("dwa", 4)
+    assert (config["balancing"], config["seed"]) == (["dwa", "mgda"], 4)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +167,7 @@ def command(*arguments, **environment):
     """Runs the entry point in a process of its own."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("TF_CPP")}
     return subprocess.run(
-        [sys.executable, "-c", "from mtl_keras.cli import main; main()", *arguments],
+        [sys.executable, "-c", "from mtl_keras_cli import main; main()", *arguments],
         capture_output=True,
         text=True,
         env={**clean, **environment},
@@ -175,7 +177,7 @@ def command(*arguments, **environment):
 
 def test_help_shows_examples_and_loads_no_tensorflow():
     code = (
-        "import sys; from mtl_keras.cli.app import app; "
+        "import sys; from mtl_keras_cli.app import app; "
         "app(['train', '--help'], standalone_mode=False); "
         "assert not {'tensorflow', 'keras'} & set(sys.modules)"
     )
@@ -200,7 +202,7 @@ def test_data_that_cannot_be_had_names_the_command_that_prepares_it(tmp_path):
 
 def test_what_goes_wrong_while_tensorflow_is_loaded_is_still_said():
     code = (
-        "import os, sys; from mtl_keras.cli import tensorflow; "
+        "import os, sys; from mtl_keras_cli import tensorflow; "
         "manager = tensorflow._filtered_stderr(); manager.__enter__(); "
         "os.write(2, b'I0000 00:00:00.1 1 port.cc:1] noise\\nE0000 real trouble\\n'); "
         "manager.__exit__(None, None, None)"

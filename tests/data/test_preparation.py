@@ -86,6 +86,12 @@ def test_missing_and_altered_files_are_named(tmp_path, no_network):
     assert len(leftovers(tmp_path)) == len(MNIST_FILES)
 
 
+def test_data_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="MTL_KERAS_DATA_DIR"):
+        data.prepare("multi_digits/digits", data_dir=tmp_path / "file" / "data")
+
+
 def test_interrupted_preparation_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt

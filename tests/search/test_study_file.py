@@ -31,7 +31,11 @@ def test_every_dimension_reaches_the_run(tiny, tmp_path):
 limit = 48
 seed = 7
 [space]
-balancing = ["equal", { class_name = "dwa", config = { temperature = 1.5 } }]
+balancing = [
+    "equal",
+    { class_name = "dwa", config = { temperature = 1.5 } },
+    ["uncertainty", "pcgrad"],
+]
 sharing = "hard"
 width = [4, 8]
 depth = { min = 1, max = 2 }
@@ -58,6 +62,8 @@ loss_weights = { max_ratio = 4.0 }
     hp.values["loss_weight/level"] = 1.5
     config = hypermodel.config(hp)
     assert config.balancing == {"class_name": "dwa", "config": {"temperature": 1.5}}
+    hp.values["balancing"] = '["uncertainty", "pcgrad"]'
+    assert hypermodel.config(hp).balancing == ["uncertainty", "pcgrad"]
     assert config.sharing == "hard"
     assert (config.seed, config.limit, config.epochs) == (7, 48, 1)
     # Ratios 1 : 0.5 : 1.5, scaled to sum to the number of tasks.

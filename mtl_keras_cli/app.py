@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import json
 import pathlib
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,10 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from mtl_keras.cli import datasets, doctor, tensorflow
-from mtl_keras.cli.errors import Commands
-from mtl_keras.cli.text import examples, make_console, plain_table
-from mtl_keras.errors import InputError
+from mtl_keras_cli import datasets, doctor, tensorflow
+from mtl_keras_cli.errors import Commands
+from mtl_keras_cli.text import examples, make_console, plain_table
 
 if TYPE_CHECKING:
     from mtl_keras.runs import RunConfig
@@ -28,9 +28,7 @@ app = typer.Typer(
 
 def _version(show: bool) -> None:
     if show:
-        import mtl_keras
-
-        print(f"mtl-keras {mtl_keras.__version__}")
+        print(f"mtl-keras {importlib.metadata.version('mtl_keras')}")
         raise typer.Exit
 
 
@@ -77,7 +75,11 @@ def train(
     backbone: Annotated[str | None, typer.Option(help="Shared backbone.")] = None,
     sharing: Annotated[str | None, typer.Option(help="How tasks share.")] = None,
     balancing: Annotated[
-        str | None, typer.Option(help="How tasks are balanced; else equal.")
+        str | None,
+        typer.Option(
+            help="How tasks are balanced; else equal. A loss balancer and a "
+            "gradient balancer may be joined by a comma."
+        ),
     ] = None,
     width: Annotated[int | None, typer.Option(help="Width of the backbone.")] = None,
     depth: Annotated[int | None, typer.Option(help="Stages of the backbone.")] = None,
@@ -118,7 +120,7 @@ def train(
         "tasks": None if tasks is None else _split(tasks),
         "backbone": backbone,
         "sharing": sharing,
-        "balancing": balancing,
+        "balancing": None if balancing is None else _one_or_list(balancing),
         "width": width,
         "depth": depth,
         "epochs": epochs,
@@ -147,10 +149,16 @@ def _split(tasks: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in tasks.split(",") if name.strip())
 
 
+def _one_or_list(names: str) -> str | list[str]:
+    several = list(_split(names))
+    return several if len(several) > 1 else names
+
+
 def _base_config(
     application: str | None, from_study: pathlib.Path | None, console: Console
 ) -> RunConfig:
     from mtl_keras import runs, search
+    from mtl_keras.errors import InputError
 
     if from_study is None:
         if application is None:
@@ -172,6 +180,8 @@ def _base_config(
 
 
 def _check_same(run: Any, config: RunConfig) -> None:
+    from mtl_keras.errors import InputError
+
     there, here = run.config.to_dict(), config.to_dict()
     for name in here:
         if there[name] != here[name]:
@@ -284,7 +294,7 @@ def export(
     answers one named output per task.
     """
     tensorflow.load()
-    from mtl_keras.cli.exporting import export_run
+    from mtl_keras_cli.exporting import export_run
 
     export_run(run, to, check=check, reuse=reuse, console=make_console())
 

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from mtl_keras.cli import tensorflow
-from mtl_keras.cli.text import examples, make_console, plain_table
+from mtl_keras_cli import tensorflow
+from mtl_keras_cli.text import examples, make_console, plain_table
 
 app = typer.Typer(help="List data sets, and prepare them for training.")
 

@@ -6,8 +6,8 @@ import importlib.metadata
 import os
 import platform
 
-from mtl_keras.cli import tensorflow
-from mtl_keras.cli.text import make_console, plain_table
+from mtl_keras_cli import tensorflow
+from mtl_keras_cli.text import make_console, plain_table
 
 _PACKAGES = (
     "tensorflow",

@@ -8,8 +8,6 @@ from typing import Any
 import typer
 import typer.core
 
-from mtl_keras.errors import InputError
-
 WRONG_INPUT = 2
 INTERRUPTED = 130
 
@@ -28,13 +26,14 @@ class Commands(typer.core.TyperGroup):
         kwargs["standalone_mode"] = False
         try:
             code = super().main(*args, **kwargs)
-        except InputError as error:
-            code = _fail(str(error))
         except Exception as error:
+            if _is_input_error(error):
+                code = _fail(str(error))
             # Typer's own errors; their classes have moved between versions.
-            if not hasattr(error, "format_message"):
+            elif hasattr(error, "format_message"):
+                code = _fail(f"{error.format_message().rstrip('.')}. See `--help`.")
+            else:
                 raise
-            code = _fail(f"{error.format_message().rstrip('.')}. See `--help`.")
         if standalone:
             sys.exit(code if isinstance(code, int) else 0)
         return code
@@ -46,6 +45,14 @@ class Commands(typer.core.TyperGroup):
         except KeyboardInterrupt as error:
             _say(" ".join(["Interrupted.", *map(str, error.args)]))
             raise typer.Exit(INTERRUPTED) from None
+
+
+def _is_input_error(error: Exception) -> bool:
+    """Whether this is a `mtl_keras.errors.InputError`.
+
+    Told by its module, as importing the class would load TensorFlow.
+    """
+    return type(error).__module__ == "mtl_keras.errors"
 
 
 def _fail(message: str) -> int:

@@ -1,0 +1,170 @@
+"""Where task gradients are taken, how often, and what is watched."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import mtl_keras
+from mtl_keras.balancing import GramBalancer
+
+
+class Alternating(GramBalancer):
+    """Known weights that change at every solve: 1/T, then 2/T, then 1/T, …"""
+
+    method = "alternating"
+
+    def build_state(self, num_tasks):
+        super().build_state(num_tasks)
+        self.solves = self.add_variable("solves", (), 0, dtype="int64")
+
+    def weights(self, gramian):
+        self.solves.assign_add(1)
+        factor = tf.cast(2 - self.solves % 2, "float64")
+        return factor * tf.ones((gramian.shape[0],), "float64") / gramian.shape[0]
+
+
+class Mean(GramBalancer):
+    method = "plain_mean"
+
+    def weights(self, gramian):
+        return tf.ones((gramian.shape[0],), "float64") / gramian.shape[0]
+
+
+def build(balancing, optimizer=None, **compile_arguments):
+    """A stem for all, a branch for two, a head that reads a raw input as well."""
+    keras.utils.set_random_seed(2)
+    first, second = keras.Input((6,)), keras.Input((2,))
+    stem = keras.layers.Dense(5, "tanh", kernel_regularizer="l2")(first)
+    stem = keras.layers.BatchNormalization()(stem)
+    stem = keras.layers.Dropout(0.2, seed=1)(stem)
+    branch = keras.layers.Dense(4, "tanh")(stem)
+    outputs = {
+        "a": keras.layers.Dense(1)(branch),
+        "b": keras.layers.Dense(1)(branch),
+        "c": keras.layers.Dense(1)(keras.layers.Concatenate()([stem, second])),
+    }
+    model = mtl_keras.MultiTaskModel([first, second], outputs)
+    optimizer = optimizer or keras.optimizers.SGD(0.05)
+    model.compile(optimizer, loss="mse", balancing=balancing, **compile_arguments)
+    return model
+
+
+def data(n=64):
+    rng = np.random.default_rng(0)
+    x = [rng.normal(size=(n, 6)), rng.normal(size=(n, 2))]
+    return x, {task: rng.normal(size=(n, 1)) for task in "abc"}
+
+
+def weights_after(model, epochs=3):
+    x, y = data()
+    model.fit(x, y, batch_size=16, epochs=epochs, shuffle=False, verbose=0)
+    return model.get_weights()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"gradients_of": "representation"},
+        {"update_every": 3},
+        {"gradients_of": "representation", "update_every": 2},
+    ],
+    ids=str,
+)
+def test_equal_weights_by_any_route_are_stock_training(options):
+    """The chain rule: constant weights give the same update wherever they are set."""
+    stock = weights_after(build("equal"))
+    for expected, actual in zip(
+        stock, weights_after(build(Mean(**options))), strict=True
+    ):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_update_every_keeps_the_weights_between_solves():
+    balancer = Alternating(update_every=3)
+    model = build(balancer)
+    x, y = data(16)
+    logged = [
+        model.train_on_batch(x, y, return_dict=True)["a_weight"] for _ in range(8)
+    ]
+    np.testing.assert_allclose(logged, [1, 1, 1, 2, 2, 2, 1, 1])
+    assert balancer.variables["solves"].numpy() == 3
+
+
+def test_representation_gradients_need_heads_without_shared_variables():
+    inputs = keras.Input((4,))
+    head = keras.layers.Dense(1)
+    stem = keras.layers.Dense(4)(inputs)
+    outputs = {
+        "a": head(keras.layers.Dense(3)(stem)),
+        "b": head(keras.layers.Dense(3)(stem)),
+    }
+    model = mtl_keras.MultiTaskModel(inputs, outputs)
+    options = {"gradients_of": "representation"}
+    with pytest.raises(ValueError, match="heads share"):
+        model.compile(
+            "sgd", loss="mse", balancing={"class_name": "mgda", "config": options}
+        )
+
+
+@pytest.mark.parametrize("balancing", ["equal", "mgda"])
+def test_monitored_cosines_are_those_of_the_task_gradients(balancing):
+    model = build(balancing, monitor="conflicts")
+    x, y = data()
+    rows = []
+    # The same dropout mask and batch statistics, by a stateless call.
+    state = [tf.identity(v.value) for v in model.non_trainable_variables]
+    shared = [v.value for v in model.trainable_variables]
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(shared)
+        inputs = [tf.constant(values, "float32") for values in x]
+        y_pred, _ = model.stateless_call(shared, state, inputs, training=True)
+        losses = {t: tf.reduce_mean(tf.square(y_pred[t] - y[t])) for t in "abc"}
+    names = [v.path for v in model.trainable_variables]
+    stem_and_branch = [i for i, n in enumerate(names) if "head" not in n][:6]
+    for task in "abc":
+        gradients = tape.gradient(losses[task], [shared[i] for i in stem_and_branch])
+        rows.append(
+            np.concatenate(
+                [
+                    np.zeros(shared[i].shape).ravel()
+                    if g is None
+                    else g.numpy().ravel()
+                    for i, g in zip(stem_and_branch, gradients, strict=True)
+                ]
+            )
+        )
+    unit = [row / np.linalg.norm(row) for row in rows]
+    expected = np.array([[u @ v for v in unit] for u in unit])
+    logs = model.train_on_batch(x, y, return_dict=True)
+    np.testing.assert_allclose(model.gradient_cosines(), expected, atol=1e-4)
+    share = np.mean(expected[np.triu_indices(3, 1)] < 0)
+    assert logs["conflicts"] == pytest.approx(share)
+
+
+def test_a_loss_and_a_gradient_balancer_combine():
+    """Static weights first: the same as those weights in `loss_weights`."""
+    static = {"class_name": "static", "config": {"task_weights": [0.5, 2.0, 1.0]}}
+    combined = weights_after(build([static, "mgda"]))
+    inside = weights_after(build("mgda", loss_weights={"a": 0.5, "b": 2.0, "c": 1.0}))
+    for expected, actual in zip(inside, combined, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_single_task_trains_under_any_kind_of_method():
+    x, y = data()
+    results = []
+    for balancing in ("equal", "mgda", "graddrop"):
+        keras.utils.set_random_seed(4)
+        inputs = keras.Input((6,))
+        hidden = keras.layers.Dense(4)(inputs)
+        model = mtl_keras.MultiTaskModel(inputs, {"a": keras.layers.Dense(1)(hidden)})
+        model.compile("sgd", loss="mse", balancing=balancing)
+        model.fit(x[0], y["a"], shuffle=False, verbose=0)
+        results.append(model.get_weights())
+    for other in results[1:]:
+        for expected, actual in zip(results[0], other, strict=True):
+            np.testing.assert_allclose(actual, expected, rtol=1e-6)
