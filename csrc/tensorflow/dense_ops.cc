@@ -128,9 +128,9 @@ class CombineTaskGradientsOp : public OpKernel {
     std::vector<Column> columns;
     OP_REQUIRES_OK(context, ToColumns(gradients, places_, &columns));
     std::vector<void*> outs(columns.size());
-    for (int i = gradients.size() - 1; i >= 0; --i) {
+    for (int i = 0; i < gradients.size(); ++i) {
       const int variable = places_.variables[i];
-      if (outs[variable] != nullptr) continue;
+      if (i > 0 && places_.variables[i - 1] == variable) continue;
       Tensor* out = nullptr;
       OP_REQUIRES_OK(context,
                      context->allocate_output(variable, gradients[i].shape(), &out));
