@@ -35,7 +35,12 @@ struct Simd {
 
   // sum += row, or sum = row where `first`; n elements.
   void (*widen)(const void* row, DType dtype, int64_t n, bool first, double* sum);
-  double (*dot)(const double* a, const double* b, int64_t n);
+
+  // Adds the products of all pairs of `count` rows to eight lanes each:
+  // sums[(tasks[i] * num_tasks + tasks[j]) * 8 + lane] for j <= i. The rows follow
+  // each other; `width` is a multiple of eight.
+  void (*add_pairs)(const double* rows, const int* tasks, int count, int64_t width,
+                    int num_tasks, double* sums);
 };
 
 // The fastest variant that this processor has.

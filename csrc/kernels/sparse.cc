@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstring>
 
 namespace mtl_keras {
 namespace {
@@ -13,7 +14,7 @@ constexpr int64_t kGroupsPerPiece = 512;
 class Numbering {
  public:
   explicit Numbering(int64_t most) {
-    while ((int64_t{1} << bits_) < 2 * most) ++bits_;
+    while ((int64_t{1} << bits_) < most + most / 2) ++bits_;
     slots_.assign(std::size_t{1} << bits_, Slot{0, -1});
   }
 
@@ -47,17 +48,35 @@ const void* RowOf(const SparseGradient& gradient, int64_t row, int64_t width) {
          row * width * static_cast<int64_t>(SizeOf(gradient.dtype));
 }
 
+// Tasks that read the same table in the same step have the same ids.
+bool SameIds(const SparseGradient& a, const SparseGradient& b) {
+  const std::size_t bytes = a.count * (a.wide_ids ? sizeof(int64_t) : sizeof(int32_t));
+  return a.count == b.count && a.wide_ids == b.wide_ids &&
+         (a.ids == b.ids || bytes == 0 || std::memcmp(a.ids, b.ids, bytes) == 0);
+}
+
 }  // namespace
 
 SparseGroups::SparseGroups(const std::vector<SparseGradient>& gradients) {
-  int64_t total = 0;
-  for (const SparseGradient& gradient : gradients) total += gradient.count;
-  Numbering numbering(total);
+  int64_t total = 0, most = 0;
+  std::vector<char> repeated(gradients.size(), 0);
+  for (std::size_t g = 0; g < gradients.size(); ++g) {
+    repeated[g] = g > 0 && SameIds(gradients[g], gradients[g - 1]);
+    total += gradients[g].count;
+    if (!repeated[g]) most += gradients[g].count;
+  }
+  Numbering numbering(most);
   std::vector<int32_t> groups;
   groups.reserve(total);
-  for (const SparseGradient& gradient : gradients) {
-    for (int64_t row = 0; row < gradient.count; ++row) {
-      groups.push_back(numbering.Number(gradient.id(row), &ids_));
+  for (std::size_t g = 0; g < gradients.size(); ++g) {
+    const int64_t count = gradients[g].count;
+    if (repeated[g]) {
+      const std::size_t before = groups.size() - count;
+      for (int64_t row = 0; row < count; ++row) groups.push_back(groups[before + row]);
+      continue;
+    }
+    for (int64_t row = 0; row < count; ++row) {
+      groups.push_back(numbering.Number(gradients[g].id(row), &ids_));
     }
   }
   // Counting sort, which keeps the order inside each group.
@@ -82,14 +101,16 @@ void AddSparseGramian(const std::vector<SparseGradient>& gradients, int64_t widt
   const int64_t size =
       std::max(kGroupsPerPiece, (groups.count() + kMostPieces - 1) / kMostPieces);
   const int64_t pieces = (groups.count() + size - 1) / size;
+  const int64_t padded = (width + 7) / 8 * 8;
   std::vector<double> sums(pieces * square, 0.0);
   const int64_t per_group = groups.num_entries() / std::max<int64_t>(groups.count(), 1);
   const int64_t cost = size * (1 + per_group * (per_group + 1)) * (width / 8 + 10);
   parallel_for(pieces, cost, [&](int64_t first, int64_t last) {
-    std::vector<double> rows(gradients.size() * width);
+    std::vector<double> rows(gradients.size() * padded, 0.0);
+    std::vector<double> lanes(square * 8);
     std::vector<int> tasks(gradients.size());
     for (int64_t piece = first; piece < last; ++piece) {
-      double* sum = sums.data() + piece * square;
+      std::fill(lanes.begin(), lanes.end(), 0.0);
       const int64_t end = std::min(groups.count(), (piece + 1) * size);
       for (int64_t group = piece * size; group < end; ++group) {
         int count = 0;
@@ -100,14 +121,14 @@ void AddSparseGramian(const std::vector<SparseGradient>& gradients, int64_t widt
           if (is_new) tasks[count++] = gradient.task;
           previous = e->gradient;
           simd.widen(RowOf(gradient, e->row, width), gradient.dtype, width, is_new,
-                     rows.data() + (count - 1) * width);
+                     rows.data() + (count - 1) * padded);
         }
-        for (int i = 0; i < count; ++i) {
-          for (int j = 0; j <= i; ++j) {
-            sum[static_cast<int64_t>(tasks[i]) * num_tasks + tasks[j]] +=
-                simd.dot(rows.data() + i * width, rows.data() + j * width, width);
-          }
-        }
+        simd.add_pairs(rows.data(), tasks.data(), count, padded, num_tasks,
+                       lanes.data());
+      }
+      for (int64_t i = 0; i < square; ++i) {
+        double* sum = sums.data() + piece * square + i;
+        for (int lane = 0; lane < 8; ++lane) *sum += lanes[i * 8 + lane];
       }
     }
   });
