@@ -39,7 +39,11 @@ SOLVERS = {
     "power_root 1": solvers.power_root,
     "power_root 2": lambda g: solvers.power_root(g, 2.0),
     "pcgrad": lambda g: solvers.pcgrad(
-        g, [[(i + k) % g.shape[0] for k in range(1, g.shape[0])] for i in range(g.shape[0])]
+        g,
+        [
+            [(i + k) % g.shape[0] for k in range(1, g.shape[0])]
+            for i in range(g.shape[0])
+        ],
     ),
 }
 
@@ -100,13 +104,18 @@ def bench_solvers() -> list[dict]:
         for name, solve in SOLVERS.items():
             native = solver_loop(solve, gram, "native", LOOP)
             composed = solver_loop(solve, gram, "tensorflow", slow)
-            fast = in_turns({"native": native}, 15, LOOP)["native"]
-            slowly = in_turns({"tensorflow": composed}, 5, slow)["tensorflow"]
+            fast = in_turns({"native": native}, 9, LOOP)["native"]
+            slowly = in_turns({"tensorflow": composed}, 3, slow)["tensorflow"]
             for times in (fast, slowly):
                 for key in times:
                     times[key] = max(times[key] - idle, 0.0)
             rows.append(
-                {"solver": name, "tasks": num_tasks, "native": fast, "tensorflow": slowly}
+                {
+                    "solver": name,
+                    "tasks": num_tasks,
+                    "native": fast,
+                    "tensorflow": slowly,
+                }
             )
             print(name, num_tasks, fast, slowly, flush=True)
     return rows
@@ -130,7 +139,8 @@ def bench_dense(parameters: int = 10_000_000, variables: int = 60) -> list[dict]
     rows = []
     for num_tasks in (2, 4, 8, 16, 32):
         gradients = [
-            [tf.random.normal([int(n)], seed=t) for n in sizes] for t in range(num_tasks)
+            [tf.random.normal([int(n)], seed=t) for n in sizes]
+            for t in range(num_tasks)
         ]
         weights = tf.constant(rng.normal(size=num_tasks))
 
@@ -145,7 +155,7 @@ def bench_dense(parameters: int = 10_000_000, variables: int = 60) -> list[dict]
             update = tf.matmul(tf.cast(weights, tf.float32)[None], matrix)[0]
             return gram, tf.split(update, [int(n) for n in sizes])
 
-        def run(function, which):
+        def run(function, which, gradients=gradients, weights=weights):
             def call():
                 with ops.implementation(which):
                     # Arguments, so that nothing is folded into the graph.
@@ -177,7 +187,11 @@ def bench_dense(parameters: int = 10_000_000, variables: int = 60) -> list[dict]
         slow = tf.function(composed.python_function, autograph=False)
         times |= in_turns({"tensorflow": run(slow, "tensorflow")}, 3)
         rows.append({"tasks": num_tasks, **times})
-        print(num_tasks, {k: round(v["median"] / 1e3, 1) for k, v in times.items()}, flush=True)
+        print(
+            num_tasks,
+            {k: round(v["median"] / 1e3, 1) for k, v in times.items()},
+            flush=True,
+        )
     return rows
 
 
@@ -205,7 +219,9 @@ def bench_sparse() -> dict:
         @tf.function(autograph=False)
         def function(gradients):
             if densify:
-                gradients = [[tf.convert_to_tensor(g) for g in row] for row in gradients]
+                gradients = [
+                    [tf.convert_to_tensor(g) for g in row] for row in gradients
+                ]
             return compute(gradients)
 
         return function

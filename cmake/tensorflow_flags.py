@@ -16,6 +16,7 @@ import sys
 
 
 def main() -> None:
+    """Looks TensorFlow up and prints."""
     spec = importlib.util.find_spec("tensorflow")
     if spec is None or not spec.submodule_search_locations:
         sys.exit("TensorFlow is not installed.")

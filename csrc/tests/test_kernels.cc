@@ -106,6 +106,17 @@ void TestGramianAndCombination() {
   }
 }
 
+// The hot loops take doubles that are aligned for double only.
+void TestUnaligned() {
+  std::vector<double> storage(1 + 2 * 16, 2.0), sums(1 + 4 * 8);
+  const int tasks[] = {0, 1};
+  for (const Simd* simd : Variants()) {
+    std::fill(sums.begin(), sums.end(), 0.0);
+    simd->add_pairs(storage.data() + 1, tasks, 2, 16, 2, sums.data() + 1);
+    for (int lane = 0; lane < 8; ++lane) CHECK(sums[1 + 2 * 8 + lane] == 8.0);
+  }
+}
+
 // All values of the narrow types survive the way to double and back.
 void TestNarrowTypes() {
   for (DType dtype : {DType::kHalf, DType::kBfloat16}) {
@@ -226,6 +237,7 @@ void TestSparse() {
 int main() {
   for (const auto* simd : mtl_keras::Variants()) std::printf("%s\n", simd->name);
   mtl_keras::TestGramianAndCombination();
+  mtl_keras::TestUnaligned();
   mtl_keras::TestNarrowTypes();
   mtl_keras::TestSparse();
   std::printf("kernels: all as expected\n");

@@ -142,7 +142,9 @@ def _columns(
             )
     task_gradients = [
         [
-            g if g is None or isinstance(g, tf.IndexedSlices) else tf.convert_to_tensor(g)
+            g
+            if g is None or isinstance(g, tf.IndexedSlices)
+            else tf.convert_to_tensor(g)
             for g in gradients
         ]
         for gradients in task_gradients
@@ -173,9 +175,7 @@ def _variable_shape(gradient: tf.Tensor | tf.IndexedSlices) -> tf.TensorShape:
     return gradient.shape
 
 
-def _check_finite(
-    column: Sequence[Gradient], variable: int
-) -> tuple[Gradient, ...]:
+def _check_finite(column: Sequence[Gradient], variable: int) -> tuple[Gradient, ...]:
     def checked(gradient: Gradient, task: int) -> Gradient:
         message = (
             "Expected finite gradients. Received: not so for variable "

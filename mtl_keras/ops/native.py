@@ -136,7 +136,9 @@ def _find() -> pathlib.Path | None:
 
 
 def _built_for(path: pathlib.Path) -> str | None:
-    found = re.search(rb"mtl_keras ops built for TensorFlow ([\w.+-]+)", path.read_bytes())
+    found = re.search(
+        rb"mtl_keras ops built for TensorFlow ([\w.+-]+)", path.read_bytes()
+    )
     return found.group(1).decode() if found else None
 
 

@@ -38,7 +38,9 @@ def split(
         The variables with dense gradients only, those with sparse gradients only,
         and the indices of others that have any gradient.
     """
-    dense, sparse, others = [], [], []
+    dense: list[int] = []
+    sparse: list[int] = []
+    others: list[int] = []
     for variable, column in enumerate(columns):
         present = [g for g in column if g is not None]
         dtypes = {g.dtype for g in present}
@@ -60,9 +62,7 @@ def split(
     )
 
 
-def _group(
-    columns: Sequence[Sequence[Any]], names: list[int], num_tasks: int
-) -> Group:
+def _group(columns: Sequence[Sequence[Any]], names: list[int], num_tasks: int) -> Group:
     gradients, tasks, variables = [], [], []
     for place, variable in enumerate(names):
         for task, gradient in enumerate(columns[variable]):
