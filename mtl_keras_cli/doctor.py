@@ -37,7 +37,6 @@ def doctor() -> None:
         details = tf.config.experimental.get_device_details(device)
         name = details.get("device_name", f"{os.cpu_count()} cores")
         table.add_row(f"device {device.name.split(':', 1)[1]}", name)
-    native = getattr(ops, "native_available", lambda: False)()
-    table.add_row("balancing ops", "native library" if native else "TensorFlow")
+    table.add_row("balancing ops", "compiled" if ops.native_in_use() else "TensorFlow")
     table.add_row("data folder", str(resolve_data_dir()))
     make_console().print(table)

@@ -7,10 +7,14 @@ from typing import TypeAlias
 
 import tensorflow as tf
 
+from mtl_keras.ops import native, native_gram
+
 Gradient: TypeAlias = "tf.Tensor | tf.IndexedSlices | None"
 
 
-def gramian(task_gradients: Sequence[Sequence[Gradient]]) -> tf.Tensor:
+def gramian(
+    task_gradients: Sequence[Sequence[Gradient]], check_finite: bool = False
+) -> tf.Tensor:
     """Returns the inner products between the gradients of all tasks.
 
     Products are formed and added in float64, variable by variable, so that no
@@ -24,6 +28,9 @@ def gramian(task_gradients: Sequence[Sequence[Gradient]]) -> tf.Tensor:
         task_gradients: One list per task, with one entry per variable: a tensor,
             a `tf.IndexedSlices`, or None where the task does not depend on the
             variable. Any floating dtype; shapes agree across tasks.
+        check_finite: Whether gradients that are not finite are an error. Without
+            it they make the matrix not finite, which solvers answer with the mean.
+            Not checked under XLA.
 
     Returns:
         float64 tensor of shape `[tasks, tasks]`, symmetric.
@@ -31,15 +38,37 @@ def gramian(task_gradients: Sequence[Sequence[Gradient]]) -> tf.Tensor:
     Raises:
         ValueError: If there are no tasks, if tasks have different numbers of
             gradients, or if shapes differ; the message names task and variable.
+        tf.errors.InvalidArgumentError: If shapes turn out to differ when the
+            gradients are there, or are not finite with `check_finite`.
     """
     columns = _columns(task_gradients)
     num_tasks = len(task_gradients)
+    library = native.in_use()
+    if library is None:
+        return _gramian(columns, range(len(columns)), num_tasks, check_finite)
+    dense, sparse, others = native_gram.split(columns, num_tasks, one_dtype=False)
+    terms = native_gram.gramian_terms(library, dense, sparse, check_finite)
+    if others or not terms:
+        terms.append(_gramian(columns, others, num_tasks, check_finite))
+    return tf.add_n(terms) if len(terms) > 1 else terms[0]
+
+
+def _gramian(
+    columns: Sequence[Sequence[Gradient]],
+    variables: Sequence[int],
+    num_tasks: int,
+    check_finite: bool,
+) -> tf.Tensor:
+    """The Gram matrix over some of the variables, by TensorFlow's own ops."""
     # Blocks of the same tasks are added before they are spread over the matrix.
     blocks: dict[tuple[int, ...], list[tf.Tensor]] = {}
-    for column in columns:
+    for variable in variables:
+        column = columns[variable]
         present = tuple(t for t, g in enumerate(column) if g is not None)
         if not present:
             continue
+        if check_finite:
+            column = _check_finite(column, variable)
         gradients = [g for g in column if g is not None]
         if any(isinstance(g, tf.IndexedSlices) for g in gradients):
             block = _mixed_block(gradients)
@@ -70,8 +99,8 @@ def combine(
 
     Returns:
         One entry per variable, in the dtype of the first task's gradient: None
-        where no task has a gradient, `tf.IndexedSlices` (all ids in task order,
-        duplicates not added) where all gradients are sparse, else a tensor.
+        where no task has a gradient, `tf.IndexedSlices` where all gradients are
+        sparse (ids may repeat, in any order), else a tensor.
 
     Raises:
         ValueError: As in `gramian`, or if `weights` does not have one entry per
@@ -84,8 +113,18 @@ def combine(
             f"Expected one weight for each of the {len(task_gradients)} tasks. "
             f"Received: weights of shape {tuple(weights.shape)}."
         )
+    update: dict[int, Gradient] = {}
+    library = native.in_use()
+    if library is not None:
+        dense, sparse, _ = native_gram.split(
+            columns, len(task_gradients), one_dtype=True
+        )
+        update = native_gram.combined(library, weights, dense, sparse)
     shares = tf.unstack(weights, num=len(task_gradients))
-    return [_combine_column(shares, column) for column in columns]
+    return [
+        update[variable] if variable in update else _combine_column(shares, column)
+        for variable, column in enumerate(columns)
+    ]
 
 
 def _columns(
@@ -101,6 +140,15 @@ def _columns(
                 "Expected the same number of gradients for every task: task 0 has "
                 f"{num_variables}. Received: {len(gradients)} for task {task}."
             )
+    task_gradients = [
+        [
+            g
+            if g is None or isinstance(g, tf.IndexedSlices)
+            else tf.convert_to_tensor(g)
+            for g in gradients
+        ]
+        for gradients in task_gradients
+    ]
     columns = list(zip(*task_gradients, strict=True))
     for variable, column in enumerate(columns):
         first: tuple[int, tf.TensorShape] | None = None
@@ -124,7 +172,23 @@ def _variable_shape(gradient: tf.Tensor | tf.IndexedSlices) -> tf.TensorShape:
         if gradient.values.shape.rank is None:
             return tf.TensorShape(None)
         return tf.TensorShape([None]).concatenate(gradient.values.shape[1:])
-    return tf.convert_to_tensor(gradient).shape
+    return gradient.shape
+
+
+def _check_finite(column: Sequence[Gradient], variable: int) -> tuple[Gradient, ...]:
+    def checked(gradient: Gradient, task: int) -> Gradient:
+        message = (
+            "Expected finite gradients. Received: not so for variable "
+            f"{variable}, task {task}."
+        )
+        if gradient is None:
+            return None
+        if isinstance(gradient, tf.IndexedSlices):
+            values = tf.debugging.check_numerics(gradient.values, message)
+            return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+        return tf.debugging.check_numerics(gradient, message)
+
+    return tuple(checked(gradient, task) for task, gradient in enumerate(column))
 
 
 def _rows(gradients: Sequence[tf.Tensor]) -> tf.Tensor:

@@ -7,7 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from mtl_keras.ops.solvers.problem import finish, prepare
+from mtl_keras.ops import native
+from mtl_keras.ops.solvers.problem import finish, prepare, square
 from mtl_keras.ops.solvers.quadratic import ActiveSet, nonnegative_qp
 
 _MAX_STEPS = 60
@@ -47,6 +48,9 @@ def cagrad(gramian: Any, c: float = 0.4) -> tuple[tf.Tensor, tf.Tensor]:
     """
     if c < 0.0:
         raise ValueError(f"Expected c >= 0. Received: c={c}.")
+    gramian = square(gramian)
+    if (library := native.in_use()) is not None:
+        return tuple(library.mtl_keras_ca_grad(gramian, c))
     problem = prepare(gramian)
     cosines, norms = problem.cosines, problem.norms
     reciprocal = problem.active / norms

@@ -52,14 +52,8 @@ class Problem(NamedTuple):
         return norms[:, tf.newaxis] * self.cosines * norms
 
 
-def prepare(gramian: Any) -> Problem:
-    """Takes a Gram matrix apart, after removing what no solver can work with.
-
-    Args:
-        gramian: `[T, T]` tensor with static T.
-
-    Returns:
-        The `Problem`.
+def square(gramian: Any) -> tf.Tensor:
+    """Returns a Gram matrix as a constant float64 tensor.
 
     Raises:
         ValueError: If the matrix is not square with a static shape.
@@ -72,7 +66,22 @@ def prepare(gramian: Any) -> Problem:
             f"Received: shape {shape}."
         )
     # Weights are constants of the update: nothing is differentiated through them.
-    gramian = tf.stop_gradient(gramian)
+    return tf.stop_gradient(gramian)
+
+
+def prepare(gramian: Any) -> Problem:
+    """Takes a Gram matrix apart, after removing what no solver can work with.
+
+    Args:
+        gramian: `[T, T]` tensor with static T.
+
+    Returns:
+        The `Problem`.
+
+    Raises:
+        ValueError: If the matrix is not square with a static shape.
+    """
+    gramian = square(gramian)
     diagonal = tf.linalg.diag_part(gramian)
     finite = tf.reduce_all(tf.math.is_finite(gramian))
     takes_part = tf.logical_not(tf.equal(diagonal, 0.0))
@@ -82,7 +91,7 @@ def prepare(gramian: Any) -> Problem:
     mean = active / count
 
     solvable = finite & tf.reduce_all(diagonal >= 0.0) & (total > 0.0)
-    unit = tf.eye(shape[0], dtype=tf.float64)
+    unit = tf.eye(gramian.shape[0], dtype=tf.float64)
     gramian = tf.where(solvable, gramian, unit)
     active = tf.where(solvable, active, tf.ones_like(active))
     takes_part = active > 0.0

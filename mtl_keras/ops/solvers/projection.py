@@ -6,7 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from mtl_keras.ops.solvers.problem import Problem, finish, prepare
+from mtl_keras.ops import native
+from mtl_keras.ops.solvers.problem import finish, prepare, square
 
 # Keeps the angle that GradVac aims at away from zero, where no finite multiple of
 # the other gradient reaches it.
@@ -52,9 +53,12 @@ def pcgrad(gramian: Any, orders: Any) -> tuple[tf.Tensor, tf.Tensor]:
     Raises:
         ValueError: If `orders` has another shape.
     """
+    gramian = square(gramian)
+    orders = _checked_orders(gramian, orders)
+    if (library := native.in_use()) is not None:
+        return tuple(library.mtl_keras_pc_grad(gramian, orders))
     problem = prepare(gramian)
-    orders = _checked_orders(problem, orders)
-    size = problem.cosines.shape[0]
+    size = gramian.shape[0]
 
     def body(k: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         other = tf.one_hot(orders[:, k], size, dtype=tf.float64)
@@ -101,14 +105,17 @@ def gradvac(
     Raises:
         ValueError: If `goals` or `orders` has another shape.
     """
-    problem = prepare(gramian)
-    orders = _checked_orders(problem, orders)
-    size = problem.cosines.shape[0]
+    gramian = square(gramian)
+    orders = _checked_orders(gramian, orders)
+    size = gramian.shape[0]
     old = tf.cast(tf.convert_to_tensor(goals), tf.float64)
     if not old.shape.is_compatible_with([size, size]):
         raise ValueError(
             f"Expected averages of shape [{size}, {size}]. Received: shape {old.shape}."
         )
+    if (library := native.in_use()) is not None:
+        return tuple(library.mtl_keras_grad_vac(gramian, old, orders, beta))
+    problem = prepare(gramian)
     present = problem.active[:, tf.newaxis] * problem.active
 
     def body(
@@ -141,9 +148,9 @@ def gradvac(
     return weights, tf.where(converged, goals, old), converged
 
 
-def _checked_orders(problem: Problem, orders: Any) -> tf.Tensor:
-    size = problem.cosines.shape[0]
-    orders = tf.convert_to_tensor(orders)
+def _checked_orders(gramian: tf.Tensor, orders: Any) -> tf.Tensor:
+    size = gramian.shape[0]
+    orders = tf.cast(tf.convert_to_tensor(orders), tf.int32)
     if not orders.shape.is_compatible_with([size, size - 1]):
         raise ValueError(
             f"Expected orders of shape [{size}, {size - 1}]. "

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from mtl_keras.ops.solvers.problem import EPS, finish, prepare
+from mtl_keras.ops import native
+from mtl_keras.ops.solvers.problem import EPS, finish, prepare, square
 
 # Keeps every factorisation regular where gradients are linearly dependent. One
 # step of iterative refinement takes its effect out of the directions that count.
@@ -153,6 +154,9 @@ def min_norm(gramian: Any) -> tuple[tf.Tensor, tf.Tensor]:
     Returns:
         `[T]` float64 weights that sum to 1, and a scalar bool.
     """
+    gramian = square(gramian)
+    if (library := native.in_use()) is not None:
+        return tuple(library.mtl_keras_min_norm(gramian))
     problem = prepare(gramian)
     # With x = norms * w up to a factor, and r = 1 / norms, w lies on the simplex
     # where r' x = 1. Adding (r' x - 1)^2 to the objective changes the length of its
@@ -187,14 +191,17 @@ def dual_cone(gramian: Any, lower: Any) -> tuple[tf.Tensor, tf.Tensor]:
     Raises:
         ValueError: If the last axis of `lower` is not `T`.
     """
-    problem = prepare(gramian)
+    gramian = square(gramian)
     lower = tf.cast(tf.convert_to_tensor(lower), tf.float64)
-    size = problem.cosines.shape[0]
+    size = gramian.shape[0]
     if lower.shape.rank not in (1, 2) or lower.shape[-1] != size:
         raise ValueError(
             f"Expected lower bounds of shape [{size}] or [batch, {size}]. "
             f"Received: shape {lower.shape}."
         )
+    if (library := native.in_use()) is not None:
+        return tuple(library.mtl_keras_dual_cone(gramian, lower))
+    problem = prepare(gramian)
     present = tf.where(problem.mean > 0.0, lower, 0.0)
     # v = u + z / norms with z >= 0.
     bounds = tf.reshape(present, [-1, size]) * problem.norms
@@ -223,10 +230,17 @@ def upgrad(
 
     Returns:
         `[T]` float64 weights, and a scalar bool.
+
+    Raises:
+        ValueError: If the preference has another shape.
     """
+    gramian, preference = _checked(gramian, preference)
+    if (library := native.in_use()) is not None:
+        u = [] if preference is None else preference
+        return tuple(library.mtl_keras_up_grad(gramian, u, reg_eps))
     problem, regular = _regularised(gramian, reg_eps)
     preference = problem.mean if preference is None else preference
-    rows = tf.linalg.diag(tf.cast(preference, tf.float64))
+    rows = tf.linalg.diag(preference)
     projected, converged = dual_cone(regular, rows)
     weights = tf.reduce_sum(projected, axis=0)
     return finish(problem, weights, converged, problem.mean)
@@ -250,11 +264,33 @@ def dualproj(
 
     Returns:
         `[T]` float64 weights, and a scalar bool.
+
+    Raises:
+        ValueError: If the preference has another shape.
     """
+    gramian, preference = _checked(gramian, preference)
+    if (library := native.in_use()) is not None:
+        u = [] if preference is None else preference
+        return tuple(library.mtl_keras_dual_proj(gramian, u, reg_eps))
     problem, regular = _regularised(gramian, reg_eps)
     preference = problem.mean if preference is None else preference
     weights, converged = dual_cone(regular, preference)
     return finish(problem, weights, converged, problem.mean)
+
+
+def _checked(
+    gramian: Any, preference: Any | None
+) -> tuple[tf.Tensor, tf.Tensor | None]:
+    gramian = square(gramian)
+    if preference is None:
+        return gramian, None
+    preference = tf.cast(tf.convert_to_tensor(preference), tf.float64)
+    if not preference.shape.is_compatible_with(gramian.shape[:1]):
+        raise ValueError(
+            f"Expected a preference of shape {tuple(gramian.shape[:1])}. "
+            f"Received: shape {preference.shape}."
+        )
+    return gramian, preference
 
 
 def _regularised(gramian: Any, reg_eps: float) -> tuple[Any, tf.Tensor]:

@@ -6,7 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from mtl_keras.ops.solvers.problem import finish, prepare
+from mtl_keras.ops import native
+from mtl_keras.ops.solvers.problem import finish, prepare, square
 
 _MAX_STEPS = 100
 # Bounds min |g_w|^2 over unit gradients from below, up to a factor: roots beyond
@@ -45,6 +46,9 @@ def power_root(gramian: Any, alpha: float = 1.0) -> tuple[tf.Tensor, tf.Tensor]:
     """
     if not alpha > 0.0:
         raise ValueError(f"Expected alpha > 0. Received: alpha={alpha}.")
+    gramian = square(gramian)
+    if (library := native.in_use()) is not None:
+        return tuple(library.mtl_keras_power_root(gramian, alpha))
     p = 1.0 / alpha
     problem = prepare(gramian)
     cosines = problem.cosines

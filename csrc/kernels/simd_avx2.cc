@@ -1,0 +1,4 @@
+#define MTL_SIMD_NAMESPACE avx2
+#define MTL_SIMD_NAME "avx2"
+#define MTL_TILE 2
+#include "kernels/simd.inc"

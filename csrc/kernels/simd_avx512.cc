@@ -1,0 +1,4 @@
+#define MTL_SIMD_NAMESPACE avx512
+#define MTL_SIMD_NAME "avx512"
+#define MTL_TILE 4
+#include "kernels/simd.inc"

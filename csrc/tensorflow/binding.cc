@@ -1,0 +1,57 @@
+#include "tensorflow/binding.h"
+
+#include "tensorflow/core/framework/shape_inference.h"
+
+namespace mtl_keras {
+
+absl::Status Places::Read(tensorflow::OpKernelConstruction* context, int count) {
+  TF_RETURN_IF_ERROR(context->GetAttr("num_tasks", &num_tasks));
+  TF_RETURN_IF_ERROR(context->GetAttr("tasks", &tasks));
+  TF_RETURN_IF_ERROR(context->GetAttr("variables", &variables));
+  TF_RETURN_IF_ERROR(context->GetAttr("names", &names));
+  const int given = static_cast<int>(tasks.size());
+  if (given != count || static_cast<int>(variables.size()) != count) {
+    return InvalidArgument("Expected a task and a variable for each of the ", count,
+                           " gradients. Received: ", given, " tasks and ",
+                           variables.size(), " variables.");
+  }
+  for (int i = 0; i < count; ++i) {
+    if (tasks[i] < 0 || tasks[i] >= num_tasks) {
+      return InvalidArgument("Expected tasks in [0, ", num_tasks, "). Received: task ",
+                             tasks[i], " for gradient ", i, ".");
+    }
+    const int previous = i > 0 ? variables[i - 1] : -1;
+    const bool same = i > 0 && variables[i] == previous;
+    if (!same && variables[i] != previous + 1) {
+      return InvalidArgument("Expected variables in ascending order without gaps. ",
+                             "Received: variable ", variables[i], " after ", previous,
+                             ".");
+    }
+    if (same && tasks[i] <= tasks[i - 1]) {
+      return InvalidArgument("Expected tasks in ascending order. Received: task ",
+                             tasks[i], " after ", tasks[i - 1], " for variable ",
+                             variables[i], ".");
+    }
+  }
+  num_variables = count > 0 ? variables.back() + 1 : 0;
+  if (static_cast<int>(names.size()) != num_variables) {
+    return InvalidArgument("Expected a name for each of the ", num_variables,
+                           " variables. Received: ", names.size(), " names.");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status SquareShape(tensorflow::shape_inference::InferenceContext* context) {
+  int num_tasks;
+  TF_RETURN_IF_ERROR(context->GetAttr("num_tasks", &num_tasks));
+  context->set_output(0, context->Matrix(num_tasks, num_tasks));
+  return absl::OkStatus();
+}
+
+}  // namespace mtl_keras
+
+// mtl_keras/ops/native.py looks for this text in the file before it loads it: a
+// library built for another version must not even be opened.
+extern "C" __attribute__((visibility("default"), used)) const char
+    mtl_keras_built_for[] =
+        "mtl_keras ops built for TensorFlow " MTL_KERAS_TENSORFLOW_VERSION;

@@ -1,0 +1,244 @@
+// Gram matrices and combinations against plain loops, on every instruction set.
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <map>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "kernels/gram.h"
+#include "kernels/sparse.h"
+#include "tests/check.h"
+
+namespace mtl_keras {
+namespace {
+
+// Cuts the work differently for every number of threads, and runs it out of order.
+ParallelFor Threads(int count) {
+  return [count](int64_t total, int64_t,
+                 const std::function<void(int64_t, int64_t)>& work) {
+    std::vector<std::thread> threads;
+    for (int t = count - 1; t >= 0; --t) {
+      const int64_t begin = total * t / count, end = total * (t + 1) / count;
+      if (begin < end) threads.emplace_back([=, &work] { work(begin, end); });
+    }
+    for (auto& thread : threads) thread.join();
+  };
+}
+
+std::vector<const Simd*> Variants() {
+  const Simd* all[3];
+  const int count = AvailableSimd(all, 3);
+  return std::vector<const Simd*>(all, all + count);
+}
+
+std::vector<float> Random(std::mt19937* random, int64_t n) {
+  std::normal_distribution<float> normal;
+  std::vector<float> out(n);
+  for (float& x : out) x = normal(*random);
+  return out;
+}
+
+void TestGramianAndCombination() {
+  std::mt19937 random(1);
+  // Sizes around the blocks and lanes; the last variable spans several pieces.
+  const std::vector<int64_t> sizes = {1, 7, 8, 0, 255, 256, 257, 1025, 70001};
+  for (int num_tasks : {1, 2, 3, 4, 5, 7, 8, 13}) {
+    std::vector<std::vector<float>> storage;
+    std::vector<Column> columns;
+    for (std::size_t v = 0; v < sizes.size(); ++v) {
+      Column column;
+      column.size = sizes[v];
+      for (int t = 0; t < num_tasks; ++t) {
+        if ((t + v) % 5 == 4) continue;  // no gradient
+        // Unaligned on purpose.
+        storage.push_back(Random(&random, sizes[v] + 1));
+        column.tasks.push_back(t);
+        column.rows.push_back(storage.back().data() + 1);
+        column.dtypes.push_back(DType::kFloat);
+      }
+      columns.push_back(column);
+    }
+    std::vector<double> expected(num_tasks * num_tasks);
+    std::vector<double> weights(num_tasks);
+    for (double& w : weights) w = Random(&random, 1)[0];
+    for (const Column& column : columns) {
+      for (std::size_t i = 0; i < column.rows.size(); ++i) {
+        for (std::size_t j = 0; j < column.rows.size(); ++j) {
+          const float* a = static_cast<const float*>(column.rows[i]);
+          const float* b = static_cast<const float*>(column.rows[j]);
+          double sum = 0.0;
+          for (int64_t k = 0; k < column.size; ++k) sum += double(a[k]) * b[k];
+          expected[column.tasks[i] * num_tasks + column.tasks[j]] += sum;
+        }
+      }
+    }
+    std::vector<double> first;
+    for (const Simd* simd : Variants()) {
+      for (int threads : {1, 2, 5}) {
+        std::vector<double> gramian(num_tasks * num_tasks, 7.0);
+        TaskGramian(columns, num_tasks, Threads(threads), gramian.data(), *simd);
+        for (std::size_t i = 0; i < gramian.size(); ++i) {
+          CHECK_CLOSE(gramian[i], expected[i], 1e-8);
+        }
+        if (first.empty()) first = gramian;
+        CHECK(std::memcmp(first.data(), gramian.data(), 8 * first.size()) == 0);
+      }
+      std::vector<std::vector<float>> out;
+      std::vector<void*> outs;
+      for (int64_t size : sizes) out.emplace_back(size);
+      for (auto& o : out) outs.push_back(o.data());
+      CombineTaskGradients(columns, weights.data(), Threads(3), outs, *simd);
+      for (std::size_t v = 0; v < columns.size(); ++v) {
+        if (columns[v].rows.empty()) continue;
+        for (int64_t k = 0; k < sizes[v]; ++k) {
+          double sum = 0.0;
+          for (std::size_t i = 0; i < columns[v].rows.size(); ++i) {
+            sum += weights[columns[v].tasks[i]] *
+                   static_cast<const float*>(columns[v].rows[i])[k];
+          }
+          CHECK_CLOSE(out[v][k], sum, 1e-5);
+        }
+      }
+    }
+  }
+}
+
+// The hot loops take doubles that are aligned for double only.
+void TestUnaligned() {
+  std::vector<double> storage(1 + 2 * 16, 2.0), sums(1 + 4 * 8);
+  const int tasks[] = {0, 1};
+  for (const Simd* simd : Variants()) {
+    std::fill(sums.begin(), sums.end(), 0.0);
+    simd->add_pairs(storage.data() + 1, tasks, 2, 16, 2, sums.data() + 1);
+    for (int lane = 0; lane < 8; ++lane) CHECK(sums[1 + 2 * 8 + lane] == 8.0);
+  }
+}
+
+// All values of the narrow types survive the way to double and back.
+void TestNarrowTypes() {
+  for (DType dtype : {DType::kHalf, DType::kBfloat16}) {
+    std::vector<uint16_t> all(65536), back(65536);
+    for (int i = 0; i < 65536; ++i) all[i] = static_cast<uint16_t>(i);
+    const uint32_t infinity = dtype == DType::kHalf ? 0x7c00 : 0x7f80;
+    for (const Simd* simd : Variants()) {
+      const Column column{65536, {0}, {all.data()}, {dtype}};
+      const double one = 1.0;
+      CombineTaskGradients({column}, &one, Serially, {back.data()}, *simd);
+      std::vector<double> wide(65536);
+      simd->widen(all.data(), dtype, 65536, true, wide.data());
+      for (uint32_t i = 0; i < 65536; ++i) {
+        const bool is_nan = (i & 0x7fff) > infinity;
+        CHECK(is_nan ? wide[i] != wide[i] && (back[i] & 0x7fff) > infinity
+                     : back[i] == i);
+      }
+      const bool half = dtype == DType::kHalf;
+      CHECK(wide[half ? 0x3c00 : 0x3f80] == 1.0);
+      CHECK(wide[half ? 0xc000 : 0xc000] == -2.0);
+      CHECK(wide[1] == std::ldexp(1.0, half ? -24 : -133));
+      CHECK(wide[infinity] == std::numeric_limits<double>::infinity());
+    }
+  }
+  // Rounding to even, and beyond the largest number.
+  const float inputs[] = {1.0f + 0x1p-11f, 1.0f + 0x3p-11f, 65519.0f, 65520.0f,
+                          0x1p-25f, 0x1.8p-24f};
+  const uint16_t outputs[] = {0x3c00, 0x3c02, 0x7bff, 0x7c00, 0x0000, 0x0002};
+  const uint16_t ones[] = {0x3c00};
+  for (const Simd* simd : Variants()) {
+    for (int i = 0; i < 6; ++i) {
+      const void* row = ones;
+      const double weight = inputs[i];
+      uint16_t out;
+      simd->combine(&row, &weight, 1, DType::kHalf, 0, 1, &out);
+      CHECK(out == outputs[i]);
+    }
+  }
+}
+
+void TestSparse() {
+  std::mt19937 random(2);
+  const int num_tasks = 4;
+  for (int64_t width : {1, 5, 8, 33}) {
+    for (int64_t count : {0, 1, 3, 5000}) {
+      std::vector<std::vector<float>> values;
+      std::vector<std::vector<int64_t>> ids;
+      std::vector<SparseGradient> gradients;
+      for (int t = 0; t < num_tasks; ++t) {
+        if (t == 2) continue;
+        const int64_t n = t == 1 ? count / 2 : count;
+        values.push_back(Random(&random, n * width));
+        ids.emplace_back(n);
+        for (int64_t& id : ids.back()) {
+          // Ids as large and as small as there are, with many repetitions.
+          id = static_cast<int64_t>(random() % 1000) - 500;
+          if (random() % 2) id *= int64_t{1} << 53;
+        }
+      }
+      for (std::size_t i = 0; i < values.size(); ++i) {
+        gradients.push_back({static_cast<int>(i < 2 ? i : 3), values[i].data(),
+                             DType::kFloat, ids[i].data(), true,
+                             static_cast<int64_t>(ids[i].size())});
+      }
+      std::map<int64_t, std::vector<double>> sums[4];
+      for (const SparseGradient& g : gradients) {
+        for (int64_t r = 0; r < g.count; ++r) {
+          auto& sum = sums[g.task][g.id(r)];
+          sum.resize(width);
+          for (int64_t k = 0; k < width; ++k) {
+            sum[k] += static_cast<const float*>(g.values)[r * width + k];
+          }
+        }
+      }
+      const double weights[] = {0.5, -2.0, 1.0, 3.0};
+      std::vector<double> first;
+      for (const Simd* simd : Variants()) {
+        for (int threads : {1, 3}) {
+          std::vector<double> gramian(num_tasks * num_tasks, 0.0);
+          AddSparseGramian(gradients, width, num_tasks, Threads(threads),
+                           gramian.data(), *simd);
+          for (int i = 0; i < num_tasks; ++i) {
+            for (int j = 0; j < num_tasks; ++j) {
+              double expected = 0.0;
+              for (const auto& [id, a] : sums[i]) {
+                const auto b = sums[j].find(id);
+                if (b == sums[j].end()) continue;
+                for (int64_t k = 0; k < width; ++k) expected += a[k] * b->second[k];
+              }
+              CHECK_CLOSE(gramian[i * num_tasks + j], expected, 1e-7);
+            }
+          }
+          if (first.empty()) first = gramian;
+          CHECK(simd != Variants()[0] ||
+                std::memcmp(first.data(), gramian.data(), 8 * first.size()) == 0);
+        }
+        const SparseGroups groups(gradients);
+        std::vector<float> out(groups.count() * width);
+        CombineSparse(gradients, groups, width, weights, Threads(3), out.data(), *simd);
+        for (int64_t g = 0; g < groups.count(); ++g) {
+          for (int64_t k = 0; k < width; ++k) {
+            double expected = 0.0;
+            for (int t = 0; t < num_tasks; ++t) {
+              const auto found = sums[t].find(groups.id(g));
+              if (found != sums[t].end()) expected += weights[t] * found->second[k];
+            }
+            CHECK_CLOSE(out[g * width + k], expected, 1e-4);
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace mtl_keras
+
+int main() {
+  for (const auto* simd : mtl_keras::Variants()) std::printf("%s\n", simd->name);
+  mtl_keras::TestGramianAndCombination();
+  mtl_keras::TestUnaligned();
+  mtl_keras::TestNarrowTypes();
+  mtl_keras::TestSparse();
+  std::printf("kernels: all as expected\n");
+}

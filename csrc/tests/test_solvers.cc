@@ -1,0 +1,148 @@
+// Solvers against the conditions that define their solutions, and on input that has
+// none. That they agree with the TensorFlow versions is tested from Python.
+
+#include <algorithm>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "solvers/conic.h"
+#include "solvers/eigenvalue.h"
+#include "solvers/projection.h"
+#include "solvers/quadratic.h"
+#include "solvers/root.h"
+#include "tests/check.h"
+
+namespace mtl_keras {
+namespace {
+
+Matrix GramianOf(const std::vector<Vector>& rows) {
+  Matrix out(static_cast<int>(rows.size()));
+  for (int i = 0; i < out.size; ++i) {
+    for (int j = 0; j < out.size; ++j) {
+      out[i][j] = Dot(rows[i].data(), rows[j].data(), static_cast<int>(rows[i].size()));
+    }
+  }
+  return out;
+}
+
+std::vector<Vector> Rows(std::mt19937* random, int tasks, int width, bool conflict) {
+  std::normal_distribution<double> normal;
+  std::vector<Vector> rows(tasks, Vector(width));
+  for (Vector& row : rows) {
+    for (double& x : row) x = normal(*random);
+  }
+  for (int k = 0; conflict && k < width; ++k) {
+    double mean = 0.0;
+    for (const Vector& row : rows) mean += row[k] / tasks;
+    for (Vector& row : rows) row[k] -= 0.95 * mean;
+  }
+  return rows;
+}
+
+std::vector<int32_t> Orders(std::mt19937* random, int tasks) {
+  std::vector<int32_t> orders;
+  for (int i = 0; i < tasks; ++i) {
+    std::vector<int32_t> others;
+    for (int j = 0; j < tasks; ++j) {
+      if (j != i) others.push_back(j);
+    }
+    std::shuffle(others.begin(), others.end(), *random);
+    orders.insert(orders.end(), others.begin(), others.end());
+  }
+  return orders;
+}
+
+void TestOptimalityConditions() {
+  std::mt19937 random(1);
+  for (int tasks : {1, 2, 3, 5, 8, 16, 64}) {
+    for (int trial = 0; trial < 20; ++trial) {
+      const Matrix gram = GramianOf(Rows(&random, tasks, 2 * tasks + 5, trial % 2));
+      const double* g = gram.data.data();
+      Vector w(tasks), products(tasks);
+
+      CHECK(MinNorm(g, tasks, w.data()));
+      Multiply(gram, w.data(), products.data());
+      const double least = Dot(w.data(), products.data(), tasks);
+      double total = 0.0;
+      for (int i = 0; i < tasks; ++i) {
+        total += w[i];
+        CHECK(w[i] >= 0.0);
+        CHECK(products[i] >= least - 1e-9);
+      }
+      CHECK_CLOSE(total, 1.0, 1e-12);
+
+      CHECK(UpGrad(g, tasks, nullptr, 0.0, w.data()));
+      Multiply(gram, w.data(), products.data());
+      for (double p : products) CHECK(p >= -1e-9 * gram[0][0]);
+
+      for (double alpha : {1.0, 2.0, 0.7}) {
+        CHECK(PowerRoot(g, tasks, alpha, w.data()));
+        Multiply(gram, w.data(), products.data());
+        for (int i = 0; i < tasks; ++i) {
+          CHECK_CLOSE(products[i] * std::pow(w[i], 1.0 / alpha), 1.0, 1e-8);
+        }
+      }
+
+      CHECK(CaGrad(g, tasks, 0.5, w.data()));
+      Vector mean(tasks, 1.0 / tasks), correction(tasks);
+      Multiply(gram, mean.data(), products.data());
+      const double square = Dot(mean.data(), products.data(), tasks);
+      for (int i = 0; i < tasks; ++i) correction[i] = w[i] - mean[i];
+      Multiply(gram, correction.data(), products.data());
+      CHECK_CLOSE(Dot(correction.data(), products.data(), tasks) / square, 0.25, 1e-8);
+    }
+  }
+}
+
+void TestDegenerateInputStaysFinite() {
+  std::mt19937 random(2);
+  const double infinity = std::numeric_limits<double>::infinity();
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  const double specials[] = {0.0,    -0.0,    1e-320, -1e-320, 1e-200, 1e200, 1e308,
+                             -1e308, infinity, -infinity, nan,  1.0,   -1.0};
+  for (int trial = 0; trial < 3000; ++trial) {
+    const int tasks = 1 + static_cast<int>(random() % 6);
+    Matrix gram = GramianOf(Rows(&random, tasks, 1 + random() % 4, random() % 2));
+    // Entries that no Gram matrix has.
+    for (int k = random() % 4; k > 0; --k) {
+      gram[random() % tasks][random() % tasks] = specials[random() % 13];
+    }
+    const double* g = gram.data.data();
+    const auto orders = Orders(&random, tasks);
+    Vector w(tasks), goals(tasks * tasks, 0.9), batch(2 * tasks, 0.5),
+        out(2 * tasks);
+    auto check = [&] {
+      for (double x : w) CHECK(std::isfinite(x));
+    };
+    MinNorm(g, tasks, w.data()), check();
+    UpGrad(g, tasks, nullptr, trial % 2 ? 1e-4 : 0.0, w.data()), check();
+    DualProj(g, tasks, nullptr, trial % 2 ? 1e-4 : 0.0, w.data()), check();
+    CaGrad(g, tasks, 0.4, w.data()), check();
+    PowerRoot(g, tasks, 1.0, w.data()), check();
+    PowerRoot(g, tasks, 2.0, w.data()), check();
+    PowerRoot(g, tasks, 0.3, w.data()), check();
+    PcGrad(g, tasks, orders.data(), w.data()), check();
+    GradVac(g, tasks, orders.data(), 0.1, goals.data(), w.data()), check();
+    DualCone(g, tasks, batch.data(), 2, out.data());
+    for (double x : out) CHECK(std::isfinite(x));
+    for (double x : goals) CHECK(std::isfinite(x));
+  }
+}
+
+void TestSmallestEigenvalue() {
+  Matrix matrix(3);
+  const double values[] = {2, -1, 0, -1, 2, -1, 0, -1, 2};
+  std::copy(values, values + 9, matrix.data.begin());
+  CHECK_CLOSE(SmallestEigenvalue(matrix), 2.0 - std::sqrt(2.0), 1e-14);
+}
+
+}  // namespace
+}  // namespace mtl_keras
+
+int main() {
+  mtl_keras::TestOptimalityConditions();
+  mtl_keras::TestDegenerateInputStaysFinite();
+  mtl_keras::TestSmallestEigenvalue();
+  std::printf("solvers: all as expected\n");
+}

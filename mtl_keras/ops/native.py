@@ -1,0 +1,146 @@
+"""The compiled ops: where they are, and whether to use them.
+
+The C++ kernels run on the CPU. XLA cannot compile them and a GPU has none, so the
+TensorFlow versions serve there, and where no library was built.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.ops import control_flow_util
+
+IMPLEMENTATIONS = ("auto", "native", "tensorflow")
+
+_FILE = "libmtl_keras_ops.so"
+_ENVIRONMENT = "MTL_KERAS_OPS"
+_log = logging.getLogger("mtl_keras")
+
+
+class _Choice:
+    """What is asked for; one for all threads, as replicas are traced in several."""
+
+    name = os.environ.get(_ENVIRONMENT, "auto")
+
+
+def native_available() -> bool:
+    """Whether the compiled ops are there and fit the TensorFlow that runs."""
+    return _library() is not None
+
+
+def native_in_use() -> bool:
+    """Whether ops called here and now run in C++."""
+    return in_use() is not None
+
+
+@contextlib.contextmanager
+def implementation(name: str) -> Iterator[None]:
+    """Chooses the implementation of the ops called, or traced, in its context.
+
+    A traced `tf.function` keeps the implementation it was traced with. The
+    environment variable `MTL_KERAS_OPS` chooses for a whole process.
+
+    Args:
+        name: `"native"` (C++; fails under XLA), `"tensorflow"`, or `"auto"`: C++
+            outside XLA where no GPU is visible.
+
+    Raises:
+        ValueError: For another name.
+        RuntimeError: For `"native"` without the compiled ops.
+    """
+    _check(name)
+    before = _Choice.name
+    _Choice.name = name
+    try:
+        yield
+    finally:
+        _Choice.name = before
+
+
+def in_use() -> Any | None:
+    """Returns the module of compiled ops, or None to use the TensorFlow versions."""
+    if _Choice.name == "tensorflow":
+        return None
+    if _Choice.name != "auto":
+        _check(_Choice.name)
+        return _library()
+    if tf.config.get_visible_devices("GPU") or _in_xla():
+        return None
+    return _library()
+
+
+def _check(name: str) -> None:
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"Expected an implementation of the ops in {IMPLEMENTATIONS}. "
+            f"Received: {name!r}."
+        )
+    if name == "native" and _library() is None:
+        raise RuntimeError("The compiled ops are not available: see the log.")
+
+
+def _in_xla() -> bool:
+    """Whether a function with `jit_compile=True` is being traced.
+
+    TensorFlow has no public way to ask. Which function compiles is written on the
+    graphs around the present one.
+    """
+    if tf.executing_eagerly():
+        return False
+    graph = tf.compat.v1.get_default_graph()
+    return control_flow_util.GraphOrParentsInXlaContext(graph)
+
+
+@functools.cache
+def _library() -> Any | None:
+    """Loads the library, once; says in one line why it cannot."""
+    path = _find()
+    if path is None:
+        _log.info("No compiled ops in this installation: using TensorFlow's own.")
+        return None
+    built_for = _built_for(path)
+    if built_for is None or _minor(built_for) != _minor(tf.__version__):
+        _log.warning(
+            "The compiled ops were built for TensorFlow %s, not %s: using "
+            "TensorFlow's own. Reinstall mtl_keras to build them anew.",
+            built_for,
+            tf.__version__,
+        )
+        return None
+    try:
+        return tf.load_op_library(str(path))
+    except (tf.errors.OpError, OSError) as error:
+        _log.warning(
+            "The compiled ops cannot be loaded (%s): using TensorFlow's own.", error
+        )
+        return None
+
+
+def _find() -> pathlib.Path | None:
+    # In an editable installation sources and library lie in different folders.
+    import mtl_keras.ops
+
+    for folder in mtl_keras.ops.__path__:
+        path = pathlib.Path(folder) / _FILE
+        if path.exists():
+            return path
+    return None
+
+
+def _built_for(path: pathlib.Path) -> str | None:
+    found = re.search(
+        rb"mtl_keras ops built for TensorFlow ([\w.+-]+)", path.read_bytes()
+    )
+    return found.group(1).decode() if found else None
+
+
+def _minor(version: str) -> list[str]:
+    return version.split(".")[:2]

@@ -1,0 +1,397 @@
+"""The compiled ops against the TensorFlow versions, and on input that is malformed."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mtl_keras import ops
+from mtl_keras.ops import native, solvers
+
+pytestmark = pytest.mark.skipif(
+    not ops.native_available(), reason="no compiled ops in this installation"
+)
+
+
+def both(call):
+    results = []
+    for name in ("native", "tensorflow"):
+        with ops.implementation(name):
+            results.append(call())
+    return results
+
+
+def orders_of(num_tasks):
+    return solvers.random_orders(num_tasks, [3, 4])
+
+
+SOLVERS = {
+    "min_norm": solvers.min_norm,
+    "upgrad": solvers.upgrad,
+    "upgrad_exact": functools.partial(solvers.upgrad, reg_eps=0.0),
+    "dualproj": solvers.dualproj,
+    "cagrad": solvers.cagrad,
+    "cagrad_none": functools.partial(solvers.cagrad, c=0.0),
+    "nash": solvers.power_root,
+    "fairgrad": functools.partial(solvers.power_root, alpha=2.0),
+    "power_root": functools.partial(solvers.power_root, alpha=0.7),
+    "pcgrad": lambda g: solvers.pcgrad(g, orders_of(g.shape[0])),
+    "gradvac": lambda g: solvers.gradvac(
+        g, tf.fill(g.shape, tf.constant(0.3, tf.float64)), orders_of(g.shape[0]), 0.1
+    ),
+    "dual_cone": lambda g: solvers.dual_cone(g, tf.eye(g.shape[0], dtype=tf.float64)),
+}
+
+
+def rows_of(kind, num_tasks, seed):
+    rng = np.random.default_rng(1000 * num_tasks + seed)
+    rows = rng.normal(size=(num_tasks, 2 * num_tasks + 3))
+    if kind == "conflict":
+        rows -= 0.95 * rows.mean(axis=0)
+    if kind == "scales":
+        rows *= 10.0 ** rng.uniform(-4, 4, size=(num_tasks, 1))
+    if kind == "nearly dependent":
+        rows[-1] = rows[0] + 1e-4 * rows[-1]
+    if kind == "absent":
+        rows[num_tasks // 2] = 0.0
+    if kind == "tiny":
+        rows *= 1e-9
+    return rows
+
+
+@functools.cache
+def traced(name, which):
+    # Tracing chooses the implementation, once per number of tasks.
+    function = tf.function(SOLVERS[name], autograph=False)
+
+    def call(gram):
+        with ops.implementation(which):
+            return function(tf.constant(gram))
+
+    return call
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize(
+    "kind", ["plain", "conflict", "scales", "nearly dependent", "absent", "tiny"]
+)
+def test_solvers_agree(name, kind):
+    for num_tasks in (3, 8):
+        for seed in range(5):
+            rows = rows_of(kind, num_tasks, seed)
+            gram = rows @ rows.T
+            *compiled, first = traced(name, "native")(gram)
+            *composed, second = traced(name, "tensorflow")(gram)
+            assert bool(first) == bool(second)
+            for a, b in zip(compiled, composed, strict=True):
+                scale = np.abs(b).max(initial=1e-300)
+                # What an ill-conditioned matrix makes of rounding errors.
+                slack = 1e-6 if kind == "nearly dependent" else 1e-9
+                np.testing.assert_allclose(a, b, rtol=slack, atol=slack * scale)
+
+
+def degenerate():
+    rng = np.random.default_rng(5)
+    rows = rng.normal(size=(5, 11))
+    yield "stationary", np.vstack([rows[:4], -rows[:4].sum(axis=0)])
+    yield "rank deficient", rng.normal(size=(5, 2)) @ rng.normal(size=(2, 11))
+    yield "duplicates", rows[[0, 1, 1, 1, 2]]
+    yield "all the same", rows[[0] * 5]
+    yield "opposite", np.vstack([rows[:3], -rows[:2]])
+    yield "one zero", rows * [[1], [0], [1], [1], [1]]
+    yield "all zero", rows * 0.0
+    yield "scaled", rows * 10.0 ** np.array((-12, 0, 12, 0, 0))[:, None]
+    yield "underflow", rows * 1e-200
+    yield "huge", rows * 1e150
+    yield "infinite", rows * [[np.inf], [1], [1], [1], [1]]
+    yield "not a number", rows * [[np.nan], [1], [1], [1], [1]]
+
+
+@pytest.mark.parametrize("name", [n for n in SOLVERS if n != "dual_cone"])
+def test_solvers_agree_on_degenerate_gradients(name):
+    for what, rows in degenerate():
+        with np.errstate(all="ignore"):
+            gram = rows @ rows.T
+        compiled, *_, first = traced(name, "native")(gram)
+        composed, *_, second = traced(name, "tensorflow")(gram)
+        assert bool(first) == bool(second), what
+        assert np.isfinite(compiled).all(), what
+        if not first:
+            np.testing.assert_array_equal(compiled, composed, what)
+            continue
+        # Weights of dependent gradients are not unique; the update is, down to the
+        # square root of rounding where its length is what is minimised.
+        one, other = compiled.numpy() @ rows, composed.numpy() @ rows
+        parts = np.abs(composed.numpy()) @ np.linalg.norm(rows, axis=1)
+        assert np.linalg.norm(one - other) <= 1e-6 * parts, what
+
+
+SHAPES = [(), (5,), (300, 7), (1,), (0, 3), (40_000,)]
+
+
+def gradients_of(dtypes, missing=0.2, seed=0):
+    rng = np.random.default_rng(seed)
+    return [
+        [
+            None
+            if rng.uniform() < missing
+            else tf.cast(tf.constant(rng.normal(size=shape)), dtype)
+            for shape in SHAPES
+        ]
+        for dtype in dtypes
+    ]
+
+
+@pytest.mark.parametrize(
+    "dtypes",
+    [
+        ["float32"] * 5,
+        ["float64"] * 3,
+        ["float16"] * 4,
+        ["bfloat16"] * 2,
+        ["float32", "float64", "float32"],
+    ],
+    ids=lambda dtypes: "-".join(sorted(set(dtypes))),
+)
+def test_dense_gramian_and_combination_agree(dtypes):
+    gradients = gradients_of(dtypes)
+    compiled, composed = both(lambda: ops.gramian(gradients))
+    scale = np.sqrt(np.outer(np.diag(composed), np.diag(composed)))
+    np.testing.assert_allclose(compiled / scale, composed / scale, atol=1e-12)
+
+    weights = np.random.default_rng(1).normal(size=len(dtypes))
+    narrow = {"float16": 2e-3, "bfloat16": 2e-2}.get(dtypes[0], 1e-6)
+    for a, b in zip(*both(lambda: ops.combine(weights, gradients)), strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert a.dtype == b.dtype
+            a, b = tf.cast(a, tf.float64), tf.cast(b, tf.float64)
+            np.testing.assert_allclose(a, b, rtol=narrow, atol=narrow)
+
+
+@pytest.mark.parametrize("index_dtype", ["int32", "int64"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_sparse_gramian_and_combination_agree(index_dtype, dtype):
+    rng = np.random.default_rng(0)
+
+    def sparse(rows):
+        return tf.IndexedSlices(
+            tf.constant(rng.normal(size=(rows, 3, 5)), dtype),
+            tf.constant(rng.integers(0, 50, rows), index_dtype),
+            tf.constant([50, 3, 5], index_dtype),
+        )
+
+    def dense():
+        return tf.constant(rng.normal(size=(50, 3, 5)), dtype)
+
+    gradients = [
+        [sparse(70), dense(), sparse(10)],
+        [sparse(0), dense(), dense()],
+        [sparse(700), None, None],
+        [None, None, sparse(30)],
+    ]
+    compiled, composed = both(lambda: ops.gramian(gradients))
+    np.testing.assert_allclose(compiled, composed, rtol=1e-9, atol=1e-9)
+    one, other = both(lambda: ops.combine([0.5, 1.0, -2.0, 3.0], gradients))
+    assert len(np.unique(one[0].indices)) == len(one[0].indices)
+    for a, b in zip(one, other, strict=True):
+        assert isinstance(a, tf.IndexedSlices) == isinstance(b, tf.IndexedSlices)
+        a = tf.cast(tf.convert_to_tensor(a), tf.float32)
+        b = tf.cast(tf.convert_to_tensor(b), tf.float32)
+        slack = 1e-5 if dtype == "float32" else 0.1
+        np.testing.assert_allclose(a, b, rtol=slack, atol=slack)
+
+
+def test_compiled_under_xla_all_the_same():
+    gradients = gradients_of(["float32"] * 3, missing=0.0)
+
+    def step():
+        assert ops.native_in_use() is not xla
+        weights, _ = solvers.upgrad(ops.gramian(gradients))
+        return ops.combine(weights, gradients)
+
+    results = []
+    for xla in (False, True):
+        results.append(tf.function(step, jit_compile=xla, autograph=False)())
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+_COUNT_THREADS = """
+import sys
+import numpy as np, tensorflow as tf
+tf.config.threading.set_intra_op_parallelism_threads(int(sys.argv[1]))
+from mtl_keras import ops
+rng = np.random.default_rng(0)
+rows = [[tf.constant(rng.normal(size=n), tf.float32) for n in (3, 400_000, 77_777)]
+        for _ in range(5)]
+for row in rows:
+    row.append(tf.IndexedSlices(tf.constant(rng.normal(size=(5000, 9)), tf.float32),
+                                tf.constant(rng.integers(0, 3000, 5000))))
+with ops.implementation("native"):
+    print(ops.gramian(rows).numpy().tobytes().hex())
+"""
+
+
+def test_same_bits_for_any_number_of_threads():
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", _COUNT_THREADS, threads],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for threads in ("1", "5")
+    }
+    assert len(printed) == 1
+
+
+def test_a_gradient_that_is_not_finite():
+    rows = [[tf.ones(3), tf.ones(2)], [tf.ones(3), tf.constant([1.0, np.nan])]]
+    sparse = [
+        [tf.ones(2), tf.IndexedSlices(tf.ones([1, 2]), tf.constant([4]))],
+        [None, tf.IndexedSlices(tf.constant([[1.0, np.inf]]), tf.constant([4]))],
+    ]
+    for gradients in (rows, sparse):
+        for name in ("native", "tensorflow"):
+            with ops.implementation(name):
+                gram = ops.gramian(gradients)
+                assert not np.isfinite(gram).all()
+                weights, converged = solvers.min_norm(gram)
+                assert not converged
+                np.testing.assert_allclose(weights, [0.5, 0.5])
+                with pytest.raises(
+                    tf.errors.InvalidArgumentError, match="variable 1, task 1"
+                ):
+                    ops.gramian(gradients, check_finite=True)
+
+
+def test_shapes_that_turn_out_to_differ():
+    unknown = [tf.TensorSpec(None)] * 2
+
+    @tf.function(input_signature=unknown)
+    def gram(a, b):
+        return ops.gramian([[None, a], [None, b]])
+
+    @tf.function(input_signature=unknown)
+    def update(a, b):
+        return ops.combine([1.0, 1.0], [[None, a], [None, b]])[1]
+
+    @tf.function(input_signature=[*unknown, tf.TensorSpec(None, tf.int64)])
+    def sparse(a, b, ids):
+        return ops.gramian([[tf.IndexedSlices(a, ids)], [tf.IndexedSlices(b, ids)]])
+
+    error = tf.errors.InvalidArgumentError
+    for function in (gram, update):
+        with pytest.raises(error, match=r"variable 1: task 0 has \[2\].*for task 1"):
+            function(tf.ones(2), tf.ones(3))
+    ids = tf.constant([1, 2], tf.int64)
+    with pytest.raises(error, match=r"variable 0: task 0 has \[3\].*for task 1"):
+        sparse(tf.ones([2, 3]), tf.ones([2, 4]), ids)
+    with pytest.raises(error, match=r"one row of values per index.*task 1"):
+        sparse(tf.ones([2, 3]), tf.ones([1, 3]), ids)
+
+
+def test_malformed_input_is_an_error_and_never_a_crash():
+    library = native._library()
+    draw = random.Random(0)
+
+    def tensor(dtype=None):
+        shape = [draw.choice([0, 1, 2, 3, 5]) for _ in range(draw.choice([0, 1, 2, 3]))]
+        dtype = dtype or draw.choice(["float16", "bfloat16", "float32", "float64"])
+        value = draw.choice([0.0, 1.0, -1.0, 1e30, float("nan"), float("inf"), 3.0])
+        return tf.cast(tf.fill(shape, value), dtype)
+
+    def numbers():
+        return [draw.choice([-1, 0, 0, 1, 1, 2, 7]) for _ in range(draw.randrange(4))]
+
+    def places():
+        return {
+            "num_tasks": draw.choice([-1, 0, 1, 2, 3]),
+            "tasks": draw.choice([[0, 1], [0], numbers()]),
+            "variables": draw.choice([[0, 0], [0, 1], [0], numbers()]),
+            "names": draw.choice([[0], [4, 2], numbers()]),
+        }
+
+    def ids(n):
+        return [tf.cast(tensor("float32"), "int64") for _ in range(n)]
+
+    def dense():
+        library.mtl_keras_task_gramian([tensor() for _ in range(2)], **places())
+
+    def combine():
+        gradients = [tensor("float32") for _ in range(2)]
+        outs = ["float32"] * draw.choice([1, 2])
+        library.mtl_keras_combine_task_gradients(
+            tensor("float64"), gradients, Tout=outs, **places()
+        )
+
+    def sparse():
+        values = [tensor("float32") for _ in range(2)]
+        library.mtl_keras_sparse_task_gramian(values, ids(2), **places())
+
+    def combine_sparse():
+        values = [tensor("float32") for _ in range(2)]
+        count = draw.choice([1, 2])
+        library.mtl_keras_combine_sparse_task_gradients(
+            tensor("float64"),
+            values,
+            ids(2),
+            Tout=["float32"] * count,
+            V=count,
+            **places(),
+        )
+
+    def solver():
+        f, orders = "float64", tf.cast(tensor("float32"), "int32")
+        gram = draw.choice([tensor(f), tf.ones([3, 3], f)])
+        draw.choice(
+            [
+                lambda: library.mtl_keras_min_norm(gram),
+                lambda: library.mtl_keras_dual_cone(gram, tensor(f)),
+                lambda: library.mtl_keras_up_grad(gram, tensor(f), tensor(f)),
+                lambda: library.mtl_keras_dual_proj(gram, tensor(f), 1e-4),
+                lambda: library.mtl_keras_ca_grad(gram, tensor(f)),
+                lambda: library.mtl_keras_power_root(gram, tensor(f)),
+                lambda: library.mtl_keras_pc_grad(gram, orders),
+                lambda: library.mtl_keras_pc_grad(gram, [[1, 2], [0, 99], [0, 1]]),
+                lambda: library.mtl_keras_grad_vac(gram, tensor(f), orders, tensor(f)),
+            ]
+        )()
+
+    for _ in range(400):
+        for call in (dense, combine, sparse, combine_sparse, solver):
+            with contextlib.suppress(tf.errors.InvalidArgumentError, ValueError):
+                call()
+
+
+def test_choosing_the_implementation():
+    with ops.implementation("tensorflow"):
+        assert not ops.native_in_use()
+        with ops.implementation("native"):
+            assert ops.native_in_use()
+        assert not ops.native_in_use()
+    with (
+        pytest.raises(ValueError, match="implementation of the ops in"),
+        ops.implementation("fast"),
+    ):
+        pass
+
+
+def test_a_library_for_another_tensorflow_is_not_opened(tmp_path, monkeypatch, caplog):
+    content = native._find().read_bytes()
+    version = b"built for TensorFlow " + tf.__version__.encode()
+    assert version in content
+    path = tmp_path / "libmtl_keras_ops.so"
+    path.write_bytes(content.replace(version, b"built for TensorFlow 1.99.0"))
+    monkeypatch.setattr(native, "_find", lambda: path)
+    assert native._library.__wrapped__() is None
+    assert len(caplog.messages) == 1
+    assert "1.99.0" in caplog.text
