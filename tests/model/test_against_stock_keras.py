@@ -94,7 +94,7 @@ def test_equal_weighting_is_stock_keras_in_every_form_of_compile(form):
     ids=str,
 )
 def test_ways_to_run_a_step_agree_with_stock_keras(arguments):
-    _, _, expected = trained(keras.Model, "dict")
+    _, _, expected = trained(keras.Model, "dict", **arguments)
     _, _, actual = trained(mtl_keras.MultiTaskModel, "dict", **arguments)
     for name in expected:
         np.testing.assert_allclose(actual[name], expected[name], rtol=1e-3)
