@@ -27,16 +27,23 @@ lint: $(VENV)/installed-dev
 
 install: $(VENV)/installed-dev
 
-$(VENV)/installed: pyproject.toml constraints.txt
-	@echo "Installing into $(VENV): about a minute and a half, once"
+# The compiled ops are built against the TensorFlow that they will run with, in the
+# environment itself: pip's isolated build would install TensorFlow a second time.
+SOURCES := pyproject.toml constraints.txt $(wildcard CMakeLists.txt cmake/*) \
+	$(shell find csrc -type f 2>/dev/null)
+define install
+	@echo "Installing into $(VENV): a minute or two, once"
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) install --constraint constraints.txt --editable .
+	@$(PIP) install --constraint constraints.txt tensorflow scikit-build-core cmake ninja
+	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable $(1)
+endef
+
+$(VENV)/installed: $(SOURCES)
+	$(call install,.)
 	@touch $@
 
-$(VENV)/installed-dev: pyproject.toml constraints.txt
-	@echo "Installing into $(VENV): about a minute and a half, once"
-	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) install --constraint constraints.txt --editable ".[dev]"
+$(VENV)/installed-dev: $(SOURCES)
+	$(call install,".[dev]")
 	@touch $@ $(VENV)/installed
 
 clean:
