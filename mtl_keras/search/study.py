@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import sys
+import tomllib
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,11 +18,6 @@ from mtl_keras.search.space import (
     parse_dimension,
     parse_loss_weights,
 )
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 ORACLES = ("bayesian", "grid", "hyperband", "random")
 
