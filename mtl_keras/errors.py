@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class InputError(ValueError):
@@ -32,3 +33,13 @@ def unknown_name(kind: str, received: object, known: Iterable[str]) -> InputErro
         f"Unknown {kind}. {hint}Expected one of: {', '.join(options)}. "
         f"Received: {received!r}."
     )
+
+
+def check_integer(argument: str, value: Any, low: int) -> int:
+    """Returns `value`; raises `InputError` unless it is an integer >= `low`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise InputError(
+            f"Expected `{argument}` to be an integer of at least {low}. "
+            f"Received: {argument}={value!r}."
+        )
+    return value

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from mtl_keras import ops
-from mtl_keras.errors import InputError, unknown_name
+from mtl_keras.errors import InputError, check_integer, unknown_name
 
 SCALES = ("sum", "mean")
 TASK_SPECIFIC = ("own", "weighted")
@@ -425,16 +425,6 @@ def check_number(
             f"Received: {argument}={value!r}."
         )
     return float(value)
-
-
-def check_integer(argument: str, value: Any, low: int) -> int:
-    """Returns `value`; raises `InputError` unless it is an integer >= `low`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise InputError(
-            f"Expected `{argument}` to be an integer of at least {low}. "
-            f"Received: {argument}={value!r}."
-        )
-    return value
 
 
 def per_task(

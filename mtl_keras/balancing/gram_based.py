@@ -15,11 +15,10 @@ import tensorflow as tf
 from mtl_keras.balancing.base import (
     GramBalancer,
     check_choice,
-    check_integer,
     check_number,
     per_task,
 )
-from mtl_keras.errors import InputError
+from mtl_keras.errors import InputError, check_integer
 from mtl_keras.ops import solvers
 
 _register = keras.saving.register_keras_serializable(package="mtl_keras")

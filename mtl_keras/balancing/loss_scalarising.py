@@ -11,14 +11,13 @@ import tensorflow as tf
 from mtl_keras.balancing.base import (
     LossBalancer,
     LossStep,
-    check_integer,
     check_number,
     mean_weights,
     per_task,
 )
 from mtl_keras.balancing.epochs import EpochMeans
 from mtl_keras.balancing.loss_based import masked_softmax
-from mtl_keras.errors import InputError
+from mtl_keras.errors import InputError, check_integer
 
 _register = keras.saving.register_keras_serializable(package="mtl_keras")
 

@@ -17,14 +17,13 @@ import tensorflow as tf
 from mtl_keras.balancing.base import (
     GradientBalancer,
     GradientStep,
-    check_integer,
     check_number,
     mean_weights,
     per_task,
 )
 from mtl_keras.balancing.loss_based import masked_softmax
 from mtl_keras.balancing.simplex import over_present, project_to_simplex
-from mtl_keras.errors import InputError
+from mtl_keras.errors import InputError, check_integer
 
 _register = keras.saving.register_keras_serializable(package="mtl_keras")
 

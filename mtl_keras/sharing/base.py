@@ -76,13 +76,3 @@ def copy_stage(stage: keras.layers.Layer, name: str) -> keras.layers.Layer:
     """
     config = {**stage.get_config(), "name": name}
     return type(stage).from_config(config)
-
-
-def positive_integer(argument: str, value: Any) -> int:
-    """Returns `value`; raises `InputError` unless it is an integer above 0."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(
-            f"Expected `{argument}` to be an integer of at least 1. "
-            f"Received: {argument}={value!r}."
-        )
-    return value

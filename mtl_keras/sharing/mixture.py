@@ -7,7 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from mtl_keras.sharing.base import Sharing, copy_stage, positive_integer
+from mtl_keras.errors import check_integer
+from mtl_keras.sharing.base import Sharing, copy_stage
 
 _register = keras.saving.register_keras_serializable(package="mtl_keras")
 
@@ -78,7 +79,7 @@ class MMoE(Sharing):
     method = "mmoe"
 
     def __init__(self, num_experts: int = 4):
-        self.num_experts = positive_integer("num_experts", num_experts)
+        self.num_experts = check_integer("num_experts", num_experts, low=1)
 
     def connect(
         self,
