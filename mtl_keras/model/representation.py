@@ -9,6 +9,7 @@ import keras
 
 from mtl_keras.errors import InputError
 from mtl_keras.model.keras_compat import GraphNode, graph_nodes, identity_with_mask
+from mtl_keras.model.task_variables import reached_nodes
 
 
 class SplitModel(NamedTuple):
@@ -101,16 +102,8 @@ def _shared_nodes(
     nodes: Sequence[GraphNode], outputs: Mapping[str, keras.KerasTensor]
 ) -> set[int]:
     """Returns the indices of the calls that two or more outputs depend on."""
-    maker = {id(t): index for index, node in enumerate(nodes) for t in node.outputs}
     uses: dict[int, int] = {}
     for output in outputs.values():
-        reached: set[int] = set()
-        waiting = [maker[id(output)]]
-        while waiting:
-            index = waiting.pop()
-            if index not in reached:
-                reached.add(index)
-                waiting += [maker[id(t)] for t in nodes[index].inputs]
-        for index in reached:
+        for index in reached_nodes(nodes, output):
             uses[index] = uses.get(index, 0) + 1
     return {index for index, count in uses.items() if count > 1}
