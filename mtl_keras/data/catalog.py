@@ -9,6 +9,7 @@ import pathlib
 import tensorflow_datasets as tfds
 
 from mtl_keras import errors
+from mtl_keras.data.mmoe_synthetic import MmoeSynthetic
 from mtl_keras.data.multi_digits import MultiDigits
 
 
@@ -50,10 +51,21 @@ _DATA_SETS = {
             made_from=("mnist",),
         ),
         DataSet("mnist", "MNIST, handwritten digits", needs_files=True),
+        *(
+            DataSet(
+                f"mmoe_synthetic/{config.name}",
+                "Two related regression tasks, as in the MMoE paper; correlation "
+                f"{config.correlation}",
+            )
+            for config in MmoeSynthetic.BUILDER_CONFIGS
+        ),
     )
 }
 
-_ALIASES = {"multi_digits": f"multi_digits/{MultiDigits.DEFAULT_CONFIG_NAME}"}
+_ALIASES = {
+    builder.name: f"{builder.name}/{builder.DEFAULT_CONFIG_NAME}"
+    for builder in (MultiDigits, MmoeSynthetic)
+}
 
 
 def names() -> list[str]:

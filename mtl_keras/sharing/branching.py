@@ -55,6 +55,7 @@ class BranchChoice(keras.layers.Layer):
             shape=(len(self.sources),),
             initializer="zeros",
             dtype="float32",
+            autocast=False,
             name="logits",
         )
         self.step = self.add_weight(
@@ -62,6 +63,7 @@ class BranchChoice(keras.layers.Layer):
             initializer="zeros",
             dtype="float32",
             trainable=False,
+            autocast=False,
             aggregation="only_first_replica",
             name="step",
         )

@@ -52,10 +52,15 @@ class DSelectKGate(Gate):
                 -self.gamma / 100, self.gamma / 100
             ),
             dtype="float32",
+            autocast=False,
             name="bits",
         )
         self.logits = self.add_weight(
-            shape=(self.k,), initializer="zeros", dtype="float32", name="logits"
+            shape=(self.k,),
+            initializer="zeros",
+            dtype="float32",
+            autocast=False,
+            name="logits",
         )
 
     def selectors(self) -> Any:
