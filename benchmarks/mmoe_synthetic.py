@@ -74,9 +74,8 @@ def test_loss(method: str, correlation: float, seed: int, epochs: int) -> float:
     )
     model.fit(batches(*train, shuffle=seed), epochs=epochs, verbose=0, shuffle=False)
     predicted = model.predict(test[0], batch_size=TEST, verbose=0)
-    return float(
-        np.mean([(predicted[t][:, 0] - test[1][:, k]) ** 2 for k, t in enumerate(TASKS)])
-    )
+    errors = [predicted[t][:, 0] - test[1][:, k] for k, t in enumerate(TASKS)]
+    return float(np.mean(np.square(errors)))
 
 
 def draw(losses: dict[str, dict[str, list[float]]], target: pathlib.Path) -> None:

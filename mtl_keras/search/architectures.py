@@ -1,10 +1,11 @@
 """Searching a way to share together with its own arguments.
 
-| In the file                                              | Meaning                 |
-|----------------------------------------------------------|-------------------------|
-| `sharing = ["hard", "mmoe"]`                             | these, as they are      |
-| `{ class_name = "ple", search = true }`                  | its `search_space`      |
-| `{ class_name = "ple", search = { num_levels = [1, 2] }, config = {…} }` | these arguments, others fixed |
+    sharing = ["hard", "mmoe"]                                   as they are
+    sharing = { class_name = "ple", search = true }              its `search_space`
+    sharing = { class_name = "ple", search = { num_levels = [1, 2] } }
+    sharing = ["hard", { class_name = "mmoe", search = true }]   both kinds
+
+What `search` names is searched; arguments in `config` are fixed.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ application = "tiny"
 trials = 3
 epochs = 1
 """
+SHARING = "[space]\nsharing = {{ class_name = '{}', {} }}"
 
 
 def write(tmp_path, text):
@@ -100,7 +101,8 @@ def test_an_architecture_is_searched_with_its_own_arguments(tiny, tmp_path):
 sharing = [
     "hard",
     { class_name = "mmoe", search = true },
-    { class_name = "ple", search = { num_levels = [1, 2], num_task_experts = { min = 1, max = 3 } }, config = { num_shared_experts = 1 } },
+    { class_name = "ple", config = { num_shared_experts = 1 }, search = {
+        num_levels = [1, 2], num_task_experts = { min = 1, max = 3 } } },
 ]
 depth = 2
 """
@@ -139,21 +141,18 @@ depth = 2
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (HEAD + "[space]\nsharing = { class_name = 'hard', search = true }", "'hard'"),
-        (HEAD + "[space]\nsharing = { class_name = 'pel', search = true }", "'ple'"),
+        (HEAD + SHARING.format("hard", "search = true"), "'hard'"),
+        (HEAD + SHARING.format("pel", "search = true"), "'ple'"),
         (
-            HEAD
-            + "[space]\nsharing = { class_name = 'ple', serch = 1, search = true }",
+            HEAD + SHARING.format("ple", "serch = 1, search = true"),
             "'search'",
         ),
         (
-            HEAD
-            + "[space]\nsharing = { class_name = 'ple', search = { levels = [1, 2] } }",
+            HEAD + SHARING.format("ple", "search = { levels = [1, 2] }"),
             "levels",
         ),
         (
-            HEAD
-            + "[space]\nsharing = { class_name = 'mmoe', search = { num_experts = [0, 2] } }",
+            HEAD + SHARING.format("mmoe", "search = { num_experts = [0, 2] }"),
             "num_experts",
         ),
         ("[space]\nwidth = [4, 8]", "'application'"),

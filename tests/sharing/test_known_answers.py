@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from sharing_cases import (
     BACKBONES,
     TASKS,
@@ -32,7 +33,7 @@ def copy_weights(source, target):
     target.set_weights(
         [
             w.reshape(v.shape)
-            for w, v in zip(source.get_weights(), target.variables, strict=True)
+            for w, v in zip(source.get_weights(), target.get_weights(), strict=True)
         ]
     )
 
@@ -202,8 +203,6 @@ def test_dselect_k_ends_with_exactly_k_experts():
     gates = [model.get_layer(f"{task}_gate") for task in TASKS]
     optimizer = keras.optimizers.Adam(0.02)
     x, y = batch(model)
-    import tensorflow as tf
-
     bits = [v for gate in gates for v in gate.trainable_variables]
 
     @tf.function
