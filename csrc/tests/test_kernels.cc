@@ -115,7 +115,7 @@ void TestGramianAndCombination() {
       CombineTaskGradients(in_place, weights.data(), Threads(3), outs, *simd);
       for (std::size_t v = 0; v < columns.size(); ++v) {
         if (columns[v].rows.empty()) continue;
-        CHECK(std::memcmp(firsts[v].data(), out[v].data(), 4 * sizes[v]) == 0);
+        CHECK(firsts[v] == out[v]);
       }
     }
   }
