@@ -1,6 +1,6 @@
 """Times of the compiled ops against the TensorFlow versions, in one run.
 
-    python benchmarks/ops.py [solvers] [dense] [sparse] [memory]
+    python benchmarks/ops.py [solvers | solvers=T,...] [dense] [sparse] [memory]
 
 Alternatives take turns, so that a slow minute of the machine hits all of them.
 Writes benchmarks/results/ops.json and prints the tables of docs/ops.md. Needs a C++
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import multiprocessing
 import os
 import pathlib
 import platform
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -111,9 +112,9 @@ def less(times: Times, idle: Times) -> Times:
     return {key: max(value - idle["median"], 0.0) for key, value in times.items()}
 
 
-def bench_solvers() -> list[dict]:
+def bench_solvers(tasks: Sequence[int] = (2, 4, 8, 16, 32, 64)) -> list[dict]:
     rows = []
-    for num_tasks in (2, 4, 8, 16, 32, 64):
+    for num_tasks in tasks:
         slow = 10 if num_tasks < 32 else 2
         for name, solve in SOLVERS.items():
             native = solver_loop(solve, num_tasks, "native", LOOP)
@@ -228,16 +229,17 @@ def sparse_gradients(rows: int) -> list[list[tf.IndexedSlices]]:
     return [[tf.IndexedSlices(values(), ids, shape)] for _ in range(num_tasks)]
 
 
-def sparse_way(densify: bool):
-    """Returns a graph from sparse gradients to Gram matrix and combination."""
+def sparse_way(gradients: list[list[tf.IndexedSlices]], densify: bool):
+    """Returns a graph from captured gradients to Gram matrix and combination."""
 
     @tf.function(autograph=False)
-    def function(gradients):
+    def function():
+        given = gradients
         if densify:
-            gradients = [[tf.convert_to_tensor(g) for g in row] for row in gradients]
+            given = [[tf.convert_to_tensor(g) for g in row] for row in given]
         weights = tf.constant([0.1, 0.2, 0.3, 0.4], tf.float64)
-        (update,) = ops.combine(weights, gradients)
-        return ops.gramian(gradients), update
+        (update,) = ops.combine(weights, given)
+        return ops.gramian(given), update
 
     return function
 
@@ -246,11 +248,11 @@ def bench_sparse() -> dict:
     gradients = sparse_gradients(1_000_000)
 
     def run(densify, which):
-        function = sparse_way(densify)
+        function = sparse_way(gradients, densify)
 
         def call():
             with ops.implementation(which):
-                return function(gradients)[0].numpy()
+                return function()[0].numpy()
 
         return call
 
@@ -280,28 +282,39 @@ def memory_of(call: Callable[[], object]) -> float:
     return status("VmHWM") - before
 
 
-def bench_memory() -> dict:
-    """Peak memory beyond the gradients, MB; functions are traced beforehand."""
-    found: dict[str, dict[str, float]] = {"dense": {}, "sparse": {}}
+def dense_memory(name: str) -> float:
     weights = tf.random.normal([8], dtype=tf.float64)
-    vectors = [[tf.TensorSpec([None])] * VARIABLES] * 8
-    for name, way in dense_ways().items():
-        which = "tensorflow" if name == "tensorflow" else "native"
-        signature = [vectors, tf.TensorSpec([8], tf.float64)]
-        function = tf.function(way, input_signature=signature, autograph=False)
-        with ops.implementation(which):
-            function([[tf.ones([2])] * VARIABLES] * 8, weights)
-        gradients = dense_gradients(8)
-        found["dense"][name] = memory_of(lambda: function(gradients, weights))
+    signature = [
+        [[tf.TensorSpec([None])] * VARIABLES] * 8,
+        tf.TensorSpec([8], "double"),
+    ]
+    function = tf.function(dense_ways()[name], signature, autograph=False)
+    with ops.implementation("tensorflow" if name == "tensorflow" else "native"):
+        function([[tf.ones([2])] * VARIABLES] * 8, weights)
+    gradients = dense_gradients(8)
+    return memory_of(lambda: function(gradients, weights))
+
+
+def sparse_memory(rows: int, densify: bool) -> float:
+    with ops.implementation("native"):
+        sparse_way(sparse_gradients(100), densify)()  # what TensorFlow sets up once
+        function = sparse_way(sparse_gradients(rows), densify)
+        function.get_concrete_function()
+    return memory_of(function)
+
+
+def bench_memory() -> dict:
+    """Peak memory beyond the gradients, MB; each in a fresh process, traced before."""
+    jobs: dict[str, tuple] = {f"dense, {n}": (dense_memory, n) for n in dense_ways()}
     for rows in (10_000, 1_000_000):
-        gradients = sparse_gradients(rows)
         for densify in (False, True):
-            function = sparse_way(densify)
-            with ops.implementation("native"):
-                function.get_concrete_function(gradients)
-            label = f"{'densified' if densify else 'native'}, {rows} rows"
-            found["sparse"][label] = memory_of(lambda: function(gradients))
-    print(found, flush=True)
+            label = f"{'densified' if densify else 'sparse'}, table of {rows}"
+            jobs[label] = (sparse_memory, rows, densify)
+    found = {}
+    for label, (function, *arguments) in jobs.items():
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            found[label] = pool.apply(function, arguments)
+        print(label, found[label], flush=True)
     return found
 
 
@@ -334,22 +347,28 @@ def tables(results: dict) -> str:
             lines.append(f"| {name} | {cell(times, 1e3)} |")
     if "memory" in results:
         lines += ["", "| what | MB |", "|---|---|"]
-        for kind, figures in results["memory"].items():
-            lines += [f"| {kind}, {n} | {mb:.0f} |" for n, mb in figures.items()]
+        lines += [f"| {what} | {mb:.0f} |" for what, mb in results["memory"].items()]
     return "\n".join(lines)
 
 
 def main() -> None:
     """Runs the parts named on the command line, or all."""
-    parts = {
+    parts: dict[str, Callable] = {
         "memory": bench_memory,
         "sparse": bench_sparse,
         "dense": bench_dense,
         "solvers": bench_solvers,
     }
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    for name in sys.argv[1:] or parts:
-        results[name] = parts[name]()
+    for argument in sys.argv[1:] or parts:
+        name, _, numbers = argument.partition("=")
+        if numbers:
+            tasks = [int(n) for n in numbers.split(",")]
+            kept = [row for row in results.get(name, []) if row["tasks"] not in tasks]
+            rows = [*kept, *parts[name](tasks)]
+            results[name] = sorted(rows, key=lambda row: row["tasks"])
+        else:
+            results[name] = parts[name]()
     results |= {
         "command": "python benchmarks/ops.py",
         "unit": "microseconds: median, quartiles and least over rounds; memory in MB",

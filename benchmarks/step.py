@@ -38,7 +38,7 @@ import mtl_keras
 from mtl_keras import balancing
 from mtl_keras.balancing.base import GramBalancer
 
-BATCH, SECONDS = 256, float(os.environ.get("S","70"))
+BATCH, SECONDS = 256, float(os.environ.get("S", "70"))
 RESULTS = pathlib.Path(__file__).parent / "results" / "step.json"
 REPRESENTATION = "representation"
 
@@ -50,7 +50,8 @@ class Floor(keras.Model):
         super().__init__(inputs, outputs, **kwargs)
         self._task_names = sorted(outputs)
         self._loss_of = {
-            task: keras.losses.SparseCategoricalCrossentropy() for task in self._task_names
+            task: keras.losses.SparseCategoricalCrossentropy()
+            for task in self._task_names
         }
         self._trackers = {
             name: keras.metrics.Mean(name) for name in ["loss", *self._task_names]

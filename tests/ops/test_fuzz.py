@@ -178,9 +178,7 @@ def test_errors_of_the_public_ops_name_task_and_variable(data):
             row[bad_variable] = tf.IndexedSlices(row[bad_variable], tf.range(4))
     with (
         ops.implementation("native"),
-        pytest.raises(
-            ERRORS, match=rf"variable {bad_variable}\b.* task {bad_task}\b"
-        ),
+        pytest.raises(ERRORS, match=rf"variable {bad_variable}\b.* task {bad_task}\b"),
     ):
         ops.gramian(rows, check_finite=True)
 
