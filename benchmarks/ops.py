@@ -10,6 +10,7 @@ compiler for the comparison with plain memory traffic.
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import multiprocessing
 import os
@@ -177,7 +178,9 @@ def bench_dense() -> list[dict]:
         # Captured by the graph: as arguments, Python's part would be milliseconds.
         # Tensors of this size are captured as inputs, so that nothing is folded.
         graphs = {
-            name: tf.function(lambda way=way: way(gradients, weights), autograph=False)
+            name: tf.function(
+                functools.partial(way, gradients, weights), autograph=False
+            )
             for name, way in dense_ways().items()
         }
 
@@ -284,10 +287,8 @@ def memory_of(call: Callable[[], object]) -> float:
 
 def dense_memory(name: str) -> float:
     weights = tf.random.normal([8], dtype=tf.float64)
-    signature = [
-        [[tf.TensorSpec([None])] * VARIABLES] * 8,
-        tf.TensorSpec([8], "double"),
-    ]
+    specs = [[tf.TensorSpec([None])] * VARIABLES] * 8
+    signature = [specs, tf.TensorSpec([8], tf.float64)]
     function = tf.function(dense_ways()[name], signature, autograph=False)
     with ops.implementation("tensorflow" if name == "tensorflow" else "native"):
         function([[tf.ones([2])] * VARIABLES] * 8, weights)

@@ -38,7 +38,7 @@ import mtl_keras
 from mtl_keras import balancing
 from mtl_keras.balancing.base import GramBalancer
 
-BATCH, SECONDS = 256, float(os.environ.get("S", "70"))
+BATCH, SECONDS = 256, 60.0
 RESULTS = pathlib.Path(__file__).parent / "results" / "step.json"
 REPRESENTATION = "representation"
 

@@ -72,8 +72,7 @@ def attempt(call):
     """Returns the result, or None after one of the errors that are allowed."""
     try:
         return call()
-    except ERRORS as error:
-        assert len(str(error)) > 20
+    except ERRORS:
         return None
 
 
