@@ -102,6 +102,21 @@ void TestGramianAndCombination() {
           CHECK_CLOSE(out[v][k], sum, 1e-5);
         }
       }
+      // In place of each column's first gradient.
+      std::vector<std::vector<float>> firsts;
+      std::vector<Column> in_place = columns;
+      for (std::size_t v = 0; v < columns.size(); ++v) {
+        const bool any = !columns[v].rows.empty();
+        const float* row = any ? static_cast<const float*>(columns[v].rows[0]) : nullptr;
+        firsts.emplace_back(row, row + (any ? sizes[v] : 0));
+        outs[v] = firsts.back().data();
+        if (any) in_place[v].rows[0] = outs[v];
+      }
+      CombineTaskGradients(in_place, weights.data(), Threads(3), outs, *simd);
+      for (std::size_t v = 0; v < columns.size(); ++v) {
+        if (columns[v].rows.empty()) continue;
+        CHECK(firsts[v] == out[v]);
+      }
     }
   }
 }
