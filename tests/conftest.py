@@ -13,13 +13,15 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _seeded():
-    keras.utils.clear_session()
+    # Without the garbage collection, which takes seconds beside many traced graphs.
+    keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(1234)
 
 
 def pytest_configure(config):
     """Two logical CPU devices, which must be set before TensorFlow starts."""
     import tensorflow as tf
+    import gc; gc.collect(); gc.freeze()
 
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(

@@ -33,7 +33,7 @@ def digits(tmp_path_factory):
 
 
 def build(name, policy="float32", **compile_config):
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(3)
     keras.config.set_dtype_policy(policy)
     try:
