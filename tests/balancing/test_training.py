@@ -137,22 +137,12 @@ def replica_cases():
         )
 
 
-def mirrored(devices):
-    # Collectives of several strategies in one process are taken for one another.
-    return tf.distribute.MirroredStrategy(
-        devices, cross_device_ops=tf.distribute.ReductionToOneDevice()
-    )
-
-
 @pytest.mark.parametrize("method", replica_cases())
-def test_two_replicas_are_one_device(method, two_cpus):
+def test_two_replicas_are_one_device(method, mirrored):
     x, y = data()
     # The halves of the batch have every other sample, on each replica as on one.
     models = []
-    for strategy in (
-        tf.distribute.get_strategy(),
-        mirrored(two_cpus),
-    ):
+    for strategy in (tf.distribute.get_strategy(), mirrored):
         with strategy.scope():
             keras.utils.set_random_seed(21)
             inputs = keras.Input((6,))

@@ -7,7 +7,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_training import mirrored
 
 from mtl_keras import applications, balancing, data
 from mtl_keras.data import MultiDigits
@@ -107,9 +106,9 @@ def test_loss_falls_with_a_task_absent_from_half_of_the_batches(name, few):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_two_replicas_are_one_device(name, few, two_cpus):
+def test_two_replicas_are_one_device(name, few, mirrored):
     results = []
-    for strategy in (tf.distribute.get_strategy(), mirrored(two_cpus)):
+    for strategy in (tf.distribute.get_strategy(), mirrored):
         with strategy.scope():
             # Rounding errors do not grow under SGD as Adam's of small gradients do.
             model = build(name, keras.optimizers.SGD(0.01))
