@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 SOURCE_WORDS, TARGET_WORDS = 16_000, 10_000
 _BUCKETS = 1_000
-_TRAINED_TOKENS = 200
 _DROPOUT = 0.2
 
 _TASKS = (
@@ -114,8 +113,8 @@ class Text(Application):
     ) -> tf.data.Dataset:
         """See `Application.load`; `limit` holds for each data set.
 
-        Long training texts are cut to 200 tokens: of a review the first and last
-        hundred, of a context those around the answer.
+        Long training texts are cut: of a review the first and last hundred tokens
+        are kept, of a context 150 around the answer.
         """
         streams = self.streams(
             split, data=data, tasks=tasks, limit=limit, data_dir=data_dir
@@ -152,7 +151,7 @@ class Text(Application):
                 source,
                 split,
                 limit=limit,
-                crop=_TRAINED_TOKENS if split == "train" else None,
+                crop=split == "train",
                 data_dir=data_dir,
             )
             for task, source in sources.chosen(
@@ -180,18 +179,19 @@ class Text(Application):
         known = _vocabularies(
             data or self.default_data, tuple(tasks), _as_text(data_dir)
         )
-        units = stages[0].compute_output_shape((None, None, 1))[-1]
+        # The backbones give features twice as wide as their width.
+        width = stages[-1].compute_output_shape((None, None, 2))[-1] // 2
         words, kinds = QuestionAndText(sources.POSITIONS, name="tokens")(
             [inputs["text"], inputs["question"]]
         )
         lookup = vocabulary.source_lookup(known[0], _BUCKETS)
-        x = TokenEmbedding(lookup.vocabulary_size(), units, name="embedding")(
+        x = TokenEmbedding(lookup.vocabulary_size(), width, name="embedding")(
             [lookup(words), kinds]
         )
         x = keras.layers.Dropout(_DROPOUT, name="embedding_dropout")(x)
         features = share(x, stages=stages, tasks=list(tasks))
         return {
-            name: self._head(name, features[name], kinds, inputs, known[1], units)
+            name: self._head(name, features[name], kinds, inputs, known[1], width)
             for name in tasks
         }
 
@@ -202,18 +202,20 @@ class Text(Application):
         kinds: keras.KerasTensor,
         inputs: Mapping[str, keras.KerasTensor],
         target_words: list[str],
-        units: int,
+        width: int,
     ) -> keras.KerasTensor:
         if task == "sentiment":
             pooled = MeanAndMaximum(name="sentiment_pooling")([features, kinds])
-            return heads.probability(pooled, name=task, hidden=units, dropout=_DROPOUT)
+            return heads.probability(
+                pooled, name=task, hidden=2 * width, dropout=_DROPOUT
+            )
         if task == "answer":
             return SpanProbabilities(
-                units, sources.POSITIONS, _DROPOUT, dtype="float32", name=task
+                2 * width, sources.POSITIONS, _DROPOUT, dtype="float32", name=task
             )([features, kinds])
         lookup = vocabulary.target_lookup(target_words)
         ids = lookup(TargetTokens(name="target_tokens")(inputs["target"]))
-        decoder = Decoder(lookup.vocabulary_size(), units, _DROPOUT, name=task)
+        decoder = Decoder(lookup.vocabulary_size(), width, _DROPOUT, name=task)
         return decoder([features, kinds, ids])
 
     def serving_model(self, model: keras.Model) -> keras.Model:
