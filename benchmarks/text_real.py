@@ -46,9 +46,9 @@ RESULTS = pathlib.Path(__file__).parent / "results" / "text_real.json"
 
 def compiled(tasks: list[str], steps: int) -> keras.Model:
     """Returns a new model of these tasks."""
-    application = applications.get("text")
+    application = applications.get("text").for_data(DATA)
     keras.utils.set_random_seed(SEED)
-    model = application.build(width=WIDTH, tasks=tasks, data=DATA)
+    model = application.build(width=WIDTH, tasks=tasks)
     decay = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, steps)
     model.compile(
         keras.optimizers.Adam(decay, global_clipnorm=1.0),
@@ -65,7 +65,7 @@ def trained(tasks: list[str], work: pathlib.Path) -> tuple[keras.Model, dict]:
     ratio = {task: ROUND[task] for task in tasks}
     steps = ROUNDS * sum(ratio.values())
     mixture = data.mix(
-        applications.get("text").streams("train", data=DATA, tasks=tasks),
+        applications.get("text").for_data(DATA).streams("train", tasks=tasks),
         batch_size=BATCH,
         by="ratio",
         ratio=ratio,
@@ -99,11 +99,11 @@ def trained(tasks: list[str], work: pathlib.Path) -> tuple[keras.Model, dict]:
 
 def scored(model: keras.Model, tasks: list[str]) -> dict[str, dict[str, float]]:
     """Returns all metrics on the test splits."""
-    application = applications.get("text")
-    test = application.load("test", data=DATA, batch_size=BATCH, tasks=tasks)
+    application = applications.get("text").for_data(DATA)
+    test = application.load("test", batch_size=BATCH, tasks=tasks)
     logs = model.evaluate(test, verbose=0, return_dict=True)
     metrics = by_task(logs, metric_names(application, tasks))
-    texts = application.measure(model, "test", data=DATA, tasks=tasks, batch_size=BATCH)
+    texts = application.measure(model, "test", tasks=tasks, batch_size=BATCH)
     for task, values in texts.items():
         metrics[task].update(values)
     return metrics

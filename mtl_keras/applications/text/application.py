@@ -36,7 +36,8 @@ SOURCE_WORDS, TARGET_WORDS = 16_000, 10_000
 _BUCKETS = 1_000
 _DROPOUT = 0.2
 
-_TASKS = (
+_BACKBONES = {"rnn": sequence_rnn, "mlp": sequence_mlp, "transformer": transformer}
+_ALL_TASKS = (
     Task(
         "sentiment",
         kind="binary",
@@ -62,6 +63,7 @@ _TASKS = (
         objective="token_accuracy",
     ),
 )
+_TASKS = {task.name: task for task in _ALL_TASKS}
 
 
 class Text(Application):
@@ -78,12 +80,16 @@ class Text(Application):
     The model reads raw strings: `text`, `question` (empty where nothing is asked)
     and, for training and scoring only, `target`, the reference translation.
     `serving_model` gives the model that needs no reference and answers in strings.
+
+    Args:
+        data: As above; its training splits give the vocabularies.
+        data_dir: Folder of prepared data; `None` for the default one.
     """
 
     name = "text"
     default_data = sources.DEFAULT
-    backbones = ("rnn", "mlp", "transformer")
-    tasks = {task.name: task for task in _TASKS}  # noqa: RUF012
+    backbones = tuple(_BACKBONES)
+    tasks = _TASKS
     defaults = TrainingDefaults(
         epochs=5,
         batch_size=64,
@@ -93,11 +99,22 @@ class Text(Application):
         width=48,
         depth=1,
     )
-    stages = {  # noqa: RUF012
-        "rnn": sequence_rnn,
-        "mlp": sequence_mlp,
-        "transformer": transformer,
-    }
+
+    def __init__(
+        self, data: str | None = None, data_dir: str | os.PathLike | None = None
+    ):
+        self.data = data or self.data
+        self.data_dir = data_dir
+        # A model has the tasks that its data sets label.
+        self.tasks = {name: _TASKS[name] for name in sources.find(self.data)}
+
+    def for_data(self, data: str | None) -> Text:
+        """See `Application.for_data`: with the tasks that the data sets label."""
+        return Text(data, self.data_dir)
+
+    def stages(self, backbone: str, width: int, depth: int) -> list[keras.layers.Layer]:
+        """See `Application.stages`; each reads and gives a sequence."""
+        return _BACKBONES[backbone](width, depth)
 
     def load(
         self,
@@ -152,10 +169,10 @@ class Text(Application):
                 split,
                 limit=limit,
                 crop=split == "train",
-                data_dir=data_dir,
+                data_dir=data_dir or self.data_dir,
             )
             for task, source in sources.chosen(
-                data or self.default_data, self.select(tasks)
+                data or self.data, self.select(tasks)
             ).items()
         }
 
@@ -172,13 +189,9 @@ class Text(Application):
         stages: Sequence[keras.layers.Layer],
         share: Sharing,
         tasks: Mapping[str, Task],
-        data: str | None,
-        data_dir: str | os.PathLike | None,
     ) -> dict[str, keras.KerasTensor]:
         """See `Application.connect`: learns the vocabularies from the data."""
-        known = _vocabularies(
-            data or self.default_data, tuple(tasks), _as_text(data_dir)
-        )
+        known = _vocabularies(self.data, tuple(tasks), _as_text(self.data_dir))
         # The backbones give features twice as wide as their width.
         width = stages[-1].compute_output_shape((None, None, 2))[-1] // 2
         words, kinds = QuestionAndText(sources.POSITIONS, name="tokens")(
@@ -260,9 +273,13 @@ class Text(Application):
         Of `answer` SQuAD's `exact_match` and `f1`, from 0 to 1; of `translation`
         `bleu`, from 0 to 100, after beam search.
         """
-        chosen = sources.chosen(data or self.default_data, self.select(tasks))
+        chosen = sources.chosen(data or self.data, self.select(tasks))
         return scoring.score(
-            self.serving_model(model), chosen, split, batch_size, data_dir
+            self.serving_model(model),
+            chosen,
+            split,
+            batch_size,
+            data_dir or self.data_dir,
         )
 
 
