@@ -111,19 +111,25 @@ def scored(model: keras.Model, tasks: list[str]) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     """Trains and scores what WORK does not hold yet."""
+    groups = {"joint": list(ROUND), **{task: [task] for task in ROUND}}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=pathlib.Path, required=True)
-    work = parser.parse_args().work
-    groups = {"joint": list(ROUND), **{task: [task] for task in ROUND}}
-    models = {}
-    for name, tasks in groups.items():
-        cached = work / name / "scores.json"
-        if not cached.is_file():
-            model, spent = trained(tasks, work / name)
-            scores = {**spent, "test": scored(model, tasks)}
-            cached.write_text(json.dumps(scores))
-        models[name] = json.loads(cached.read_text())
-        write(models)
+    parser.add_argument(
+        "--models", nargs="+", choices=groups, default=list(groups), help="else all"
+    )
+    arguments = parser.parse_args()
+    for name in arguments.models:
+        folder = arguments.work / name
+        if not (folder / "scores.json").is_file():
+            model, spent = trained(groups[name], folder)
+            scores = {**spent, "test": scored(model, groups[name])}
+            (folder / "scores.json").write_text(json.dumps(scores))
+        finished = {
+            group: json.loads((arguments.work / group / "scores.json").read_text())
+            for group in groups
+            if (arguments.work / group / "scores.json").is_file()
+        }
+        write(finished)
 
 
 def write(models: dict[str, dict]) -> None:
