@@ -9,7 +9,9 @@ import pathlib
 import tensorflow_datasets as tfds
 
 from mtl_keras import errors
+from mtl_keras.data.generated_text import GeneratedText
 from mtl_keras.data.mmoe_synthetic import MmoeSynthetic
+from mtl_keras.data.multi30k import Multi30k
 from mtl_keras.data.multi_digits import MultiDigits
 
 
@@ -23,12 +25,14 @@ class DataSet:
         made_from: Data sets that have to be prepared first.
         needs_files: Whether original files are read, by this data set itself
             and not by one that it is made from.
+        files: Names of these files, where the builder knows of others as well.
     """
 
     name: str
     description: str
     made_from: tuple[str, ...] = ()
     needs_files: bool = False
+    files: tuple[str, ...] = ()
 
     @property
     def needs_downloads(self) -> bool:
@@ -59,13 +63,35 @@ _DATA_SETS = {
             )
             for config in MmoeSynthetic.BUILDER_CONFIGS
         ),
+        *(
+            DataSet(
+                f"{GeneratedText.name}/{config.name}",
+                f"Text of a small grammar: {config.name}",
+            )
+            for config in GeneratedText.BUILDER_CONFIGS
+        ),
+        DataSet("imdb_reviews", "IMDB, sentiment of film reviews", needs_files=True),
+        DataSet(
+            "squad/v1.1",
+            "SQuAD 1.1, questions about paragraphs of Wikipedia",
+            needs_files=True,
+            files=("train-v1.1.json", "dev-v1.1.json"),
+        ),
+        *(
+            DataSet(
+                f"{Multi30k.name}/{config.name}",
+                f"Multi30k, captions: {config.description.rstrip('.')}",
+                needs_files=True,
+            )
+            for config in Multi30k.BUILDER_CONFIGS
+        ),
     )
 }
 
 _ALIASES = {
-    builder.name: f"{builder.name}/{builder.DEFAULT_CONFIG_NAME}"
-    for builder in (MultiDigits, MmoeSynthetic)
-}
+    cls.name: f"{cls.name}/{cls.DEFAULT_CONFIG_NAME}"
+    for cls in (MmoeSynthetic, Multi30k, MultiDigits)
+} | {"squad": "squad/v1.1"}
 
 
 def names() -> list[str]:
