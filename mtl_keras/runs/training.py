@@ -94,7 +94,7 @@ def compiled_model(config: RunConfig, steps: int) -> keras.Model:
         assert config.tasks is not None
         weights = {task: config.loss_weights.get(task, 1.0) for task in config.tasks}
     model.compile(
-        optimizer=keras.optimizers.Adam(decay),
+        optimizer=application.optimizer(decay),
         loss=losses,
         loss_weights=weights,
         metrics=application.metrics(config.tasks),
