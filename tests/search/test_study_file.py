@@ -96,16 +96,12 @@ def test_the_hypermodel_works_with_keras_tuners_own_tuners(tiny, tmp_path):
 
 
 def test_an_architecture_is_searched_with_its_own_arguments(tiny, tmp_path):
-    text = """
-[space]
-sharing = [
-    "hard",
-    { class_name = "mmoe", search = true },
-    { class_name = "ple", config = { num_shared_experts = 1 }, search = {
-        num_levels = [1, 2], num_task_experts = { min = 1, max = 3 } } },
-]
-depth = 2
-"""
+    ple = (
+        '{ class_name = "ple", config = { num_shared_experts = 1 }, search = '
+        "{ num_levels = [1, 2], num_task_experts = { min = 1, max = 3 } } }"
+    )
+    mmoe = '{ class_name = "mmoe", search = true }'
+    text = f'[space]\ndepth = 2\nsharing = ["hard", {mmoe}, {ple}]\n'
     study = load_study(write(tmp_path, HEAD + text))
     assert study.searched == ["sharing"]
     drawn = []

@@ -309,6 +309,8 @@ PAIRS = [
 
 @pytest.mark.parametrize(("name", "method"), PAIRS)
 def test_gram_balancers_train_it(name, method):
+    if method == "krum":  # its default takes four tasks
+        method = spec("krum", n_byzantine=0)
     model = model_of(name, dense, balancing=method, run_eagerly=True)
     x, y = batch(model)
     before = [v.numpy() for v in model.trainable_variables]
