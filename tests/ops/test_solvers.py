@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import hypothesis.extra.numpy
 import numpy as np
 import pytest
 import scipy.optimize
@@ -11,6 +12,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mtl_keras import ops
 from mtl_keras.ops import solvers
 
 KINDS = ("plain", "conflict", "scales", "aligned", "tiny")
@@ -182,6 +184,22 @@ def test_power_roots(kind, num_tasks):
         np.testing.assert_allclose(gram @ weights * weights ** (1 / alpha), 1.0, 1e-8)
 
 
+@pytest.mark.parametrize("which", ["native", "tensorflow"])
+@pytest.mark.parametrize("powers", [(-12, 0, 12, 0, 0), (12, 12, 0, -12, -12)])
+def test_fair_root_of_gradients_many_decades_apart(powers, which):
+    if which == "native" and not ops.native_available():
+        pytest.skip("no compiled ops in this installation")
+    rows = np.random.default_rng(5).normal(size=(5, 11))
+    rows *= 10.0 ** np.array(powers)[:, np.newaxis]
+    gram = rows @ rows.T
+    with ops.implementation(which):
+        weights, converged = solvers.power_root(tf.constant(gram), 2.0)
+    assert converged
+    weights = weights.numpy()
+    # Most of `gram @ weights` cancels, and its rounding errors stay.
+    np.testing.assert_allclose(gram @ weights * np.sqrt(weights), 1.0, atol=1e-3)
+
+
 def test_nash_closed_form_of_two_tasks():
     rows = jacobian("scales", 2)
     norms = np.linalg.norm(rows, axis=1)
@@ -302,17 +320,42 @@ rows_strategy = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None)
-@given(rows_strategy)
+# Zero, duplicate, opposite and dependent rows, and Pareto-stationary points.
+small_integers = st.tuples(st.sampled_from([3, 5]), st.integers(1, 6)).flatmap(
+    lambda shape: hypothesis.extra.numpy.arrays(
+        "float64", shape, elements=st.integers(-3, 3)
+    )
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.one_of(rows_strategy, small_integers))
 def test_non_conflicting(rows):
     gram = rows @ rows.T
     norms = np.linalg.norm(rows, axis=1)
-    exact, _ = solvers.upgrad(gram, reg_eps=0.0)
-    projected, _ = solvers.dualproj(gram, reg_eps=0.0)
-    least, _ = compiled("min_norm")(tf.constant(gram))
-    for weights in (exact.numpy(), projected.numpy(), least.numpy()):
-        update = weights @ rows
-        assert (rows @ update / norms).min() >= -1e-9 * np.linalg.norm(update)
+    exact = solvers.upgrad(gram, reg_eps=0.0)
+    projected = solvers.dualproj(gram, reg_eps=0.0)
+    least = compiled("min_norm")(tf.constant(gram))
+    for weights, converged in (exact, projected, least):
+        assert converged or not rows.any()
+        update = weights.numpy() @ rows
+        parts = np.abs(weights) @ norms  # what the update may have cancelled from
+        assert (rows @ update >= -1e-9 * norms * parts).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(small_integers, st.sampled_from([1e-12, 1.0, 1e12]))
+@pytest.mark.parametrize("name", METHODS)
+def test_any_gradients_give_finite_weights(name, rows, scale):
+    gram = rows @ rows.T * scale**2
+    weights, converged = solve(name, rows * scale)
+    assert np.isfinite(weights).all()
+    present = np.diag(gram) > 0
+    assert (weights[~present] == 0).all()
+    assert weights.any() or not present.any()
+    if not converged:
+        count = 1.0 if name in SUM_SCALE else max(present.sum(), 1)
+        np.testing.assert_allclose(weights, present / count)
 
 
 @settings(max_examples=40, deadline=None)
