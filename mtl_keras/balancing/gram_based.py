@@ -289,7 +289,7 @@ class AlignedMTL(GramBalancer):
 
     G = VΛVᵀ without negligible eigenvalues; w = √λ V Λ^(−1/2) Vᵀ 1/T. Senushkin et
     al., "Independent Component Alignment for Multi-Task Learning", CVPR 2023, arXiv
-    2305.19000.
+    2305.19000. Where all gradients cancel, the mean, counted as a fallback.
 
     Args:
         scale_mode: Which λ: `"min"` (the paper), `"median"` or `"rmse"` (the mean).
