@@ -12,7 +12,7 @@ schedule of the learning rate. All are then scored on the official test splits: 
 test reviews (here those of the files that were prepared), SQuAD's development set, and
 test_2016_flickr. WORK keeps the models after each part of the training: started
 again, the script goes on where it stopped. Writes benchmarks/results/text_real.json
-after every finished model.
+(or `--out`) after every finished model.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from mtl_keras.runs.results import by_task, metric_names
 from mtl_keras.runs.training import versions
 
 DATA = "imdb_reviews,squad/v1.1,multi30k/de"
-BATCH, WIDTH, LEARNING_RATE, SEED = 64, 128, 2.5e-3, 0
+BATCH, WIDTH, LEARNING_RATE, SEED = 64, 128, 1e-3, 0
 ROUND = {"sentiment": 3, "answer": 4, "translation": 10}
-ROUNDS, PARTS = 150, 10
+ROUNDS, PARTS = 300, 30
 MAIN = {
     "sentiment": "accuracy",
     "answer": "f1",
@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument(
         "--models", nargs="+", choices=groups, default=list(groups), help="else all"
     )
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS)
     arguments = parser.parse_args()
     for name in arguments.models:
         folder = arguments.work / name
@@ -129,10 +130,10 @@ def main() -> None:
             for group in groups
             if (arguments.work / group / "scores.json").is_file()
         }
-        write(finished)
+        write(finished, arguments.out)
 
 
-def write(models: dict[str, dict]) -> None:
+def write(models: dict[str, dict], out: pathlib.Path) -> None:
     """Writes the results so far, with Δm once all models are there."""
     result = {
         "command": "python benchmarks/text_real.py --work WORK",
@@ -155,7 +156,7 @@ def write(models: dict[str, dict]) -> None:
         result["delta_m_percent"] = delta_m(
             main_metrics, single, dict.fromkeys(MAIN, "max")
         )
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+    out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2), flush=True)
 
 
