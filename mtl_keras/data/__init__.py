@@ -6,8 +6,25 @@ Importing this package registers the builders, so that
 
 from __future__ import annotations
 
+from mtl_keras.data.behaviour import Behaviour, BehaviourConfig
 from mtl_keras.data.catalog import Info, info, names
+from mtl_keras.data.census_income import CensusIncome
+from mtl_keras.data.movielens_history import MovielensHistory
 from mtl_keras.data.multi_digits import MultiDigits
 from mtl_keras.data.preparation import load, prepare
+from mtl_keras.data.streaming import read_table, stream
 
-__all__ = ["Info", "MultiDigits", "info", "load", "names", "prepare"]
+__all__ = [
+    "Behaviour",
+    "BehaviourConfig",
+    "CensusIncome",
+    "Info",
+    "MovielensHistory",
+    "MultiDigits",
+    "info",
+    "load",
+    "names",
+    "prepare",
+    "read_table",
+    "stream",
+]

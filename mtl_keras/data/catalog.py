@@ -9,6 +9,8 @@ import pathlib
 import tensorflow_datasets as tfds
 
 from mtl_keras import errors
+from mtl_keras.data import movielens_history
+from mtl_keras.data.behaviour import Behaviour
 from mtl_keras.data.multi_digits import MultiDigits
 
 
@@ -22,12 +24,15 @@ class DataSet:
         made_from: Data sets that have to be prepared first.
         needs_files: Whether original files are read, by this data set itself
             and not by one that it is made from.
+        files: Names of these files, where the builder knows further ones of other
+            configurations; empty for all that it knows.
     """
 
     name: str
     description: str
     made_from: tuple[str, ...] = ()
     needs_files: bool = False
+    files: tuple[str, ...] = ()
 
     @property
     def needs_downloads(self) -> bool:
@@ -50,10 +55,35 @@ _DATA_SETS = {
             made_from=("mnist",),
         ),
         DataSet("mnist", "MNIST, handwritten digits", needs_files=True),
+        *(
+            DataSet(
+                f"behaviour/{config.name}",
+                f"Generated impressions, clicks and conversions, {config.samples:,}",
+            )
+            for config in Behaviour.BUILDER_CONFIGS
+        ),
+        DataSet(
+            "census_income",
+            "UCI Census-Income (KDD), three yes-or-no questions about people",
+            needs_files=True,
+        ),
+        DataSet(
+            "movielens_history",
+            "MovieLens ratings, each with the ratings before it",
+            made_from=(movielens_history.SOURCE,),
+        ),
+        DataSet(
+            movielens_history.SOURCE,
+            "MovieLens, 100,836 ratings",
+            needs_files=True,
+            files=("ml-latest-small.zip",),
+        ),
     )
 }
 
-_ALIASES = {"multi_digits": f"multi_digits/{MultiDigits.DEFAULT_CONFIG_NAME}"}
+_ALIASES = {
+    cls.name: f"{cls.name}/{cls.DEFAULT_CONFIG_NAME}" for cls in (MultiDigits, Behaviour)
+}
 
 
 def names() -> list[str]:

@@ -8,7 +8,7 @@ import io
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import tensorflow_datasets as tfds
@@ -60,8 +60,10 @@ def prepare(
     for source in missing:
         prepare(source, downloads, root)
     builder = catalog.builder(entry.name, root)
-    files = _checked_files(builder, downloads) if entry.needs_files else None
-    _build(builder, root, files)
+    folder = None
+    if entry.needs_files:
+        folder = _checked_files(builder, downloads, entry.files)
+    _build(builder, root, folder)
 
 
 def load(
@@ -86,6 +88,12 @@ def load(
     """
     prepare(name, data_dir=data_dir)
     builder = catalog.builder(name, data_dir)
+    check_split(builder, split)
+    return builder.as_dataset(split=split, shuffle_files=False)
+
+
+def check_split(builder: tfds.core.DatasetBuilder, split: str) -> None:
+    """Raises `InputError` unless a prepared data set has this split."""
     try:
         builder.info.splits[split]
     except (KeyError, ValueError) as error:
@@ -94,17 +102,20 @@ def load(
             f"{', '.join(builder.info.splits)}, or a part of one such as "
             f"'train[:10%]'. Received: {split!r}."
         ) from error
-    return builder.as_dataset(split=split, shuffle_files=False)
 
 
 def _checked_files(
-    builder: tfds.core.DatasetBuilder, downloads: str | os.PathLike | None
+    builder: tfds.core.DatasetBuilder,
+    downloads: str | os.PathLike | None,
+    names: Sequence[str],
 ) -> pathlib.Path:
     """Returns the folder with the builder's files, each of them verified."""
     given = pathlib.Path(downloads or ".").expanduser()
     folder = given / builder.name if (given / builder.name).is_dir() else given
     for url, expected in (builder.url_infos or {}).items():
         path = folder / (expected.filename or url.rsplit("/", 1)[-1])
+        if names and path.name not in names:
+            continue
         if not path.is_file():
             raise InputError(
                 f"Expected the original file {path.name} of {builder.name!r} in "
