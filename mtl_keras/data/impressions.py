@@ -14,8 +14,8 @@ The rules, with σ the logistic function:
   `d = +1` where the item's category follows the one clicked before the last
   click, `-1` where it is the last click's own. The same clicks in another order
   give other interests.
-- **Click.** `P(click) = σ(1.4 a + 2 d - 1.4)`.
-- **Conversion.** `P(conversion | click) = σ(1.6 a + 1.2 d - price - 0.8)`, defined
+- **Click.** `P(click) = σ(1.4 a + 2 d - 2.4)`.
+- **Conversion.** `P(conversion | click) = σ(1.6 a + 1.2 d - price - 1)`, defined
   for every impression, clicked or not. Affinity drives both, so that clicked
   impressions convert more readily than others: the selection bias.
 - **Watch time** of a click is log-normal: `exp(2.5 + 0.7 a + 0.3 d + 0.5 ε)`
@@ -29,7 +29,7 @@ from collections.abc import Iterator
 import numpy as np
 
 LATENT = 8
-CATEGORIES = 12
+CATEGORIES = 8
 HISTORY = 10
 """Clicks that a sample remembers."""
 
@@ -99,9 +99,9 @@ class World:
             item, affinity = self._expose(taste, rng)
             category = self.category[item]
             interest = self._interest(history, category)
-            click_p = _logistic(1.4 * affinity + 2.0 * interest - 1.4)
+            click_p = _logistic(1.4 * affinity + 2.0 * interest - 2.4)
             conversion_p = _logistic(
-                1.6 * affinity + 1.2 * interest - self.price[item] - 0.8
+                1.6 * affinity + 1.2 * interest - self.price[item] - 1.0
             )
             click = rng.random(count) < click_p
             would_convert = rng.random(count) < conversion_p
