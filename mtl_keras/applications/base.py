@@ -175,10 +175,10 @@ class Application(abc.ABC):
         chosen = self.select(tasks)
         inputs = self.inputs()
         features = share(self.preprocess(inputs), stages=stages, tasks=list(chosen))
-        outputs = {
-            name: self.head(task, features[name]) for name, task in chosen.items()
-        }
-        return MultiTaskModel(inputs, outputs)
+        outputs = share.connect_outputs(
+            {name: self.head(chosen[name], x) for name, x in features.items()}
+        )
+        return MultiTaskModel(inputs, {name: outputs[name] for name in chosen})
 
     def losses(self, tasks: Iterable[str] | None = None) -> dict[str, Any]:
         """Returns new losses by task, for `compile`."""

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from mtl_keras import ops
 from mtl_keras.errors import InputError, check_integer, unknown_name
+from mtl_keras.errors import check_number as check_number
 
 SCALES = ("sum", "mean")
 TASK_SPECIFIC = ("own", "weighted")
@@ -409,22 +409,6 @@ def check_choice(argument: str, value: Any, choices: Sequence[str | None]) -> No
             f"Expected `{argument}` to be one of {list(choices)}. "
             f"Received: {argument}={value!r}."
         )
-
-
-def check_number(
-    argument: str, value: Any, low: float = -np.inf, high: float = np.inf
-) -> float:
-    """Returns `value` as a float; raises `InputError` unless low <= value <= high."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not low <= value <= high
-    ):
-        raise InputError(
-            f"Expected `{argument}` to be a number from {low} to {high}. "
-            f"Received: {argument}={value!r}."
-        )
-    return float(value)
 
 
 def per_task(

@@ -8,13 +8,27 @@ import keras
 
 from mtl_keras.errors import InputError
 from mtl_keras.registry import deserialize_named
+from mtl_keras.sharing.aitm import AITM
 from mtl_keras.sharing.base import Sharing
+from mtl_keras.sharing.esmm import ESMM
 from mtl_keras.sharing.hard import Hard
 from mtl_keras.sharing.mixture import MMoE
 
-__all__ = ["Hard", "MMoE", "Sharing", "deserialize", "get", "names", "serialize"]
+__all__ = [
+    "AITM",
+    "ESMM",
+    "Hard",
+    "MMoE",
+    "Sharing",
+    "deserialize",
+    "get",
+    "names",
+    "serialize",
+]
 
-_METHODS: dict[str, type[Sharing]] = {cls.method: cls for cls in (Hard, MMoE)}
+_METHODS: dict[str, type[Sharing]] = {
+    cls.method: cls for cls in (AITM, ESMM, Hard, MMoE)
+}
 _CLASSES = {cls.__name__: cls for cls in _METHODS.values()}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -16,6 +16,20 @@ class Sharing:
     It adds ordinary Keras layers to the functional graph and is not a layer
     itself. The model's summary, plots and files therefore show its parts, and a
     part that serves one task is seen to be that task's own.
+
+    A model is made in three steps, of which the third does nothing for most ways
+    to share:
+
+    ```python
+    features = sharing(inputs, stages, tasks)
+    outputs = {task: head(task, x) for task, x in features.items()}
+    outputs = sharing.connect_outputs(outputs)
+    ```
+
+    Where tasks form a chain (a click, then a purchase), a way to share also
+    connects the tasks' outputs, which then are probabilities. It may give no
+    features for a task whose output follows from others', and it may leave an
+    output without a loss of its own (`untrained`).
     """
 
     method = "sharing"
@@ -36,7 +50,9 @@ class Sharing:
             tasks: Task names.
 
         Returns:
-            `{task: features}`, each shaped as the last stage's output.
+            `{task: features}` for the tasks that need a head, which are all but
+            those that `connect_outputs` adds. Features are shaped as the last
+            stage's output.
 
         Raises:
             InputError: Without stages or tasks.
@@ -57,6 +73,37 @@ class Sharing:
         """Does what `__call__` says; the part that each method implements."""
         raise NotImplementedError
 
+    def connect_outputs(
+        self, outputs: Mapping[str, keras.KerasTensor]
+    ) -> dict[str, keras.KerasTensor]:
+        """Connects the outputs of the heads with each other.
+
+        Args:
+            outputs: `{task: output}` of the heads, one for each task that has
+                features. Where this method does something, the outputs that it
+                connects are probabilities in [0, 1] of one shape.
+
+        Returns:
+            `{task: output}` for every task: the outputs themselves, unless the
+            class says otherwise.
+
+        Raises:
+            InputError: When a task is missing or shapes differ.
+        """
+        return dict(outputs)
+
+    def untrained(self, tasks: Sequence[str]) -> tuple[str, ...]:
+        """Returns those of the tasks whose outputs take no loss of their own.
+
+        They learn through other tasks' outputs. Their entry in `compile(loss=...)`
+        is None; labels and metrics are as for any task.
+
+        Args:
+            tasks: Task names.
+        """
+        del tasks
+        return ()
+
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {}
@@ -76,3 +123,18 @@ def copy_stage(stage: keras.layers.Layer, name: str) -> keras.layers.Layer:
     """
     config = {**stage.get_config(), "name": name}
     return type(stage).from_config(config)
+
+
+def task_towers(
+    inputs: keras.KerasTensor,
+    stages: Sequence[keras.layers.Layer],
+    tasks: Sequence[str],
+) -> dict[str, keras.KerasTensor]:
+    """Returns `{task: features}` of one copy of all stages for each task."""
+    towers = {}
+    for task in tasks:
+        features = inputs
+        for stage in stages:
+            features = copy_stage(stage, f"{task}_{stage.name}")(features)
+        towers[task] = features
+    return towers
