@@ -28,7 +28,7 @@ class Task:
 
     Attributes:
         name: Name of the model's output and of the label.
-        kind: `"multiclass"`, `"binary"`, `"boxes"` or `"segmentation"`.
+        kind: `"multiclass"`, `"binary"`, `"number"`, `"boxes"` or `"segmentation"`.
         loss: Gives a new loss, in a form that Keras's `compile` takes.
         metrics: Gives new metrics, named without the task.
         objective: Name of the metric that models are compared by.
@@ -88,6 +88,20 @@ class Application(abc.ABC):
     defaults: TrainingDefaults
     width_factors: Mapping[str, int] = types.MappingProxyType({})
 
+    def for_data(self, data: str | None) -> Application:
+        """Returns the application as it is for a data set.
+
+        Its tasks and defaults may depend on the data set; here they do not.
+
+        Args:
+            data: Name of the data set; `None` for `default_data`.
+
+        Raises:
+            InputError: The application knows no data set of this name.
+        """
+        del data
+        return self
+
     @abc.abstractmethod
     def load(
         self,
@@ -114,7 +128,8 @@ class Application(abc.ABC):
             data_dir: Folder of prepared data; `None` for the default one.
 
         Returns:
-            Batches of `(inputs, {task: label})`, cached in memory.
+            Batches of `(inputs, {task: label})`, cached in memory; where some labels
+            are absent, of `(inputs, {task: label}, {task: weight})`.
 
         Raises:
             InputError: A name is unknown or the data cannot be had.
@@ -127,6 +142,30 @@ class Application(abc.ABC):
     @abc.abstractmethod
     def inputs(self) -> dict[str, keras.KerasTensor]:
         """Returns new symbolic inputs of the model, by name."""
+
+    def inputs_of(self, tasks: Iterable[str]) -> dict[str, keras.KerasTensor]:
+        """Returns new symbolic inputs of a model of these tasks; here the same."""
+        del tasks
+        return self.inputs()
+
+    def encode(
+        self, inputs: Mapping[str, keras.KerasTensor], backbone: str, width: int
+    ) -> keras.KerasTensor:
+        """Returns what the first stage reads; here the preprocessed inputs."""
+        del backbone, width
+        return self.preprocess(inputs)
+
+    def stages(self, backbone: str, width: int, depth: int) -> list[keras.layers.Layer]:
+        """Returns the new stages of a backbone; see `mtl_keras.backbones`."""
+        return backbone_registry.get(backbone)(width, depth)
+
+    def optimizer(self, learning_rate: Any) -> keras.optimizers.Optimizer:
+        """Returns a new optimizer that suits the models; here Adam.
+
+        Args:
+            learning_rate: A number or a schedule.
+        """
+        return keras.optimizers.Adam(learning_rate)
 
     @abc.abstractmethod
     def head(self, task: Task, features: keras.KerasTensor) -> keras.KerasTensor:
@@ -164,17 +203,18 @@ class Application(abc.ABC):
             raise errors.unknown_name(
                 f"backbone of {self.name!r}", backbone, self.backbones
             )
-        stages = backbone_registry.get(backbone)(
-            _size("width", width, self.defaults.width)
-            * self.width_factors.get(backbone, 1),
-            _size("depth", depth, self.defaults.depth),
+        width = _size("width", width, self.defaults.width)
+        width *= self.width_factors.get(backbone, 1)
+        stages = self.stages(
+            backbone, width, _size("depth", depth, self.defaults.depth)
         )
         share = sharing_registry.get(
             self.defaults.sharing if sharing is None else sharing
         )
         chosen = self.select(tasks)
-        inputs = self.inputs()
-        features = share(self.preprocess(inputs), stages=stages, tasks=list(chosen))
+        inputs = self.inputs_of(chosen)
+        encoded = self.encode(inputs, backbone, width)
+        features = share(encoded, stages=stages, tasks=list(chosen))
         outputs = share.connect_outputs(
             {name: self.head(chosen[name], x) for name, x in features.items()}
         )

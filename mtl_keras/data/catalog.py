@@ -91,6 +91,14 @@ def names() -> list[str]:
     return sorted(_DATA_SETS)
 
 
+def full_name(name: str) -> str:
+    """Returns a data set's name with its configuration, the default if none is given.
+
+    A name that no data set has comes back as it is.
+    """
+    return _ALIASES.get(name, name)
+
+
 def find(name: str) -> DataSet:
     """Returns the data set of that name.
 
@@ -101,7 +109,7 @@ def find(name: str) -> DataSet:
     Raises:
         InputError: No data set has this name.
     """
-    entry = _DATA_SETS.get(_ALIASES.get(name, name))
+    entry = _DATA_SETS.get(full_name(name))
     if entry is None:
         raise errors.unknown_name("data set", name, _DATA_SETS)
     return entry

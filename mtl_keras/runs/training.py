@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 from rich.console import Console
 
-from mtl_keras import applications, sharing
+from mtl_keras import sharing
 from mtl_keras.errors import InputError
 from mtl_keras.runs import folder
 from mtl_keras.runs.config import RunConfig, spec_name
@@ -50,7 +50,7 @@ def load_split(config: RunConfig, split: str) -> tf.data.Dataset:
     """
     assert config.batch_size is not None
     training = split == "train"
-    return applications.get(config.application).load(
+    return config.get_application().load(
         split,
         data=config.data,
         batch_size=config.batch_size,
@@ -77,7 +77,7 @@ def compiled_model(config: RunConfig, steps: int) -> keras.Model:
         steps: Training steps in all, over which the learning rate decays to 0
             along a half cosine.
     """
-    application = applications.get(config.application)
+    application = config.get_application()
     keras.utils.set_random_seed(config.seed)
     model = application.build(
         backbone=config.backbone,
@@ -94,7 +94,7 @@ def compiled_model(config: RunConfig, steps: int) -> keras.Model:
         assert config.tasks is not None
         weights = {task: config.loss_weights.get(task, 1.0) for task in config.tasks}
     model.compile(
-        optimizer=keras.optimizers.Adam(decay),
+        optimizer=application.optimizer(decay),
         loss=losses,
         loss_weights=weights,
         metrics=application.metrics(config.tasks),
@@ -131,7 +131,7 @@ def train(
     console = console or Console(quiet=True)
     assert config.epochs is not None
     assert config.tasks is not None
-    application = applications.get(config.application)
+    application = config.get_application()
     # Before loading too: TensorFlow's shuffling takes part of the global seed.
     keras.utils.set_random_seed(config.seed)
     with console.status(f"Loading {config.data}"):
@@ -191,7 +191,7 @@ def evaluate(path: str | pathlib.Path) -> dict[str, dict[str, float]]:
     assert config.tasks is not None
     model = run.model()
     logs = model.evaluate(load_split(config, "test"), return_dict=True, verbose=0)
-    application = applications.get(config.application)
+    application = config.get_application()
     return by_task(logs, metric_names(application, config.tasks))
 
 
