@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
+import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -150,6 +152,12 @@ _DATA_SETS = {
 }
 
 
+@functools.lru_cache(maxsize=3)
+def _read(name: str, split: str, data_dir: pathlib.Path) -> dict[str, np.ndarray]:
+    """Reads a split once a process: a search loads it in every trial."""
+    return data_registry.read_table(name, split, data_dir=data_dir)
+
+
 class Recommendation(Application):
     """Predictions about users, items and people, from raw columns.
 
@@ -238,7 +246,8 @@ class Recommendation(Application):
                 limit=limit,
             )
         chosen = list(self.select(tasks))
-        table = data_registry.read_table(self._data, split, data_dir=self._data_dir)
+        folder = catalog.resolve_data_dir(self._data_dir)
+        table = _read(self._data, split, folder)
         labels = self._data_set.labels(table)
         parts: list[dict[str, Any]] = [
             {name: table[name] for name in self.columns(chosen)},
