@@ -123,6 +123,7 @@ class AITM(Sharing):
     """
 
     method = "aitm"
+    search_space = {"strength": {"min": 0.01, "max": 1.0, "log": True}}  # noqa: RUF012
 
     def __init__(self, chain: Sequence[str] | None = None, strength: float = 0.6):
         self.chain = None if chain is None else list(chain)

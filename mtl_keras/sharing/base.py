@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,9 @@ class Sharing:
 
     method = "sharing"
     """Name in the registry."""
+    search_space: Mapping[str, Any] = types.MappingProxyType({})
+    """The constructor's arguments that a study searches by default, each as a study
+    file writes a setting: a list of values, or `{"min": …, "max": …}`."""
 
     def __call__(
         self,
@@ -114,15 +118,13 @@ class Sharing:
         return cls(**config)
 
 
-def copy_stage(stage: keras.layers.Layer, name: str) -> keras.layers.Layer:
-    """Returns a fresh layer with the stage's configuration and weights of its own.
-
-    Args:
-        stage: Any Keras layer or model.
-        name: Name of the copy; names of layers within a copied model stay.
-    """
-    config = {**stage.get_config(), "name": name}
-    return type(stage).from_config(config)
+def in_turn(
+    stages: Sequence[keras.layers.Layer], inputs: keras.KerasTensor
+) -> keras.KerasTensor:
+    """Returns the output of stages called one after the other."""
+    for stage in stages:
+        inputs = stage(inputs)
+    return inputs
 
 
 def task_towers(
@@ -131,10 +133,54 @@ def task_towers(
     tasks: Sequence[str],
 ) -> dict[str, keras.KerasTensor]:
     """Returns `{task: features}` of one copy of all stages for each task."""
-    towers = {}
-    for task in tasks:
-        features = inputs
-        for stage in stages:
-            features = copy_stage(stage, f"{task}_{stage.name}")(features)
-        towers[task] = features
-    return towers
+    return {
+        task: in_turn(
+            [copy_stage(stage, f"{task}_{stage.name}", index) for stage in stages],
+            inputs,
+        )
+        for index, task in enumerate(tasks)
+    }
+
+
+def copy_stage(
+    stage: keras.layers.Layer, name: str, index: int = 0
+) -> keras.layers.Layer:
+    """Returns a fresh layer with the stage's configuration and weights of its own.
+
+    Args:
+        stage: Any Keras layer or model.
+        name: Name of the copy; names of layers within a copied model stay.
+        index: Number of the copy. Copies of a stage with fixed seeds (of its
+            initializers, say) get different ones, or they would stay alike.
+    """
+    config = {**reseeded(stage.get_config(), index), "name": name}
+    return type(stage).from_config(config)
+
+
+def reseeded(config: Any, index: int) -> Any:
+    """Returns the configuration of a layer that is like another, and is another.
+
+    Every seed in it is raised by `index`; and it does not refer to parts that Keras
+    knows already while it loads a model, or copies would have these in common.
+    """
+    if isinstance(config, dict):
+        return {
+            key: value + index
+            if key == "seed" and isinstance(value, int)
+            else reseeded(value, index)
+            for key, value in config.items()
+            if key != "shared_object_id"
+        }
+    if isinstance(config, (list, tuple)):
+        return type(config)(reseeded(value, index) for value in config)
+    return config
+
+
+def stage_mask(stage: keras.layers.Layer, mask: Any) -> Any:
+    """Returns the mask that a stage's output has, given its input's mask."""
+    layers = stage.layers if isinstance(stage, keras.Sequential) else [stage]
+    for layer in layers:
+        if mask is None or not layer.supports_masking:
+            return None
+        mask = layer.compute_mask(None, mask)
+    return mask
