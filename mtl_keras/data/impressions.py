@@ -5,8 +5,9 @@ in `behaviour.py`.
 
 The rules, with σ the logistic function:
 
-- A user u has a taste `z_u`, an item i a position `q_i`, both in R^8, and their
-  affinity is `a = z_u · q_i / sqrt(8)`. An item has a category and a price.
+- A user u has a taste `z_u`, an item i a position `q_i`, both in R^4, and their
+  affinity is `a = z_u · q_i / 2`. An item has a price and a category, which tells
+  most of its position.
 - **Exposure.** Of four random items the user is shown the one with the highest
   affinity plus Gumbel noise: impressions are not a random sample of items.
 - **Delayed interest.** Clicking an item of category k makes category `k + 1`
@@ -28,7 +29,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-LATENT = 8
+LATENT = 4
+_OWN_POSITION = 0.5
 CATEGORIES = 8
 HISTORY = 10
 """Clicks that a sample remembers."""
@@ -57,9 +59,12 @@ class World:
         self.num_items = num_items
         self._seed = seed
         # Row 0 stands for "no item".
-        self.position = rng.normal(size=(num_items + 1, LATENT)).astype(np.float32)
         self.category = rng.integers(1, CATEGORIES + 1, num_items + 1)
         self.category[0] = 0
+        centres = rng.normal(size=(CATEGORIES + 1, LATENT))
+        own = rng.normal(size=(num_items + 1, LATENT))
+        self.position = np.sqrt(1 - _OWN_POSITION**2) * centres[self.category]
+        self.position = (self.position + _OWN_POSITION * own).astype(np.float32)
         self.price = rng.gamma(2.0, 0.4, num_items + 1).astype(np.float32)
 
     def users(self, samples: int) -> Iterator[Table]:
