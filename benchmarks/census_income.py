@@ -64,8 +64,8 @@ METHODS: dict[str, list[Any]] = {
         for shared, own in ((1, 1), (2, 2))
     ],
 }
-BUDGET = {"trials": 8, "epochs": 3}
-EPOCHS = 4
+BUDGET = {"trials": 6, "epochs": 3}
+EPOCHS = 3
 SEEDS = range(5)
 BATCH = 1_024
 RESULTS = pathlib.Path(__file__).parent / "results"
