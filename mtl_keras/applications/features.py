@@ -14,6 +14,7 @@ import keras
 from keras import layers, ops
 
 from mtl_keras.data.columns import Column
+from mtl_keras.embeddings import SparseEmbedding
 
 FIELD_WIDTH = 8
 """Embedding width of small categories and of numbers' bins."""
@@ -156,7 +157,7 @@ def encode(
             sizes.append(encoder.size(name))
     if fields:
         rows = FieldIndices(sizes, name="fields")(fields)
-        table = layers.Embedding(sum(sizes), FIELD_WIDTH, name="field_embedding")
+        table = SparseEmbedding(sum(sizes), FIELD_WIDTH, name="field_embedding")
         parts.append(layers.Flatten(name="field_vectors")(table(rows)))
     if numbers:
         parts.append(layers.Concatenate(name="numbers")(numbers))
@@ -311,7 +312,7 @@ class _Encoder:
         """Returns vectors of the column's own table."""
         if name not in self._tables:
             width = ENTITY_WIDTH if self.has_table(name) else FIELD_WIDTH
-            self._tables[name] = layers.Embedding(
+            self._tables[name] = SparseEmbedding(
                 self.size(name), width, name=f"{name}_embedding"
             )
         return self._tables[name](index)

@@ -22,7 +22,7 @@ from mtl_keras.applications.base import (
 )
 from mtl_keras.data import catalog, census_income, columns
 from mtl_keras.evaluation.calibration import CalibrationError
-from mtl_keras.optimizers import LazyAdam
+from mtl_keras.embeddings import LazyAdam
 
 if TYPE_CHECKING:
     import numpy as np

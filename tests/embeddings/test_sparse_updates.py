@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from mtl_keras.errors import InputError
-from mtl_keras.optimizers import LazyAdam
+from mtl_keras.embeddings import LazyAdam
 
 ROWS, WIDTH = 7, 3
 
