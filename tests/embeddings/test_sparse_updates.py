@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from mtl_keras import MultiTaskModel
+from mtl_keras.embeddings import LazyAdam, SparseEmbedding
 from mtl_keras.errors import InputError
-from mtl_keras.embeddings import LazyAdam
 
 ROWS, WIDTH = 7, 3
 
@@ -106,3 +107,47 @@ def test_a_model_with_it_goes_on_where_it_was_saved(tmp_path):
     for each in (model, loaded):
         each.fit(x, y, epochs=2, verbose=0)
     np.testing.assert_allclose(model.get_weights()[0], loaded.get_weights()[0])
+
+
+def test_lookup_is_keras_own_with_a_sparse_gradient():
+    ids = tf.constant([[0, 5, 5], [2, 0, 6]])
+    stock, ours = (
+        cls(ROWS, WIDTH, embeddings_initializer=keras.initializers.RandomNormal(seed=1))
+        for cls in (keras.layers.Embedding, SparseEmbedding)
+    )
+    np.testing.assert_array_equal(stock(ids), ours(ids))
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(ours(ids) ** 2)
+    gradient = tape.gradient(loss, ours.embeddings.value)
+    assert isinstance(gradient, tf.IndexedSlices)
+    assert gradient.values.shape == (6, WIDTH)
+    copy = SparseEmbedding.from_config(ours.get_config())
+    assert copy.get_config() == ours.get_config()
+
+
+@pytest.mark.parametrize("balancing", ["pcgrad", "upgrad"])
+def test_no_operation_of_a_step_touches_the_whole_table(balancing):
+    """Neither reads nor writes: every tensor of the step is smaller than the table."""
+    rows = 100_000
+    ids = keras.Input((4,), dtype="int32")
+    x = keras.layers.Flatten()(SparseEmbedding(rows, WIDTH)(ids))
+    outputs = {t: keras.layers.Dense(1, "sigmoid", name=t)(x) for t in ("a", "b")}
+    model = MultiTaskModel(ids, outputs)
+    model.compile(LazyAdam(), "binary_crossentropy", balancing=balancing)
+    labels = {task: np.ones((2, 1)) for task in outputs}
+    data = (np.array([[1, 2, 3, 4], [9, 9, 9, 70_000]]), labels)
+    model.train_on_batch(*data)
+
+    step = tf.function(lambda: model.train_step(data))
+    graph = step.get_concrete_function().graph
+
+    operations = graph.get_operations()
+    whole = [
+        op.name
+        for op in operations
+        for tensor in op.outputs
+        if tensor.dtype != tf.resource and tensor.shape.rank and tensor.shape[0] == rows
+    ]
+    assert whole == []
+    kinds = {op.type for op in operations}
+    assert {"ResourceGather", "ResourceScatterSub"} <= kinds
