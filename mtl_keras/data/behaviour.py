@@ -64,7 +64,7 @@ class Behaviour(tfds.core.GeneratorBasedBuilder):
     RELEASE_NOTES = {"1.0.0": "First release."}  # noqa: RUF012
     BUILDER_CONFIGS = [  # noqa: RUF012
         BehaviourConfig(name="small", samples=10_000, items=200),
-        BehaviourConfig(name="medium", samples=200_000, items=1_000),
+        BehaviourConfig(name="medium", samples=1_000_000, items=10_000),
         BehaviourConfig(name="large", samples=10_000_000, items=50_000),
     ]
     DEFAULT_CONFIG_NAME = "small"
