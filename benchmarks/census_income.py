@@ -1,8 +1,8 @@
 """Census-Income in the protocol of the MMoE paper: hard sharing, MMoE and PLE.
 
     mtl-keras datasets prepare census_income --downloads DIR
-    python benchmarks/census_income.py income
-    python benchmarks/census_income.py education
+    python benchmarks/census_income.py income hard mmoe ple single
+    python benchmarks/census_income.py education hard mmoe ple single
 
 Ma et al., "Modeling Task Relationships in Multi-task Learning with Multi-gate
 Mixture-of-Experts", KDD 2018, section 5.1. 199,523 rows to train on, the 99,762 test
@@ -14,14 +14,18 @@ Each way to share is tuned by a study of its own (Bayesian search, `BUDGET` tria
 `EPOCHS` epochs) on the validation split, for the mean AUC of both tasks; single-task models
 take the settings found for hard sharing. The best settings are trained with five
 seeds, and the last epoch is tested: nothing is chosen on the test split. AUCs are
-exact. The results file is written after every run, and a second start goes on with
-the missing ones.
+exact. Results files are written after every run, and a second start goes on with the
+missing ones.
+
+Lookups, bins and normalisation have nothing to learn. They run once over the table
+here instead of in every step (`Encoded`), which halves the time and changes no result.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -33,9 +37,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 from rich.console import Console
+import tensorflow as tf
 from sklearn.metrics import roc_auc_score
 
-from mtl_keras import search
+from mtl_keras import MultiTaskModel, applications, search
 from mtl_keras.runs import RunConfig
 from mtl_keras.runs.training import compiled_model, load_split, versions
 from mtl_keras.search import Choice, Fixed, Range, Study
@@ -69,6 +74,45 @@ EPOCHS = 3
 SEEDS = range(5)
 BATCH = 1_024
 RESULTS = pathlib.Path(__file__).parent / "results"
+
+
+class Encoded(applications.Recommendation):
+    """The application, with what its models compute before the first weight cached."""
+
+    def build(self, **kwargs: Any) -> MultiTaskModel:
+        """Returns the model from the encoded columns on."""
+        model = super().build(**kwargs)
+        return MultiTaskModel(_encoded(model), model.output)
+
+    def load(self, split: str, **kwargs: Any) -> tf.data.Dataset:
+        """Returns batches of encoded columns and labels."""
+        tasks, batch_size = tuple(kwargs["tasks"]), kwargs["batch_size"]
+        samples = _table(split, tasks)
+        order = tf.data.Dataset.range(len(samples[0][0]))
+        if kwargs.get("shuffle"):
+            order = order.shuffle(len(order), seed=kwargs["seed"])
+        return order.batch(batch_size).map(
+            lambda rows: keras.tree.map_structure(
+                lambda values: tf.gather(values, rows), samples
+            )
+        )
+
+
+def _encoded(model: keras.Model) -> list[keras.KerasTensor]:
+    return [model.get_layer(name).output for name in ("fields", "numbers")]
+
+
+@functools.lru_cache(maxsize=4)
+def _table(split: str, tasks: tuple[str, ...]) -> Any:
+    """Encodes a split once."""
+    raw = applications.Recommendation("census_income")
+    model = raw.build(tasks=tasks, sharing="hard")
+    encode = tf.function(keras.Model(model.inputs, _encoded(model)))
+    batches = [
+        (tuple(encode(x)), y)
+        for x, y in raw.load(split, batch_size=8_192, tasks=tasks)
+    ]
+    return keras.tree.map_structure(lambda *parts: tf.concat(parts, 0), *batches)
 
 
 def tuned(group: str, method: str, folder: pathlib.Path) -> RunConfig:
@@ -128,49 +172,41 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    """Tunes and trains all methods of a group."""
+    """Tunes and trains the named models of a group."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("group", choices=GROUPS)
+    parser.add_argument("models", nargs="+", choices=[*METHODS, "single"])
     parser.add_argument("--studies", type=pathlib.Path, default="runs/census-income")
     arguments = parser.parse_args()
     group = arguments.group
-    path = RESULTS / f"census_income_{group}.json"
-    results = json.loads(path.read_text()) if path.exists() else {"methods": {}}
-    results |= {
-        "command": f"python benchmarks/census_income.py {group}",
-        "versions": versions(),
-        "trials": BUDGET,
-        "epochs": EPOCHS,
-        "paper_best_and_mean": PAPER[group],
-    }
-    settings: dict[str, RunConfig] = {}
-
-    def run(name: str, configs: dict[str, RunConfig]) -> None:
-        entry = results["methods"].setdefault(name, {"runs": []})
-        entry["config"] = {key: config.to_dict() for key, config in configs.items()}
-        done = {each["seed"] for each in entry["runs"]}
-        for seed in SEEDS:
-            if seed in done:
-                continue
+    applications.get = lambda name: Encoded()
+    for name in arguments.models:
+        path = RESULTS / f"census_income_{group}_{name}.json"
+        results = json.loads(path.read_text()) if path.exists() else {"runs": []}
+        config = tuned(group, "hard" if name == "single" else name, arguments.studies)
+        configs = [config]
+        if name == "single":
+            configs = [
+                dataclasses.replace(config, tasks=(task,)).validate()
+                for task in GROUPS[group]
+            ]
+        results |= {
+            "command": f"python benchmarks/census_income.py {group} {name}",
+            "versions": versions(),
+            "trials": BUDGET["hard" if name == "single" else name],
+            "configs": [config.to_dict() for config in configs],
+            "paper_best_and_mean": PAPER[group],
+        }
+        done = {each["seed"] for each in results["runs"]}
+        for seed in sorted(set(SEEDS) - done):
             started, auc = time.monotonic(), {}
-            for config in configs.values():
+            for config in configs:
                 auc |= test_auc(dataclasses.replace(config, seed=seed))
             seconds = round(time.monotonic() - started, 1)
-            entry["runs"].append({"seed": seed, "auc": auc, "seconds": seconds})
-            entry["auc"] = summary(entry["runs"])
+            results["runs"].append({"seed": seed, "auc": auc, "seconds": seconds})
+            results["auc"] = summary(results["runs"])
             path.write_text(json.dumps(results, indent=2) + "\n")
             print(group, name, seed, auc, flush=True)
-
-    for method in METHODS:
-        settings[method] = tuned(group, method, arguments.studies)
-        run(method, {"all": settings[method]})
-    run(
-        "single",
-        {
-            task: dataclasses.replace(settings["hard"], tasks=(task,)).validate()
-            for task in GROUPS[group]
-        },
-    )
 
 
 if __name__ == "__main__":

@@ -117,12 +117,12 @@ _MOVIELENS = _DataSet(
     tasks=(_number("rating"), _binary("liked")),
     labels=lambda table: {task: table[task] for task in ("rating", "liked")},
     defaults=TrainingDefaults(
-        epochs=4,
-        batch_size=256,
-        learning_rate=1e-3,
+        epochs=2,
+        batch_size=512,
+        learning_rate=5e-4,
         backbone="mlp",
         sharing="hard",
-        width=64,
+        width=32,
         depth=2,
     ),
 )
