@@ -11,9 +11,9 @@ and never married; group `education`: at least some college and never married. T
 columns of a group's tasks are no inputs of its models, nor is the income.
 
 Each way to share is tuned by a study of its own (Bayesian search, `BUDGET` trials of
-`EPOCHS` epochs) on the validation split, for the mean AUC of both tasks; single-task models
-take the settings found for hard sharing. The best settings are trained with five
-seeds, and the last epoch is tested: nothing is chosen on the test split. AUCs are
+`EPOCHS` epochs) on the validation split, for the mean AUC of both tasks; single-task
+models take the settings found for hard sharing. The best settings are trained with
+five seeds, and the last epoch is tested: nothing is chosen on the test split. AUCs are
 exact. Results files are written after every run, and a second start goes on with the
 missing ones.
 
@@ -36,8 +36,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
-from rich.console import Console
 import tensorflow as tf
+from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
 from mtl_keras import MultiTaskModel, applications, search
@@ -45,7 +45,10 @@ from mtl_keras.runs import RunConfig
 from mtl_keras.runs.training import compiled_model, load_split, versions
 from mtl_keras.search import Choice, Fixed, Range, Study
 
-GROUPS = {"income": ("income", "never_married"), "education": ("college", "never_married")}
+GROUPS = {
+    "income": ("income", "never_married"),
+    "education": ("college", "never_married"),
+}
 # Best and mean AUC of 400 runs, from the paper's tables 4 and 5.
 PAPER = {
     "income": {
@@ -109,8 +112,7 @@ def _table(split: str, tasks: tuple[str, ...]) -> Any:
     model = raw.build(tasks=tasks, sharing="hard")
     encode = tf.function(keras.Model(model.inputs, _encoded(model)))
     batches = [
-        (tuple(encode(x)), y)
-        for x, y in raw.load(split, batch_size=8_192, tasks=tasks)
+        (tuple(encode(x)), y) for x, y in raw.load(split, batch_size=8_192, tasks=tasks)
     ]
     return keras.tree.map_structure(lambda *parts: tf.concat(parts, 0), *batches)
 
@@ -123,7 +125,9 @@ def tuned(group: str, method: str, folder: pathlib.Path) -> RunConfig:
         data="census_income",
         tasks=GROUPS[group],
         space={
-            "sharing": Choice(tuple(sharing)) if len(sharing) > 1 else Fixed(sharing[0]),
+            "sharing": Choice(tuple(sharing))
+            if len(sharing) > 1
+            else Fixed(sharing[0]),
             "width": Choice((32, 64, 128)),
             "depth": Choice((1, 2)),
             "batch_size": Fixed(BATCH),

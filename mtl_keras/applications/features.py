@@ -162,11 +162,11 @@ def encode(
     if numbers:
         parts.append(layers.Concatenate(name="numbers")(numbers))
     for name, column in columns.items():
-        if column.length is not None and column.same_as is None:
-            if column.kind == "category":
-                index = encoder.index(name, raw[name])
-                vectors = encoder.embed(name, index)
-                parts.append(MaskedMean(name=f"{name}_mean")([vectors, index]))
+        alone = column.length is not None and column.same_as is None
+        if alone and column.kind == "category":
+            index = encoder.index(name, raw[name])
+            vectors = encoder.embed(name, index)
+            parts.append(MaskedMean(name=f"{name}_mean")([vectors, index]))
     if (encoded := _history(raw, columns, encoder, history, width)) is not None:
         parts.append(encoded)
     return layers.Concatenate(name="features")(parts)
@@ -223,9 +223,9 @@ def _attention(
         joined = layers.Concatenate(name="candidate")(candidate)
     query = layers.Reshape((1, joined.shape[-1]), name="candidate_step")(joined)
     query = layers.Dense(width, name="candidate_query")(query)
-    pooled = layers.MultiHeadAttention(
-        2, max(1, width // 2), name="history_attention"
-    )(query, places, attention_mask=layers.Reshape((1, length))(mask))
+    pooled = layers.MultiHeadAttention(2, max(1, width // 2), name="history_attention")(
+        query, places, attention_mask=layers.Reshape((1, length))(mask)
+    )
     return layers.Flatten(name="history_pooled")(pooled)
 
 

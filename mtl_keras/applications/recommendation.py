@@ -21,8 +21,8 @@ from mtl_keras.applications.base import (
     TrainingDefaults,
 )
 from mtl_keras.data import catalog, census_income, columns
-from mtl_keras.evaluation.calibration import CalibrationError
 from mtl_keras.embeddings import LazyAdam
+from mtl_keras.evaluation.calibration import CalibrationError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -142,7 +142,9 @@ class Behaviour(tfds.core.GeneratorBasedBuilder):
         for table in impressions.World(config.items, _SEED).users(config.samples):
             part = table.pop("part")
             chosen = (low <= part) & (part < high)
-            rows = zip(*(list(values[chosen]) for values in table.values()), strict=True)
+            rows = zip(
+                *(list(values[chosen]) for values in table.values()), strict=True
+            )
             for row in rows:
                 yield key, dict(zip(table, row, strict=True))
                 key += 1

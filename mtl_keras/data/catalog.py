@@ -82,7 +82,8 @@ _DATA_SETS = {
 }
 
 _ALIASES = {
-    cls.name: f"{cls.name}/{cls.DEFAULT_CONFIG_NAME}" for cls in (MultiDigits, Behaviour)
+    cls.name: f"{cls.name}/{cls.DEFAULT_CONFIG_NAME}"
+    for cls in (MultiDigits, Behaviour)
 }
 
 

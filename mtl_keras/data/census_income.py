@@ -25,9 +25,7 @@ _CITATION = """
 }
 """
 
-_ADDRESS = (
-    "https://archive.ics.uci.edu/ml/machine-learning-databases/census-income-mld"
-)
+_ADDRESS = "https://archive.ics.uci.edu/ml/machine-learning-databases/census-income-mld"
 _FILES = {
     "train": "census-income.data.gz",
     "test": "census-income.test.gz",

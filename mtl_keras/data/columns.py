@@ -94,9 +94,7 @@ def number(values: np.ndarray, bins: int = 32) -> Column:
     )
 
 
-def to_metadata(
-    columns: Mapping[str, Column], tasks: Sequence[str]
-) -> dict[str, Any]:
+def to_metadata(columns: Mapping[str, Column], tasks: Sequence[str]) -> dict[str, Any]:
     """Returns what a builder keeps as its metadata."""
     return {
         "columns": {name: column.to_dict() for name, column in columns.items()},

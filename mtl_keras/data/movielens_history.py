@@ -176,7 +176,9 @@ def with_history(table: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     total, number = 0.0, 0
     start = 0
     while start < count:
-        end = int(np.searchsorted(table["timestamp"], table["timestamp"][start], "right"))
+        end = int(
+            np.searchsorted(table["timestamp"], table["timestamp"][start], "right")
+        )
         prior = total / number if number else 0.0
         for row in range(start, end):
             known = seen[table["user_id"][row]][-HISTORY:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -96,9 +97,7 @@ def by_slice(
         raise InputError(f"Expected `edges` to ascend. Received: {list(edges)}.")
     values = np.ravel(values)
     names = [f"< {edges[0]:g}"]
-    names += [
-        f"{low:g} to < {high:g}" for low, high in zip(edges, edges[1:], strict=False)
-    ]
+    names += [f"{low:g} to < {high:g}" for low, high in itertools.pairwise(edges)]
     names.append(f">= {edges[-1]:g}")
     index = np.searchsorted(np.asarray(edges), values, "right")
     slices = {}

@@ -59,7 +59,8 @@ def test_shuffling_keeps_rows_together(behaviour):
 
     def rows(batch):
         x, y, _ = batch
-        return list(zip(x["user_id"].numpy(), x["item_id"].numpy(), y["click"].numpy()))
+        columns = (x["user_id"], x["item_id"], y["click"])
+        return list(zip(*(values.numpy().ravel() for values in columns), strict=True))
 
     assert rows(plain) != rows(mixed)
     assert sorted(rows(plain)) == sorted(rows(mixed))

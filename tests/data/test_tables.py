@@ -167,22 +167,17 @@ def test_split_by_time_never_parts_a_second():
     np.testing.assert_array_equal(np.concatenate([*parts.values()]), np.arange(1_000))
     assert times[parts["train"]].max() < times[parts["validation"]].min()
     assert times[parts["validation"]].max() < times[parts["test"]].min()
-    assert 900 < parts["test"][0] + 40
+    assert parts["test"][0] + 40 > 900
 
 
 def test_census_rows_are_read_by_name(tmp_path):
-    row = (
-        "58, Self-employed-not incorporated, 4, 34, Some college but no degree, 0, Not "
-        "in universe, Never married, Construction, Precision production craft & repair, "
-        "White, All other, Male, Not in universe, Not in universe, Children or Armed "
-        "Forces, 0, 0, 0, Head of household, South, Arkansas, Householder, Householder, "
-        "1053.55, MSA to MSA, Same county, Same county, No, Yes, 1, Not in universe, "
-        "United-States, United-States, United-States, Native, 0, Not in universe, 2, 52, "
-        "94, {}.\n"
-    )
+    fields = [str(number) for number in range(41)]
+    fields[4], fields[7] = "Some college but no degree", "Never married"
+    fields[24], fields[39], fields[40] = "1053.55", "52", "94"
+    row = ", ".join(fields)
     path = tmp_path / "rows.gz"
     with gzip.open(path, "wt") as file:
-        file.write(row.format("- 50000") + row.format(" 50000+"))
+        file.write(f"{row}, - 50000.\n{row},  50000+.\n")
     table = census_income.read(path)
     assert table["income"].tolist() == [0, 1]
     assert table["never_married"].tolist() == table["college"].tolist() == [1, 1]

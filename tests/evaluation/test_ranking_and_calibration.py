@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -64,7 +66,7 @@ def test_calibration_error_by_its_definition():
     keep = rng.random(5_000) < 0.7
     edges = np.linspace(0, 1, 11)
     expected = 0.0
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in itertools.pairwise(edges):
         part = keep & (low <= p) & (p < high)
         expected += abs(y[part].mean() - p[part].mean()) * part.sum() / keep.sum()
     metric = CalibrationError(bins=10)
