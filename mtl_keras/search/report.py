@@ -9,7 +9,6 @@ from typing import Any
 
 from rich.table import Table
 
-from mtl_keras import applications
 from mtl_keras.evaluation.plots import trade_off
 from mtl_keras.runs.progress import duration
 from mtl_keras.search.architectures import Architectures
@@ -19,7 +18,7 @@ from mtl_keras.search.study import Study
 
 def main_values(study: Study, record: Record) -> list[float]:
     """Returns the tasks' main metrics of a trial, NaN for a failed one."""
-    application = applications.get(study.application)
+    application = study.base_config().get_application()
     values = []
     for task in study.tasks or ():
         value = record["metrics"].get(task, {}).get(application.tasks[task].objective)
@@ -35,7 +34,7 @@ def leaderboard(study: Study, records: Sequence[Record], top: int = 10) -> Table
         records: Its trials, best first.
         top: How many trials to show.
     """
-    application = applications.get(study.application)
+    application = study.base_config().get_application()
     tasks = list(study.tasks or ())
     shown = records[:top]
     settings = [flat_settings(record) for record in shown]
@@ -82,7 +81,7 @@ def describe(study: Study, settings: dict[str, Any]) -> str:
 
 def plot(study: Study, records: Sequence[Record], out: pathlib.Path) -> str | None:
     """Draws `trade_off.png`; returns its path, or None with nothing to draw."""
-    application = applications.get(study.application)
+    application = study.base_config().get_application()
     tasks = list(study.tasks or ())
     finished = [record for record in records if record["score"] is not None]
     if len(tasks) < 2 or not finished:
