@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from mtl_keras.serving.export import check, export, latest_version
+from mtl_keras.serving.export import export
+from mtl_keras.serving.versions import latest_version
 
-__all__ = ["check", "export", "latest_version"]
+__all__ = ["export", "latest_version"]
