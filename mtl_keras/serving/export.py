@@ -13,8 +13,8 @@ import tensorflow as tf
 
 from mtl_keras.errors import InputError
 from mtl_keras.serving.model_card import write_model_card
-from mtl_keras.serving.server_files import BATCH_SIZES, write_server_files
 from mtl_keras.serving.served_model import ServedModel, merge, served_model
+from mtl_keras.serving.server_files import BATCH_SIZES, write_server_files
 from mtl_keras.serving.signatures import Signature, empty_inputs, signatures
 from mtl_keras.serving.stock_ops import check_stock
 from mtl_keras.serving.versions import write_version

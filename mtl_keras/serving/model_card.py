@@ -91,9 +91,7 @@ def _requests(model: str, default: Signature) -> str:
     inputs = "\n".join(
         f"    {name!r}: {_zeros(spec)}," for name, spec in default.inputs.items()
     )
-    signature = next(iter(default.model.output))
-    return f"""A request of one sample, here of zeros, to the signature `{signature}`,
-which needs no more than its own inputs:
+    return f"""A request of one sample, here of zeros, for all tasks:
 
 ```python
 import numpy as np

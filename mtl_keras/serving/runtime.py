@@ -43,7 +43,7 @@ class _Output(ctypes.Structure):
     _fields_ = (("operation", ctypes.c_void_p), ("index", ctypes.c_int))
 
 
-class RuntimeFailure(RuntimeError):
+class RefusedError(RuntimeError):
     """What the runtime says when it refuses a model or a request."""
 
 
@@ -78,7 +78,7 @@ class Runtime:
                     meta_graph,
                     status,
                 )
-        except RuntimeFailure as error:
+        except RefusedError as error:
             raise InputError(
                 f"{str(version)!r} holds no SavedModel that TensorFlow's C++ loader "
                 f"takes: {str(error).splitlines()[0]}"
@@ -129,28 +129,20 @@ class Runtime:
             `{output: array}`; strings as arrays of `bytes` objects.
 
         Raises:
-            RuntimeFailure: The signature, an input's name or dtype is wrong, or the
-                runtime refuses the request; with its message.
+            RefusedError: The signature or an input's name is wrong, or the runtime
+                refuses the request; with its message.
         """
         definition = self.signatures.get(signature)
         if definition is None:
-            raise RuntimeFailure(
+            raise RefusedError(
                 f"Expected a signature out of {sorted(self.signatures)}. "
                 f"Received: {signature!r}."
             )
         if set(inputs) != set(definition.inputs):
-            raise RuntimeFailure(
+            raise RefusedError(
                 f"Expected the inputs {sorted(definition.inputs)} of {signature!r}. "
                 f"Received: {sorted(inputs)}."
             )
-        for name, info in definition.inputs.items():
-            expected = tf.dtypes.as_dtype(info.dtype)
-            received = tf.dtypes.as_dtype(inputs[name].dtype)
-            if received != expected:
-                raise RuntimeFailure(
-                    f"Expected {name!r} of {signature!r} to be {expected.name}. "
-                    f"Received: {received.name}."
-                )
         feeds = {definition.inputs[name].name: inputs[name] for name in inputs}
         outputs = sorted(definition.outputs)
         fetches = [definition.outputs[name].name for name in outputs]
@@ -198,7 +190,7 @@ def _status() -> Iterator[ctypes.c_void_p]:
     try:
         yield status
         if library.TF_GetCode(status) != _OK:
-            raise RuntimeFailure(library.TF_Message(status).decode(errors="replace"))
+            raise RefusedError(library.TF_Message(status).decode(errors="replace"))
     finally:
         library.TF_DeleteStatus(status)
 
