@@ -12,15 +12,15 @@ from __future__ import annotations
 from mtl_keras.serving.check import Report, SignatureReport, Timing, check
 from mtl_keras.serving.compression import WEIGHTS, HalfStorage, compress
 from mtl_keras.serving.export import export
-from mtl_keras.serving.runtime import Runtime, RefusedError
+from mtl_keras.serving.runtime import RefusedError, Runtime
 from mtl_keras.serving.versions import latest_version, versions
 
 __all__ = [
     "WEIGHTS",
     "HalfStorage",
+    "RefusedError",
     "Report",
     "Runtime",
-    "RefusedError",
     "SignatureReport",
     "Timing",
     "check",

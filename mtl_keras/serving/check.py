@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from mtl_keras.errors import InputError
-from mtl_keras.serving.runtime import Runtime, RefusedError, stock_operations
+from mtl_keras.serving.runtime import RefusedError, Runtime, stock_operations
 from mtl_keras.serving.stock_ops import operations
 from mtl_keras.serving.versions import latest_version
 from mtl_keras.serving.warmup import arrays, read_records

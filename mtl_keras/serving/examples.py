@@ -86,6 +86,6 @@ def _stored(dtype: tf.DType) -> tf.DType:
 
 
 def _restored(value: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    if dtype.is_integer:
-        return tf.saturate_cast(value, dtype)
-    return value if dtype == value.dtype else tf.cast(value, dtype)
+    if dtype == value.dtype:
+        return value
+    return tf.saturate_cast(value, dtype) if dtype.is_integer else tf.cast(value, dtype)

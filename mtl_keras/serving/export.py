@@ -86,8 +86,8 @@ def export(
     served = _served(models, tasks, class_names)
     chosen = signatures(served, with_examples=examples)
     functions = {signature.name: signature.function() for signature in chosen}
-    for name, function in functions.items():
-        check_stock(name, function)
+    for signature in chosen:
+        check_stock(signature.name, functions[signature.name], signature.model)
     batches = _batches(chosen[0], samples)
     name = path.absolute().name
     source = dict(source or {})

@@ -83,27 +83,26 @@ def served_model(
             f"Received: {model!r}."
         )
     chosen = _chosen(model.output, tasks)
+    names = _input_names(model)
+    _check_names([*names, *chosen])
+    inputs = [_new_input(name, x) for name, x in zip(names, model.inputs, strict=True)]
     # A stock model of these outputs: no training state is on it.
     stock = keras.Model(model.inputs, {name: model.output[name] for name in chosen})
-    inputs = _input_names(model)
-    served = keras.models.clone_model(
+    called = keras.models.clone_model(
         stock,
-        input_tensors=stock.inputs,
+        input_tensors=inputs,
         clone_function=lambda layer: layer,
         call_function=_call_for_service,
     )
-    outputs = {name: served.output[name] for name in chosen}
     losses = getattr(model, "loss", None)
     outputs = {
-        name: _as_float32(_probabilities(output, _loss_of(losses, name)))
-        for name, output in outputs.items()
+        name: _as_float32(_probabilities(called.output[name], _loss_of(losses, name)))
+        for name in chosen
     }
-    final = keras.Model(stock.inputs, outputs)
+    final = keras.Model(inputs, outputs)
     needed = _needed(final, outputs.values())
-    by_id = {id(x): name for x, name in zip(model.inputs, inputs, strict=True)}
-    used = {by_id[id(x)]: x for x in model.inputs if id(x) in needed}
+    used = {x.name: x for x in inputs if id(x) in needed}
     final = keras.Model(used, outputs)
-    _check_names([*used, *outputs])
     return ServedModel(
         used,
         outputs,
@@ -175,6 +174,15 @@ def _input_names(model: keras.Model) -> list[str]:
         for index, x in enumerate(unnamed)
     }
     return [names.get(id(x), x.name) for x in model.inputs]
+
+
+def _new_input(name: str, x: keras.KerasTensor) -> keras.KerasTensor:
+    if x.sparse or x.ragged:
+        raise InputError(
+            f"Expected dense inputs, which clients can send. Received: {name!r}, which "
+            f"is {'sparse' if x.sparse else 'ragged'}."
+        )
+    return keras.Input(batch_shape=(None, *x.shape[1:]), dtype=x.dtype, name=name)
 
 
 def _call_for_service(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Set
 from typing import Any
+
+import keras
 
 from mtl_keras.errors import InputError
 from mtl_keras.serving.runtime import stock_operations
 
 
-def check_stock(signature: str, function: Any) -> None:
+def check_stock(signature: str, function: Any, model: keras.Model) -> None:
     """Raises an InputError where a function needs more than TensorFlow itself.
 
     A server knows TensorFlow's own operations. It has neither those of a library of
@@ -18,6 +21,7 @@ def check_stock(signature: str, function: Any) -> None:
     Args:
         signature: Name of the signature, for the message.
         function: The concrete function that it runs.
+        model: The model in it, for the names of its layers.
 
     Raises:
         InputError: Names the operation and the layer that uses it.
@@ -29,7 +33,7 @@ def check_stock(signature: str, function: Any) -> None:
         if foreign is not None:
             raise InputError(
                 f"Expected stock TensorFlow operations only. The layer "
-                f"{_layer(node.name)!r}, which {signature!r} runs, uses {foreign!r}, "
+                f"{_layer(node.name, layer_names(model))!r}, which {signature!r} runs, uses {foreign!r}, "
                 "which a server does not have. Give the layer a method "
                 "`serving_call` that does without, or leave its task out."
             )
@@ -60,10 +64,21 @@ def _foreign(node: Any, library: Mapping[str, Any], seen: set[str]) -> str | Non
     return None
 
 
-def _layer(node: str) -> str:
-    """Returns the path of layers out of a node's name."""
-    path = node.split("/")[:-1]
-    # Keras calls the outermost model `functional`, which tells a reader nothing.
-    if len(path) > 1 and path[0].startswith("functional"):
-        path = path[1:]
-    return "/".join(path) or node
+def _layer(node: str, layers: Set[str]) -> str:
+    """Returns the path of layers out of a node's name, outermost first."""
+    # TensorFlow numbers scopes that it has seen before.
+    parts = [
+        part if part in layers else re.sub(r"_\d+$", "", part)
+        for part in node.split("/")
+    ]
+    return "/".join(part for part in parts if part in layers) or node
+
+
+def layer_names(model: keras.Model) -> set[str]:
+    """Returns the names of all layers, those of models within included."""
+    names = set()
+    for layer in model.layers:
+        names.add(layer.name)
+        if isinstance(layer, keras.Model):
+            names |= layer_names(layer)
+    return names
