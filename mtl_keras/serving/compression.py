@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import keras
@@ -10,6 +9,7 @@ import keras
 from mtl_keras.errors import unknown_name
 
 WEIGHTS = ("float32", "float16", "int8")
+_QUANTISED = (keras.layers.Dense, keras.layers.EinsumDense, keras.layers.Embedding)
 
 
 @keras.saving.register_keras_serializable(package="mtl_keras")
@@ -40,8 +40,8 @@ def compress(model: keras.Model, weights: str) -> keras.Model:
       computation is that of before.
     - `"int8"`: `keras.Model.quantize("int8")`. Weights of `Dense`, `EinsumDense` and
       `Embedding` layers become int8 with a scale for each channel; their inputs are
-      quantised on the fly, by their range in each sample. Other layers stay as they
-      are, and so do those within layers of one's own.
+      quantised on the fly, by their range in each sample. Other weights stay as they
+      are.
 
     Layers without weights are shared with `model`, as is `Normalization`, whose
     statistics are of raw values.
@@ -71,10 +71,7 @@ def compress(model: keras.Model, weights: str) -> keras.Model:
     small = keras.models.clone_model(bare, clone_function=copy, recursive=True)
     small.set_weights(model.get_weights())
     if weights == "int8":
-        with warnings.catch_warnings():
-            # A warning for each layer that stays as it is.
-            warnings.filterwarnings("ignore", "Layer .* does not have a `quantize`")
-            small.quantize("int8")
+        small.quantize("int8", filters=lambda layer: isinstance(layer, _QUANTISED))
     return small
 
 

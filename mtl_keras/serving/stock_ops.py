@@ -33,9 +33,9 @@ def check_stock(signature: str, function: Any, model: keras.Model) -> None:
         if foreign is not None:
             raise InputError(
                 f"Expected stock TensorFlow operations only. The layer "
-                f"{_layer(node.name, layer_names(model))!r}, which {signature!r} runs, uses {foreign!r}, "
-                "which a server does not have. Give the layer a method "
-                "`serving_call` that does without, or leave its task out."
+                f"{_layer(node.name, layer_names(model))!r}, which {signature!r} runs, "
+                f"uses {foreign!r}, which a server does not have. Give the layer a "
+                "method `serving_call` that does without, or leave its task out."
             )
 
 

@@ -78,7 +78,7 @@ def test_warm_up_records_are_what_the_server_reads(shop):
         sizes = {len(value) for value in inputs.values()}
         seen.setdefault(request.model_spec.signature_name, set()).update(sizes)
         shop.runtime.predict(request.model_spec.signature_name, inputs)
-    assert seen == dict.fromkeys(shop.runtime.signatures, {1, 8, 32})
+    assert seen == {name: {1, 8, 32} for name in shop.runtime.signatures}
 
 
 def test_examples_answer_as_raw_inputs_do(shop):
@@ -149,11 +149,9 @@ def test_the_model_card_tells_requests_that_work(shop, monkeypatch):
     def post(url, json):
         assert url == "http://localhost:8501/v1/models/shop:predict"
         sent = json_of(json)
-        signature = shop.runtime.signatures[sent["signature_name"]]
+        types_ = shop.runtime.signatures[sent["signature_name"]].inputs
         inputs = {
-            name: np.array(
-                value, tf.dtypes.as_dtype(signature.inputs[name].dtype).as_numpy_dtype
-            )
+            name: np.array(value, tf.dtypes.as_dtype(types_[name].dtype).as_numpy_dtype)
             for name, value in sent["inputs"].items()
         }
         answer = shop.runtime.predict(sent["signature_name"], inputs)
@@ -202,9 +200,7 @@ def malformed(rng, number):
     elif kind == 5:
         good = {key: given[:0] for key, given in good.items()}
     elif kind == 6:
-        good["price"] = np.full_like(
-            good["price"], rng.choice([np.nan, np.inf, -np.inf])
-        )
+        good["price"][:] = rng.choice([np.nan, np.inf, -np.inf])
     elif kind == 7:
         good["history"] = rng.integers(-(2**62), 2**62, (len(good["price"]), 3))
     elif kind == 8:
@@ -246,6 +242,7 @@ def test_a_thousand_malformed_requests_do_no_harm(shop):
     rng = np.random.default_rng(11)
     before = shop.runtime.predict("serving_default", shop.inputs)
     refused = answered = 0
+    shortest = 1000
     for number in range(1000):
         signature, inputs = malformed(rng, number)
         inputs = {name: np.asarray(value) for name, value in inputs.items()}
@@ -253,21 +250,20 @@ def test_a_thousand_malformed_requests_do_no_harm(shop):
             answer = shop.runtime.predict(signature, inputs)
         except serving.RefusedError as error:
             refused += 1
-            assert len(str(error)) > 20, (signature, error)
+            shortest = min(shortest, len(str(error)))
         else:
             answered += 1
             sizes = {len(value) for value in inputs.values()}
             assert {len(value) for value in answer.values()} == sizes
     # Empty batches, infinite prices, long titles and well-formed remains answer.
     assert refused > 500
+    assert shortest > 20
     assert answered > 150
     assert_same(shop.runtime.predict("serving_default", shop.inputs), before)
 
 
 def test_a_huge_batch_is_answered(shop):
-    inputs = {
-        name: np.repeat(value, 2000, axis=0) for name, value in shop.inputs.items()
-    }
+    inputs = {name: value.repeat(2000, axis=0) for name, value in shop.inputs.items()}
     answer = shop.runtime.predict("serving_default", inputs)
     assert answer["kind"].shape == (24_000, 3)
     assert_same(
