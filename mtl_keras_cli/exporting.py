@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -15,7 +15,7 @@ from mtl_keras import applications, runs, serving
 from mtl_keras.errors import InputError
 from mtl_keras.runs import folder
 from mtl_keras.runs.results import by_task, metric_names
-from mtl_keras.runs.training import load_split
+from mtl_keras.runs.training import load_split, versions
 from mtl_keras.serving.export import SOURCE
 from mtl_keras_cli.text import plain_table
 
@@ -39,73 +39,67 @@ def export_runs(
             `to` cannot be written.
     """
     loaded = [runs.load_run(path) for path in paths]
-    source = _source(loaded, tasks, weights)
+    identity = {
+        "model_sha256": [_digest(run) for run in loaded],
+        "weights": weights,
+        "served_tasks": list(tasks) if tasks else None,
+    }
     version = serving.latest_version(to) if reuse else None
-    if version is not None and _is_of(version, source):
+    if version is not None and _is_of(version, identity):
         console.print(f"{version} is there already, of this very model: reused.")
         return version
     models: list[keras.Model] = []
     class_names: dict[str, Any] = {}
+    inputs: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     for run in loaded:
         application = applications.get(run.config.application)
-        model = _compressed(run, run.model(), weights, console)
+        model = run.model()
+        measured = run.metrics
+        if weights != "float32":
+            model, measured = _compressed(run, model, weights, console)
         models.append(application.serving_model(model))
         class_names |= application.class_names()
-    inputs: dict[str, Any] = {}
-    for run in loaded:
-        batch, _ = next(iter(load_split(run.config, "test")))
+        batch, _ = next(iter(load_split(run.config.validate(), "test")))
         inputs |= batch
+        metrics |= measured
+    settings = [run.config.to_dict() for run in loaded]
     version = serving.export(
         models if len(models) > 1 else models[0],
         to,
         tasks=tasks,
         class_names=class_names,
         samples=inputs,
-        source=source,
+        source={
+            **identity,
+            **(settings[0] if len(settings) == 1 else {"runs": settings}),
+            "metrics": metrics,
+            "versions": versions(),
+        },
     )
     console.print(f"Wrote {version}", soft_wrap=True)
     return version
 
 
-def _source(
-    loaded: Sequence[runs.Run], tasks: tuple[str, ...] | None, weights: str
-) -> dict[str, Any]:
-    digests = [
-        hashlib.sha256((run.path / folder.MODEL).read_bytes()).hexdigest()
-        for run in loaded
-    ]
-    metrics: dict[str, Any] = {}
-    for run in loaded:
-        metrics |= run.metrics
-    settings = [run.config.to_dict() for run in loaded]
-    return {
-        "model_sha256": digests if len(digests) > 1 else digests[0],
-        "weights": weights,
-        "served_tasks": list(tasks) if tasks else None,
-        **(settings[0] if len(settings) == 1 else {"runs": settings}),
-        "metrics": {
-            task: values
-            for task, values in metrics.items()
-            if tasks is None or task in tasks
-        },
-        "versions": runs.training.versions(),
-    }
+def _digest(run: runs.Run) -> str:
+    return hashlib.sha256((run.path / folder.MODEL).read_bytes()).hexdigest()
 
 
-def _is_of(version: pathlib.Path, source: dict[str, Any]) -> bool:
+def _is_of(version: pathlib.Path, identity: Mapping[str, Any]) -> bool:
     file = version / SOURCE
     there = folder.read_json(file) if file.is_file() else {}
-    same = ("model_sha256", "weights", "served_tasks")
-    return all(there.get(key) == source[key] for key in same)
+    return all(there.get(key) == value for key, value in identity.items())
 
 
 def _compressed(
     run: runs.Run, model: keras.Model, weights: str, console: Console
-) -> keras.Model:
-    """Compresses a run's model, and prints what that costs on the test split."""
+) -> tuple[keras.Model, dict[str, dict[str, float]]]:
+    """Compresses a run's model, and prints what that costs on the test split.
+
+    Returns:
+        The smaller model and its metrics, `{task: {metric: value}}`.
+    """
     small = serving.compress(model, weights)
-    if small is model:
-        return model
     config = run.config.validate()
     application = applications.get(config.application)
     small.compile(
@@ -113,17 +107,13 @@ def _compressed(
     )
     logs = small.evaluate(load_split(config, "test"), return_dict=True, verbose=0)
     after = by_task(logs, metric_names(application, config.tasks or ()))
-    sizes = [
-        sum(v.value.dtype.size * v.value.shape.num_elements() for v in m.weights) / 1e6
-        for m in (model, small)
-    ]
     console.print(
-        f"{weights} weights: {sizes[1]:.2f} MB instead of {sizes[0]:.2f} MB. On the "
-        "test split:",
+        f"{run.path} with {weights} weights: {_megabytes(small):.2f} MB instead of "
+        f"{_megabytes(model):.2f} MB. On the test split:",
         soft_wrap=True,
     )
-    table = plain_table("", "metric")
-    for head in ("float32", weights, "cost"):
+    table = plain_table("task", "metric")
+    for head in ("float32", weights, "change"):
         table.add_column(head, justify="right")
     for task, values in run.metrics.items():
         for name, before in values.items():
@@ -132,7 +122,12 @@ def _compressed(
                 cells = (f"{before:.4f}", f"{now:.4f}", f"{now - before:+.4f}")
                 table.add_row(task, name, *cells)
     console.print(table)
-    return small
+    return small, after
+
+
+def _megabytes(model: keras.Model) -> float:
+    weights = [variable.value for variable in model.weights]
+    return sum(w.dtype.size * w.shape.num_elements() for w in weights) / 1e6
 
 
 def check_export(

@@ -153,19 +153,22 @@ def _trackable(
         for function in functions.values()
         for tensor in function.captured_inputs
     }
+    whole = served.part({**served.outputs, **served.features})
+    # A function gives its variables in no certain order; files are to be alike.
+    order = {id(v.value): index for index, v in enumerate(whole.variables)}
     variables = {
         id(variable): variable
         for function in functions.values()
         for variable in function.variables
     }
-    whole = served.part({**served.outputs, **served.features})
+    ordered = sorted(variables, key=lambda key: order.get(key, len(order)))
     tables = [
         table
         for table in tf.train.TrackableView(whole).descendants()
         if isinstance(table, tf.saved_model.experimental.TrackableResource)
         and id(table.resource_handle) in captured
     ]
-    root.served_variables = list(variables.values())
+    root.served_variables = [variables[key] for key in ordered]
     root.tables = tables
     root.class_names = []
     for name, names in served.class_names.items():
