@@ -54,7 +54,9 @@ def batching_parameters(sizes: Sequence[int]) -> str:
     """Returns the text for `--batching_parameters_file`.
 
     Requests are joined up to the largest size, and padded to the next one, so that
-    the server runs the batch sizes that it was warmed up with.
+    the server runs the batch sizes that it was warmed up with. Without
+    `pad_variable_length_inputs`, which would lengthen a sequence by copies of the
+    request's first value, and so change the answer.
 
     Args:
         sizes: Batch sizes, rising.
@@ -68,7 +70,5 @@ def batching_parameters(sizes: Sequence[int]) -> str:
         "max_enqueued_batches { value: 100 }",
         f"num_batch_threads {{ value: {os.cpu_count() or 1} }}",
         *(f"allowed_batch_sizes: {size}" for size in sizes),
-        # Requests of sequences of different lengths cannot be joined otherwise.
-        "pad_variable_length_inputs: true",
     ]
     return "\n".join(lines) + "\n"

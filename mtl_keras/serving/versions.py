@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+import re
 import shutil
 import tempfile
 import time
@@ -67,13 +68,20 @@ def write_version(
         write(model)
         return _rename_to_next(model, path)
     except (OSError, tf.errors.OpError) as error:
-        reason = getattr(error, "strerror", None) or getattr(error, "message", error)
         raise InputError(
             f"The export to {str(path)!r} failed, and no version was added: "
-            f"{str(reason).splitlines()[0]}"
+            f"{_reason(error)}."
         ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _reason(error: OSError | tf.errors.OpError) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    # TensorFlow puts the operation and the file around what the system says.
+    message = re.sub(r"\{\{.*?\}\}|\[Op:.*?\]", "", error.message.splitlines()[0])
+    return message.rpartition("; ")[2].strip()
 
 
 def _rename_to_next(model: pathlib.Path, path: pathlib.Path) -> pathlib.Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 import shutil
 
 import keras
@@ -50,9 +51,11 @@ def test_class_names_and_server_files_lie_beside(shop):
     assert (entry.name, entry.model_platform) == ("shop", "tensorflow")
     assert pathlib.Path(entry.base_path) == folder
     batching = (folder / "batching.config").read_text()
-    # The server wants the largest allowed size to be the largest there is.
+    # The largest allowed size has to be the largest that there is.
     assert "max_batch_size { value: 32 }" in batching
-    assert batching.rstrip().count("allowed_batch_sizes") == 3
+    assert re.findall(r"allowed_batch_sizes: (\d+)", batching) == ["1", "8", "32"]
+    # The server's own padding repeats a request's first value: a wrong answer.
+    assert "pad_variable_length_inputs" not in batching
 
 
 @pytest.mark.parametrize("weights", ["float16", "int8"])
