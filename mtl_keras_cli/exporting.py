@@ -60,8 +60,8 @@ def export_runs(
             model, measured = _compressed(run, model, weights, console)
         models.append(application.serving_model(model))
         class_names |= application.class_names()
-        batch, _ = next(iter(load_split(run.config.validate(), "test")))
-        inputs |= batch
+        # Inputs, labels, and sample weights where there are any.
+        inputs |= next(iter(load_split(run.config.validate(), "test")))[0]
         metrics |= measured
     settings = [run.config.to_dict() for run in loaded]
     version = serving.export(

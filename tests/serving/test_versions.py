@@ -15,7 +15,7 @@ import time
 import keras
 import numpy as np
 import pytest
-from conftest import shop_model
+from shop_model import shop_model
 
 from mtl_keras import serving
 from mtl_keras.errors import InputError
@@ -92,7 +92,7 @@ def test_exports_at_the_same_time_get_versions_of_their_own(shop, tmp_path):
 
 _EXPORT = """
 import sys
-from conftest import shop_model
+from shop_model import shop_model
 from mtl_keras import serving
 model = shop_model()
 print("ready", flush=True)
