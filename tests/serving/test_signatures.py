@@ -289,7 +289,7 @@ def test_a_layer_that_needs_more_than_tensorflow_is_named(
         ),
         (
             lambda x, y: (
-                keras.Model(x, {"y": y, "y_label": y}),
+                keras.Model(x, {"y": y, "y_label": layers.Dense(2)(x)}),
                 {"class_names": {"y": ["a", "b"]}},
             ),
             "'y_label'",
