@@ -11,11 +11,10 @@ import keras
 import typer
 from rich.console import Console
 
-from mtl_keras import applications, runs, serving
+from mtl_keras import runs, serving
 from mtl_keras.errors import InputError
 from mtl_keras.runs import folder
-from mtl_keras.runs.results import by_task, metric_names
-from mtl_keras.runs.training import load_split, versions
+from mtl_keras.runs.training import load_split, test_metrics, versions
 from mtl_keras.serving.export import SOURCE
 from mtl_keras_cli.text import plain_table
 
@@ -53,7 +52,7 @@ def export_runs(
     inputs: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
     for run in loaded:
-        application = applications.get(run.config.application)
+        application = run.config.get_application()
         model = run.model()
         measured = run.metrics
         if weights != "float32":
@@ -101,12 +100,11 @@ def _compressed(
     """
     small = serving.compress(model, weights)
     config = run.config.validate()
-    application = applications.get(config.application)
+    application = config.get_application()
     small.compile(
         loss=application.losses(config.tasks), metrics=application.metrics(config.tasks)
     )
-    logs = small.evaluate(load_split(config, "test"), return_dict=True, verbose=0)
-    after = by_task(logs, metric_names(application, config.tasks or ()))
+    after = test_metrics(config, small, load_split(config, "test"))
     console.print(
         f"{run.path} with {weights} weights: {_megabytes(small):.2f} MB instead of "
         f"{_megabytes(model):.2f} MB. On the test split:",

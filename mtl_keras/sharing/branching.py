@@ -90,10 +90,8 @@ class BranchChoice(keras.layers.Layer):
         parts = [weights[index] * x for index, x in enumerate(inputs)]
         return sum(parts[1:], parts[0])
 
-    def serving_call(
-        self, inputs: list[keras.KerasTensor], training: bool | None = None
-    ) -> keras.KerasTensor:
-        """Returns the chosen tensor itself, so that the graph ends without the rest."""
+    def serving_call(self, inputs: list[Any], training: bool | None = None) -> Any:
+        """Returns the chosen tensor itself: what else there was is not served."""
         del training
         return inputs[self.chosen]
 
