@@ -20,7 +20,8 @@ from mtl_keras.applications.base import (
     Task,
     TrainingDefaults,
 )
-from mtl_keras.data import catalog, census_income, columns
+from mtl_keras.data import catalog, census_income
+from mtl_keras.data.columns import Column, from_metadata
 from mtl_keras.embeddings import LazyAdam
 from mtl_keras.evaluation.calibration import CalibrationError
 
@@ -202,7 +203,7 @@ class Recommendation(Application):
         """See `Application.for_data`."""
         return type(self)(data, self._data_dir)
 
-    def columns(self, tasks: Iterable[str] | None = None) -> dict[str, columns.Column]:
+    def columns(self, tasks: Iterable[str] | None = None) -> dict[str, Column]:
         """Returns what a model of these tasks reads, by name.
 
         Args:
@@ -320,7 +321,7 @@ class Recommendation(Application):
         head = heads.probability if task.kind == "binary" else heads.number
         return head(features, name=task.name, hidden=_HIDDEN, dropout=_DROPOUT)
 
-    def _described(self) -> dict[str, columns.Column]:
+    def _described(self) -> dict[str, Column]:
         data_registry.prepare(self._data, data_dir=self._data_dir)
         metadata = catalog.builder(self._data, self._data_dir).info.metadata
-        return columns.from_metadata(metadata)
+        return from_metadata(metadata)
