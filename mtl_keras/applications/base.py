@@ -6,7 +6,7 @@ import abc
 import dataclasses
 import os
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -28,7 +28,8 @@ class Task:
 
     Attributes:
         name: Name of the model's output and of the label.
-        kind: `"multiclass"`, `"binary"`, `"number"`, `"boxes"` or `"segmentation"`.
+        kind: `"multiclass"`, `"binary"`, `"number"`, `"boxes"`, `"segmentation"`,
+            `"span"` or `"sequence"`.
         loss: Gives a new loss, in a form that Keras's `compile` takes.
         metrics: Gives new metrics, named without the task.
         objective: Name of the metric that models are compared by.
@@ -128,16 +129,23 @@ class Application(abc.ABC):
             data_dir: Folder of prepared data; `None` for the default one.
 
         Returns:
-            Batches of `(inputs, {task: label})`, cached in memory; where some labels
-            are absent, of `(inputs, {task: label}, {task: weight})`.
+            Batches of `(inputs, {task: label})`, cached in memory; or of `(inputs,
+            {task: label}, {task: sample weight})` where labels are missing.
 
         Raises:
             InputError: A name is unknown or the data cannot be had.
         """
 
-    @abc.abstractmethod
+    def stages(self, backbone: str, width: int, depth: int) -> list[keras.layers.Layer]:
+        """Returns the new stages of a backbone; see `mtl_keras.backbones`."""
+        return backbone_registry.get(backbone)(width, depth)
+
     def preprocess(self, inputs: Mapping[str, keras.KerasTensor]) -> keras.KerasTensor:
-        """Turns the raw inputs into what the backbone reads, by Keras layers."""
+        """Turns the raw inputs into what the backbone reads, by Keras layers.
+
+        An application has this and `head`, or a `connect` of its own.
+        """
+        raise NotImplementedError
 
     @abc.abstractmethod
     def inputs(self) -> dict[str, keras.KerasTensor]:
@@ -155,10 +163,6 @@ class Application(abc.ABC):
         del backbone, width
         return self.preprocess(inputs)
 
-    def stages(self, backbone: str, width: int, depth: int) -> list[keras.layers.Layer]:
-        """Returns the new stages of a backbone; see `mtl_keras.backbones`."""
-        return backbone_registry.get(backbone)(width, depth)
-
     def optimizer(self, learning_rate: Any) -> keras.optimizers.Optimizer:
         """Returns a new optimizer that suits the models; here Adam.
 
@@ -167,9 +171,63 @@ class Application(abc.ABC):
         """
         return keras.optimizers.Adam(learning_rate)
 
-    @abc.abstractmethod
     def head(self, task: Task, features: keras.KerasTensor) -> keras.KerasTensor:
         """Returns a task's output, in a layer that bears the task's name."""
+        raise NotImplementedError
+
+    def connect(
+        self,
+        inputs: Mapping[str, keras.KerasTensor],
+        stages: Sequence[keras.layers.Layer],
+        share: sharing_registry.Sharing,
+        tasks: Mapping[str, Task],
+        *,
+        backbone: str,
+        width: int,
+    ) -> dict[str, keras.KerasTensor]:
+        """Connects inputs to outputs: preprocessing, shared stages, heads.
+
+        Args:
+            inputs: What `inputs` gave.
+            stages: The backbone.
+            share: The way to share it.
+            tasks: The tasks by name.
+            backbone: What `stages` was given.
+            width: The same.
+
+        Returns:
+            Outputs of the tasks that `share` gave features for, each of a layer
+            that bears the task's name; `build` connects them as `share` says.
+        """
+        encoded = self.encode(inputs, backbone, width)
+        features = share(encoded, stages=stages, tasks=list(tasks))
+        return {name: self.head(tasks[name], x) for name, x in features.items()}
+
+    def measure(
+        self,
+        model: keras.Model,
+        split: str,
+        *,
+        data: str | None = None,
+        tasks: Iterable[str] | None = None,
+        batch_size: int,
+        data_dir: str | os.PathLike | None = None,
+    ) -> dict[str, dict[str, float]]:
+        """Returns scores that `evaluate` cannot give, such as those of texts.
+
+        Args:
+            model: What `build` gave, trained.
+            split: `"train"`, `"validation"` or `"test"`.
+            data: Name of the data set; `None` for `default_data`.
+            tasks: Tasks to score; `None` for all.
+            batch_size: Samples per batch.
+            data_dir: Folder of prepared data; `None` for the default one.
+
+        Returns:
+            `{task: {metric: value}}`; nothing, unless overridden.
+        """
+        del model, split, data, tasks, batch_size, data_dir
+        return {}
 
     def build(
         self,
@@ -213,11 +271,10 @@ class Application(abc.ABC):
         )
         chosen = self.select(tasks)
         inputs = self.inputs_of(chosen)
-        encoded = self.encode(inputs, backbone, width)
-        features = share(encoded, stages=stages, tasks=list(chosen))
-        outputs = share.connect_outputs(
-            {name: self.head(chosen[name], x) for name, x in features.items()}
+        outputs = self.connect(
+            inputs, stages, share, chosen, backbone=backbone, width=width
         )
+        outputs = share.connect_outputs(outputs)
         return MultiTaskModel(inputs, {name: outputs[name] for name in chosen})
 
     def losses(self, tasks: Iterable[str] | None = None) -> dict[str, Any]:

@@ -11,6 +11,9 @@ import tensorflow_datasets as tfds
 from mtl_keras import errors
 from mtl_keras.data import movielens_history
 from mtl_keras.data.behaviour import Behaviour
+from mtl_keras.data.generated_text import GeneratedText
+from mtl_keras.data.mmoe_synthetic import MmoeSynthetic
+from mtl_keras.data.multi30k import Multi30k
 from mtl_keras.data.multi_digits import MultiDigits
 
 
@@ -57,6 +60,36 @@ _DATA_SETS = {
         DataSet("mnist", "MNIST, handwritten digits", needs_files=True),
         *(
             DataSet(
+                f"mmoe_synthetic/{config.name}",
+                "Two related regression tasks, as in the MMoE paper; correlation "
+                f"{config.correlation}",
+            )
+            for config in MmoeSynthetic.BUILDER_CONFIGS
+        ),
+        *(
+            DataSet(
+                f"{GeneratedText.name}/{config.name}",
+                f"Text of a small grammar: {config.name}",
+            )
+            for config in GeneratedText.BUILDER_CONFIGS
+        ),
+        DataSet("imdb_reviews", "IMDB, sentiment of film reviews", needs_files=True),
+        DataSet(
+            "squad/v1.1",
+            "SQuAD 1.1, questions about paragraphs of Wikipedia",
+            needs_files=True,
+            files=("train-v1.1.json", "dev-v1.1.json"),
+        ),
+        *(
+            DataSet(
+                f"{Multi30k.name}/{config.name}",
+                f"Multi30k, captions: {config.description.rstrip('.')}",
+                needs_files=True,
+            )
+            for config in Multi30k.BUILDER_CONFIGS
+        ),
+        *(
+            DataSet(
                 f"behaviour/{config.name}",
                 f"Generated impressions, clicks and conversions, {config.samples:,}",
             )
@@ -83,8 +116,8 @@ _DATA_SETS = {
 
 _ALIASES = {
     cls.name: f"{cls.name}/{cls.DEFAULT_CONFIG_NAME}"
-    for cls in (MultiDigits, Behaviour)
-}
+    for cls in (Behaviour, MmoeSynthetic, Multi30k, MultiDigits)
+} | {"squad": "squad/v1.1"}
 
 
 def names() -> list[str]:

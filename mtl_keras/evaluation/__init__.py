@@ -9,17 +9,27 @@ from mtl_keras.evaluation.delta import delta_m
 from mtl_keras.evaluation.pareto import hypervolume, pareto_front
 from mtl_keras.evaluation.ranking import by_slice, group_auc, ndcg
 from mtl_keras.evaluation.segmentation import MaskIoU
+from mtl_keras.evaluation.sequences import SequenceCrossentropy, TokenAccuracy
+from mtl_keras.evaluation.spans import SpanAccuracy, SpanF1
+from mtl_keras.evaluation.text import answer_scores, bleu, normalized_answer
 
 __all__ = [
     "BoxIoU",
     "CalibrationError",
     "ConflictImages",
     "MaskIoU",
+    "SequenceCrossentropy",
+    "SpanAccuracy",
+    "SpanF1",
+    "TokenAccuracy",
+    "answer_scores",
+    "bleu",
     "by_slice",
     "calibration_error",
     "delta_m",
     "group_auc",
     "hypervolume",
     "ndcg",
+    "normalized_answer",
     "pareto_front",
 ]

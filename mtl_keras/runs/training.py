@@ -43,7 +43,7 @@ def load_split(config: RunConfig, split: str) -> tf.data.Dataset:
             `"test"`.
 
     Returns:
-        Batches of `(inputs, {task: label})`.
+        Batches as `Application.load` gives them.
 
     Raises:
         InputError: If the data set is unknown or cannot be prepared here.
@@ -163,8 +163,8 @@ def train(
                 verbose=0,
             )
         seconds = time.monotonic() - started
-        logs = model.evaluate(data["test"], return_dict=True, verbose=0)
-        metrics = by_task(logs, metric_names(application, config.tasks))
+        with console.status("Testing"):
+            metrics = test_metrics(config, model, data["test"])
         model.save(work / folder.MODEL)
         folder.write_history(work / folder.HISTORY, history.history)
         folder.write_json(
@@ -188,11 +188,34 @@ def evaluate(path: str | pathlib.Path) -> dict[str, dict[str, float]]:
     """
     run = folder.load_run(path)
     config = run.config.validate()
+    return test_metrics(config, run.model(), load_split(config, "test"))
+
+
+def test_metrics(
+    config: RunConfig, model: keras.Model, test: tf.data.Dataset
+) -> dict[str, dict[str, float]]:
+    """Returns all metrics on the test split, `{task: {metric: value}}`.
+
+    Args:
+        config: A config that `validate` has returned.
+        model: The trained model.
+        test: The test split, as `load_split` gives it.
+    """
     assert config.tasks is not None
-    model = run.model()
-    logs = model.evaluate(load_split(config, "test"), return_dict=True, verbose=0)
+    assert config.batch_size is not None
     application = config.get_application()
-    return by_task(logs, metric_names(application, config.tasks))
+    logs = model.evaluate(test, return_dict=True, verbose=0)
+    metrics = by_task(logs, metric_names(application, config.tasks))
+    measured = application.measure(
+        model,
+        "test",
+        data=config.data,
+        tasks=config.tasks,
+        batch_size=config.batch_size,
+    )
+    for task, values in measured.items():
+        metrics[task].update(values)
+    return metrics
 
 
 def versions() -> dict[str, str]:

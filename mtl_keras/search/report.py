@@ -11,6 +11,7 @@ from rich.table import Table
 
 from mtl_keras.evaluation.plots import trade_off
 from mtl_keras.runs.progress import duration
+from mtl_keras.search.architectures import Architectures
 from mtl_keras.search.records import PLOT, Record, flat_settings
 from mtl_keras.search.study import Study
 
@@ -93,11 +94,19 @@ def plot(study: Study, records: Sequence[Record], out: pathlib.Path) -> str | No
         [f"{task} {application.tasks[task].objective}" for task in tasks],
         [application.tasks[task].direction for task in tasks],
         out / PLOT,
-        groups=[_short(flat_settings(r)[by]) for r in finished] if by else None,
+        groups=[_group(study, flat_settings(r)[by], by) for r in finished]
+        if by
+        else None,
         labels=[str(record["trial"]) for record in finished],
         title=f"{study.application}: validation metrics of {len(finished)} trials",
     )
     return str(path)
+
+
+def _group(study: Study, value: Any, name: str) -> str:
+    """Returns the name of a setting's value, without arguments that are searched."""
+    searched = isinstance(study.space[name], Architectures)
+    return _short(value).split("(")[0] if searched else _short(value)
 
 
 def _short(value: Any) -> str:

@@ -12,6 +12,12 @@ from mtl_keras.sharing.aitm import AITM
 from mtl_keras.sharing.base import Sharing
 from mtl_keras.sharing.branching import Branching, hard_branches
 from mtl_keras.sharing.cross_stitch import CrossStitchNetwork
+from mtl_keras.sharing.diagnostics import (
+    ExpertMetrics,
+    ExpertUtilisation,
+    GateEntropy,
+    usage,
+)
 from mtl_keras.sharing.dselect_k import DSelectK
 from mtl_keras.sharing.esmm import ESMM
 from mtl_keras.sharing.hard import Hard
@@ -29,6 +35,9 @@ __all__ = [
     "Branching",
     "CrossStitchNetwork",
     "DSelectK",
+    "ExpertMetrics",
+    "ExpertUtilisation",
+    "GateEntropy",
     "Hard",
     "MMoE",
     "OMoE",
@@ -39,6 +48,7 @@ __all__ = [
     "hard_branches",
     "names",
     "serialize",
+    "usage",
 ]
 
 _METHODS: dict[str, type[Sharing]] = {

@@ -55,6 +55,7 @@ class BranchChoice(keras.layers.Layer):
             shape=(len(self.sources),),
             initializer="zeros",
             dtype="float32",
+            autocast=False,
             name="logits",
         )
         self.step = self.add_weight(
@@ -62,6 +63,7 @@ class BranchChoice(keras.layers.Layer):
             initializer="zeros",
             dtype="float32",
             trainable=False,
+            autocast=False,
             aggregation="only_first_replica",
             name="step",
         )
@@ -208,12 +210,14 @@ Model = TypeVar("Model", bound=keras.Model)
 def hard_branches(model: Model) -> Model:
     """Returns a model with every choice of branches made, over the same weights.
 
-    What no task chose is left out; what one task alone chose is its own. A model
-    without choices keeps all its layers. The result is not compiled.
+    What no task chose is left out; what one task alone chose is its own. The result
+    is not compiled. A model without choices is returned as it is.
 
     Args:
         model: A functional model, for example with `Branching` in it.
     """
+    if not any(isinstance(layer, BranchChoice) for layer in model.layers):
+        return model
 
     def call(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
         if isinstance(layer, BranchChoice):

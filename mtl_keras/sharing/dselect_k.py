@@ -52,10 +52,15 @@ class DSelectKGate(Gate):
                 -self.gamma / 100, self.gamma / 100
             ),
             dtype="float32",
+            autocast=False,
             name="bits",
         )
         self.logits = self.add_weight(
-            shape=(self.k,), initializer="zeros", dtype="float32", name="logits"
+            shape=(self.k,),
+            initializer="zeros",
+            dtype="float32",
+            autocast=False,
+            name="logits",
         )
 
     def selectors(self) -> Any:
@@ -75,8 +80,11 @@ class DSelectKGate(Gate):
         chosen = codes[:, : len(self.experts)]
         reached = ops.sum(chosen, axis=1)
         entropies = -ops.sum(codes * ops.log(ops.maximum(codes, 1e-12)), axis=1)
-        overlap = ops.sum(ops.square(ops.sum(chosen, axis=0)))
-        overlap -= ops.sum(ops.square(chosen))
+        # Of this size it outweighs, near uniform selectors, what draws two of them
+        # the same way.
+        overlap = ops.sum(ops.square(ops.sum(codes, axis=0)))
+        overlap -= ops.sum(ops.square(codes))
+        overlap *= 0.5 * codes.shape[1]
         # 1 / reached: a code that stands for no expert.
         penalties = entropies + 1.0 / ops.maximum(reached, 1e-3) - 1.0
         self.add_loss(self.entropy * (ops.sum(penalties) + overlap))
@@ -105,8 +113,8 @@ class DSelectK(MMoE):
     Hazimeh et al., "DSelect-k: Differentiable Selection in the Mixture of Experts
     with Applications to Multi-Task Learning", NeurIPS 2021, arXiv 2106.03760: its
     static gate. Differs from the paper in one term of the regularisation, the
-    overlap Σ_{a≠b} ⟨r_a, r_b⟩ of the selectors r: the paper allows two selectors to
-    choose the same expert and so ends with at most k; ours end with k.
+    overlap (codes / 2) · Σ_{a≠b} ⟨r_a, r_b⟩ of the selectors r: the paper allows two
+    selectors to choose the same expert and so ends with at most k; ours end with k.
 
     Args:
         num_experts: How many copies of the last stage.

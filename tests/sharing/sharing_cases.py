@@ -50,19 +50,22 @@ def recurrent():
 BACKBONES = [dense, convolutional, recurrent]
 
 
-def functional(sharing, inputs, stages, tasks=TASKS, activation="sigmoid"):
-    """Returns a model with a small head for each task."""
-    sharing = sharing_lib.get(
-        SPECS.get(sharing, sharing) if isinstance(sharing, str) else sharing
-    )
-    features = sharing(inputs, stages, tasks)
+def functional(sharing, inputs, stages, tasks=TASKS, source=None):
+    """Returns a model with a small head for each task.
+
+    The first stage reads `source`, made from `inputs`, or `inputs` themselves.
+    """
+    if isinstance(sharing, str):
+        sharing = SPECS[sharing]
+    sharing = sharing_lib.get(sharing)
+    features = sharing(inputs if source is None else source, stages, tasks)
     outputs = {}
     for task, x in features.items():
         if len(x.shape) == 4:
             x = keras.layers.Flatten()(x)
         elif len(x.shape) == 3:
             x = keras.layers.GlobalAveragePooling1D()(x)
-        head = keras.layers.Dense(1, activation, dtype="float32", name=f"{task}_head")
+        head = keras.layers.Dense(1, "sigmoid", dtype="float32", name=f"{task}_head")
         outputs[task] = head(x)
     outputs = sharing.connect_outputs(outputs)
     return mtl_keras.MultiTaskModel(inputs, {task: outputs[task] for task in tasks})
@@ -70,8 +73,8 @@ def functional(sharing, inputs, stages, tasks=TASKS, activation="sigmoid"):
 
 def model_of(sharing, backbone, **compile_arguments):
     model = functional(sharing, *backbone())
-    identifier = SPECS.get(sharing, sharing) if isinstance(sharing, str) else sharing
-    untrained = sharing_lib.get(identifier).untrained(TASKS)
+    spec = SPECS[sharing] if isinstance(sharing, str) else sharing
+    untrained = sharing_lib.get(spec).untrained(TASKS)
     loss = dict.fromkeys(TASKS, "mse") | dict.fromkeys(untrained)
     model.compile(keras.optimizers.Adam(0.01), loss=loss, **compile_arguments)
     return model

@@ -55,30 +55,18 @@ def test_gradients_reach_every_variable_and_a_file_keeps_all(name, backbone, tmp
 
 @pytest.mark.parametrize("backbone", ELSEWHERE)
 @pytest.mark.parametrize("name", NAMES)
-def test_compiles_under_xla_and_is_exported(name, backbone, tmp_path):
-    model = model_of(name, backbone, jit_compile=True)
-    x, y = batch(model)
-    before = [v.numpy() for v in model.trainable_variables]
-    losses = model.fit(x, y, epochs=8, verbose=0).history["loss"]
-    assert losses[-1] < losses[0]
-    for old, variable in zip(before, model.trainable_variables, strict=True):
-        assert not np.array_equal(old, variable.numpy()), variable.path
-    version = serving.export(model, tmp_path)
-    assert max(serving.check(version, model, x).values()) < 1e-5
-
-
-@pytest.mark.parametrize("backbone", ELSEWHERE)
-@pytest.mark.parametrize("name", NAMES)
-def test_trains_in_mixed_precision(name, backbone):
+def test_trains_under_xla_in_mixed_precision_and_is_exported(name, backbone, tmp_path):
     keras.config.set_dtype_policy("mixed_float16")
     try:
-        model = model_of(name, backbone)
+        model = model_of(name, backbone, jit_compile=True)
     finally:
         keras.config.set_dtype_policy("float32")
     assert {v.dtype for v in model.trainable_variables} == {"float32"}
     x, y = batch(model)
     losses = model.fit(x, y, epochs=8, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
+    version = serving.export(model, tmp_path)
+    assert max(serving.check(version, model, x).values()) < 2e-3
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -93,11 +81,12 @@ def test_configuration_round_trips_through_json(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_masked_steps_change_nothing(name):
-    inputs, stages = recurrent()
-    whole = functional(name, inputs, [keras.layers.Masking(), *stages])
+    _, stages = recurrent()
+    inputs = keras.Input((None, 3))
+    model = functional(name, inputs, stages, source=keras.layers.Masking()(inputs))
     x = np.random.default_rng(0).normal(size=(3, 7, 3)).astype("float32")
     x[:, 4:] = 0.0
-    assert_same(outputs_of(whole, x), outputs_of(whole, x[:, :4]))
+    assert_same(outputs_of(model, x), outputs_of(model, x[:, :4]))
 
 
 @pytest.mark.parametrize(
