@@ -291,10 +291,6 @@ class Recommendation(Application):
         """See `Application.inputs_of`: `[batch]` or `[batch, length]` a column."""
         return features.inputs(self.columns(tasks))
 
-    def preprocess(self, inputs: Mapping[str, keras.KerasTensor]) -> keras.KerasTensor:
-        """See `Application.preprocess`: with the default encoder of the history."""
-        return self.encode(inputs, self.defaults.backbone, self.defaults.width)
-
     def encode(
         self, inputs: Mapping[str, keras.KerasTensor], backbone: str, width: int
     ) -> keras.KerasTensor:
