@@ -72,6 +72,7 @@ class _DataSet:
         present: From the table to `{task: 1 where there is a label}`, for the tasks
             that lack some.
         left_out: Columns that the model of a task must not read, by task.
+        starts: About the mean of the labels, by task, of those that are numbers.
     """
 
     tasks: tuple[Task, ...]
@@ -81,6 +82,7 @@ class _DataSet:
         lambda table: {}
     )
     left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    starts: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def _behaviour_labels(table: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -102,6 +104,7 @@ _BEHAVIOUR = _DataSet(
         _number("watch_time"),
     ),
     labels=_behaviour_labels,
+    starts={"watch_time": 2.7},
     present=lambda table: dict.fromkeys(("conversion", "watch_time"), table["click"]),
     defaults=TrainingDefaults(
         epochs=8,
@@ -116,6 +119,7 @@ _BEHAVIOUR = _DataSet(
 
 _MOVIELENS = _DataSet(
     tasks=(_number("rating"), _binary("liked")),
+    starts={"rating": 3.5},
     labels=lambda table: {task: table[task] for task in ("rating", "liked")},
     defaults=TrainingDefaults(
         epochs=2,
@@ -314,8 +318,14 @@ class Recommendation(Application):
 
     def head(self, task: Task, features: keras.KerasTensor) -> keras.KerasTensor:
         """See `Application.head`."""
-        head = heads.probability if task.kind == "binary" else heads.number
-        return head(features, name=task.name, hidden=_HIDDEN, dropout=_DROPOUT)
+        common: dict[str, Any] = {
+            "name": task.name,
+            "hidden": _HIDDEN,
+            "dropout": _DROPOUT,
+        }
+        if task.kind == "binary":
+            return heads.probability(features, **common)
+        return heads.number(features, start=self._data_set.starts[task.name], **common)
 
     def _described(self) -> dict[str, Column]:
         data_registry.prepare(self._data, data_dir=self._data_dir)
