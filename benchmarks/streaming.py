@@ -1,11 +1,13 @@
-"""Making and streaming 10 million rows of `behaviour`: throughput and peak memory.
+"""Making and streaming rows of `behaviour`: throughput and peak memory.
 
-    python benchmarks/streaming.py
+    python benchmarks/streaming.py --data behaviour/large
+    python benchmarks/streaming.py --data behaviour/medium
 
-Prepares `behaviour/large` and reads its training split once from TFRecord. Each part
-runs in a process of its own, so that its peak memory is its own; a second reading, of
-a hundredth of the rows, tells what memory depends on. Results of parts that are not
-run again (`--only`) stay. Writes benchmarks/results/streaming.json.
+Prepares the data set and streams 10 million rows of its training split from TFRecord:
+once through `behaviour/large`, in several passes through the smaller `medium`. Each
+part runs in a process of its own, so that its peak memory is its own; a second
+reading, of a hundredth of the rows, tells what memory depends on. Results of parts
+that are not run again (`--only`) stay. Writes benchmarks/results/streaming_*.json.
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-DATA = "behaviour/large"
+ROWS = 10_000_000
 BATCH = 8_192
-RESULTS = pathlib.Path(__file__).parent / "results" / "streaming.json"
+RESULTS = pathlib.Path(__file__).parent / "results"
 
 
 def peak_mib() -> float:
@@ -32,17 +34,17 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def prepare() -> dict[str, Any]:
+def prepare(name: str) -> dict[str, Any]:
     """Generates and writes the data set."""
     from mtl_keras import data
 
-    if data.info(DATA).prepared:
-        raise SystemExit(f"{DATA} is prepared already: remove it to measure that.")
+    if data.info(name).prepared:
+        raise SystemExit(f"{name} is prepared already: remove it to measure that.")
     before = peak_mib()
     started, cpu = time.monotonic(), time.process_time()
-    data.prepare(DATA)
+    data.prepare(name)
     seconds, cpu = time.monotonic() - started, time.process_time() - cpu
-    info = data.info(DATA)
+    info = data.info(name)
     rows = sum(info.splits.values())
     size = sum(path.stat().st_size for path in info.path.iterdir())
     return {
@@ -56,15 +58,14 @@ def prepare() -> dict[str, Any]:
     }
 
 
-def read(rows: int | None = None) -> dict[str, Any]:
-    """Reads the training split once, all of it or about as many rows."""
+def read(name: str, rows: int = ROWS) -> dict[str, Any]:
+    """Streams about as many rows of the training split, in passes if need be."""
     import tensorflow as tf
 
     from mtl_keras import data
 
-    batches = data.stream(DATA, "train", batch_size=BATCH)
-    if rows is not None:
-        batches = batches.take(rows // BATCH)
+    batches = data.stream(name, "train", batch_size=BATCH)
+    batches = batches.repeat().take(rows // BATCH)
     tf.zeros(()).numpy()
     before, memory, seen, clicks = peak_mib(), [], 0, 0
     started, cpu = time.monotonic(), time.process_time()
@@ -90,33 +91,36 @@ def read(rows: int | None = None) -> dict[str, Any]:
 PARTS = {
     "prepare": prepare,
     "read": read,
-    "read_a_hundredth": lambda: read(80_000),
+    "read_a_hundredth": lambda name: read(name, ROWS // 100),
 }
 
 
 def main() -> None:
     """Runs the parts, each in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="behaviour/large")
     parser.add_argument("--only", choices=PARTS, help="run this part alone")
     parser.add_argument("--inside", choices=PARTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.inside:
-        print(json.dumps(PARTS[arguments.inside]()))
+        print(json.dumps(PARTS[arguments.inside](arguments.data)))
         return
     from mtl_keras.runs.training import versions
 
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    name = arguments.data
+    path = RESULTS / f"streaming_{name.rpartition('/')[2]}.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
     results |= {
-        "command": "python benchmarks/streaming.py",
-        "data": DATA,
+        "command": f"python benchmarks/streaming.py --data {name}",
+        "data": name,
         "batch": BATCH,
         "versions": versions(),
     }
     for part in [arguments.only] if arguments.only else PARTS:
-        command = [sys.executable, __file__, "--inside", part]
+        command = [sys.executable, __file__, "--data", name, "--inside", part]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         results[part] = json.loads(done.stdout.splitlines()[-1])
-        RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+        path.write_text(json.dumps(results, indent=2) + "\n")
         print(part, json.dumps(results[part]), flush=True)
 
 

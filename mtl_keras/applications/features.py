@@ -157,8 +157,7 @@ def encode(
             sizes.append(encoder.size(name))
     if fields:
         rows = FieldIndices(sizes, name="fields")(fields)
-        table = SparseEmbedding(sum(sizes), FIELD_WIDTH, name="field_embedding")
-        parts.append(layers.Flatten(name="field_vectors")(table(rows)))
+        parts.append(embed_fields(rows, sum(sizes)))
     if numbers:
         parts.append(layers.Concatenate(name="numbers")(numbers))
     for name, column in columns.items():
@@ -170,6 +169,17 @@ def encode(
     if (encoded := _history(raw, columns, encoder, history, width)) is not None:
         parts.append(encoded)
     return layers.Concatenate(name="features")(parts)
+
+
+def embed_fields(rows: keras.KerasTensor, size: int) -> keras.KerasTensor:
+    """Returns the vectors of `[batch, F]` rows of one table, one after the other.
+
+    Args:
+        rows: `FieldIndices`' result.
+        size: Number of rows of the table.
+    """
+    table = SparseEmbedding(size, FIELD_WIDTH, name="field_embedding")
+    return layers.Flatten(name="field_vectors")(table(rows))
 
 
 def _history(

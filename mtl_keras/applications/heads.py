@@ -27,11 +27,27 @@ def probability(
 
 
 def number(
-    features: keras.KerasTensor, *, name: str, hidden: int, dropout: float
+    features: keras.KerasTensor,
+    *,
+    name: str,
+    hidden: int,
+    dropout: float,
+    start: float = 0.0,
 ) -> keras.KerasTensor:
-    """Returns a number, `[batch, 1]`."""
+    """Returns a number, `[batch, 1]`.
+
+    Args:
+        features: A backbone's features.
+        name: The task's name.
+        hidden: Units of the hidden layer.
+        dropout: Rate of dropout.
+        start: First bias, near the mean of the labels: Adam needs a thousand steps
+            to move a bias from 0 to 3.5.
+    """
     x = _vector(features, name, hidden, dropout)
-    return _output(1, "linear", name)(x)
+    output = _output(1, "linear", name)
+    output.bias_initializer = keras.initializers.Constant(start)
+    return output(x)
 
 
 def boxes(

@@ -20,7 +20,8 @@ from mtl_keras.applications.base import (
     Task,
     TrainingDefaults,
 )
-from mtl_keras.data import catalog, census_income, columns
+from mtl_keras.data import catalog, census_income
+from mtl_keras.data.columns import Column, from_metadata
 from mtl_keras.embeddings import LazyAdam
 from mtl_keras.evaluation.calibration import CalibrationError
 
@@ -71,6 +72,7 @@ class _DataSet:
         present: From the table to `{task: 1 where there is a label}`, for the tasks
             that lack some.
         left_out: Columns that the model of a task must not read, by task.
+        starts: About the mean of the labels, by task, of those that are numbers.
     """
 
     tasks: tuple[Task, ...]
@@ -80,6 +82,7 @@ class _DataSet:
         lambda table: {}
     )
     left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    starts: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def _behaviour_labels(table: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -101,6 +104,7 @@ _BEHAVIOUR = _DataSet(
         _number("watch_time"),
     ),
     labels=_behaviour_labels,
+    starts={"watch_time": 2.7},
     present=lambda table: dict.fromkeys(("conversion", "watch_time"), table["click"]),
     defaults=TrainingDefaults(
         epochs=8,
@@ -115,6 +119,7 @@ _BEHAVIOUR = _DataSet(
 
 _MOVIELENS = _DataSet(
     tasks=(_number("rating"), _binary("liked")),
+    starts={"rating": 3.5},
     labels=lambda table: {task: table[task] for task in ("rating", "liked")},
     defaults=TrainingDefaults(
         epochs=2,
@@ -202,7 +207,7 @@ class Recommendation(Application):
         """See `Application.for_data`."""
         return type(self)(data, self._data_dir)
 
-    def columns(self, tasks: Iterable[str] | None = None) -> dict[str, columns.Column]:
+    def columns(self, tasks: Iterable[str] | None = None) -> dict[str, Column]:
         """Returns what a model of these tasks reads, by name.
 
         Args:
@@ -290,10 +295,6 @@ class Recommendation(Application):
         """See `Application.inputs_of`: `[batch]` or `[batch, length]` a column."""
         return features.inputs(self.columns(tasks))
 
-    def preprocess(self, inputs: Mapping[str, keras.KerasTensor]) -> keras.KerasTensor:
-        """See `Application.preprocess`: with the default encoder of the history."""
-        return self.encode(inputs, self.defaults.backbone, self.defaults.width)
-
     def encode(
         self, inputs: Mapping[str, keras.KerasTensor], backbone: str, width: int
     ) -> keras.KerasTensor:
@@ -317,10 +318,16 @@ class Recommendation(Application):
 
     def head(self, task: Task, features: keras.KerasTensor) -> keras.KerasTensor:
         """See `Application.head`."""
-        head = heads.probability if task.kind == "binary" else heads.number
-        return head(features, name=task.name, hidden=_HIDDEN, dropout=_DROPOUT)
+        common: dict[str, Any] = {
+            "name": task.name,
+            "hidden": _HIDDEN,
+            "dropout": _DROPOUT,
+        }
+        if task.kind == "binary":
+            return heads.probability(features, **common)
+        return heads.number(features, start=self._data_set.starts[task.name], **common)
 
-    def _described(self) -> dict[str, columns.Column]:
+    def _described(self) -> dict[str, Column]:
         data_registry.prepare(self._data, data_dir=self._data_dir)
         metadata = catalog.builder(self._data, self._data_dir).info.metadata
-        return columns.from_metadata(metadata)
+        return from_metadata(metadata)
