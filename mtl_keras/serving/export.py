@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from mtl_keras.errors import InputError
+from mtl_keras.sharing import hard_branches
 
 SOURCE = "source.json"
 
@@ -46,7 +47,8 @@ def export(
 
     `serving_default` takes the model's own inputs (raw values: preprocessing
     is part of the model) and answers one named tensor per task. What training
-    needs alone, such as the optimizer and the balancing state, stays out.
+    needs alone, such as the optimizer, the balancing state and branches that no task
+    chose, stays out.
 
     Args:
         model: A built functional model whose outputs are a dict.
@@ -64,7 +66,7 @@ def export(
     """
     path = pathlib.Path(path)
     # A stock model over the same layers: the balancing state is not on it.
-    stock = keras.Model(model.inputs, model.output)
+    stock = hard_branches(keras.Model(model.inputs, model.output))
     work = path / f".partial-{os.getpid()}"
     try:
         path.mkdir(parents=True, exist_ok=True)

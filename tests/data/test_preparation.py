@@ -36,8 +36,8 @@ def no_network(monkeypatch):
 
 
 def test_names_and_info(tmp_path):
-    assert {"mnist", "multi_digits/digits", "multi_digits/mnist"} <= set(data.names())
     assert data.names() == sorted(data.names())
+    assert {"mnist", "multi_digits/digits", "behaviour/small"} <= set(data.names())
     info = data.info("multi_digits/mnist", data_dir=tmp_path)
     assert not info.prepared
     assert info.needs_downloads

@@ -189,11 +189,13 @@ class Text(Application):
         stages: Sequence[keras.layers.Layer],
         share: Sharing,
         tasks: Mapping[str, Task],
+        *,
+        backbone: str,
+        width: int,
     ) -> dict[str, keras.KerasTensor]:
         """See `Application.connect`: learns the vocabularies from the data."""
+        del backbone
         known = _vocabularies(self.data, tuple(tasks), _as_text(self.data_dir))
-        # The backbones give features twice as wide as their width.
-        width = stages[-1].compute_output_shape((None, None, 2))[-1] // 2
         words, kinds = QuestionAndText(sources.POSITIONS, name="tokens")(
             [inputs["text"], inputs["question"]]
         )
