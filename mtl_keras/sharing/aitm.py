@@ -86,6 +86,10 @@ class ExpectationCalibrator(keras.layers.Layer):
         self.add_loss(self.strength * ops.mean(ops.relu(later - earlier)))
         return later
 
+    def serving_call(self, inputs: list[Any]) -> Any:
+        """Returns the later probability, without a look at the earlier one."""
+        return inputs[1]
+
     def compute_output_shape(
         self, input_shape: list[tuple[int | None, ...]]
     ) -> tuple[int | None, ...]:

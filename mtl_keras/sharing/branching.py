@@ -90,6 +90,11 @@ class BranchChoice(keras.layers.Layer):
         parts = [weights[index] * x for index, x in enumerate(inputs)]
         return sum(parts[1:], parts[0])
 
+    def serving_call(self, inputs: list[Any], training: bool | None = None) -> Any:
+        """Returns the chosen tensor itself: what else there was is not served."""
+        del training
+        return inputs[self.chosen]
+
     def usage(self) -> Any:
         """Returns the probability of each choice, `[B]`."""
         return ops.softmax(ops.convert_to_tensor(self.logits))
@@ -221,7 +226,7 @@ def hard_branches(model: Model) -> Model:
 
     def call(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
         if isinstance(layer, BranchChoice):
-            return args[0][layer.chosen]
+            return layer.serving_call(*args, **kwargs)
         return layer(*args, **kwargs)
 
     return keras.models.clone_model(
