@@ -206,8 +206,8 @@ class Text(Application):
         x = keras.layers.Dropout(_DROPOUT, name="embedding_dropout")(x)
         features = share(x, stages=stages, tasks=list(tasks))
         return {
-            name: self._head(name, features[name], kinds, inputs, written, width)
-            for name in tasks
+            name: self._head(name, own, kinds, inputs, written, width)
+            for name, own in features.items()
         }
 
     def _head(
@@ -264,6 +264,12 @@ class Text(Application):
                 [features, kinds]
             )
         return keras.Model(inputs, outputs)
+
+    def class_names(self) -> Mapping[str, Sequence[str]]:
+        """See `Application.class_names`."""
+        return (
+            {"sentiment": ["negative", "positive"]} if "sentiment" in self.tasks else {}
+        )
 
     def measure(
         self,
