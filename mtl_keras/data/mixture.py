@@ -144,7 +144,7 @@ class Mixture:
         self._padded = not all(
             spec.shape.is_fully_defined()
             for specs in self._form[:3]
-            for spec in specs.values()  # type: ignore[union-attr]
+            for spec in specs.values()
         )
 
     def dataset(self, first_epoch: int = 0) -> tf.data.Dataset:

