@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from mtl_keras.data.catalog import Info, info, names
 from mtl_keras.data.multi_digits import MultiDigits
+from mtl_keras.data.multimodal import Multimodal
 from mtl_keras.data.preparation import load, prepare
 
-__all__ = ["Info", "MultiDigits", "info", "load", "names", "prepare"]
+__all__ = ["Info", "MultiDigits", "Multimodal", "info", "load", "names", "prepare"]

@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 
 from mtl_keras import errors
 from mtl_keras.data.multi_digits import MultiDigits
+from mtl_keras.data.multimodal import Multimodal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +51,33 @@ _DATA_SETS = {
             made_from=("mnist",),
         ),
         DataSet("mnist", "MNIST, handwritten digits", needs_files=True),
+        DataSet(
+            "multimodal/unpaired_generated",
+            "An image, a recording or a text per sample, generated",
+            made_from=("generated_text/sentiment",),
+        ),
+        DataSet(
+            "multimodal/paired_generated",
+            "One digit seen, heard and written per sample, generated",
+        ),
+        DataSet(
+            "multimodal/unpaired",
+            "An image, a recording or a text per sample",
+            made_from=("mnist", "spoken_digit", "imdb_reviews"),
+        ),
+        DataSet(
+            "multimodal/paired",
+            "One digit seen, heard and written per sample",
+            made_from=("mnist", "spoken_digit"),
+        ),
+        DataSet("spoken_digit", "Free Spoken Digit Dataset", needs_files=True),
     )
 }
 
-_ALIASES = {"multi_digits": f"multi_digits/{MultiDigits.DEFAULT_CONFIG_NAME}"}
+_ALIASES = {
+    "multi_digits": f"multi_digits/{MultiDigits.DEFAULT_CONFIG_NAME}",
+    "multimodal": f"multimodal/{Multimodal.DEFAULT_CONFIG_NAME}",
+}
 
 
 def names() -> list[str]:

@@ -168,6 +168,19 @@ def reviews(data_dir: str | os.PathLike) -> dict[str, Texts]:
     }
 
 
+def generated_texts(data_dir: str | os.PathLike) -> dict[str, Texts]:
+    """Reads the generated texts with a sentiment, which have the same splits.
+
+    Args:
+        data_dir: The folder that holds TensorFlow Datasets' prepared data.
+
+    Raises:
+        InputError: The data set is not prepared in `data_dir`.
+    """
+    builder = _prepared("generated_text/sentiment", data_dir)
+    return {split: _read_texts(builder, split) for split in SPLITS}
+
+
 def misspell(word: str, rng: np.random.Generator) -> str:
     """Writes a word with the slips of a hasty hand.
 
