@@ -7,8 +7,23 @@ Importing this package registers the builders, so that
 from __future__ import annotations
 
 from mtl_keras.data.catalog import Info, info, names
+from mtl_keras.data.generated_text import GeneratedText
+from mtl_keras.data.mixture import Mixture, mix
+from mtl_keras.data.multi30k import Multi30k
 from mtl_keras.data.multi_digits import MultiDigits
 from mtl_keras.data.multimodal import Multimodal
 from mtl_keras.data.preparation import load, prepare
 
-__all__ = ["Info", "MultiDigits", "Multimodal", "info", "load", "names", "prepare"]
+__all__ = [
+    "GeneratedText",
+    "Info",
+    "Mixture",
+    "Multi30k",
+    "MultiDigits",
+    "Multimodal",
+    "info",
+    "load",
+    "mix",
+    "names",
+    "prepare",
+]

@@ -9,6 +9,8 @@ import pathlib
 import tensorflow_datasets as tfds
 
 from mtl_keras import errors
+from mtl_keras.data.generated_text import GeneratedText
+from mtl_keras.data.multi30k import Multi30k
 from mtl_keras.data.multi_digits import MultiDigits
 from mtl_keras.data.multimodal import Multimodal
 
@@ -23,12 +25,14 @@ class DataSet:
         made_from: Data sets that have to be prepared first.
         needs_files: Whether original files are read, by this data set itself
             and not by one that it is made from.
+        files: Names of these files, where the builder knows of others as well.
     """
 
     name: str
     description: str
     made_from: tuple[str, ...] = ()
     needs_files: bool = False
+    files: tuple[str, ...] = ()
 
     @property
     def needs_downloads(self) -> bool:
@@ -51,6 +55,28 @@ _DATA_SETS = {
             made_from=("mnist",),
         ),
         DataSet("mnist", "MNIST, handwritten digits", needs_files=True),
+        *(
+            DataSet(
+                f"{GeneratedText.name}/{config.name}",
+                f"Text of a small grammar: {config.name}",
+            )
+            for config in GeneratedText.BUILDER_CONFIGS
+        ),
+        DataSet("imdb_reviews", "IMDB, sentiment of film reviews", needs_files=True),
+        DataSet(
+            "squad/v1.1",
+            "SQuAD 1.1, questions about paragraphs of Wikipedia",
+            needs_files=True,
+            files=("train-v1.1.json", "dev-v1.1.json"),
+        ),
+        *(
+            DataSet(
+                f"{Multi30k.name}/{config.name}",
+                f"Multi30k, captions: {config.description.rstrip('.')}",
+                needs_files=True,
+            )
+            for config in Multi30k.BUILDER_CONFIGS
+        ),
         DataSet(
             "multimodal/unpaired_generated",
             "An image, a recording or a text per sample, generated",
@@ -75,9 +101,9 @@ _DATA_SETS = {
 }
 
 _ALIASES = {
-    "multi_digits": f"multi_digits/{MultiDigits.DEFAULT_CONFIG_NAME}",
-    "multimodal": f"multimodal/{Multimodal.DEFAULT_CONFIG_NAME}",
-}
+    cls.name: f"{cls.name}/{cls.DEFAULT_CONFIG_NAME}"
+    for cls in (MultiDigits, Multi30k, Multimodal)
+} | {"squad": "squad/v1.1"}
 
 
 def names() -> list[str]:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import lzma
 import os
 import pathlib
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import tensorflow_datasets as tfds
 
 from mtl_keras.data import catalog
+from mtl_keras.data.variants import VARIANTS
 from mtl_keras.errors import InputError
 
 if TYPE_CHECKING:
@@ -60,7 +63,9 @@ def prepare(
     for source in missing:
         prepare(source, downloads, root)
     builder = catalog.builder(entry.name, root)
-    files = _checked_files(builder, downloads) if entry.needs_files else None
+    files = {}
+    if entry.needs_files:
+        files = _checked_files(builder, downloads, entry.files)
     _build(builder, root, files)
 
 
@@ -98,35 +103,95 @@ def load(
 
 
 def _checked_files(
-    builder: tfds.core.DatasetBuilder, downloads: str | os.PathLike | None
-) -> pathlib.Path:
-    """Returns the folder with the builder's files, each of them verified."""
+    builder: tfds.core.DatasetBuilder,
+    downloads: str | os.PathLike | None,
+    names: Sequence[str],
+) -> dict[str, pathlib.Path]:
+    """Returns the builder's files by address, each of them verified.
+
+    Args:
+        builder: Knows the addresses, names and checksums.
+        downloads: The folder, or its parent.
+        names: Files that are wanted; empty for all.
+    """
     given = pathlib.Path(downloads or ".").expanduser()
     folder = given / builder.name if (given / builder.name).is_dir() else given
+    files = {}
     for url, expected in (builder.url_infos or {}).items():
-        path = folder / (expected.filename or url.rsplit("/", 1)[-1])
+        name = expected.filename or url.rsplit("/", 1)[-1]
+        if names and name not in names:
+            continue
+        path, wanted = folder / name, expected.checksum
+        variant = VARIANTS.get(name)
+        if variant and not path.is_file() and (folder / variant.filename).is_file():
+            path, wanted = folder / variant.filename, variant.checksum
         if not path.is_file():
             raise InputError(
                 f"Expected the original file {path.name} of {builder.name!r} in "
                 f"{folder}. Received: no such file. Get it from {url}"
             )
         checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-        if checksum != expected.checksum:
+        if checksum != wanted:
             raise InputError(
                 f"Expected {path} to be the original file, with SHA-256 "
-                f"{expected.checksum}. Received: {checksum}. Get it from {url}"
+                f"{wanted}. Received: {checksum}. Get it from {url}"
             )
-    return folder
+        files[url] = path
+    return files
+
+
+@contextlib.contextmanager
+def _manual_dir(
+    builder: tfds.core.DatasetBuilder, files: Mapping[str, pathlib.Path], work: str
+) -> Iterator[pathlib.Path | None]:
+    """Gives a folder in which TensorFlow Datasets finds verified files.
+
+    Where a file stands in for an original one, the builder is told its size and
+    checksum for the time of the block: TensorFlow Datasets checks these too.
+
+    Args:
+        builder: The builder that reads the files.
+        files: `_checked_files`' result.
+        work: An empty folder to use.
+    """
+    if not files:
+        yield None
+        return
+    infos = dict(builder.url_infos)
+    folder = pathlib.Path(work) / "original"
+    folder.mkdir()
+    changed = {}
+    for url, path in files.items():
+        target = folder / (infos[url].filename or url.rsplit("/", 1)[-1])
+        if path.suffix == ".xz" and target.suffix != ".xz":
+            with lzma.open(path) as packed, target.open("wb") as plain:
+                shutil.copyfileobj(packed, plain)
+        else:
+            target.symlink_to(path.absolute())
+        if path.name != target.name:
+            changed[url] = tfds.core.download.checksums.UrlInfo(
+                size=target.stat().st_size,
+                checksum=hashlib.sha256(target.read_bytes()).hexdigest(),
+                filename=target.name,
+            )
+    builder.url_infos.update(changed)
+    try:
+        yield folder
+    finally:
+        builder.url_infos.update({url: infos[url] for url in changed})
 
 
 def _build(
     builder: tfds.core.DatasetBuilder,
     root: pathlib.Path,
-    manual_dir: pathlib.Path | None,
+    files: Mapping[str, pathlib.Path],
 ) -> None:
     # TensorFlow Datasets writes to a temporary folder and renames it; what it
     # unpacks goes to another one here, so that both are gone at the end.
-    with _temporary_folder(root) as unpacked:
+    with (
+        _temporary_folder(root) as unpacked,
+        _manual_dir(builder, files, unpacked) as manual_dir,
+    ):
         config = tfds.download.DownloadConfig(
             extract_dir=unpacked, manual_dir=manual_dir, try_download_gcs=False
         )
