@@ -9,9 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import layers, ops
 
 from mtl_keras import backbones
+
+def tokens(text, lowercase):  # TEMP until the text branch
+    return tf.strings.split(tf.strings.regex_replace(tf.strings.lower(text), r"[^a-z0-9 ]", " "))
+
 
 _register = keras.saving.register_keras_serializable(package="mtl_keras")
 
@@ -87,6 +92,42 @@ class Decibels(keras.layers.Layer):
     def call(self, inputs: Any) -> Any:
         """Returns the levels in dB."""
         return 10.0 * ops.log10(ops.maximum(inputs, 1e-8))
+
+
+@_register
+class Tokens(keras.layers.Layer):
+    """Cuts texts into tokens in lower case, and brings them to one length.
+
+    Strings `[batch]` to strings `[batch, length]`, empty where there is no token.
+
+    Args:
+        by: `"word"` or `"character"`.
+        length: Number of tokens; what follows is left out.
+        **kwargs: See `keras.layers.Layer`.
+    """
+
+    def __init__(self, by: str, length: int, **kwargs: Any):
+        super().__init__(autocast=False, **kwargs)
+        self.by = by
+        self.length = length
+        self.supports_jit = False
+
+    def call(self, inputs: Any) -> Any:
+        """Returns the tokens."""
+        if self.by == "word":
+            ragged = tokens(inputs, lowercase=True)
+        else:
+            lower = tf.strings.lower(tf.strings.strip(inputs), encoding="utf-8")
+            ragged = tf.strings.unicode_split(lower, "UTF-8", errors="replace")
+        return ragged.to_tensor("", shape=(None, self.length))
+
+    def compute_output_spec(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
+        """Returns the shape and type of the tokens."""
+        return keras.KerasTensor((*inputs.shape, self.length), dtype="string")
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "by": self.by, "length": self.length}
 
 
 def image(width: int, units: int, shape: tuple[int, int, int]) -> keras.Sequential:
