@@ -25,7 +25,8 @@ _FFT = 256
 _STRIDE = 128
 _MEL_BANDS = 40
 _LOWEST, _HIGHEST = 60.0, 3_800.0
-_MOST_SHIFT = 0.15
+_FLOOR = -10.0
+_MOST_SHIFT = 0.1
 _EMBEDDING = 32
 _DROPOUT = 0.3
 
@@ -80,18 +81,28 @@ class Loudness(keras.layers.Layer):
 
 @_register
 class Decibels(keras.layers.Layer):
-    """10 log10 of power, from 80 dB below 1 upwards.
+    """10 log10 of power, but at least a floor.
 
     Unlike `MelSpectrogram(power_to_db=True)`, whose floor follows the loudest
     sample of the batch, each sample's values depend on itself alone.
 
     Args:
+        floor: In dB. Silence between words should not be further from speech than
+            soft sounds are from loud ones.
         **kwargs: See `keras.layers.Layer`.
     """
 
+    def __init__(self, floor: float, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.floor = floor
+
     def call(self, inputs: Any) -> Any:
         """Returns the levels in dB."""
-        return 10.0 * ops.log10(ops.maximum(inputs, 1e-8))
+        return 10.0 * ops.log10(ops.maximum(inputs, 10.0 ** (self.floor / 10.0)))
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "floor": self.floor}
 
 
 @_register
@@ -180,7 +191,7 @@ def audio(width: int, units: int, length: int, rate: int) -> keras.Sequential:
             keras.Input((length,)),
             Loudness(name="loudness"),
             spectrogram,
-            Decibels(name="decibels"),
+            Decibels(_FLOOR, name="decibels"),
             layers.BatchNormalization(
                 axis=1, center=False, scale=False, momentum=0.9, name="standardisation"
             ),

@@ -13,6 +13,7 @@ from mtl_keras.data.multi30k import Multi30k
 from mtl_keras.data.multi_digits import MultiDigits
 from mtl_keras.data.multimodal import Multimodal
 from mtl_keras.data.preparation import load, prepare
+from mtl_keras.data.recordings import read_wav
 
 __all__ = [
     "GeneratedText",
@@ -26,4 +27,5 @@ __all__ = [
     "mix",
     "names",
     "prepare",
+    "read_wav",
 ]

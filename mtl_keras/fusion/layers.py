@@ -1,9 +1,4 @@
-"""Fusion: from the features of several modalities to one vector.
-
-Each layer is called on `(features, present)`: M tensors `[batch, d]`, zeros where a
-modality is absent, and M tensors bool `[batch]`. It returns `[batch, d]`, of finite
-values also where all modalities are absent.
-"""
+"""Fusion: from the features of several modalities to one vector."""
 
 from __future__ import annotations
 
@@ -21,12 +16,31 @@ _register = keras.saving.register_keras_serializable(package="mtl_keras")
 class Fusion(keras.layers.Layer):
     """What every fusion is: a layer on features and presence.
 
+    Called on `(features, present)`: M tensors `[batch, d]` and M tensors bool
+    `[batch]`. Returns `[batch, d]`, which does not depend on the features of an
+    absent modality, and is finite where all are absent.
+
     Args:
         **kwargs: See `keras.layers.Layer`.
     """
 
     method = "fusion"
     """Name in the registry."""
+
+    def call(self, features: Sequence[Any], present: Sequence[Any]) -> Any:
+        """Returns the fused features."""
+        stacked, masks = ops.stack(features, axis=1), ops.stack(present, axis=1)
+        stacked = ops.where(masks[..., None], stacked, ops.zeros_like(stacked))
+        return self.fuse(stacked, masks)
+
+    def fuse(self, features: Any, present: Any) -> Any:
+        """Does what `call` says; the part that each method implements.
+
+        Args:
+            features: `[batch, M, d]`, zeros where absent.
+            present: bool `[batch, M]`.
+        """
+        raise NotImplementedError
 
     def compute_output_shape(
         self, features_shape: Sequence[Any], present_shape: Sequence[Any]
@@ -48,19 +62,22 @@ class Concat(Fusion):
 
     method = "concat"
 
-    def build(self, features_shape: Sequence[Any], present_shape: Sequence[Any]) -> None:
+    def build(
+        self, features_shape: Sequence[Any], present_shape: Sequence[Any]
+    ) -> None:
         """Creates the kernel."""
         del present_shape
-        units = features_shape[0][-1]
+        units, count = features_shape[0][-1], len(features_shape)
         self.dense = keras.layers.Dense(
             units, "relu", kernel_initializer="he_normal", dtype=self.dtype_policy
         )
-        self.dense.build((None, (units + 1) * len(features_shape)))
+        self.dense.build((None, count * (units + 1)))
 
-    def call(self, features: Sequence[Any], present: Sequence[Any]) -> Any:
-        """Returns the fused features."""
-        masks = ops.cast(ops.stack(present, axis=1), self.compute_dtype)
-        return self.dense(ops.concatenate([*features, masks], axis=1))
+    def fuse(self, features: Any, present: Any) -> Any:
+        """See `Fusion.fuse`."""
+        _, count, units = features.shape
+        flat = ops.reshape(features, (-1, count * units))
+        return self.dense(ops.concatenate([flat, ops.cast(present, flat.dtype)], 1))
 
 
 @_register
@@ -68,7 +85,7 @@ class Gated(Fusion):
     """Gated Multimodal Units: Σ_m z_m ⊙ tanh(W_m x_m), with gates z that see all.
 
     Arevalo et al., "Gated Multimodal Units for Information Fusion", ICLR 2017
-    workshop, arXiv:1702.01992; the form for more than two modalities, where each
+    workshop, arXiv:1702.01992; the form for any number of modalities, where each
     z_m is σ(V_m [x_1; …; x_M]). Departs from it in that absent modalities have
     gate 0, and that W_m and V_m have biases.
 
@@ -78,7 +95,9 @@ class Gated(Fusion):
 
     method = "gated"
 
-    def build(self, features_shape: Sequence[Any], present_shape: Sequence[Any]) -> None:
+    def build(
+        self, features_shape: Sequence[Any], present_shape: Sequence[Any]
+    ) -> None:
         """Creates the kernels."""
         del present_shape
         units, count = features_shape[0][-1], len(features_shape)
@@ -89,19 +108,20 @@ class Gated(Fusion):
             activation="tanh",
             dtype=self.dtype_policy,
         )
-        self.hidden.build((None, count, units))
-        self.gates = keras.layers.Dense(
-            count * units, "sigmoid", dtype=self.dtype_policy
+        self.gates = keras.layers.EinsumDense(
+            "bmd,mdne->bne",
+            output_shape=(count, units),
+            bias_axes="ne",
+            activation="sigmoid",
+            dtype=self.dtype_policy,
         )
-        self.gates.build((None, count * units))
+        self.hidden.build((None, count, units))
+        self.gates.build((None, count, units))
 
-    def call(self, features: Sequence[Any], present: Sequence[Any]) -> Any:
-        """Returns the fused features."""
-        stacked = ops.stack(features, axis=1)
-        gates = self.gates(ops.concatenate(features, axis=1))
-        gates = ops.reshape(gates, (-1, *stacked.shape[1:]))
-        masks = ops.cast(ops.stack(present, axis=1), self.compute_dtype)
-        return ops.sum(masks[..., None] * gates * self.hidden(stacked), axis=1)
+    def fuse(self, features: Any, present: Any) -> Any:
+        """See `Fusion.fuse`."""
+        gated = self.gates(features) * self.hidden(features)
+        return ops.sum(gated * ops.cast(present[..., None], gated.dtype), axis=1)
 
 
 @_register
@@ -111,11 +131,11 @@ class CrossAttention(Fusion):
     Vaswani et al., "Attention Is All You Need", NeurIPS 2017, arXiv:1706.03762,
     with one learnt query, as in Jaegle et al., "Perceiver: General Perception with
     Iterative Attention", ICML 2021, arXiv:2103.03206, and an embedding of its own
-    added to each modality. Absent modalities are masked out; without any present
-    the result is 0.
+    added to each modality. Without any modality present the result is 0.
 
     Args:
-        num_heads: Number of attention heads; d is to be a multiple.
+        num_heads: Number of attention heads, of d / num_heads features each,
+            rounded down.
         **kwargs: See `keras.layers.Layer`.
     """
 
@@ -125,7 +145,9 @@ class CrossAttention(Fusion):
         super().__init__(**kwargs)
         self.num_heads = check_integer("num_heads", num_heads, low=1)
 
-    def build(self, features_shape: Sequence[Any], present_shape: Sequence[Any]) -> None:
+    def build(
+        self, features_shape: Sequence[Any], present_shape: Sequence[Any]
+    ) -> None:
         """Creates the query, the modalities' embeddings and the attention."""
         del present_shape
         units, count = features_shape[0][-1], len(features_shape)
@@ -140,13 +162,13 @@ class CrossAttention(Fusion):
         )
         self.attention.build((None, 1, units), (None, count, units))
 
-    def call(self, features: Sequence[Any], present: Sequence[Any]) -> Any:
-        """Returns the fused features."""
-        masks = ops.stack(present, axis=1)
-        stacked = ops.stack(features, axis=1) + self.embeddings
-        query = ops.tile(self.query, (ops.shape(stacked)[0], 1, 1))
-        fused = self.attention(query, stacked, attention_mask=masks[:, None])[:, 0]
-        any_present = ops.any(masks, axis=1, keepdims=True)
+    def fuse(self, features: Any, present: Any) -> Any:
+        """See `Fusion.fuse`."""
+        query = ops.tile(self.query, (ops.shape(features)[0], 1, 1))
+        fused = self.attention(
+            query, features + self.embeddings, attention_mask=present[:, None]
+        )[:, 0]
+        any_present = ops.any(present, axis=1, keepdims=True)
         return ops.where(any_present, fused, ops.zeros_like(fused))
 
     def get_config(self) -> dict[str, Any]:
