@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from mtl_keras import errors
 from mtl_keras.applications.base import Application, Task, TrainingDefaults
+from mtl_keras.applications.text import Text
 from mtl_keras.applications.vision import Vision
 
-__all__ = ["Application", "Task", "TrainingDefaults", "Vision", "get", "names"]
+__all__ = ["Application", "Task", "Text", "TrainingDefaults", "Vision", "get", "names"]
 
-_APPLICATIONS: dict[str, type[Application]] = {cls.name: cls for cls in (Vision,)}
+_APPLICATIONS: dict[str, type[Application]] = {cls.name: cls for cls in (Text, Vision)}
 
 
 def names() -> list[str]:

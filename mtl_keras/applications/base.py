@@ -6,7 +6,7 @@ import abc
 import dataclasses
 import os
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -28,7 +28,8 @@ class Task:
 
     Attributes:
         name: Name of the model's output and of the label.
-        kind: `"multiclass"`, `"binary"`, `"boxes"` or `"segmentation"`.
+        kind: `"multiclass"`, `"binary"`, `"boxes"`, `"segmentation"`, `"span"` or
+            `"sequence"`.
         loss: Gives a new loss, in a form that Keras's `compile` takes.
         metrics: Gives new metrics, named without the task.
         objective: Name of the metric that models are compared by.
@@ -79,6 +80,8 @@ class Application(abc.ABC):
         width_factors: What a backbone multiplies the width by, 1 where it is not
             named: so that one width suits all backbones, and they can be
             searched together.
+        stages: Backbones of the application's own, `(width, depth) -> stages`, in
+            place of those of the same name in `mtl_keras.backbones`.
     """
 
     name: str
@@ -87,6 +90,7 @@ class Application(abc.ABC):
     tasks: Mapping[str, Task]
     defaults: TrainingDefaults
     width_factors: Mapping[str, int] = types.MappingProxyType({})
+    stages: Mapping[str, backbone_registry.Backbone] = types.MappingProxyType({})
 
     @abc.abstractmethod
     def load(
@@ -114,23 +118,79 @@ class Application(abc.ABC):
             data_dir: Folder of prepared data; `None` for the default one.
 
         Returns:
-            Batches of `(inputs, {task: label})`, cached in memory.
+            Batches of `(inputs, {task: label})`, cached in memory; or of `(inputs,
+            {task: label}, {task: sample weight})` where labels are missing.
 
         Raises:
             InputError: A name is unknown or the data cannot be had.
         """
 
-    @abc.abstractmethod
     def preprocess(self, inputs: Mapping[str, keras.KerasTensor]) -> keras.KerasTensor:
-        """Turns the raw inputs into what the backbone reads, by Keras layers."""
+        """Turns the raw inputs into what the backbone reads, by Keras layers.
+
+        An application has this and `head`, or a `connect` of its own.
+        """
+        raise NotImplementedError
 
     @abc.abstractmethod
     def inputs(self) -> dict[str, keras.KerasTensor]:
         """Returns new symbolic inputs of the model, by name."""
 
-    @abc.abstractmethod
     def head(self, task: Task, features: keras.KerasTensor) -> keras.KerasTensor:
         """Returns a task's output, in a layer that bears the task's name."""
+        raise NotImplementedError
+
+    def connect(
+        self,
+        inputs: Mapping[str, keras.KerasTensor],
+        stages: Sequence[keras.layers.Layer],
+        share: sharing_registry.Sharing,
+        tasks: Mapping[str, Task],
+        data: str | None,
+        data_dir: str | os.PathLike | None,
+    ) -> dict[str, keras.KerasTensor]:
+        """Connects inputs to outputs: preprocessing, shared stages, heads.
+
+        Args:
+            inputs: What `inputs` gave.
+            stages: The backbone.
+            share: The way to share it.
+            tasks: The tasks by name.
+            data: As in `build`.
+            data_dir: As in `build`.
+
+        Returns:
+            Outputs by task, each of a layer that bears the task's name.
+        """
+        del data, data_dir
+        features = share(self.preprocess(inputs), stages=stages, tasks=list(tasks))
+        return {name: self.head(task, features[name]) for name, task in tasks.items()}
+
+    def measure(
+        self,
+        model: keras.Model,
+        split: str,
+        *,
+        data: str | None = None,
+        tasks: Iterable[str] | None = None,
+        batch_size: int,
+        data_dir: str | os.PathLike | None = None,
+    ) -> dict[str, dict[str, float]]:
+        """Returns scores that `evaluate` cannot give, such as those of texts.
+
+        Args:
+            model: What `build` gave, trained.
+            split: `"train"`, `"validation"` or `"test"`.
+            data: Name of the data set; `None` for `default_data`.
+            tasks: Tasks to score; `None` for all.
+            batch_size: Samples per batch.
+            data_dir: Folder of prepared data; `None` for the default one.
+
+        Returns:
+            `{task: {metric: value}}`; nothing, unless overridden.
+        """
+        del model, split, data, tasks, batch_size, data_dir
+        return {}
 
     def build(
         self,
@@ -140,6 +200,8 @@ class Application(abc.ABC):
         width: int | None = None,
         depth: int | None = None,
         tasks: Iterable[str] | None = None,
+        data: str | None = None,
+        data_dir: str | os.PathLike | None = None,
     ) -> MultiTaskModel:
         """Builds the model, with preprocessing inside, and does not compile it.
 
@@ -150,6 +212,9 @@ class Application(abc.ABC):
             width: Width of the backbone; see `width_factors`.
             depth: Number of the backbone's stages.
             tasks: Names of the tasks; `None` for all.
+            data: Name of the data set whose training split preprocessing is fitted
+                to, where it has something to fit; `None` for `default_data`.
+            data_dir: Folder of prepared data; `None` for the default one.
 
         Arguments that are `None` take their value from `defaults`.
 
@@ -164,7 +229,7 @@ class Application(abc.ABC):
             raise errors.unknown_name(
                 f"backbone of {self.name!r}", backbone, self.backbones
             )
-        stages = backbone_registry.get(backbone)(
+        stages = (self.stages.get(backbone) or backbone_registry.get(backbone))(
             _size("width", width, self.defaults.width)
             * self.width_factors.get(backbone, 1),
             _size("depth", depth, self.defaults.depth),
@@ -174,10 +239,7 @@ class Application(abc.ABC):
         )
         chosen = self.select(tasks)
         inputs = self.inputs()
-        features = share(self.preprocess(inputs), stages=stages, tasks=list(chosen))
-        outputs = {
-            name: self.head(task, features[name]) for name, task in chosen.items()
-        }
+        outputs = self.connect(inputs, stages, share, chosen, data, data_dir)
         return MultiTaskModel(inputs, outputs)
 
     def losses(self, tasks: Iterable[str] | None = None) -> dict[str, Any]:

@@ -7,12 +7,22 @@ from mtl_keras.evaluation.conflict_images import ConflictImages
 from mtl_keras.evaluation.delta import delta_m
 from mtl_keras.evaluation.pareto import hypervolume, pareto_front
 from mtl_keras.evaluation.segmentation import MaskIoU
+from mtl_keras.evaluation.sequences import SequenceCrossentropy, TokenAccuracy
+from mtl_keras.evaluation.spans import SpanAccuracy, SpanF1
+from mtl_keras.evaluation.text import answer_scores, bleu, normalized_answer
 
 __all__ = [
     "BoxIoU",
     "ConflictImages",
     "MaskIoU",
+    "SequenceCrossentropy",
+    "SpanAccuracy",
+    "SpanF1",
+    "TokenAccuracy",
+    "answer_scores",
+    "bleu",
     "delta_m",
     "hypervolume",
+    "normalized_answer",
     "pareto_front",
 ]

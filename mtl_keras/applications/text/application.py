@@ -1,0 +1,284 @@
+"""Text: sentiment, question answering and translation over one encoder."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import keras
+
+from mtl_keras import errors
+from mtl_keras.applications import heads
+from mtl_keras.applications.base import (
+    SPLITS,
+    Application,
+    Task,
+    TrainingDefaults,
+)
+from mtl_keras.applications.text import scoring, sources, vocabulary
+from mtl_keras.applications.text.decoder import Decoder, Translation
+from mtl_keras.applications.text.encoder import MeanAndMaximum, TokenEmbedding
+from mtl_keras.applications.text.spans import AnswerText, SpanProbabilities
+from mtl_keras.applications.text.tokens import QuestionAndText, TargetTokens
+from mtl_keras.backbones.sequences import sequence_mlp, sequence_rnn, transformer
+from mtl_keras.data import mix
+from mtl_keras.evaluation.sequences import SequenceCrossentropy, TokenAccuracy
+from mtl_keras.evaluation.spans import SpanAccuracy, SpanF1
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from mtl_keras.sharing import Sharing
+
+SOURCE_WORDS, TARGET_WORDS = 16_000, 10_000
+_BUCKETS = 1_000
+_TRAINED_TOKENS = 200
+_DROPOUT = 0.2
+
+_TASKS = (
+    Task(
+        "sentiment",
+        kind="binary",
+        loss=keras.losses.BinaryCrossentropy,
+        metrics=lambda: [
+            keras.metrics.BinaryAccuracy(name="accuracy"),
+            keras.metrics.AUC(name="auc"),
+        ],
+        objective="accuracy",
+    ),
+    Task(
+        "answer",
+        kind="span",
+        loss=keras.losses.SparseCategoricalCrossentropy,
+        metrics=lambda: [SpanAccuracy(), SpanF1()],
+        objective="span_accuracy",
+    ),
+    Task(
+        "translation",
+        kind="sequence",
+        loss=SequenceCrossentropy,
+        metrics=lambda: [TokenAccuracy()],
+        objective="token_accuracy",
+    ),
+)
+
+
+class Text(Application):
+    """Three tasks on texts, each labelled by a data set of its own.
+
+    - `sentiment`: whether a text is positive (binary).
+    - `answer`: which span of a text answers a question (start and end).
+    - `translation`: the text in another language (attention decoder).
+
+    `data` is `"generated_text"`, or the names of one data set for each task, with
+    commas between them: `"imdb_reviews,squad/v1.1,multi30k/de"`. Batches are of one
+    data set each, and have sample weights: 0 for the tasks that it does not label.
+
+    The model reads raw strings: `text`, `question` (empty where nothing is asked)
+    and, for training and scoring only, `target`, the reference translation.
+    `serving_model` gives the model that needs no reference and answers in strings.
+    """
+
+    name = "text"
+    default_data = sources.DEFAULT
+    backbones = ("rnn", "mlp", "transformer")
+    tasks = {task.name: task for task in _TASKS}  # noqa: RUF012
+    defaults = TrainingDefaults(
+        epochs=5,
+        batch_size=64,
+        learning_rate=4e-3,
+        backbone="rnn",
+        sharing="hard",
+        width=48,
+        depth=1,
+    )
+    stages = {  # noqa: RUF012
+        "rnn": sequence_rnn,
+        "mlp": sequence_mlp,
+        "transformer": transformer,
+    }
+
+    def load(
+        self,
+        split: str,
+        *,
+        data: str | None = None,
+        batch_size: int,
+        tasks: Iterable[str] | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        limit: int | None = None,
+        data_dir: str | os.PathLike | None = None,
+    ) -> tf.data.Dataset:
+        """See `Application.load`; `limit` holds for each data set.
+
+        Long training texts are cut to 200 tokens: of a review the first and last
+        hundred, of a context those around the answer.
+        """
+        streams = self.streams(
+            split, data=data, tasks=tasks, limit=limit, data_dir=data_dir
+        )
+        return mix(
+            streams, batch_size=batch_size, homogeneous=True, shuffle=shuffle, seed=seed
+        ).dataset()
+
+    def streams(
+        self,
+        split: str,
+        *,
+        data: str | None = None,
+        tasks: Iterable[str] | None = None,
+        limit: int | None = None,
+        data_dir: str | os.PathLike | None = None,
+    ) -> dict[str, tf.data.Dataset]:
+        """Returns the sources of a split by task, for `mtl_keras.data.mix`.
+
+        Args:
+            split: `"train"`, `"validation"` or `"test"`.
+            data: See the class; `None` for the default.
+            tasks: Tasks whose data to give; `None` for all.
+            limit: Number of samples of each source; `None` for all.
+            data_dir: Folder of prepared data; `None` for the default one.
+
+        Raises:
+            InputError: A name is unknown or the data cannot be had.
+        """
+        if split not in SPLITS:
+            raise errors.unknown_name("split", split, SPLITS)
+        return {
+            task: sources.samples(
+                source,
+                split,
+                limit=limit,
+                crop=_TRAINED_TOKENS if split == "train" else None,
+                data_dir=data_dir,
+            )
+            for task, source in sources.chosen(
+                data or self.default_data, self.select(tasks)
+            ).items()
+        }
+
+    def inputs(self) -> dict[str, keras.KerasTensor]:
+        """See `Application.inputs`: `text`, `question`, `target`, strings `[batch]`."""
+        return {
+            name: keras.Input((), dtype="string", name=name)
+            for name in ("text", "question", "target")
+        }
+
+    def connect(
+        self,
+        inputs: Mapping[str, keras.KerasTensor],
+        stages: Sequence[keras.layers.Layer],
+        share: Sharing,
+        tasks: Mapping[str, Task],
+        data: str | None,
+        data_dir: str | os.PathLike | None,
+    ) -> dict[str, keras.KerasTensor]:
+        """See `Application.connect`: learns the vocabularies from the data."""
+        known = _vocabularies(
+            data or self.default_data, tuple(tasks), _as_text(data_dir)
+        )
+        units = stages[0].compute_output_shape((None, None, 1))[-1]
+        words, kinds = QuestionAndText(sources.POSITIONS, name="tokens")(
+            [inputs["text"], inputs["question"]]
+        )
+        lookup = vocabulary.source_lookup(known[0], _BUCKETS)
+        x = TokenEmbedding(lookup.vocabulary_size(), units, name="embedding")(
+            [lookup(words), kinds]
+        )
+        x = keras.layers.Dropout(_DROPOUT, name="embedding_dropout")(x)
+        features = share(x, stages=stages, tasks=list(tasks))
+        return {
+            name: self._head(name, features[name], kinds, inputs, known[1], units)
+            for name in tasks
+        }
+
+    def _head(
+        self,
+        task: str,
+        features: keras.KerasTensor,
+        kinds: keras.KerasTensor,
+        inputs: Mapping[str, keras.KerasTensor],
+        target_words: list[str],
+        units: int,
+    ) -> keras.KerasTensor:
+        if task == "sentiment":
+            pooled = MeanAndMaximum(name="sentiment_pooling")([features, kinds])
+            return heads.probability(pooled, name=task, hidden=units, dropout=_DROPOUT)
+        if task == "answer":
+            return SpanProbabilities(
+                units, sources.POSITIONS, _DROPOUT, dtype="float32", name=task
+            )([features, kinds])
+        lookup = vocabulary.target_lookup(target_words)
+        ids = lookup(TargetTokens(name="target_tokens")(inputs["target"]))
+        decoder = Decoder(lookup.vocabulary_size(), units, _DROPOUT, name=task)
+        return decoder([features, kinds, ids])
+
+    def serving_model(self, model: keras.Model) -> keras.Model:
+        """Returns the model that clients are to ask.
+
+        Args:
+            model: What `build` gave, trained.
+
+        Returns:
+            A model from `text` and `question` (which may be empty), strings `[batch]`,
+            to the probability `sentiment`, `[batch, 1]`, and the strings `answer` and
+            `translation`, `[batch]`: those of them that `model` was built for.
+        """
+        inputs = {name: model.get_layer(name).output for name in ("text", "question")}
+        outputs = {}
+        if "sentiment" in model.output_names:
+            outputs["sentiment"] = model.get_layer("sentiment").output
+        if "answer" in model.output_names:
+            spans = model.get_layer("answer").output
+            outputs["answer"] = AnswerText(name="answer_text")([inputs["text"], spans])
+        if "translation" in model.output_names:
+            decoder = model.get_layer("translation")
+            features, kinds, _ = decoder.input
+            words = model.get_layer("target_ids").get_vocabulary()
+            outputs["translation"] = Translation(decoder, words, name="translated")(
+                [features, kinds]
+            )
+        return keras.Model(inputs, outputs)
+
+    def measure(
+        self,
+        model: keras.Model,
+        split: str,
+        *,
+        data: str | None = None,
+        tasks: Iterable[str] | None = None,
+        batch_size: int,
+        data_dir: str | os.PathLike | None = None,
+    ) -> dict[str, dict[str, float]]:
+        """See `Application.measure`.
+
+        Of `answer` SQuAD's `exact_match` and `f1`, from 0 to 1; of `translation`
+        `bleu`, from 0 to 100, after beam search.
+        """
+        chosen = sources.chosen(data or self.default_data, self.select(tasks))
+        return scoring.score(
+            self.serving_model(model), chosen, split, batch_size, data_dir
+        )
+
+
+@functools.lru_cache(maxsize=4)
+def _vocabularies(
+    data: str, tasks: tuple[str, ...], data_dir: str | None
+) -> tuple[list[str], list[str]]:
+    """Returns the words to read and the words to write, of the training splits."""
+    read: tf.data.Dataset | None = None
+    written: list[str] = []
+    for source in sources.chosen(data, tasks).values():
+        texts, targets = sources.texts(source, data_dir)
+        read = texts if read is None else read.concatenate(texts)
+        if targets is not None:
+            written = vocabulary.learn(targets, TARGET_WORDS, lowercase=False)
+    assert read is not None
+    return vocabulary.learn(read, SOURCE_WORDS, lowercase=True), written
+
+
+def _as_text(path: str | os.PathLike | None) -> str | None:
+    return None if path is None else os.fspath(path)

@@ -1,0 +1,202 @@
+"""Backbones of sequences: positions that are zero in all features are padding.
+
+Every stage reads and gives `[batch, length, features]`, with zeros where its input
+has zeros, so that a stage knows the padding whatever a way to share does between
+two of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+_HEADS = 4
+_register = keras.saving.register_keras_serializable(package="mtl_keras")
+
+
+def sequence_rnn(width: int, depth: int) -> list[keras.layers.Layer]:
+    """Stages of one bidirectional GRU each.
+
+    Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder for
+    Statistical Machine Translation", EMNLP 2014.
+
+    Args:
+        width: Units in each direction.
+        depth: Number of stages.
+
+    Returns:
+        `depth` layers, to `[batch, length, 2 * width]`.
+    """
+    return [
+        keras.Sequential(
+            [
+                keras.layers.Masking(0.0, name="masking"),
+                keras.layers.Bidirectional(
+                    keras.layers.GRU(
+                        width, return_sequences=True, zero_output_for_mask=True
+                    ),
+                    name="gru",
+                ),
+            ],
+            name=f"sequence_rnn_stage_{index}",
+        )
+        for index in range(depth)
+    ]
+
+
+def sequence_mlp(width: int, depth: int) -> list[keras.layers.Layer]:
+    """Stages that read a bag of words: see `BagDense`.
+
+    Args:
+        width: Half of the units, as in `sequence_rnn`.
+        depth: Number of stages.
+
+    Returns:
+        `depth` layers, to `[batch, length, 2 * width]`.
+    """
+    return [
+        BagDense(2 * width, name=f"sequence_mlp_stage_{index}")
+        for index in range(depth)
+    ]
+
+
+def transformer(width: int, depth: int) -> list[keras.layers.Layer]:
+    """Stages of one transformer block each; the first adds positions.
+
+    Args:
+        width: Half of the features, as in `sequence_rnn`.
+        depth: Number of stages.
+
+    Returns:
+        `depth` layers, to `[batch, length, 2 * width]`.
+    """
+    return [
+        TransformerBlock(
+            2 * width, positions=index == 0, name=f"transformer_stage_{index}"
+        )
+        for index in range(depth)
+    ]
+
+
+@_register
+class BagDense(keras.layers.Layer):
+    """A dense layer on each position and on the average of all: a bag of words.
+
+    gelu(W x + U mean(x) + b). Order plays no role: permuted positions give permuted
+    outputs. Zaheer et al., "Deep Sets", NeurIPS 2017, equation 4, with weights that
+    are not tied; Iyyer et al., "Deep Unordered Composition Rivals Syntactic Methods
+    for Text Classification", ACL 2015, for averages of embeddings.
+
+    Args:
+        units: Features of the output.
+        **kwargs: See `keras.layers.Layer`.
+    """
+
+    def __init__(self, units: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.units = units
+        self.own = keras.layers.Dense(units, name="own")
+        self.average = keras.layers.Dense(units, use_bias=False, name="average")
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Builds both parts."""
+        self.own.build(input_shape)
+        self.average.build(input_shape)
+
+    def call(self, inputs: Any) -> Any:
+        """Returns `[batch, length, units]`."""
+        there = _there(inputs)
+        count = ops.maximum(ops.sum(there, axis=1, keepdims=True), 1)
+        mean = ops.sum(inputs, axis=1, keepdims=True) / count
+        return ops.gelu(self.own(inputs) + self.average(mean)) * there
+
+    def compute_output_shape(
+        self, input_shape: tuple[int | None, ...]
+    ) -> tuple[int | None, ...]:
+        """Returns the shape of the output."""
+        return (*input_shape[:-1], self.units)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "units": self.units}
+
+
+@_register
+class TransformerBlock(keras.layers.Layer):
+    """Self-attention and a feed-forward layer, each with a residual connection.
+
+    Vaswani et al., "Attention Is All You Need", NeurIPS 2017, arXiv 1706.03762, with
+    the normalisation before each part (Xiong et al., "On Layer Normalization in the
+    Transformer Architecture", ICML 2020, arXiv 2002.04745), gelu for relu, and no
+    dropout.
+
+    Args:
+        units: Features, a multiple of 4, the number of heads.
+        positions: Whether to add sinusoids of the position.
+        **kwargs: See `keras.layers.Layer`.
+    """
+
+    def __init__(self, units: int, positions: bool = False, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.units = units
+        self.positions = positions
+        self.entry = keras.layers.Dense(units, name="entry")
+        self.first_norm = keras.layers.LayerNormalization(name="first_norm")
+        self.attention = keras.layers.MultiHeadAttention(
+            _HEADS, max(1, units // _HEADS), name="attention"
+        )
+        self.second_norm = keras.layers.LayerNormalization(name="second_norm")
+        self.hidden = keras.layers.Dense(4 * units, activation="gelu", name="hidden")
+        self.exit = keras.layers.Dense(units, name="exit")
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Builds the parts."""
+        inner = (*input_shape[:-1], self.units)
+        self.entry.build(input_shape)
+        self.first_norm.build(inner)
+        self.attention.build(inner, inner)
+        self.second_norm.build(inner)
+        self.hidden.build(inner)
+        self.exit.build((*input_shape[:-1], 4 * self.units))
+
+    def call(self, inputs: Any) -> Any:
+        """Returns `[batch, length, units]`."""
+        there = _there(inputs)
+        x = self.entry(inputs)
+        if self.positions:
+            x = x + ops.cast(_sinusoids(ops.shape(x)[1], self.units), x.dtype)
+        normed = self.first_norm(x)
+        seen = ops.cast(ops.transpose(there, (0, 2, 1)), "bool")
+        x = x + self.attention(normed, normed, attention_mask=seen)
+        x = x + self.exit(self.hidden(self.second_norm(x)))
+        return x * there
+
+    def compute_output_shape(
+        self, input_shape: tuple[int | None, ...]
+    ) -> tuple[int | None, ...]:
+        """Returns the shape of the output."""
+        return (*input_shape[:-1], self.units)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {
+            **super().get_config(),
+            "units": self.units,
+            "positions": self.positions,
+        }
+
+
+def _there(inputs: Any) -> Any:
+    """Returns 1 for positions and 0 for padding, `[batch, length, 1]`."""
+    return ops.cast(
+        ops.any(ops.not_equal(inputs, 0), axis=-1, keepdims=True), inputs.dtype
+    )
+
+
+def _sinusoids(length: Any, units: int) -> Any:
+    rates = np.power(10_000.0, -np.arange(0, units, 2) / units).astype("float32")
+    angles = ops.cast(ops.arange(length), "float32")[:, None] * rates
+    return ops.concatenate([ops.sin(angles), ops.cos(angles)], axis=-1)[:, :units]
