@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from mtl_keras import errors
 from mtl_keras.applications.base import Application, Task, TrainingDefaults
+from mtl_keras.applications.multimodal import Multimodal
 from mtl_keras.applications.text import Text
 from mtl_keras.applications.vision import Vision
 
-__all__ = ["Application", "Task", "Text", "TrainingDefaults", "Vision", "get", "names"]
+__all__ = [
+    "Application",
+    "Multimodal",
+    "Task",
+    "Text",
+    "TrainingDefaults",
+    "Vision",
+    "get",
+    "names",
+]
 
-_APPLICATIONS: dict[str, type[Application]] = {cls.name: cls for cls in (Text, Vision)}
+_APPLICATIONS: dict[str, type[Application]] = {cls.name: cls for cls in (Multimodal, Text, Vision)}
 
 
 def names() -> list[str]:

@@ -17,15 +17,20 @@ class Fusion(keras.layers.Layer):
     """What every fusion is: a layer on features and presence.
 
     Called on `(features, present)`: M tensors `[batch, d]` and M tensors bool
-    `[batch]`. Returns `[batch, d]`, which does not depend on the features of an
+    `[batch]`. Returns `[batch, units]`, which does not depend on the features of an
     absent modality, and is finite where all are absent.
 
     Args:
+        units: Size of the result.
         **kwargs: See `keras.layers.Layer`.
     """
 
     method = "fusion"
     """Name in the registry."""
+
+    def __init__(self, units: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.units = check_integer("units", units, low=1)
 
     def call(self, features: Sequence[Any], present: Sequence[Any]) -> Any:
         """Returns the fused features."""
@@ -45,9 +50,13 @@ class Fusion(keras.layers.Layer):
     def compute_output_shape(
         self, features_shape: Sequence[Any], present_shape: Sequence[Any]
     ) -> tuple[int | None, ...]:
-        """Returns the shape of one modality's features."""
+        """Returns the shape of the result."""
         del present_shape
-        return tuple(features_shape[0])
+        return (features_shape[0][0], self.units)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "units": self.units}
 
 
 @_register
@@ -57,6 +66,7 @@ class Concat(Fusion):
     The masks tell an absent modality from one whose features are zero.
 
     Args:
+        units: Size of the result.
         **kwargs: See `keras.layers.Layer`.
     """
 
@@ -67,16 +77,16 @@ class Concat(Fusion):
     ) -> None:
         """Creates the kernel."""
         del present_shape
-        units, count = features_shape[0][-1], len(features_shape)
+        size, count = features_shape[0][-1], len(features_shape)
         self.dense = keras.layers.Dense(
-            units, "relu", kernel_initializer="he_normal", dtype=self.dtype_policy
+            self.units, "relu", kernel_initializer="he_normal", dtype=self.dtype_policy
         )
-        self.dense.build((None, count * (units + 1)))
+        self.dense.build((None, count * (size + 1)))
 
     def fuse(self, features: Any, present: Any) -> Any:
         """See `Fusion.fuse`."""
-        _, count, units = features.shape
-        flat = ops.reshape(features, (-1, count * units))
+        _, count, size = features.shape
+        flat = ops.reshape(features, (-1, count * size))
         return self.dense(ops.concatenate([flat, ops.cast(present, flat.dtype)], 1))
 
 
@@ -90,6 +100,7 @@ class Gated(Fusion):
     gate 0, and that W_m and V_m have biases.
 
     Args:
+        units: Size of the result.
         **kwargs: See `keras.layers.Layer`.
     """
 
@@ -100,23 +111,23 @@ class Gated(Fusion):
     ) -> None:
         """Creates the kernels."""
         del present_shape
-        units, count = features_shape[0][-1], len(features_shape)
+        size, count = features_shape[0][-1], len(features_shape)
         self.hidden = keras.layers.EinsumDense(
             "bmd,mde->bme",
-            output_shape=(count, units),
+            output_shape=(count, self.units),
             bias_axes="me",
             activation="tanh",
             dtype=self.dtype_policy,
         )
         self.gates = keras.layers.EinsumDense(
             "bmd,mdne->bne",
-            output_shape=(count, units),
+            output_shape=(count, self.units),
             bias_axes="ne",
             activation="sigmoid",
             dtype=self.dtype_policy,
         )
-        self.hidden.build((None, count, units))
-        self.gates.build((None, count, units))
+        self.hidden.build((None, count, size))
+        self.gates.build((None, count, size))
 
     def fuse(self, features: Any, present: Any) -> Any:
         """See `Fusion.fuse`."""
@@ -134,15 +145,16 @@ class CrossAttention(Fusion):
     added to each modality. Without any modality present the result is 0.
 
     Args:
-        num_heads: Number of attention heads, of d / num_heads features each,
+        units: Size of the result.
+        num_heads: Number of attention heads, of units / num_heads features each,
             rounded down.
         **kwargs: See `keras.layers.Layer`.
     """
 
     method = "cross_attention"
 
-    def __init__(self, num_heads: int = 4, **kwargs: Any):
-        super().__init__(**kwargs)
+    def __init__(self, units: int, num_heads: int = 4, **kwargs: Any):
+        super().__init__(units, **kwargs)
         self.num_heads = check_integer("num_heads", num_heads, low=1)
 
     def build(
@@ -150,17 +162,20 @@ class CrossAttention(Fusion):
     ) -> None:
         """Creates the query, the modalities' embeddings and the attention."""
         del present_shape
-        units, count = features_shape[0][-1], len(features_shape)
+        size, count = features_shape[0][-1], len(features_shape)
         self.query = self.add_weight(
-            shape=(1, 1, units), initializer="glorot_uniform", name="query"
+            shape=(1, 1, size), initializer="glorot_uniform", name="query"
         )
         self.embeddings = self.add_weight(
-            shape=(count, units), initializer="glorot_uniform", name="embeddings"
+            shape=(count, size), initializer="glorot_uniform", name="embeddings"
         )
         self.attention = keras.layers.MultiHeadAttention(
-            self.num_heads, max(1, units // self.num_heads), dtype=self.dtype_policy
+            self.num_heads,
+            max(1, self.units // self.num_heads),
+            output_shape=self.units,
+            dtype=self.dtype_policy,
         )
-        self.attention.build((None, 1, units), (None, count, units))
+        self.attention.build((None, 1, size), (None, count, size))
 
     def fuse(self, features: Any, present: Any) -> Any:
         """See `Fusion.fuse`."""

@@ -9,7 +9,7 @@ import pytest
 from mtl_keras import fusion
 from mtl_keras.errors import InputError
 
-UNITS = 8
+UNITS, RESULT = 8, 12
 
 
 def features(seed, count=3, batch=7):
@@ -28,7 +28,7 @@ def everything():
 
 @pytest.fixture(params=fusion.names())
 def layer(request):
-    made = fusion.get(request.param)()
+    made = fusion.get(request.param)(RESULT)
     made(features(0), everything())
     for weight in made.trainable_weights:  # biases too
         weight.assign(np.random.default_rng(1).normal(0, 0.5, weight.shape))
@@ -109,4 +109,4 @@ def test_errors():
     with pytest.raises(InputError, match="Did you mean 'concat'"):
         fusion.get("conat")
     with pytest.raises(InputError, match="num_heads"):
-        fusion.CrossAttention(num_heads=0)
+        fusion.CrossAttention(4, num_heads=0)

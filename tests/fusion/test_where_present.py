@@ -71,7 +71,7 @@ def two_modalities():
     inside.add(layers.Dropout(0.5))
     has_x, has_other = fusion.HasContent()(x), fusion.HasContent()(other)
     y = fusion.WherePresent(inside, name="encoder")(x, has_x)
-    z = fusion.Concat()([y, other], [has_x, has_other])
+    z = fusion.Concat(5)([y, other], [has_x, has_other])
     model = MultiTaskModel(
         {"x": x, "other": other},
         {task: layers.Dense(1, name=task)(z) for task in ("a", "b")},

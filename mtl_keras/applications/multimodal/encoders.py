@@ -13,13 +13,11 @@ import tensorflow as tf
 from keras import layers, ops
 
 from mtl_keras import backbones
-
-def tokens(text, lowercase):  # TEMP until the text branch
-    return tf.strings.split(tf.strings.regex_replace(tf.strings.lower(text), r"[^a-z0-9 ]", " "))
-
+from mtl_keras.applications.text.tokens import tokens
 
 _register = keras.saving.register_keras_serializable(package="mtl_keras")
 
+_BATCH = 512
 _CNN_STAGES = 3
 _FFT = 256
 _STRIDE = 128
@@ -139,6 +137,21 @@ class Tokens(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "by": self.by, "length": self.length}
+
+
+def lookup(
+    texts: tf.data.Dataset, cut: Tokens, size: int
+) -> keras.layers.StringLookup:
+    """Returns the layer from tokens to ids, 0 where there is no token.
+
+    Args:
+        texts: Strings, one by one, to learn the vocabulary from.
+        cut: Cuts them into tokens.
+        size: Number of ids at most.
+    """
+    layer = layers.StringLookup(max_tokens=size, mask_token="", name="token_ids")
+    layer.adapt(texts.batch(_BATCH).map(cut, num_parallel_calls=tf.data.AUTOTUNE))
+    return layer
 
 
 def image(width: int, units: int, shape: tuple[int, int, int]) -> keras.Sequential:
