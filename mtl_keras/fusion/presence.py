@@ -110,8 +110,8 @@ class WherePresent(keras.layers.Layer):
             present: bool `[batch]`.
             training: As in Keras.
         """
-        # State goes in and out as values and is written at the end: under a
-        # distribution strategy a branch cannot assign variables.
+        # State goes in and out as values and is written at the end: a branch cannot
+        # assign a variable that replicas aggregate.
         state = [v.value for v in self.layer.non_trainable_variables]
         indices = tf.where(present)
         inner = self.compute_output_shape(inputs.shape, ())[1:]

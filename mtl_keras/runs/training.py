@@ -85,6 +85,7 @@ def compiled_model(config: RunConfig, steps: int) -> keras.Model:
         width=config.width,
         depth=config.depth,
         tasks=config.tasks,
+        data=config.data,
     )
     decay = keras.optimizers.schedules.CosineDecay(config.learning_rate, steps)
     weights = None

@@ -18,6 +18,7 @@ from mtl_keras.applications.text.tokens import tokens
 _register = keras.saving.register_keras_serializable(package="mtl_keras")
 
 _BATCH = 512
+_NO_CHARACTERS = r"[\p{C}\p{Z}]+"
 _CNN_STAGES = 3
 _FFT = 256
 _STRIDE = 128
@@ -105,7 +106,10 @@ class Decibels(keras.layers.Layer):
 
 @_register
 class Tokens(keras.layers.Layer):
-    """Cuts texts into tokens in lower case, and brings them to one length.
+    """Cleans texts and cuts them into tokens in lower case, and to one length.
+
+    Control characters and white space of any kind are a space, and bytes that are
+    not UTF-8 are U+FFFD.
 
     Strings `[batch]` to strings `[batch, length]`, empty where there is no token.
 
@@ -123,11 +127,13 @@ class Tokens(keras.layers.Layer):
 
     def call(self, inputs: Any) -> Any:
         """Returns the tokens."""
+        x = tf.strings.unicode_transcode(inputs, "UTF-8", "UTF-8")
+        x = tf.strings.regex_replace(x, _NO_CHARACTERS, " ")
         if self.by == "word":
-            ragged = tokens(inputs, lowercase=True)
+            ragged = tokens(x, lowercase=True)
         else:
-            lower = tf.strings.lower(tf.strings.strip(inputs), encoding="utf-8")
-            ragged = tf.strings.unicode_split(lower, "UTF-8", errors="replace")
+            lower = tf.strings.lower(tf.strings.strip(x), encoding="utf-8")
+            ragged = tf.strings.unicode_split(lower, "UTF-8")
         return ragged.to_tensor("", shape=(None, self.length))
 
     def compute_output_spec(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
