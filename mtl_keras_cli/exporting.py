@@ -54,7 +54,7 @@ def _digest(version: pathlib.Path) -> str | None:
 def _compare(
     version: pathlib.Path, run: runs.Run, model: keras.Model, console: Console
 ) -> None:
-    inputs, _ = next(iter(load_split(run.config, "test")))
+    inputs, *_ = next(iter(load_split(run.config, "test")))
     differences = serving.check(version, model, inputs)
     worst = max(differences.values())
     console.print(

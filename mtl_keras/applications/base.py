@@ -80,8 +80,6 @@ class Application(abc.ABC):
         width_factors: What a backbone multiplies the width by, 1 where it is not
             named: so that one width suits all backbones, and they can be
             searched together.
-        stages: Backbones of the application's own, `(width, depth) -> stages`, in
-            place of those of the same name in `mtl_keras.backbones`.
     """
 
     name: str
@@ -90,7 +88,20 @@ class Application(abc.ABC):
     tasks: Mapping[str, Task]
     defaults: TrainingDefaults
     width_factors: Mapping[str, int] = types.MappingProxyType({})
-    stages: Mapping[str, backbone_registry.Backbone] = types.MappingProxyType({})
+
+    def for_data(self, data: str | None) -> Application:
+        """Returns the application as it is for a data set.
+
+        Its tasks and defaults may depend on the data set; here they do not.
+
+        Args:
+            data: Name of the data set; `None` for `default_data`.
+
+        Raises:
+            InputError: The application knows no data set of this name.
+        """
+        del data
+        return self
 
     @abc.abstractmethod
     def load(
@@ -125,6 +136,10 @@ class Application(abc.ABC):
             InputError: A name is unknown or the data cannot be had.
         """
 
+    def stages(self, backbone: str, width: int, depth: int) -> list[keras.layers.Layer]:
+        """Returns the new stages of a backbone; see `mtl_keras.backbones`."""
+        return backbone_registry.get(backbone)(width, depth)
+
     def preprocess(self, inputs: Mapping[str, keras.KerasTensor]) -> keras.KerasTensor:
         """Turns the raw inputs into what the backbone reads, by Keras layers.
 
@@ -146,8 +161,6 @@ class Application(abc.ABC):
         stages: Sequence[keras.layers.Layer],
         share: sharing_registry.Sharing,
         tasks: Mapping[str, Task],
-        data: str | None,
-        data_dir: str | os.PathLike | None,
     ) -> dict[str, keras.KerasTensor]:
         """Connects inputs to outputs: preprocessing, shared stages, heads.
 
@@ -156,13 +169,10 @@ class Application(abc.ABC):
             stages: The backbone.
             share: The way to share it.
             tasks: The tasks by name.
-            data: As in `build`.
-            data_dir: As in `build`.
 
         Returns:
             Outputs by task, each of a layer that bears the task's name.
         """
-        del data, data_dir
         features = share(self.preprocess(inputs), stages=stages, tasks=list(tasks))
         return {name: self.head(task, features[name]) for name, task in tasks.items()}
 
@@ -200,8 +210,6 @@ class Application(abc.ABC):
         width: int | None = None,
         depth: int | None = None,
         tasks: Iterable[str] | None = None,
-        data: str | None = None,
-        data_dir: str | os.PathLike | None = None,
     ) -> MultiTaskModel:
         """Builds the model, with preprocessing inside, and does not compile it.
 
@@ -212,9 +220,6 @@ class Application(abc.ABC):
             width: Width of the backbone; see `width_factors`.
             depth: Number of the backbone's stages.
             tasks: Names of the tasks; `None` for all.
-            data: Name of the data set whose training split preprocessing is fitted
-                to, where it has something to fit; `None` for `default_data`.
-            data_dir: Folder of prepared data; `None` for the default one.
 
         Arguments that are `None` take their value from `defaults`.
 
@@ -229,17 +234,17 @@ class Application(abc.ABC):
             raise errors.unknown_name(
                 f"backbone of {self.name!r}", backbone, self.backbones
             )
-        stages = (self.stages.get(backbone) or backbone_registry.get(backbone))(
-            _size("width", width, self.defaults.width)
-            * self.width_factors.get(backbone, 1),
-            _size("depth", depth, self.defaults.depth),
+        width = _size("width", width, self.defaults.width)
+        width *= self.width_factors.get(backbone, 1)
+        stages = self.stages(
+            backbone, width, _size("depth", depth, self.defaults.depth)
         )
         share = sharing_registry.get(
             self.defaults.sharing if sharing is None else sharing
         )
         chosen = self.select(tasks)
         inputs = self.inputs()
-        outputs = self.connect(inputs, stages, share, chosen, data, data_dir)
+        outputs = self.connect(inputs, stages, share, chosen)
         return MultiTaskModel(inputs, outputs)
 
     def losses(self, tasks: Iterable[str] | None = None) -> dict[str, Any]:

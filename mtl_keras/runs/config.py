@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mtl_keras.errors import InputError, unknown_name
+
+if TYPE_CHECKING:
+    from mtl_keras.applications import Application
 
 # A name, or {"class_name": ..., "config": ...}, as the registries take them.
 Spec = str | dict[str, Any]
@@ -64,9 +67,9 @@ class RunConfig:
             InputError: If a name is unknown (with the nearest names) or a
                 number is out of range. Nothing has been written or trained.
         """
-        from mtl_keras import applications, balancing, sharing
+        from mtl_keras import balancing, sharing
 
-        application = applications.get(self.application)
+        application = self.get_application()
         defaults = application.defaults
         filled = dataclasses.replace(
             self,
@@ -92,7 +95,17 @@ class RunConfig:
         sharing.get(filled.sharing)
         return filled
 
-    def _check_names(self, application: Any) -> None:
+    def get_application(self) -> Application:
+        """Returns the application, as it is for the data set.
+
+        Raises:
+            InputError: If the application, or its data set, is unknown.
+        """
+        from mtl_keras import applications
+
+        return applications.get(self.application).for_data(self.data)
+
+    def _check_names(self, application: Application) -> None:
         assert self.tasks is not None
         if not self.tasks:
             raise InputError(

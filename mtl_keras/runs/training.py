@@ -11,7 +11,6 @@ import keras
 import tensorflow as tf
 from rich.console import Console
 
-from mtl_keras import applications
 from mtl_keras.errors import InputError
 from mtl_keras.runs import folder
 from mtl_keras.runs.config import RunConfig, spec_name
@@ -43,14 +42,14 @@ def load_split(config: RunConfig, split: str) -> tf.data.Dataset:
             `"test"`.
 
     Returns:
-        Batches of `(inputs, {task: label})`.
+        Batches as `Application.load` gives them.
 
     Raises:
         InputError: If the data set is unknown or cannot be prepared here.
     """
     assert config.batch_size is not None
     training = split == "train"
-    return applications.get(config.application).load(
+    return config.get_application().load(
         split,
         data=config.data,
         batch_size=config.batch_size,
@@ -77,7 +76,7 @@ def compiled_model(config: RunConfig, steps: int) -> keras.Model:
         steps: Training steps in all, over which the learning rate decays to 0
             along a half cosine.
     """
-    application = applications.get(config.application)
+    application = config.get_application()
     keras.utils.set_random_seed(config.seed)
     model = application.build(
         backbone=config.backbone,
@@ -130,7 +129,7 @@ def train(
     console = console or Console(quiet=True)
     assert config.epochs is not None
     assert config.tasks is not None
-    application = applications.get(config.application)
+    application = config.get_application()
     # Before loading too: TensorFlow's shuffling takes part of the global seed.
     keras.utils.set_random_seed(config.seed)
     with console.status(f"Loading {config.data}"):
@@ -162,8 +161,8 @@ def train(
                 verbose=0,
             )
         seconds = time.monotonic() - started
-        logs = model.evaluate(data["test"], return_dict=True, verbose=0)
-        metrics = by_task(logs, metric_names(application, config.tasks))
+        with console.status("Testing"):
+            metrics = test_metrics(config, model, data["test"])
         model.save(work / folder.MODEL)
         folder.write_history(work / folder.HISTORY, history.history)
         folder.write_json(
@@ -187,11 +186,34 @@ def evaluate(path: str | pathlib.Path) -> dict[str, dict[str, float]]:
     """
     run = folder.load_run(path)
     config = run.config.validate()
+    return test_metrics(config, run.model(), load_split(config, "test"))
+
+
+def test_metrics(
+    config: RunConfig, model: keras.Model, test: tf.data.Dataset
+) -> dict[str, dict[str, float]]:
+    """Returns all metrics on the test split, `{task: {metric: value}}`.
+
+    Args:
+        config: A config that `validate` has returned.
+        model: The trained model.
+        test: The test split, as `load_split` gives it.
+    """
     assert config.tasks is not None
-    model = run.model()
-    logs = model.evaluate(load_split(config, "test"), return_dict=True, verbose=0)
-    application = applications.get(config.application)
-    return by_task(logs, metric_names(application, config.tasks))
+    assert config.batch_size is not None
+    application = config.get_application()
+    logs = model.evaluate(test, return_dict=True, verbose=0)
+    metrics = by_task(logs, metric_names(application, config.tasks))
+    measured = application.measure(
+        model,
+        "test",
+        data=config.data,
+        tasks=config.tasks,
+        batch_size=config.batch_size,
+    )
+    for task, values in measured.items():
+        metrics[task].update(values)
+    return metrics
 
 
 def versions() -> dict[str, str]:

@@ -33,7 +33,8 @@ class Decoder(keras.layers.Layer):
 
     Args:
         vocabulary_size: Number of the target language's ids.
-        units: Units of embeddings, GRU and the layer below the softmax.
+        units: Units of embeddings and of the layer below the softmax; half of the
+            GRU's.
         dropout: Share of the units left out in training.
         **kwargs: See `keras.layers.Layer`.
     """
@@ -51,8 +52,8 @@ class Decoder(keras.layers.Layer):
         self.embedding = keras.layers.Embedding(
             vocabulary_size, units, name="embedding"
         )
-        self.bridge = keras.layers.Dense(units, activation="tanh", name="bridge")
-        self.gru = keras.layers.GRU(units, return_sequences=True, name="gru")
+        self.bridge = keras.layers.Dense(2 * units, activation="tanh", name="bridge")
+        self.gru = keras.layers.GRU(2 * units, return_sequences=True, name="gru")
         self.combine = keras.layers.Dense(units, activation="tanh", name="combine")
         self.scores = keras.layers.Dense(
             vocabulary_size, dtype="float32", name="scores"
@@ -71,8 +72,8 @@ class Decoder(keras.layers.Layer):
         self.embedding.build((None, None))
         self.bridge.build((None, features))
         self.gru.build((None, None, self.units))
-        self.query.build((None, None, self.units))
-        self.combine.build((None, None, self.units + features))
+        self.query.build((None, None, 2 * self.units))
+        self.combine.build((None, None, 2 * self.units + features))
         self.scores.build((None, self.units))
 
     def call(self, inputs: list[Any], training: bool = False) -> Any:
@@ -126,7 +127,9 @@ class Decoder(keras.layers.Layer):
             tf.zeros([batch, beams, most], tf.int32),
             tf.tile(first[None], [batch, 1]),
             tf.zeros([batch, beams], tf.bool),
-            tf.reshape(self._first_state(features, there), [batch, beams, self.units]),
+            tf.reshape(
+                self._first_state(features, there), [batch, beams, 2 * self.units]
+            ),
         )
 
         def goes_on(*loop: Any) -> tf.Tensor:
@@ -145,7 +148,7 @@ class Decoder(keras.layers.Layer):
     def _extend(self, now: _Beams, features: Any, there: Any) -> _Beams:
         """Extends every hypothesis by one token, and keeps the best of all."""
         batch, beams = tf.shape(now.scores)[0], now.scores.shape[1]
-        state = tf.reshape(now.states, [-1, self.units])
+        state = tf.reshape(now.states, [-1, 2 * self.units])
         vectors = self.embedding(tf.reshape(now.tokens, [-1]))
         _, (state,) = self.gru.cell(vectors, [state])
         hidden = self._attend(state[:, None], features, there)[:, 0]
@@ -163,7 +166,7 @@ class Decoder(keras.layers.Layer):
         ids = tf.gather(now.ids, origin, batch_dims=1)
         here = tf.equal(tf.range(ids.shape[-1]), now.step)
         finished = tf.gather(now.finished, origin, batch_dims=1)
-        states = tf.reshape(state, [batch, beams, self.units])
+        states = tf.reshape(state, [batch, beams, 2 * self.units])
         return _Beams(
             now.step + 1,
             tokens,

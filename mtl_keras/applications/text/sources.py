@@ -18,6 +18,9 @@ DEFAULT = "generated_text"
 POSITIONS = 512
 """Tokens of a text that the model reads."""
 
+_REVIEW, _CONTEXT = 200, 150
+"""Tokens of training texts to keep."""
+
 TASKS = ("sentiment", "answer", "translation")
 
 
@@ -121,7 +124,7 @@ def samples(
     split: str,
     *,
     limit: int | None,
-    crop: int | None,
+    crop: bool,
     data_dir: str | os.PathLike | None,
 ) -> tf.data.Dataset:
     """Returns samples `(inputs, {task: label})`, kept in memory.
@@ -130,8 +133,8 @@ def samples(
         source: The source.
         split: The application's split.
         limit: Number of samples to stop after; `None` for all.
-        crop: Tokens of a text to keep; `None` for all. Of a review the first and
-            last ones, of a context those around the answer.
+        crop: Whether to cut long texts: of a review to the first and last tokens,
+            of a context to those around the answer.
         data_dir: Folder of prepared data.
     """
     arrange: Callable[..., Any] = {
@@ -153,8 +156,9 @@ def texts(
     """Returns the training texts to read and to write (`None` for other tasks)."""
     rows = examples(source, "train", data_dir)
     if source.task == "answer":
-        both = rows.map(lambda row: tf.stack([row["context"], row["question"]]))
-        return both.unbatch(), None
+        # Several questions share a context.
+        contexts = _field(rows, "context").unique()
+        return contexts.concatenate(_field(rows, "question")), None
     if source.target is None:
         return _field(rows, "text"), None
     return _field(rows, "en"), _field(rows, source.target)
@@ -164,18 +168,18 @@ def _field(rows: tf.data.Dataset, name: str) -> tf.data.Dataset:
     return rows.map(lambda row: row[name])
 
 
-def _sentiment(row: Mapping[str, Any], source: Source, crop: int | None) -> Any:
+def _sentiment(row: Mapping[str, Any], source: Source, crop: bool) -> Any:
     del source
     text = row["text"]
-    if crop is not None:
+    if crop:
         words = tokens(text[None], lowercase=False)[0]
-        count = tf.size(words)
-        ends = tf.concat([words[: crop // 2], words[count - (crop - crop // 2) :]], 0)
-        text = tf.where(count > crop, tf.strings.reduce_join(ends, separator=" "), text)
+        ends = tf.concat([words[: _REVIEW // 2], words[-(_REVIEW // 2) :]], axis=0)
+        shorter = tf.strings.reduce_join(ends, separator=" ")
+        text = tf.where(tf.size(words) > _REVIEW, shorter, text)
     return _inputs(text), {"sentiment": tf.cast(row["label"], tf.float32)[None]}
 
 
-def _answer(row: Mapping[str, Any], source: Source, crop: int | None) -> Any:
+def _answer(row: Mapping[str, Any], source: Source, crop: bool) -> Any:
     del source
     text, answer = row["context"], row["answers"]["text"][0]
     before = tf.strings.substr(
@@ -183,18 +187,18 @@ def _answer(row: Mapping[str, Any], source: Source, crop: int | None) -> Any:
     )
     sizes = tokens(tf.stack([before, answer]), lowercase=False).row_lengths()
     first, length = tf.cast(sizes[0], tf.int32), tf.cast(sizes[1], tf.int32)
-    if crop is not None:
+    if crop:
         words = tokens(text[None], lowercase=False)[0]
         count = tf.size(words)
         # Anywhere that the answer is inside of, by the question's hash.
-        earliest = tf.maximum(first + length - crop, 0)
-        latest = tf.minimum(first, tf.maximum(count - crop, 0))
+        earliest = tf.maximum(first + length - _CONTEXT, 0)
+        latest = tf.minimum(first, tf.maximum(count - _CONTEXT, 0))
         room = tf.maximum(latest - earliest + 1, 1)
         drawn = tf.strings.to_hash_bucket_fast(row["question"], 2**31 - 1)
         start = tf.minimum(earliest, latest) + tf.cast(drawn, tf.int32) % room
-        window = tf.strings.reduce_join(words[start : start + crop], separator=" ")
-        text = tf.where(count > crop, window, text)
-        first = tf.where(count > crop, first - start, first)
+        window = tf.strings.reduce_join(words[start : start + _CONTEXT], separator=" ")
+        text = tf.where(count > _CONTEXT, window, text)
+        first = tf.where(count > _CONTEXT, first - start, first)
     span = tf.stack([first, first + tf.maximum(length, 1) - 1])
     # Beyond what the model reads, no position is right; the last one stands for it.
     return _inputs(text, question=row["question"]), {
@@ -202,7 +206,7 @@ def _answer(row: Mapping[str, Any], source: Source, crop: int | None) -> Any:
     }
 
 
-def _translation(row: Mapping[str, Any], source: Source, crop: int | None) -> Any:
+def _translation(row: Mapping[str, Any], source: Source, crop: bool) -> Any:
     del crop
     # The decoder reads the reference, and scores it; the label only says it is there.
     return _inputs(row["en"], target=row[source.target]), {

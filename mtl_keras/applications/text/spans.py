@@ -21,7 +21,7 @@ class SpanProbabilities(keras.layers.Layer):
 
     Called on `[features, kinds]`, `[batch, length, d]` and int32 `[batch, length]`;
     returns probabilities `[batch, 2, positions]`: first of the start, then of the
-    (inclusive) end, over the text's tokens.
+    (inclusive) end, over the text's tokens; zeros for a sample without a question.
 
     Every position of the text attends to the question's positions, and the question
     as a whole is their average, weighted by learned attention; a dense layer reads
@@ -68,6 +68,15 @@ class SpanProbabilities(keras.layers.Layer):
     def call(self, inputs: list[Any], training: bool = False) -> Any:
         """Returns the probabilities."""
         features, kinds = inputs
+        # Batches of other data sets ask nothing: their samples cost nothing here.
+        rows = tf.where(tf.reduce_any(tf.equal(kinds, QUESTION), axis=1))
+        found = self._probabilities(
+            tf.gather_nd(features, rows), tf.gather_nd(kinds, rows), training
+        )
+        shape = tf.stack([tf.shape(kinds)[0], 2, self.positions])
+        return tf.scatter_nd(tf.cast(rows, tf.int32), found, shape)
+
+    def _probabilities(self, features: Any, kinds: Any, training: bool) -> Any:
         features = self.dropout(features, training=training)
         asked = ops.equal(kinds, QUESTION)
         queries = self.query(features)
@@ -82,10 +91,9 @@ class SpanProbabilities(keras.layers.Layer):
                 [features, aligned, features * aligned, features * question], axis=-1
             )
         )
-        scores = ops.cast(
-            self.scores(self.dropout(hidden, training=training)), "float32"
-        )
-        return self._over_text(ops.transpose(scores, (0, 2, 1)), kinds)
+        scores = self.scores(self.dropout(hidden, training=training))
+        scores = ops.cast(ops.transpose(scores, (0, 2, 1)), "float32")
+        return self._over_text(scores, kinds)
 
     def _over_text(self, scores: Any, kinds: Any) -> Any:
         """Moves each text to the front, and gives probabilities over its tokens."""
@@ -119,7 +127,7 @@ class AnswerText(keras.layers.Layer):
 
     Called on `[text, probabilities]`, raw strings `[batch]` and what
     `SpanProbabilities` gives; returns strings `[batch]`: the most probable span of
-    at most 30 tokens.
+    at most 30 tokens, or an empty one where nothing is asked.
     """
 
     def __init__(self, **kwargs: Any):
@@ -132,7 +140,8 @@ class AnswerText(keras.layers.Layer):
         start, end = best_span(probabilities)
         parts = pieces(text).to_tensor("")
         steps = tf.range(tf.shape(parts)[1])
-        inside = (steps >= start[:, None]) & (steps <= end[:, None])
+        asked = tf.reduce_any(probabilities > 0, axis=[1, 2])[:, None]
+        inside = (steps >= start[:, None]) & (steps <= end[:, None]) & asked
         return tf.strings.strip(
             tf.strings.reduce_join(tf.where(inside, parts, ""), axis=-1)
         )

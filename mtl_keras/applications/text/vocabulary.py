@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+
 import keras
 import tensorflow as tf
 
@@ -14,19 +16,25 @@ _BATCH = 1024
 def learn(texts: tf.data.Dataset, size: int, lowercase: bool) -> list[str]:
     """Returns the most frequent tokens, the most frequent first.
 
+    As `keras.layers.StringLookup.adapt` finds them, and several times faster.
+
     Args:
         texts: Strings, one by one.
         size: How many tokens at most.
         lowercase: Whether to bring texts to lower case first.
     """
-    lookup = keras.layers.StringLookup(max_tokens=size + 2, mask_token="")
-    lookup.adapt(
-        texts.batch(_BATCH).map(
-            lambda batch: tokens(batch, lowercase).flat_values[:, None],
-            num_parallel_calls=tf.data.AUTOTUNE,
-        )
-    )
-    return lookup.get_vocabulary(include_special_tokens=False)
+
+    def count(batch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        found, _, counts = tf.unique_with_counts(tokens(batch, lowercase).flat_values)
+        return found, counts
+
+    batches = texts.batch(_BATCH).map(count, num_parallel_calls=tf.data.AUTOTUNE)
+    total: collections.Counter[bytes] = collections.Counter()
+    for found, counts in batches.as_numpy_iterator():
+        total.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
+    # Equally frequent ones in an order of their own: that of the alphabet.
+    order = sorted(total, key=lambda token: (-total[token], token))
+    return [token.decode("utf-8") for token in order[:size]]
 
 
 def source_lookup(words: list[str], buckets: int) -> keras.layers.Layer:
