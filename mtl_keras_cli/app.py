@@ -271,18 +271,32 @@ def evaluate(
 
 @app.command(
     epilog=examples(
-        "mtl-keras export runs/vision-1 --to models/vision",
         "mtl-keras export runs/vision-1 --to models/vision --check",
+        "mtl-keras export runs/vision-1 --to models/vision --tasks left,right",
+        "mtl-keras export runs/vision-1 --to models/small --weights int8",
+        "mtl-keras export runs/left runs/right --to models/both",
     )
 )
 def export(
-    run: Annotated[pathlib.Path, typer.Argument(help="Run folder.")],
+    run: Annotated[
+        list[pathlib.Path],
+        typer.Argument(help="Run folder; several are served as one model."),
+    ],
     to: Annotated[
         pathlib.Path, typer.Option(help="Folder of versions; the next one is added.")
     ],
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Tasks to serve, with commas between them; else all."),
+    ] = None,
+    weights: Annotated[
+        str,
+        typer.Option(
+            help="float32, float16 or int8; what the smaller ones cost is printed."
+        ),
+    ] = "float32",
     check: Annotated[
-        bool,
-        typer.Option("--check", help="Load it back, compare it on test samples."),
+        bool, typer.Option("--check", help="Then do what serve-check does.")
     ] = False,
     reuse: Annotated[
         bool, typer.Option("--reuse", help="Keep a version made of this very model.")
@@ -290,13 +304,57 @@ def export(
 ) -> None:
     """Export a run's model for TensorFlow Serving.
 
-    DIR/VERSION/ gets a SavedModel whose serving_default takes raw values and
-    answers one named output per task.
+    DIR/VERSION/ gets a SavedModel that takes raw values: one signature for all
+    tasks, one for each task, one for the shared features, and those that take
+    tf.train.Examples; with warm-up records and a model card. models.config and
+    batching.config for tensorflow_model_server lie beside it.
     """
     tensorflow.load()
-    from mtl_keras_cli.exporting import export_run
+    from mtl_keras_cli import exporting
 
-    export_run(run, to, check=check, reuse=reuse, console=make_console())
+    console = make_console()
+    version = exporting.export_runs(
+        run,
+        to,
+        tasks=None if tasks is None else _split(tasks),
+        weights=weights,
+        reuse=reuse,
+        console=console,
+    )
+    if check:
+        serve_check(version)
+
+
+@app.command(
+    epilog=examples(
+        "mtl-keras serve-check models/vision",
+        "mtl-keras serve-check models/vision/3 --seconds 2",
+    )
+)
+def serve_check(
+    export: Annotated[
+        pathlib.Path,
+        typer.Argument(help="Folder of a version, or of versions: the newest."),
+    ],
+    tolerance: Annotated[
+        float, typer.Option(help="Largest difference from the Keras model.")
+    ] = 1e-5,
+    seconds: Annotated[
+        float, typer.Option(help="How long to measure each; 0 for not at all.")
+    ] = 0.2,
+) -> None:
+    """Check an export as TensorFlow Serving would load it.
+
+    TensorFlow's C++ loader loads it; the warm-up records run through every
+    signature; the answers are compared with those of the Keras model; latency and
+    throughput are measured. Exit code 1 tells of any difference.
+    """
+    tensorflow.load()
+    from mtl_keras_cli import exporting
+
+    exporting.check_export(
+        export, tolerance=tolerance, seconds=seconds, console=make_console()
+    )
 
 
 app.add_typer(datasets.app, name="datasets")

@@ -14,6 +14,7 @@ import keras
 from mtl_keras import backbones as backbone_registry
 from mtl_keras import errors
 from mtl_keras import sharing as sharing_registry
+from mtl_keras.applications.served import Served
 from mtl_keras.model import MultiTaskModel
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class TrainingDefaults:
     depth: int
 
 
-class Application(abc.ABC):
+class Application(Served, abc.ABC):
     """A domain that can be trained by name: data, backbones, tasks, metrics.
 
     Attributes:

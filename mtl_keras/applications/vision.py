@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -137,6 +137,16 @@ class Vision(Application):
     def inputs(self) -> dict[str, keras.KerasTensor]:
         """See `Application.inputs`: `image`, uint8, `[batch, 36, 36, 1]`."""
         return {"image": keras.Input((SIZE, SIZE, 1), dtype="uint8", name="image")}
+
+    def class_names(self) -> Mapping[str, Sequence[str]]:
+        """See `Application.class_names`."""
+        digits = [str(digit) for digit in range(_DIGITS)]
+        return {
+            "left": digits,
+            "right": digits,
+            "even_sum": ["odd", "even"],
+            "mask": ["background", "left", "right"],
+        }
 
     def preprocess(self, inputs: Mapping[str, keras.KerasTensor]) -> keras.KerasTensor:
         """See `Application.preprocess`: brings pixels to the range 0 to 1."""

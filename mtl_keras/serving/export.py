@@ -1,12 +1,10 @@
-"""Export to `<path>/<version>/`, and the comparison with the Keras model."""
+"""Export to `<path>/<version>/`."""
 
 from __future__ import annotations
 
 import json
-import os
 import pathlib
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -14,114 +12,167 @@ import numpy as np
 import tensorflow as tf
 
 from mtl_keras.errors import InputError
+from mtl_keras.serving.model_card import write_model_card
+from mtl_keras.serving.served_model import ServedModel, merge, served_model
+from mtl_keras.serving.server_files import BATCH_SIZES, write_server_files
+from mtl_keras.serving.signatures import Signature, empty_inputs, signatures
+from mtl_keras.serving.stock_ops import check_stock
+from mtl_keras.serving.versions import write_version
+from mtl_keras.serving.warmup import write_records
 
 SOURCE = "source.json"
 
 
-def versions(path: str | pathlib.Path) -> list[int]:
-    """Returns the version numbers under an export folder, in order."""
-    path = pathlib.Path(path)
-    if not path.is_dir():
-        return []
-    return sorted(
-        int(entry.name)
-        for entry in path.iterdir()
-        if entry.is_dir() and entry.name.isdecimal()
-    )
-
-
-def latest_version(path: str | pathlib.Path) -> pathlib.Path | None:
-    """Returns the folder of the highest version, or None."""
-    numbers = versions(path)
-    return pathlib.Path(path) / str(numbers[-1]) if numbers else None
-
-
 def export(
-    model: keras.Model,
+    model: keras.Model | Sequence[keras.Model],
     path: str | pathlib.Path,
     *,
+    tasks: Iterable[str] | None = None,
+    class_names: Mapping[str, Sequence[str]] | None = None,
+    samples: Mapping[str, Any] | None = None,
+    examples: bool = True,
     source: Mapping[str, Any] | None = None,
 ) -> pathlib.Path:
-    """Writes a model as the next version under `path`.
+    """Writes a model as the next version under `path`, for TensorFlow Serving.
 
-    `serving_default` takes the model's own inputs (raw values: preprocessing
-    is part of the model) and answers one named tensor per task. What training
-    needs alone, such as the optimizer and the balancing state, stays out.
+    The signatures, whose inputs and outputs bear the model's own names:
+
+    - `serving_default`: all inputs to all outputs.
+    - One for each output, named after it: runs the layers that this output needs,
+      and takes the inputs that it can use.
+    - `features`: the representation that the outputs share, where they do.
+    - `from_examples`: all outputs, for serialized `tf.train.Example`s in `inputs`; a
+      feature left out counts as zeros or as empty.
+    - `classify_<output>`: `scores` and `classes` for serialized examples, as
+      TensorFlow Serving's Classify has them; for outputs with class names.
+
+    Outputs are what the model's are: probabilities, also where the model was compiled
+    with a loss `from_logits=True`. An output `[batch, classes]` with class names is
+    accompanied by `<output>_label`, the name of the likeliest class (of one
+    probability `[batch, 1]`: the second name above 0.5).
+
+    What training needs alone stays out: the optimizer, the balancing state, the seeds
+    of dropout, and inputs and layers that no output needs when it is served. Layers
+    with a method `serving_call` are called through it, as
+    `mtl_keras.applications.Application.serving_model` tells.
+
+    Beside the SavedModel lie warm-up records for each signature, the names of the
+    classes in `assets/<output>.classes`, and `MODEL_CARD.md`; beside the versions
+    `models.config` and `batching.config` for `tensorflow_model_server`.
 
     Args:
-        model: A built functional model whose outputs are a dict.
-        path: The folder that holds the versions. TensorFlow Serving takes it
-            as a model's base path; a version appears in it complete or not at
-            all.
-        source: Where the model comes from, written beside it as `source.json`;
-            TensorFlow Serving leaves files alone that it does not know.
+        model: A built functional model whose outputs are a dict, or several with
+            different outputs, which are served as one: inputs of the same name are
+            then one input.
+        path: The folder that holds the versions. TensorFlow Serving takes it as a
+            model's base path; a version appears in it complete or not at all.
+        tasks: Outputs to serve; `None` for all.
+        class_names: Names of the classes, `{output: [name, …]}`.
+        samples: A batch of raw inputs by name, for the warm-up records; `None` for
+            zeros and empty strings.
+        examples: Whether to offer the signatures that take `tf.train.Example`s.
+        source: Where the model comes from, written beside it as `source.json` and
+            into the card; `metrics` and `versions` become tables there.
 
     Returns:
         The folder `<path>/<version>`.
 
     Raises:
-        InputError: If `path` cannot be made or written.
+        InputError: If the model cannot be served as it is, with the layer that is
+            the reason, or if `path` cannot be written.
     """
     path = pathlib.Path(path)
-    # A stock model over the same layers: the balancing state is not on it.
-    stock = keras.Model(model.inputs, model.output)
-    work = path / f".partial-{os.getpid()}"
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        work.mkdir()
-    except OSError as error:
+    models = list(model) if isinstance(model, (list, tuple)) else [model]
+    served = _served(models, tasks, class_names)
+    chosen = signatures(served, with_examples=examples)
+    functions = {signature.name: signature.function() for signature in chosen}
+    for signature in chosen:
+        check_stock(signature.name, functions[signature.name], signature.model)
+    batches = _batches(chosen[0], samples)
+    name = path.absolute().name
+    source = dict(source or {})
+
+    def write(version: pathlib.Path) -> None:
+        # What the SavedModel copies into its assets; outside of it.
+        assets = version.parent / "assets"
+        assets.mkdir()
+        root = _trackable(served, functions, assets)
+        tf.saved_model.save(root, str(version), signatures=functions)
+        write_records(version, name, chosen, batches)
+        write_model_card(version, name, chosen, functions, source)
+        text = json.dumps(source, indent=2, ensure_ascii=False) + "\n"
+        (version / SOURCE).write_text(text, encoding="utf-8")
+        write_server_files(path, name)
+
+    return write_version(path, write)
+
+
+def _served(
+    models: Sequence[keras.Model],
+    tasks: Iterable[str] | None,
+    class_names: Mapping[str, Sequence[str]] | None,
+) -> ServedModel:
+    if len(models) == 1:
+        return served_model(models[0], tasks=tasks, class_names=class_names)
+    if tasks is not None:
         raise InputError(
-            f"The export folder {str(path)!r} cannot be written: {error.strerror}."
-        ) from error
-    try:
-        stock.export(work / "model", format="tf_saved_model", verbose=False)
-        if source is not None:
-            text = json.dumps(source, indent=2) + "\n"
-            (work / "model" / SOURCE).write_text(text, encoding="utf-8")
-        target = path / str(max(versions(path), default=0) + 1)
-        (work / "model").rename(target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return target
-
-
-def check(
-    version: str | pathlib.Path, model: keras.Model, inputs: Any
-) -> dict[str, float]:
-    """Compares an exported model with the Keras model it came from.
-
-    Args:
-        version: The folder that `export` returned.
-        model: The Keras model.
-        inputs: One batch of the model's inputs: a tensor, or a list or dict of
-            tensors.
-
-    Returns:
-        The largest absolute difference of each task's outputs.
-
-    Raises:
-        InputError: If the folder holds no SavedModel with these tasks.
-    """
-    version = pathlib.Path(version)
-    try:
-        loaded = tf.saved_model.load(str(version))
-    except OSError as error:
-        raise InputError(f"{str(version)!r} holds no SavedModel.") from error
-    serve = loaded.signatures["serving_default"]
-    if isinstance(inputs, dict):
-        named = inputs
-    else:
-        tensors = inputs if isinstance(inputs, (list, tuple)) else [inputs]
-        names = [tensor.name for tensor in model.inputs]
-        named = dict(zip(names, tensors, strict=True))
-    served = serve(**{name: tf.convert_to_tensor(x) for name, x in named.items()})
-    expected = model(inputs, training=False)
-    if set(served) != set(expected):
-        raise InputError(
-            f"Expected the tasks {sorted(expected)} in {str(version)!r}. "
-            f"Received: {sorted(served)}."
+            "Expected `tasks` for one model only: each of several is served with all "
+            f"its own. Received: tasks={list(tasks)} for {len(models)} models."
         )
-    return {
-        task: float(np.max(np.abs(np.asarray(served[task]) - np.asarray(value))))
-        for task, value in expected.items()
+    return merge([served_model(model, class_names=class_names) for model in models])
+
+
+def _batches(
+    default: Signature, samples: Mapping[str, Any] | None
+) -> list[dict[str, np.ndarray]]:
+    """Returns a batch of each size that a server runs."""
+    if samples is None:
+        return [empty_inputs(default.inputs, size) for size in BATCH_SIZES]
+    missing = sorted(set(default.inputs) - set(samples))
+    if missing:
+        raise InputError(
+            f"Expected samples of the inputs {sorted(default.inputs)}. Received none "
+            f"of {missing}."
+        )
+    arrays = {name: np.asarray(samples[name]) for name in default.inputs}
+    count = len(next(iter(arrays.values())))
+    # Repeated where there are fewer samples than the largest batch.
+    return [
+        {name: value[np.arange(size) % count] for name, value in arrays.items()}
+        for size in BATCH_SIZES
+    ]
+
+
+def _trackable(
+    served: ServedModel, functions: Mapping[str, Any], assets: pathlib.Path
+) -> tf.Module:
+    """Returns an object that holds what the functions use, and nothing else."""
+    root = tf.Module()
+    captured = {
+        id(tensor)
+        for function in functions.values()
+        for tensor in function.captured_inputs
     }
+    whole = served.part({**served.outputs, **served.features})
+    # A function gives its variables in no certain order; files are to be alike.
+    order = {id(v.value): index for index, v in enumerate(whole.variables)}
+    variables = {
+        id(variable): variable
+        for function in functions.values()
+        for variable in function.variables
+    }
+    ordered = sorted(variables, key=lambda key: order.get(key, len(order)))
+    tables = [
+        table
+        for table in tf.train.TrackableView(whole).descendants()
+        if isinstance(table, tf.saved_model.experimental.TrackableResource)
+        and id(table.resource_handle) in captured
+    ]
+    root.served_variables = [variables[key] for key in ordered]
+    root.tables = tables
+    root.class_names = []
+    for name, names in served.class_names.items():
+        file = assets / f"{name}.classes"
+        file.write_text("\n".join(names) + "\n", encoding="utf-8")
+        root.class_names.append(tf.saved_model.Asset(str(file)))
+    return root

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -68,9 +69,40 @@ def test_from_a_study_to_a_checked_export_and_again(run, tmp_path):
 
     said = ok(run("export runs/best --to served --check"))
     assert "served/1" in said
-    assert "largest difference" in said
+    assert "Every answer is that of the Keras model" in said
     assert "reused" in ok(run("export runs/best --to served --check --reuse"))
     assert "served/2" in ok(run("export runs/best --to served"))
+    assert "served/2" in ok(run("serve-check served --seconds 0"))
+
+    said = ok(run("export runs/best --to served --weights int8 --tasks way --reuse"))
+    assert "served/3" in said
+    (line,) = [line for line in said.splitlines() if "mae" in line]
+    before, after, change = map(float, line.split()[2:])
+    assert before == pytest.approx(metrics["level"]["mae"], abs=1e-4)
+    assert change == pytest.approx(after - before, abs=2e-4)
+    card = (tmp_path / "served/3/MODEL_CARD.md").read_text()
+    assert "| `way` |" in card
+    assert "| `level` |" not in card
+
+
+def test_runs_of_one_task_are_served_together_and_checked(run, tmp_path):
+    for task in ("way", "bright"):
+        ok(run(f"train tiny --epochs 1 --tasks {task} --out runs/{task}"))
+    ok(run("export runs/way runs/bright --to both"))
+    said = ok(run("serve-check both/1 --seconds 0"))
+    assert all(f"\n{task} " in said for task in ("serving_default", "way", "bright"))
+    result = run("export runs/way runs/way --to twice")
+    assert result.exit_code == 2
+    assert "Received twice: 'way'" in result.stderr
+    # The weights of one, the records of the other.
+    ok(run("export runs/bright --to other"))
+    ok(run("train tiny --epochs 1 --tasks bright --seed 5 --out runs/again"))
+    ok(run("export runs/again --to other"))
+    shutil.rmtree(tmp_path / "other/2/variables")
+    shutil.copytree(tmp_path / "other/1/variables", tmp_path / "other/2/variables")
+    result = run("serve-check other --seconds 0")
+    assert result.exit_code == 1
+    assert "serving_default: batch of 1: bright differs" in result.stdout
 
 
 def test_train_takes_options_and_numbers_its_runs(run, tmp_path):
@@ -108,6 +140,9 @@ def test_train_takes_options_and_numbers_its_runs(run, tmp_path):
         ("evaluate used", "not a run folder"),
         ("export used --to served", "not a run folder"),
         ("export absent", "--to"),
+        ("serve-check absent", "no export folder"),
+        ("serve-check used", "no exported version"),
+        ("serve-check used --tolerance -1", "tolerance"),
         ("datasets prepare multi_digit", "Did you mean 'multi_digits"),
         ("trian tiny", "trian"),
         ("--verison", "--verison"),

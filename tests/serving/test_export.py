@@ -1,74 +1,175 @@
-"""A SavedModel answers as the Keras model does, and holds no training state."""
+"""What lies in and beside an export, what stays out, and how it is checked."""
 
 from __future__ import annotations
+
+import pathlib
+import re
+import shutil
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import CLASS_NAMES, shop_inputs, shop_model
+from google.protobuf import text_format
+from keras import layers
+from tensorflow_serving.config import model_server_config_pb2
 
 from mtl_keras import serving
 from mtl_keras.errors import InputError
 from mtl_keras.runs import RunConfig, compiled_model
+from mtl_keras.serving.check import compare
 
 
-@pytest.fixture
-def model(tiny):
+def test_what_training_needs_alone_stays_out(shop, tiny, tmp_path):
     model = compiled_model(RunConfig("tiny", balancing="uncertainty").validate(), 6)
     model.fit(tiny.load("train", batch_size=16), epochs=1, verbose=0, shuffle=False)
-    return model
-
-
-def test_serving_default_takes_raw_images_and_answers_by_task(model, tiny, tmp_path):
-    version = serving.export(model, tmp_path / "served")
-    assert version == tmp_path / "served" / "1"
-    loaded = tf.saved_model.load(str(version))
-    serve = loaded.signatures["serving_default"]
-    (_, inputs) = serve.structured_input_signature
-    assert inputs["image"].dtype == tf.uint8
-    assert inputs["image"].shape.as_list() == [None, 8, 8, 1]
-    images, _ = next(iter(tiny.load("test", batch_size=7)))
-    served = serve(image=images["image"])
-    expected = model.predict_on_batch(images)
-    assert set(served) == {"way", "bright", "level"}
-    for task in served:
-        np.testing.assert_allclose(served[task], expected[task], atol=1e-5)
-    assert max(serving.check(version, model, images).values()) < 1e-5
-
-    layers = keras.Model(model.inputs, model.output)
-    assert len(loaded.variables) == len(layers.weights)
-
-
-def test_versions_count_up_and_source_lies_beside(model, tmp_path):
-    (tmp_path / "7").mkdir()
-    (tmp_path / "notes").mkdir()
-    version = serving.export(model, tmp_path, source={"run": "a"})
-    assert version.name == "8"
-    assert (version / "source.json").read_text() == '{\n  "run": "a"\n}\n'
-    assert serving.latest_version(tmp_path) == version
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["7", "8", "notes"]
-
-
-def test_a_failed_export_leaves_nothing(model, tmp_path, monkeypatch):
-    def fail(*args, **kwargs):
-        raise RuntimeError
-
-    monkeypatch.setattr(keras.Model, "export", fail)
-    with pytest.raises(RuntimeError):
-        serving.export(model, tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_what_cannot_be_written_or_read_is_one_line(model, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written"):
-        serving.export(model, tmp_path / "file")
-    with pytest.raises(InputError, match="no SavedModel"):
-        serving.check(tmp_path, model, {})
-
-
-def test_check_sees_another_model(model, tiny, tmp_path):
     version = serving.export(model, tmp_path)
-    other = compiled_model(RunConfig("tiny", seed=9).validate(), 6)
-    images, _ = next(iter(tiny.load("test", batch_size=7)))
-    assert max(serving.check(version, other, images).values()) > 1e-2
+    stored = dict(tf.train.list_variables(version / "variables/variables"))
+    shapes = sorted(
+        tuple(shape) for name, shape in stored.items() if "served_variables" in name
+    )
+    assert shapes == sorted(tuple(v.shape) for v in model.weights)
+    # Nothing but the weights, the table of words' indices and the saver's own entry.
+    stored = dict(tf.train.list_variables(shop.version / "variables/variables"))
+    others = [name for name in stored if "served_variables" not in name]
+    assert others == ["_CHECKPOINTABLE_OBJECT_GRAPH"]
+    assert len(stored) - 1 == len(shop.model.weights)
+
+
+def test_class_names_and_server_files_lie_beside(shop):
+    assets = shop.version / "assets"
+    assert (assets / "kind.classes").read_text().split() == CLASS_NAMES["kind"]
+    names = {a.filename for a in shop.runtime.meta_graph.asset_file_def}
+    assert {"kind.classes", "sold.classes"} <= names
+    folder = shop.version.parent
+    config = text_format.Parse(
+        (folder / "models.config").read_text(),
+        model_server_config_pb2.ModelServerConfig(),
+    )
+    (entry,) = config.model_config_list.config
+    assert (entry.name, entry.model_platform) == ("shop", "tensorflow")
+    assert pathlib.Path(entry.base_path) == folder
+    batching = (folder / "batching.config").read_text()
+    # The largest allowed size has to be the largest that there is.
+    assert "max_batch_size { value: 32 }" in batching
+    assert re.findall(r"allowed_batch_sizes: (\d+)", batching) == ["1", "8", "32"]
+    # The server's own padding repeats a request's first value: a wrong answer.
+    assert "pad_variable_length_inputs" not in batching
+
+
+@pytest.mark.parametrize("weights", ["float16", "int8"])
+def test_smaller_weights_answer_nearly_the_same(shop, tmp_path, weights):
+    small = serving.compress(shop.model, weights)
+    version = serving.export(small, tmp_path, samples=shop.inputs)
+    assert serving.check(version, seconds=0).problems == []
+    with serving.Runtime(version) as runtime:
+        answer = runtime.predict("serving_default", shop.inputs)
+    whole = shop.model.predict_on_batch(shop.inputs)
+    worst = max(float(np.max(np.abs(answer[t] - whole[t]))) for t in whole)
+    assert 0 < worst < {"float16": 0.01, "int8": 0.2}[weights]
+    stored = tf.train.load_checkpoint(str(version / "variables/variables"))
+    kinds = {dtype.name for dtype in stored.get_variable_to_dtype_map().values()}
+    kinds -= {"string"}
+    assert kinds == {"float16": {"float16"}, "int8": {"int8", "float32"}}[weights]
+    # The model itself is as it was.
+    again = shop.model.predict_on_batch(shop.inputs)
+    for task in whole:
+        np.testing.assert_array_equal(again[task], whole[task])
+
+
+def test_half_storage_is_the_model_of_rounded_weights():
+    model = shop_model()
+    small = serving.compress(model, "float16")
+    rounded = [w.astype("float16").astype("float32") for w in model.get_weights()]
+    model.set_weights(rounded)
+    inputs = {name: tf.constant(v) for name, v in shop_inputs(6).items()}
+    expected, answer = model(inputs), small(inputs)
+    for task in expected:
+        np.testing.assert_allclose(answer[task], expected[task], rtol=1e-6, atol=1e-6)
+    with pytest.raises(InputError, match="Did you mean 'int8'"):
+        serving.compress(model, "int")
+
+
+def test_without_samples_and_without_examples(tmp_path):
+    x = keras.Input((None, None, 2), name="x")
+    y = layers.Dense(2, name="y")(layers.GlobalMaxPooling2D()(x))
+    model = keras.Model(x, {"y": y})
+    with pytest.raises(InputError, match="examples=False"):
+        serving.export(model, tmp_path)
+    version = serving.export(model, tmp_path, examples=False)
+    report = serving.check(tmp_path, seconds=0)
+    assert report.version == version
+    assert set(report.signatures) == {"serving_default", "y"}
+    assert report.problems == []
+
+
+def test_check_measures_each_signature_and_batch_size(shop):
+    report = serving.check(shop.version, seconds=0.001)
+    assert report.problems == []
+    for name, found in report.signatures.items():
+        assert [timing.batch_size for timing in found.timings] == [1, 8, 32], name
+        for timing in found.timings:
+            assert 0 < timing.median_ms <= timing.p95_ms
+            assert timing.samples_per_second > 0
+    assert max(found.difference for found in report.signatures.values()) < 1e-5
+
+
+def test_check_sees_other_weights_and_lost_records(shop, tmp_path):
+    other = tmp_path / "1"
+    shutil.copytree(shop.version, other)
+    keras.utils.set_random_seed(8)
+    different = serving.export(shop_model(), tmp_path / "different")
+    shutil.rmtree(other / "variables")
+    shutil.copytree(different / "variables", other / "variables")
+    problems = serving.check(other, seconds=0).problems
+    for name in shop.runtime.signatures:
+        assert any(problem.startswith(f"{name}: ") for problem in problems), name
+
+    lost = tmp_path / "2"
+    shutil.copytree(shop.version, lost)
+    records = lost / "assets.extra" / "tf_serving_warmup_requests"
+    few = list(tf.data.TFRecordDataset(str(records)).take(3).as_numpy_iterator())
+    with tf.io.TFRecordWriter(str(records)) as writer:
+        writer.write(few[0])
+    problems = serving.check(lost, seconds=0).problems
+    assert "kind: no warm-up record" in problems
+    records.write_bytes(records.read_bytes()[:-3])
+    with pytest.raises(InputError, match="broken"):
+        serving.check(lost)
+    records.unlink()
+    with pytest.raises(InputError, match="no warm-up records"):
+        serving.check(lost)
+
+
+def test_check_of_what_is_no_export_is_one_line(shop, tmp_path):
+    for path in (tmp_path / "absent", tmp_path):
+        with pytest.raises(InputError, match="export"):
+            serving.check(path)
+    broken = tmp_path / "3"
+    shutil.copytree(shop.version, broken)
+    (broken / "saved_model.pb").write_bytes(b"not a model")
+    with pytest.raises(InputError, match="loader") as caught:
+        serving.check(broken)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "differs"),
+    [
+        ({"y": np.array([1.0, np.nan, 1e6])}, False),
+        ({"y": np.array([1.0 + 1e-6, np.nan, 1e6 + 5])}, False),
+        ({"y": np.array([1.0, np.nan, 1e6 + 20])}, True),
+        ({"y": np.array([1.0, 2.0, 1e6])}, True),
+        ({"y": np.array([1.0, np.nan, np.nan])}, True),
+        ({"y": np.array([1.0, np.nan])}, True),
+        ({"y": np.array([1, 0, 10**6])}, True),
+        ({"z": np.array([1.0, np.nan, 1e6])}, True),
+    ],
+)
+def test_comparison(answer, differs):
+    problems, _ = compare(answer, {"y": np.array([1.0, np.nan, 1e6])}, 1e-5)
+    assert bool(problems) == differs
+    texts = {"t": np.array([b"a", b"b"], object)}
+    assert compare(texts, {"t": np.array([b"a", b"b"], object)}, 0) == ([], 0)
+    assert compare(texts, {"t": np.array([b"a", b"c"], object)}, 0)[0]

@@ -1,0 +1,95 @@
+"""Warm-up records: requests that TensorFlow Serving runs before it goes live.
+
+Each record also holds what the Keras model answered, so that an export can be checked
+wherever it is, without the Keras model.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import tensorflow as tf
+from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+
+from mtl_keras.errors import InputError
+from mtl_keras.serving.signatures import Signature
+
+FILE = pathlib.PurePath("assets.extra", "tf_serving_warmup_requests")
+
+
+def predict_request(
+    model: str, signature: str, inputs: Mapping[str, np.ndarray]
+) -> predict_pb2.PredictRequest:
+    """Returns the message that a client sends.
+
+    Args:
+        model: Name of the model on the server.
+        signature: Name of the signature.
+        inputs: `{input: array}`.
+    """
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = model
+    request.model_spec.signature_name = signature
+    for name, value in inputs.items():
+        request.inputs[name].CopyFrom(tf.make_tensor_proto(value))
+    return request
+
+
+def arrays(tensors: Mapping[str, tf.compat.v1.TensorProto]) -> dict[str, np.ndarray]:
+    """Returns the tensors of a PredictRequest or PredictResponse as arrays."""
+    return {name: tf.make_ndarray(proto) for name, proto in tensors.items()}
+
+
+def write_records(
+    version: pathlib.Path,
+    model: str,
+    signatures: Sequence[Signature],
+    batches: Sequence[Mapping[str, np.ndarray]],
+) -> None:
+    """Writes a record for each signature and batch, with the Keras model's answer.
+
+    Args:
+        version: Folder of the SavedModel.
+        model: Name of the model on the server.
+        signatures: What to ask.
+        batches: Raw inputs of the model.
+    """
+    file = version / FILE
+    file.parent.mkdir()
+    with tf.io.TFRecordWriter(str(file)) as writer:
+        for signature in signatures:
+            for inputs in batches:
+                log = prediction_log_pb2.PredictLog(
+                    request=predict_request(
+                        model, signature.name, signature.request(inputs)
+                    )
+                )
+                log.response.model_spec.CopyFrom(log.request.model_spec)
+                for name, value in signature.keras_answer(inputs).items():
+                    log.response.outputs[name].CopyFrom(tf.make_tensor_proto(value))
+                record = prediction_log_pb2.PredictionLog(predict_log=log)
+                writer.write(record.SerializeToString())
+
+
+def read_records(version: pathlib.Path) -> list[prediction_log_pb2.PredictLog]:
+    """Reads the records of an export.
+
+    Raises:
+        InputError: If there are none, or the file is broken.
+    """
+    file = version / FILE
+    try:
+        records = [
+            prediction_log_pb2.PredictionLog.FromString(record.numpy())
+            for record in tf.data.TFRecordDataset(str(file))
+        ]
+    except tf.errors.NotFoundError as error:
+        raise InputError(
+            f"{str(version)!r} has no warm-up records, {FILE}: it was not exported by "
+            "mtl_keras."
+        ) from error
+    except tf.errors.DataLossError as error:
+        raise InputError(f"The warm-up records {str(file)!r} are broken.") from error
+    return [record.predict_log for record in records]
