@@ -29,11 +29,12 @@ import mtl_keras
 from mtl_keras.runs.training import versions
 
 DATA = "multimodal/unpaired"
+MODALITIES = ("image", "audio", "text")
 SEEDS = range(5)
 BALANCING = ("equal", "uncertainty", "upgrad", "graddrop")
 RESULTS = pathlib.Path(__file__).parent / "results" / "multimodal_real.json"
 
-application = mtl_keras.applications.get("multimodal")
+application = mtl_keras.applications.get("multimodal").for_data(DATA)
 defaults = application.defaults
 
 
@@ -42,13 +43,12 @@ def trained(tasks: list[str], balancing: str, seed: int) -> keras.Model:
     keras.utils.set_random_seed(seed)
     train = application.load(
         "train",
-        data=DATA,
         batch_size=defaults.batch_size,
         tasks=tasks,
         shuffle=True,
         seed=seed,
     )
-    model = application.build(data=DATA, tasks=tasks)
+    model = application.build(tasks=tasks)
     decay = keras.optimizers.schedules.CosineDecay(
         defaults.learning_rate, len(train) * defaults.epochs
     )
@@ -71,14 +71,14 @@ def accuracies(
         # Unpaired samples have one modality each.
         modality = np.select(
             [inputs["image"].any((1, 2, 3)), inputs["audio"].any(1)],
-            ["image", "audio"],
-            "text",
+            MODALITIES[:2],
+            MODALITIES[2],
         )
         for task, answer in answers.items():
             binary = answer.shape[1] == 1
             said = answer[:, 0] > 0.5 if binary else answer.argmax(1)
             is_right = said == labels[task].reshape(-1)
-            for name in ("image", "audio", "text"):
+            for name in MODALITIES:
                 chosen = (modality == name) & (weights[task] > 0)
                 if chosen.any():
                     right[f"{task}/{name}"] += is_right[chosen].tolist()
@@ -119,7 +119,7 @@ def summary(done: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     """Trains what is not done yet."""
     done = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
-    test = application.load("test", data=DATA, batch_size=1_000)
+    test = application.load("test", batch_size=1_000)
     batches = list(test.as_numpy_iterator())
     for name, tasks, balancing, seed in runs():
         if any((run["model"], run["seed"]) == (name, seed) for run in done):

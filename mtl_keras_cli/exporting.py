@@ -11,7 +11,7 @@ import keras
 import typer
 from rich.console import Console
 
-from mtl_keras import applications, runs, serving
+from mtl_keras import runs, serving
 from mtl_keras.errors import InputError
 from mtl_keras.runs import folder
 from mtl_keras.runs.results import by_task, metric_names
@@ -53,14 +53,14 @@ def export_runs(
     inputs: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
     for run in loaded:
-        application = applications.get(run.config.application)
+        application = run.config.get_application()
         model = run.model()
         measured = run.metrics
         if weights != "float32":
             model, measured = _compressed(run, model, weights, console)
         models.append(application.serving_model(model))
         class_names |= application.class_names()
-        batch, _ = next(iter(load_split(run.config.validate(), "test")))
+        batch, *_ = next(iter(load_split(run.config.validate(), "test")))
         inputs |= batch
         metrics |= measured
     settings = [run.config.to_dict() for run in loaded]
@@ -101,7 +101,7 @@ def _compressed(
     """
     small = serving.compress(model, weights)
     config = run.config.validate()
-    application = applications.get(config.application)
+    application = config.get_application()
     small.compile(
         loss=application.losses(config.tasks), metrics=application.metrics(config.tasks)
     )

@@ -19,7 +19,9 @@ __all__ = [
     "names",
 ]
 
-_APPLICATIONS: dict[str, type[Application]] = {cls.name: cls for cls in (Multimodal, Text, Vision)}
+_APPLICATIONS: dict[str, type[Application]] = {
+    cls.name: cls for cls in (Multimodal, Text, Vision)
+}
 
 
 def names() -> list[str]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 
-from mtl_keras import backbones, errors, fusion
+from mtl_keras import backbones as backbone_registry
 from mtl_keras import data as data_registry
+from mtl_keras import errors, fusion
 from mtl_keras.applications import heads
 from mtl_keras.applications.base import (
     SPLITS,
@@ -19,7 +19,7 @@ from mtl_keras.applications.base import (
     TrainingDefaults,
 )
 from mtl_keras.applications.multimodal import encoders
-from mtl_keras.data.modalities import SAMPLE_RATE, SIZE
+from mtl_keras.data.modalities import SAMPLE_RATE, SIZE, SPEAKERS
 from mtl_keras.model.keras_compat import call_again
 
 if TYPE_CHECKING:
@@ -101,13 +101,7 @@ def _task(name: str) -> Task:
     )
 
 
-def _fusion_stages(method: str, width: int, depth: int) -> list[keras.layers.Layer]:
-    """Returns the fusion, then dense layers."""
-    units = _UNITS_BY_WIDTH * width
-    return [
-        fusion.get(method)(units, name="fusion"),
-        *backbones.get("mlp")(units, depth),
-    ]
+_TASKS = {name: _task(name) for name in _CLASSES}
 
 
 class Multimodal(Application):
@@ -126,12 +120,17 @@ class Multimodal(Application):
     The backbones are ways to fuse modalities, each followed by dense stages, which
     the tasks share whatever they read. `width` is that of the encoders' first
     convolutions, and all else grows with it.
+
+    Args:
+        data: Name of the data set, whose training texts give the vocabulary; `None`
+            for `default_data`.
+        data_dir: Folder of prepared data; `None` for the default one.
     """
 
     name = "multimodal"
     default_data = "multimodal/unpaired_generated"
     backbones = ("concat", "gated", "cross_attention")
-    tasks = {name: _task(name) for name in _CLASSES}  # noqa: RUF012
+    tasks = _TASKS
     defaults = TrainingDefaults(
         epochs=10,
         batch_size=64,
@@ -141,9 +140,35 @@ class Multimodal(Application):
         width=16,
         depth=1,
     )
-    stages = {  # noqa: RUF012
-        method: functools.partial(_fusion_stages, method) for method in backbones
-    }
+
+    def __init__(
+        self, data: str | None = None, data_dir: str | os.PathLike | None = None
+    ):
+        self.data = self.default_data if data is None else data
+        self.data_dir = data_dir
+        # A model has the tasks that its data set labels.
+        self.tasks = {name: _TASKS[name] for name in _find(self.data).uses}
+
+    def for_data(self, data: str | None) -> Multimodal:
+        """See `Application.for_data`: with the tasks that the data set labels."""
+        return Multimodal(data, self.data_dir)
+
+    def class_names(self) -> Mapping[str, Sequence[str]]:
+        """See `Application.class_names`."""
+        speakers = [str(n) for n in range(_CLASSES["speaker"])]
+        names = {
+            "digit": [str(n) for n in range(_CLASSES["digit"])],
+            "sentiment": ["negative", "positive"],
+            "speaker": speakers if "generated" in self.data else SPEAKERS,
+            "even": ["odd", "even"],
+        }
+        return {task: names[task] for task in self.tasks}
+
+    def stages(self, backbone: str, width: int, depth: int) -> list[keras.layers.Layer]:
+        """See `Application.stages`: the fusion, then dense layers."""
+        units = _UNITS_BY_WIDTH * width
+        fuse = fusion.get(backbone)(units, name="fusion")
+        return [fuse, *backbone_registry.get("mlp")(units, depth)]
 
     def load(
         self,
@@ -159,14 +184,15 @@ class Multimodal(Application):
     ) -> tf.data.Dataset:
         """See `Application.load`.
 
-        Sample weights are 0 where a label is missing. Where one modality labels a
-        digit more often than another, each counts alike in the loss. Samples without a label of any chosen task are left out. Paired data have the
-        split `"test_complete"` too, where no modality is missing.
+        Sample weights are 0 where a label is missing. Where one modality labels
+        digits more often than another, both count alike in the loss. Samples without
+        a label of any chosen task are left out. Paired data have the split
+        `"test_complete"` too, where no modality is missing.
         """
         import tensorflow as tf
 
-        name = self.default_data if data is None else data
-        chosen = list(self._uses(name, self.select(tasks)))
+        name = self.data if data is None else data
+        chosen = list(self.for_data(name).select(tasks))
         splits = (*SPLITS, "test_complete") if _find(name) is _PAIRED else SPLITS
         if split not in splits:
             raise errors.unknown_name("split", split, splits)
@@ -183,7 +209,7 @@ class Multimodal(Application):
                 if task in ("digit", "even"):
                     weights[task] *= of_digit
                 labels[task] = tf.maximum(features[task], 0)
-                if self.tasks[task].kind == "binary":
+                if _TASKS[task].kind == "binary":
                     labels[task] = tf.cast(labels[task], tf.float32)[None]
             return inputs, labels, weights
 
@@ -221,15 +247,12 @@ class Multimodal(Application):
         stages: Sequence[keras.layers.Layer],
         share: Sharing,
         tasks: Mapping[str, Task],
-        data: str | None,
-        data_dir: str | os.PathLike | None,
     ) -> dict[str, keras.KerasTensor]:
-        """See `Application.connect`: learns the vocabulary from the data."""
-        name = self.default_data if data is None else data
-        uses = self._uses(name, tasks)
+        """See `Application.connect`."""
+        uses = {task: _find(self.data).uses[task] for task in tasks}
         fuse, *dense = stages
         encoded = {
-            modality: self._encode(modality, inputs, fuse.units, name, data_dir)
+            modality: self._encode(modality, inputs[modality], fuse.units)
             for modality in MODALITIES
             if any(modality in used for used in uses.values())
         }
@@ -250,15 +273,9 @@ class Multimodal(Application):
         return outputs
 
     def _encode(
-        self,
-        modality: str,
-        inputs: Mapping[str, keras.KerasTensor],
-        units: int,
-        data: str,
-        data_dir: str | os.PathLike | None,
+        self, modality: str, x: keras.KerasTensor, units: int
     ) -> tuple[keras.KerasTensor, keras.KerasTensor]:
         """Returns a modality's vectors and where it is present."""
-        x = inputs[modality]
         width = units // _UNITS_BY_WIDTH
         if modality == "image":
             x = keras.layers.Rescaling(1 / 255, name="rescaling")(x)
@@ -267,20 +284,23 @@ class Multimodal(Application):
             x = encoders.FixedLength(_LENGTH, name="fixed_length")(x)
             encoder = encoders.audio(width, units, _LENGTH, SAMPLE_RATE)
         else:
-            _, by, length, window = _find(data)
-            tokens = encoders.Tokens(by, length, name="tokens")
-            examples = data_registry.load(data, "train", data_dir=data_dir)
+            reading = _find(self.data)
+            tokens = encoders.Tokens(reading.tokens, reading.length, name="tokens")
+            examples = data_registry.load(self.data, "train", data_dir=self.data_dir)
             lookup = encoders.lookup(
                 examples.map(lambda features: features["text"]), tokens, _VOCABULARY
             )
             x = lookup(tokens(x))
             encoder = encoders.text(
-                2 * width, units, length, lookup.vocabulary_size(), window
+                2 * width,
+                units,
+                reading.length,
+                lookup.vocabulary_size(),
+                reading.window,
             )
         present = fusion.HasContent(name=f"has_{modality}")(x)
-        return fusion.WherePresent(encoder, name=f"{modality}_vector")(
-            x, present
-        ), present
+        vectors = fusion.WherePresent(encoder, name=f"{modality}_vector")(x, present)
+        return vectors, present
 
     def head(self, task: Task, features: keras.KerasTensor) -> keras.KerasTensor:
         """See `Application.head`."""
@@ -292,17 +312,6 @@ class Multimodal(Application):
         if task.kind == "multiclass":
             return heads.classes(features, count=_CLASSES[task.name], **common)
         return heads.probability(features, **common)
-
-    def _uses(self, data: str, tasks: Iterable[str]) -> dict[str, tuple[str, ...]]:
-        """Returns the modalities by task; an error for tasks without labels."""
-        known = _find(data).uses
-        for task in tasks:
-            if task not in known:
-                raise errors.InputError(
-                    f"Expected tasks that {data!r} labels: {', '.join(known)}. "
-                    f"Received: {task!r}. Name the tasks to train."
-                )
-        return {task: known[task] for task in tasks}
 
 
 def _find(data: str) -> _Data:

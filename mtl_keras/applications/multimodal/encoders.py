@@ -145,9 +145,7 @@ class Tokens(keras.layers.Layer):
         return {**super().get_config(), "by": self.by, "length": self.length}
 
 
-def lookup(
-    texts: tf.data.Dataset, cut: Tokens, size: int
-) -> keras.layers.StringLookup:
+def lookup(texts: tf.data.Dataset, cut: Tokens, size: int) -> keras.layers.StringLookup:
     """Returns the layer from tokens to ids, 0 where there is no token.
 
     Args:
