@@ -132,9 +132,9 @@ class Multimodal(Application):
     backbones = ("concat", "gated", "cross_attention")
     tasks = _TASKS
     defaults = TrainingDefaults(
-        epochs=10,
+        epochs=14,
         batch_size=64,
-        learning_rate=2e-3,
+        learning_rate=3e-3,
         backbone="concat",
         sharing="hard",
         width=16,
