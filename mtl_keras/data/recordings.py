@@ -17,7 +17,13 @@ from mtl_keras.errors import InputError
 
 # What SciPy raises on bytes that are no WAV file; the NameError is one of its own,
 # of chunks that never came.
-_UNREADABLE = (ValueError, struct.error, NameError, wavfile.WavFileWarning)
+_UNREADABLE = (
+    ValueError,
+    ZeroDivisionError,
+    NameError,
+    struct.error,
+    wavfile.WavFileWarning,
+)
 
 
 def read_wav(path: str | os.PathLike, rate: int = SAMPLE_RATE) -> np.ndarray:
