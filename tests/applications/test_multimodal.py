@@ -88,8 +88,7 @@ def test_labels_and_weights(application):
             )
         np.testing.assert_array_equal(weight > 0, there)
     digit = np.concatenate([w["digit"] for w in weights])
-    # 60 images and 50 recordings, weighted as 2,000 and 500.
-    assert sorted(set(digit.tolist())) == [0.0, 0.625, 2.5]
+    assert sorted(set(digit.tolist())) == [0.0, 1.0, 4.0]
     for batch_labels in labels:
         for values in batch_labels.values():
             assert values.min() >= 0

@@ -68,8 +68,8 @@ _UNPAIRED = _Data(
     tokens="word",
     length=240,
     window=12,
-    # Of four images to a recording, so that both count alike: n / (2 n_m).
-    weights=(0.625, 2.5),
+    # There are four images to a recording: so both count alike.
+    weights=(1.0, 4.0),
 )
 _PAIRED = _Data(
     uses={"digit": MODALITIES, "speaker": ("audio",), "even": MODALITIES},
@@ -132,7 +132,7 @@ class Multimodal(Application):
     backbones = ("concat", "gated", "cross_attention")
     tasks = _TASKS
     defaults = TrainingDefaults(
-        epochs=14,
+        epochs=12,
         batch_size=64,
         learning_rate=3e-3,
         backbone="concat",
