@@ -196,7 +196,6 @@ class Multimodal(Application):
         splits = (*SPLITS, "test_complete") if _find(name) is _PAIRED else SPLITS
         if split not in splits:
             raise errors.unknown_name("split", split, splits)
-
         seen, heard = _find(name).weights
 
         def arrange(features: dict[str, Any]) -> tuple[dict[str, Any], ...]:
@@ -216,7 +215,7 @@ class Multimodal(Application):
         def is_labelled(features: dict[str, Any]) -> Any:
             return tf.reduce_any([features[task] >= 0 for task in chosen])
 
-        examples = data_registry.load(name, split, data_dir=data_dir)
+        examples = data_registry.load(name, split, data_dir=data_dir or self.data_dir)
         examples = examples.filter(is_labelled)
         if limit is not None:
             examples = examples.take(limit)
@@ -264,9 +263,12 @@ class Multimodal(Application):
         # Once for each set of modalities, on the same layers: in the graph a task
         # then depends on what it uses alone, and can be exported without the rest.
         for group in dict.fromkeys(uses.values()):
-            absent = fusion.Absent(name="only_" + "_".join(group))(encoded[group[0]][0])
-            view = [encoded[m] if m in group else absent for m in MODALITIES]
-            features = call_again(trunk, list(map(list, zip(*view, strict=True))))
+            view = dict(encoded)
+            for unused in (m for m in MODALITIES if m not in group):
+                name = f"no_{unused}_beside_{'_'.join(group)}"
+                view[unused] = fusion.Absent(name=name)(encoded[group[0]][0])
+            x = [[view[m][part] for m in MODALITIES] for part in range(2)]
+            features = call_again(trunk, x)
             for task, used in uses.items():
                 if used == group:
                     outputs[task] = self.head(tasks[task], features[task])
