@@ -126,6 +126,15 @@ def test_encoders_and_trunk_belong_to_the_tasks_they_serve(model):
             assert name == "shared", path
 
 
+def test_no_boundary_between_shared_layers_and_heads(model, application):
+    balancing = {
+        "class_name": "upgrad",
+        "config": {"gradients_of": "representation"},
+    }
+    with pytest.raises(InputError, match='use gradients_of="shared"'):
+        model.compile("sgd", loss=application.losses(), balancing=balancing)
+
+
 @pytest.mark.parametrize(
     ("data", "fusion", "sharing", "balancing"),
     [
