@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 TUNED := runs/demo
 
-.PHONY: demo test lint install clean
+.PHONY: demo test test-native lint install clean
 
 # The study, its best trial trained in full, evaluated on the test split,
 # exported, loaded back and compared with the Keras model.
@@ -19,6 +19,15 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2
+
+# The kernels' own tests, under AddressSanitizer and UndefinedBehaviorSanitizer.
+# Without a C++ compiler there are none to run.
+test-native: $(VENV)/installed-dev
+	$(BIN)/cmake -S . -B build/tests -G Ninja \
+		-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DMTL_KERAS_NATIVE=OFF \
+		-DMTL_KERAS_TESTS=ON -DMTL_KERAS_SANITIZE=address,undefined
+	$(BIN)/cmake --build build/tests
+	$(BIN)/ctest --test-dir build/tests --output-on-failure
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -47,4 +56,4 @@ $(VENV)/installed-dev: $(SOURCES)
 	@touch $@ $(VENV)/installed
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) build runs

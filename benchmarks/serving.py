@@ -3,11 +3,12 @@
     python benchmarks/serving.py
 
 The vision application with its defaults, untrained: five tasks, and five models of one
-task each, built and exported in the same way. Everything is answered by TensorFlow's
-C++ session, through its C API, one request after the other. Contenders take turns in
-short rounds, so that a slow moment of the machine hits all; a round's figure is its
-median latency, and the results are mean and standard deviation over rounds, ratios
-being taken within a round. Writes benchmarks/results/serving.json.
+task each, built and exported in the same way; and the five tasks with smaller weights.
+Everything is answered by TensorFlow's C++ session, through its C API, one request after
+the other. Contenders take turns in short rounds, so that a slow moment of the machine
+hits all; a round's figure is its median latency, and the results are mean and standard
+deviation over rounds, ratios being taken within a round. Writes
+benchmarks/results/serving.json.
 """
 
 from __future__ import annotations
@@ -39,12 +40,17 @@ TASKS = list(applications.get("vision").tasks)
 RESULTS = pathlib.Path(__file__).parent / "results" / "serving.json"
 
 
-def exported(folder: str, tasks: list[str] | None, images: np.ndarray) -> pathlib.Path:
+def exported(
+    folder: str,
+    images: np.ndarray,
+    tasks: list[str] | None = None,
+    weights: str = "float32",
+) -> pathlib.Path:
     """Exports an untrained model of these tasks."""
     keras.utils.set_random_seed(SEED)
     application = applications.get("vision")
     return serving.export(
-        application.build(tasks=tasks),
+        serving.compress(application.build(tasks=tasks), weights),
         folder,
         class_names=application.class_names(),
         samples={"image": images},
@@ -128,6 +134,17 @@ def against_single_tasks(
         return compared(in_turns(contenders), "multi_task", len(images))
 
 
+def by_weights(
+    models: Mapping[str, serving.Runtime], images: np.ndarray
+) -> dict[str, object]:
+    """Compares forms of the weights, all tasks being answered."""
+    contenders = {
+        weights: functools.partial(model.predict, "serving_default", {"image": images})
+        for weights, model in models.items()
+    }
+    return compared(in_turns(contenders), "float32", len(images))
+
+
 def size(version: pathlib.Path) -> int:
     """Returns the bytes that a server loads: graph and variables."""
     files = [version / "saved_model.pb", *(version / "variables").iterdir()]
@@ -139,18 +156,25 @@ def main() -> None:
     rng = np.random.default_rng(SEED)
     images = rng.integers(0, 256, (max(BATCHES), 36, 36, 1)).astype("uint8")
     with tempfile.TemporaryDirectory() as folder:
-        five = exported(f"{folder}/five", None, images)
-        ones = {task: exported(f"{folder}/{task}", [task], images) for task in TASKS}
+        fives = {
+            weights: exported(f"{folder}/{weights}", images, weights=weights)
+            for weights in serving.WEIGHTS
+        }
+        ones = {task: exported(f"{folder}/{task}", images, [task]) for task in TASKS}
         sizes = {
-            "multi_task": size(five),
+            "multi_task": {
+                weights: size(version) for weights, version in fives.items()
+            },
             "single_task": {task: size(version) for task, version in ones.items()},
         }
-        multi = serving.Runtime(five)
+        models = {w: serving.Runtime(version) for w, version in fives.items()}
+        multi = models["float32"]
         single = {task: serving.Runtime(version) for task, version in ones.items()}
     latency = {batch: by_signature(multi, images[:batch]) for batch in BATCHES}
     against = {
         batch: against_single_tasks(multi, single, images[:batch]) for batch in BATCHES
     }
+    weights = {batch: by_weights(models, images[:batch]) for batch in BATCHES}
     total = sum(sizes["single_task"].values())
     result = {
         "command": "python benchmarks/serving.py",
@@ -166,7 +190,11 @@ def main() -> None:
         "operations": operations(),
         "by_signature": latency,
         "multi_task_against_five_of_one": against,
-        "size_bytes": {**sizes, "five_to_multi_task": total / sizes["multi_task"]},
+        "by_weights": weights,
+        "size_bytes": {
+            **sizes,
+            "five_to_multi_task": total / sizes["multi_task"]["float32"],
+        },
     }
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -43,3 +44,19 @@ def check_integer(argument: str, value: Any, low: int) -> int:
             f"Received: {argument}={value!r}."
         )
     return value
+
+
+def check_number(
+    argument: str, value: Any, low: float = -math.inf, high: float = math.inf
+) -> float:
+    """Returns `value` as a float; raises `InputError` unless low <= value <= high."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not low <= value <= high
+    ):
+        raise InputError(
+            f"Expected `{argument}` to be a number from {low} to {high}. "
+            f"Received: {argument}={value!r}."
+        )
+    return float(value)

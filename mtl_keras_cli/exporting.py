@@ -14,8 +14,7 @@ from rich.console import Console
 from mtl_keras import runs, serving
 from mtl_keras.errors import InputError
 from mtl_keras.runs import folder
-from mtl_keras.runs.results import by_task, metric_names
-from mtl_keras.runs.training import load_split, versions
+from mtl_keras.runs.training import load_split, test_metrics, versions
 from mtl_keras.serving.export import SOURCE
 from mtl_keras_cli.text import plain_table
 
@@ -60,8 +59,8 @@ def export_runs(
             model, measured = _compressed(run, model, weights, console)
         models.append(application.serving_model(model))
         class_names |= application.class_names()
-        batch, *_ = next(iter(load_split(run.config.validate(), "test")))
-        inputs |= batch
+        # Inputs, labels, and sample weights where there are any.
+        inputs |= next(iter(load_split(run.config.validate(), "test")))[0]
         metrics |= measured
     settings = [run.config.to_dict() for run in loaded]
     version = serving.export(
@@ -105,8 +104,7 @@ def _compressed(
     small.compile(
         loss=application.losses(config.tasks), metrics=application.metrics(config.tasks)
     )
-    logs = small.evaluate(load_split(config, "test"), return_dict=True, verbose=0)
-    after = by_task(logs, metric_names(application, config.tasks or ()))
+    after = test_metrics(config, small, load_split(config, "test"))
     console.print(
         f"{run.path} with {weights} weights: {_megabytes(small):.2f} MB instead of "
         f"{_megabytes(model):.2f} MB. On the test split:",

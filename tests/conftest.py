@@ -9,25 +9,30 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import keras
 import pytest
+import tensorflow as tf
 
 
 @pytest.fixture(autouse=True)
 def _seeded():
-    keras.utils.clear_session()
+    # Without the garbage collection, which takes seconds beside many traced graphs.
+    keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(1234)
 
 
 def pytest_configure(config):
     """Two logical CPU devices, which must be set before TensorFlow starts."""
-    import tensorflow as tf
-
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(
         cpu, [tf.config.LogicalDeviceConfiguration()] * 2
     )
 
 
-@pytest.fixture
-def two_cpus():
-    """Names of two logical CPU devices."""
-    return ["CPU:0", "CPU:1"]
+@pytest.fixture(scope="session")
+def mirrored():
+    """A strategy over two replicas, the same for all tests of a process.
+
+    Every `MirroredStrategy` numbers its collective operations from the same start,
+    but all share the process's table of them: a second strategy's would be taken
+    for the first one's ("Shape mismatch in the collective instance").
+    """
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])

@@ -9,7 +9,8 @@ namespace mtl_keras {
 
 enum class DType { kHalf, kBfloat16, kFloat, kDouble };
 
-inline std::size_t SizeOf(DType dtype) {
+// Static: sources for different instruction sets must not share one copy.
+static inline std::size_t SizeOf(DType dtype) {
   switch (dtype) {
     case DType::kHalf:
     case DType::kBfloat16:

@@ -2,9 +2,8 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <cstdlib>
-#include <memory>
-#include <new>
+
+#include "kernels/workspace.h"
 
 namespace mtl_keras {
 namespace {
@@ -48,23 +47,6 @@ struct Pieces {
   }
 
   int64_t count() const { return static_cast<int64_t>(starts.size()) - 1; }
-};
-
-// Doubles, aligned for vectors.
-class Workspace {
- public:
-  explicit Workspace(int64_t size) {
-    const std::size_t bytes = (size * sizeof(double) + 63) / 64 * 64;
-    data_.reset(static_cast<double*>(std::aligned_alloc(64, std::max<std::size_t>(bytes, 64))));
-    if (!data_) throw std::bad_alloc();
-  }
-  double* get() { return data_.get(); }
-
- private:
-  struct Free {
-    void operator()(double* data) const { std::free(data); }
-  };
-  std::unique_ptr<double, Free> data_;
 };
 
 int64_t LargestRows(const std::vector<Column>& columns) {

@@ -30,7 +30,8 @@ void TaskGramian(const std::vector<Column>& columns, int num_tasks,
                  const Simd& simd = BestSimd());
 
 // outs[v] = sum of weights[task] * gradient over the column's tasks, in one pass.
-// All gradients of a column have one dtype, which is the output's.
+// All gradients of a column have one dtype, which is the output's. The output may
+// take the place of the column's first gradient.
 void CombineTaskGradients(const std::vector<Column>& columns, const double* weights,
                           const ParallelFor& parallel_for,
                           const std::vector<void*>& outs,

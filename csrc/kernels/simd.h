@@ -29,7 +29,7 @@ struct Simd {
                int64_t begin, int64_t end, double* workspace, double* out);
 
   // out[begin, end) = sum over rows of weight * row, all of one dtype. Sums are
-  // formed in float32, or in double for double.
+  // formed in float32, or in double for double. `out` may be rows[0], no other.
   void (*combine)(const void* const* rows, const double* weights, int num_rows,
                   DType dtype, int64_t begin, int64_t end, void* out);
 

@@ -4,11 +4,15 @@
 #include <cstddef>
 #include <cstring>
 
+#include "kernels/workspace.h"
+
 namespace mtl_keras {
 namespace {
 
 constexpr int64_t kMostPieces = 64;
 constexpr int64_t kGroupsPerPiece = 512;
+// Fewer rows than that cost more in setting up the products of whole rows.
+constexpr int64_t kShortestRun = 4;
 
 // Maps ids to consecutive numbers: open addressing with linear probing.
 class Numbering {
@@ -53,6 +57,36 @@ bool SameIds(const SparseGradient& a, const SparseGradient& b) {
   const std::size_t bytes = a.count * (a.wide_ids ? sizeof(int64_t) : sizeof(int32_t));
   return a.count == b.count && a.wide_ids == b.wide_ids &&
          (a.ids == b.ids || bytes == 0 || std::memcmp(a.ids, b.ids, bytes) == 0);
+}
+
+// Whether a group is one row of every gradient, at the same place in each: `row`.
+bool IsPlain(const SparseGroups& groups, int64_t group, std::size_t num_gradients,
+             int64_t* row) {
+  const auto* entries = groups.begin(group);
+  if (groups.end(group) - entries != static_cast<std::ptrdiff_t>(num_gradients)) {
+    return false;
+  }
+  for (std::size_t i = 0; i < num_gradients; ++i) {
+    if (entries[i].gradient != static_cast<int32_t>(i)) return false;
+    if (entries[i].row != entries[0].row) return false;
+  }
+  *row = entries[0].row;
+  return true;
+}
+
+// The end of the run of groups from `group` on that are plain and whose rows follow
+// each other from `row` on.
+int64_t EndOfRun(const SparseGroups& groups, int64_t group, int64_t end,
+                 std::size_t num_gradients, int64_t* row) {
+  if (!IsPlain(groups, group, num_gradients, row)) return group;
+  int64_t next;
+  int64_t length = 1;
+  while (group + length < end &&
+         IsPlain(groups, group + length, num_gradients, &next) &&
+         next == *row + length) {
+    ++length;
+  }
+  return group + length;
 }
 
 }  // namespace
@@ -103,16 +137,42 @@ void AddSparseGramian(const std::vector<SparseGradient>& gradients, int64_t widt
   const int64_t pieces = (groups.count() + size - 1) / size;
   const int64_t padded = (width + 7) / 8 * 8;
   std::vector<double> sums(pieces * square, 0.0);
+  std::vector<const void*> values;
+  std::vector<DType> dtypes;
+  for (const SparseGradient& gradient : gradients) {
+    values.push_back(gradient.values);
+    dtypes.push_back(gradient.dtype);
+  }
   const int64_t per_group = groups.num_entries() / std::max<int64_t>(groups.count(), 1);
   const int64_t cost = size * (1 + per_group * (per_group + 1)) * (width / 8 + 10);
   parallel_for(pieces, cost, [&](int64_t first, int64_t last) {
     std::vector<double> rows(gradients.size() * padded, 0.0);
     std::vector<double> lanes(square * 8);
     std::vector<int> tasks(gradients.size());
+    const int num_gradients = static_cast<int>(gradients.size());
+    Workspace workspace(simd.gram_workspace(num_gradients));
+    std::vector<double> part(gradients.size() * gradients.size());
     for (int64_t piece = first; piece < last; ++piece) {
       std::fill(lanes.begin(), lanes.end(), 0.0);
       const int64_t end = std::min(groups.count(), (piece + 1) * size);
+      double* sum = sums.data() + piece * square;
       for (int64_t group = piece * size; group < end; ++group) {
+        // Tasks that looked up the same ids, most of them once, have runs of rows
+        // that are like dense gradients.
+        int64_t row = 0;
+        const int64_t stop = EndOfRun(groups, group, end, gradients.size(), &row);
+        if (stop - group >= kShortestRun) {
+          simd.gram(values.data(), dtypes.data(), num_gradients, row * width,
+                    (row + stop - group) * width, workspace.get(), part.data());
+          for (int i = 0; i < num_gradients; ++i) {
+            for (int j = 0; j <= i; ++j) {
+              sum[gradients[i].task * num_tasks + gradients[j].task] +=
+                  part[i * num_gradients + j];
+            }
+          }
+          group = stop - 1;
+          continue;
+        }
         int count = 0;
         int32_t previous = -1;
         for (const auto* e = groups.begin(group); e != groups.end(group); ++e) {
@@ -127,8 +187,7 @@ void AddSparseGramian(const std::vector<SparseGradient>& gradients, int64_t widt
                        lanes.data());
       }
       for (int64_t i = 0; i < square; ++i) {
-        double* sum = sums.data() + piece * square + i;
-        for (int lane = 0; lane < 8; ++lane) *sum += lanes[i * 8 + lane];
+        for (int lane = 0; lane < 8; ++lane) sum[i] += lanes[i * 8 + lane];
       }
     }
   });
@@ -155,15 +214,20 @@ void CombineSparse(const std::vector<SparseGradient>& gradients,
   parallel_for(groups.count(), per_group * (width + 20), [&](int64_t first, int64_t last) {
     std::vector<const void*> rows;
     std::vector<double> shares;
-    for (int64_t group = first; group < last; ++group) {
+    for (int64_t group = first; group < last;) {
       rows.clear();
       shares.clear();
       for (const auto* e = groups.begin(group); e != groups.end(group); ++e) {
         rows.push_back(RowOf(gradients[e->gradient], e->row, width));
         shares.push_back(weights[gradients[e->gradient].task]);
       }
+      // One sum for a whole run of rows that belong together.
+      int64_t row = 0;
+      const int64_t stop = EndOfRun(groups, group, last, gradients.size(), &row);
+      const int64_t count = std::max<int64_t>(stop - group, 1);
       simd.combine(rows.data(), shares.data(), static_cast<int>(rows.size()), dtype, 0,
-                   width, static_cast<char*>(values) + group * row_bytes);
+                   count * width, static_cast<char*>(values) + group * row_bytes);
+      group += count;
     }
   });
 }

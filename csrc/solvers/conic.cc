@@ -45,10 +45,13 @@ bool CaGrad(const double* gramian, int size, double c, double* weights) {
 
   NonnegativeQp program(problem.cosines);
   std::vector<char> free(size, 0);
-  double length = std::numeric_limits<double>::infinity();
+  double length = std::numeric_limits<double>::infinity(), before = length;
   bool solved = true;
-  for (int step = 0;
-       step < kMostSteps && solved && length > radius * (1.0 + 1e-9); ++step) {
+  // A step from this close leaves rounding errors only.
+  for (int step = 0; step < kMostSteps && solved &&
+                     (length > radius * (1.0 + 1e-9) || before > radius * (1.0 + 1e-7));
+       ++step) {
+    before = length;
     // The length's derivative by t is sum_i v_i / length; the first step, where
     // there is no v yet, stays at the upper end.
     const double slope = Dot(y.data(), reciprocal.data(), size);

@@ -106,11 +106,69 @@ void NonnegativeQp::Slopes(const double* x, Vector* gain, Vector* noise) const {
   }
 }
 
-bool NonnegativeQp::Solve(const double* linear, bool warm, double* x, char* free) {
+// Brings the linear term to size 1. Returns the unit of the solution.
+double NonnegativeQp::Scale(const double* linear) {
   double largest = 0.0;
   for (int i = 0; i < size_; ++i) largest = std::max(largest, std::abs(linear[i]));
   const double unit = largest > 0.0 ? largest : 1.0;
   for (int i = 0; i < size_; ++i) linear_[i] = linear[i] / unit;
+  return unit;
+}
+
+// Block pivoting (Portugal, Judice and Vicente, Mathematics of Computation 63, 1994):
+// every entry that breaks a condition changes sides, all at once. Ends in a few steps
+// whatever the size, or goes in circles and gives up. Returns whether the minimum
+// over the free entries, in `goal_`, is the solution.
+bool NonnegativeQp::Exchange(char* free) {
+  constexpr int kPatience = 3;
+  int fewest = size_ + 1;
+  for (int patience = kPatience; patience > 0;) {
+    order_.clear();
+    for (int i = 0; i < size_; ++i) {
+      if (free[i]) order_.push_back(i);
+    }
+    Factor(0);
+    Goal();
+    Slopes(goal_.data(), &gain_, &noise_);
+    int wrong = 0;
+    for (int i = 0; i < size_; ++i) {
+      const bool changes = free[i] ? !(goal_[i] > 0.0) : gain_[i] > noise_[i];
+      if (!changes) continue;
+      free[i] = !free[i];
+      ++wrong;
+    }
+    if (wrong == 0) return true;
+    patience = wrong < fewest ? kPatience : patience - 1;
+    fewest = std::min(fewest, wrong);
+  }
+  return false;
+}
+
+// Scales the solution back. Returns whether the optimality conditions hold.
+bool NonnegativeQp::Conclude(double unit, double* x, const char* free) {
+  bool solved = true;
+  for (int i = 0; i < size_; ++i) x[i] = free[i] ? std::max(x[i], 0.0) : 0.0;
+  Slopes(x, &gain_, &noise_);
+  for (int i = 0; i < size_; ++i) {
+    // Looser than the steps' own test by the error of one regular solve.
+    const double violation = free[i] ? std::abs(gain_[i]) : gain_[i];
+    solved &= violation <= 1e4 * noise_[i] && x[i] < kLargest;
+    x[i] *= unit;
+  }
+  return solved;
+}
+
+bool NonnegativeQp::SolveNear(const double* linear, double* x, char* free) {
+  const double unit = Scale(linear);
+  if (Exchange(free)) {
+    std::copy(goal_.begin(), goal_.end(), x);
+    if (Conclude(unit, x, free)) return true;
+  }
+  return Solve(linear, false, x, free);
+}
+
+bool NonnegativeQp::Solve(const double* linear, bool warm, double* x, char* free) {
+  const double unit = Scale(linear);
   order_.clear();
   if (warm) {
     for (int i = 0; i < size_; ++i) {
@@ -187,16 +245,7 @@ bool NonnegativeQp::Solve(const double* linear, bool warm, double* x, char* free
       Factor(order_.size() - 1);
     }
   }
-  bool solved = true;
-  for (int i = 0; i < size_; ++i) x[i] = free[i] ? std::max(x[i], 0.0) : 0.0;
-  Slopes(x, &gain_, &noise_);
-  for (int i = 0; i < size_; ++i) {
-    // Looser than the steps' own test by the error of one regular solve.
-    const double violation = free[i] ? std::abs(gain_[i]) : gain_[i];
-    solved &= violation <= 1e4 * noise_[i] && x[i] < kLargest;
-    x[i] *= unit;
-  }
-  return solved;
+  return Conclude(unit, x, free);
 }
 
 bool MinNorm(const double* gramian, int size, double* weights) {
@@ -241,7 +290,9 @@ bool DualCone(const double* gramian, int size, const double* lower, int batch,
     for (int i = 0; i < size; ++i) bounds[i] = u[i] * problem.norms[i];
     Multiply(problem.cosines, bounds.data(), linear.data());
     for (int i = 0; i < size; ++i) linear[i] *= -problem.active[i];
-    if (!program.Solve(linear.data(), false, z, free.data())) return false;
+    // The tasks that a bound conflicts with are a good guess at those to raise.
+    for (int i = 0; i < size; ++i) free[i] = linear[i] > 0.0;
+    if (!program.SolveNear(linear.data(), z, free.data())) return false;
     for (int i = 0; i < size; ++i) {
       z[i] = (u[i] + z[i] / problem.norms[i]) * problem.active[i];
       if (!std::isfinite(z[i])) return false;

@@ -23,7 +23,14 @@ class NonnegativeQp {
   // optimality conditions hold; they fail where there is no minimum.
   bool Solve(const double* linear, bool warm, double* x, char* free);
 
+  // The same from a guess at the free entries, such as those for another `linear`,
+  // feasible or not. Falls back on `Solve`.
+  bool SolveNear(const double* linear, double* x, char* free);
+
  private:
+  double Scale(const double* linear);
+  bool Exchange(char* free);
+  bool Conclude(double unit, double* x, const char* free);
   void Factor(std::size_t from);
   void Goal();
   void Slopes(const double* x, Vector* gain, Vector* noise) const;

@@ -10,7 +10,8 @@ namespace {
 
 constexpr int kMostSteps = 100;
 // Bounds min |g_w|^2 over unit gradients from below, up to a factor: roots beyond
-// are the work of rounding errors.
+// are the work of rounding errors. It is the largest entries that tell, as a short
+// gradient against a long one rightly gets a weight far beyond its own start.
 constexpr double kLargest = 1e10;
 // Fractions of the way to the boundary that a step may go.
 constexpr double kFractions[] = {0.95, 0.8,  0.6,  0.4,  0.25, 0.12,
@@ -164,14 +165,14 @@ bool PowerRoot(const double* gramian, int size, double alpha, double* weights) {
   const double length = std::pow(gains / curvature, 1.0 / (1.0 + p));
   for (int i = 0; i < size; ++i) y[i] = start[i] * length;
 
-  const double bound = std::pow(kLargest, 1.0 / (1.0 + p));
+  const double bound = *std::max_element(start.begin(), start.end()) *
+                       std::pow(kLargest, 1.0 / (1.0 + p));
   Newton newton(problem.cosines, target, p);
   double change = 1.0;
   bool alive = true;
   for (int step = 0; step < kMostSteps && alive && change > 1e-8; ++step) {
     change = newton.Step(&y);
-    alive = std::isfinite(change);
-    for (int i = 0; i < size; ++i) alive = alive && y[i] / start[i] < bound;
+    alive = std::isfinite(change) && *std::max_element(y.begin(), y.end()) < bound;
   }
   const double back = std::pow(common, 1.0 / (1.0 + p));
   const double scale = std::pow(problem.scale, 2.0 / (1.0 + p));

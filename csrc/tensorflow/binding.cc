@@ -41,6 +41,36 @@ absl::Status Places::Read(tensorflow::OpKernelConstruction* context, int count) 
   return absl::OkStatus();
 }
 
+absl::Status CheckCombination(tensorflow::OpKernelConstruction* context,
+                              const Places& places, int num_outputs) {
+  if (places.num_variables != num_outputs) {
+    return InvalidArgument("Expected one output dtype per variable. Received: ",
+                           num_outputs, " for ", places.num_variables, " variables.");
+  }
+  for (std::size_t i = 0; i < places.tasks.size(); ++i) {
+    const int input = static_cast<int>(i) + 1;
+    const int variable = places.variables[i];
+    if (context->input_type(input) == context->output_type(variable)) continue;
+    return InvalidArgument("Expected gradients of one dtype for variable ",
+                           places.names[variable], ". Received: ",
+                           tensorflow::DataTypeString(context->input_type(input)),
+                           " for task ", places.tasks[i], ".");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReadWeights(tensorflow::OpKernelContext* context, const Places& places,
+                         const double** weights) {
+  const tensorflow::Tensor& input = context->input(0);
+  if (input.shape() != tensorflow::TensorShape({places.num_tasks})) {
+    return InvalidArgument("Expected one weight for each of the ", places.num_tasks,
+                           " tasks. Received: weights of shape ",
+                           input.shape().DebugString(), ".");
+  }
+  *weights = input.flat<double>().data();
+  return absl::OkStatus();
+}
+
 absl::Status SquareShape(tensorflow::shape_inference::InferenceContext* context) {
   int num_tasks;
   TF_RETURN_IF_ERROR(context->GetAttr("num_tasks", &num_tasks));

@@ -60,6 +60,15 @@ struct Places {
   absl::Status Read(tensorflow::OpKernelConstruction* context, int count);
 };
 
+// Whether the outputs of a combination fit: one for each variable, in the dtype of its
+// gradients, which are the inputs from 1 on.
+absl::Status CheckCombination(tensorflow::OpKernelConstruction* context,
+                              const Places& places, int num_outputs);
+
+// Sets `weights` to input 0 of a combination, one weight for each task.
+absl::Status ReadWeights(tensorflow::OpKernelContext* context, const Places& places,
+                         const double** weights);
+
 // Sets a [num_tasks, num_tasks] output.
 absl::Status SquareShape(tensorflow::shape_inference::InferenceContext* context);
 

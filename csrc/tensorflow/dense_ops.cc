@@ -102,27 +102,13 @@ class CombineTaskGradientsOp : public OpKernel {
  public:
   explicit CombineTaskGradientsOp(OpKernelConstruction* context) : OpKernel(context) {
     OP_REQUIRES_OK(context, places_.Read(context, context->num_inputs() - 1));
-    OP_REQUIRES(context, places_.num_variables == context->num_outputs(),
-                InvalidArgument("Expected one output dtype per variable. Received: ",
-                                context->num_outputs(), " for ",
-                                places_.num_variables, " variables."));
-    for (int i = 0; i < context->num_inputs() - 1; ++i) {
-      const int variable = places_.variables[i];
-      OP_REQUIRES(context,
-                  context->input_type(i + 1) == context->output_type(variable),
-                  InvalidArgument("Expected gradients of one dtype for variable ",
-                                  places_.names[variable], ". Received: ",
-                                  DataTypeString(context->input_type(i + 1)),
-                                  " for task ", places_.tasks[i], "."));
-    }
+    OP_REQUIRES_OK(context,
+                   CheckCombination(context, places_, context->num_outputs()));
   }
 
   void Compute(OpKernelContext* context) override {
-    const Tensor& weights = context->input(0);
-    OP_REQUIRES(context, weights.shape() == TensorShape({places_.num_tasks}),
-                InvalidArgument("Expected one weight for each of the ",
-                                places_.num_tasks, " tasks. Received: weights of shape ",
-                                weights.shape().DebugString(), "."));
+    const double* weights = nullptr;
+    OP_REQUIRES_OK(context, ReadWeights(context, places_, &weights));
     OpInputList gradients;
     OP_REQUIRES_OK(context, context->input_list("gradients", &gradients));
     std::vector<Column> columns;
@@ -131,13 +117,14 @@ class CombineTaskGradientsOp : public OpKernel {
     for (int i = 0; i < gradients.size(); ++i) {
       const int variable = places_.variables[i];
       if (i > 0 && places_.variables[i - 1] == variable) continue;
+      // The sum takes the place of the variable's first gradient where nobody else
+      // reads it any more.
       Tensor* out = nullptr;
-      OP_REQUIRES_OK(context,
-                     context->allocate_output(variable, gradients[i].shape(), &out));
+      OP_REQUIRES_OK(context, context->forward_input_or_allocate_output(
+                                  {i + 1}, variable, gradients[i].shape(), &out));
       outs[variable] = out->data();
     }
-    CombineTaskGradients(columns, weights.flat<double>().data(), OnThreadsOf(context),
-                         outs);
+    CombineTaskGradients(columns, weights, OnThreadsOf(context), outs);
   }
 
  private:

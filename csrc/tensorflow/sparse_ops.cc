@@ -115,27 +115,13 @@ class CombineSparseTaskGradientsOp : public OpKernel {
       : OpKernel(context) {
     const int count = (context->num_inputs() - 1) / 2;
     OP_REQUIRES_OK(context, places_.Read(context, count));
-    OP_REQUIRES(context, 2 * places_.num_variables == context->num_outputs(),
-                InvalidArgument("Expected one output dtype per variable. Received: ",
-                                context->num_outputs() / 2, " for ",
-                                places_.num_variables, " variables."));
-    for (int i = 0; i < count; ++i) {
-      const int variable = places_.variables[i];
-      OP_REQUIRES(context,
-                  context->input_type(i + 1) == context->output_type(variable),
-                  InvalidArgument("Expected gradients of one dtype for variable ",
-                                  places_.names[variable], ". Received: ",
-                                  DataTypeString(context->input_type(i + 1)),
-                                  " for task ", places_.tasks[i], "."));
-    }
+    OP_REQUIRES_OK(context,
+                   CheckCombination(context, places_, context->num_outputs() / 2));
   }
 
   void Compute(OpKernelContext* context) override {
-    const Tensor& weights = context->input(0);
-    OP_REQUIRES(context, weights.shape() == TensorShape({places_.num_tasks}),
-                InvalidArgument("Expected one weight for each of the ",
-                                places_.num_tasks, " tasks. Received: weights of shape ",
-                                weights.shape().DebugString(), "."));
+    const double* weights = nullptr;
+    OP_REQUIRES_OK(context, ReadWeights(context, places_, &weights));
     OpInputList values, indices;
     OP_REQUIRES_OK(context, context->input_list("values", &values));
     OP_REQUIRES_OK(context, context->input_list("indices", &indices));
@@ -162,8 +148,8 @@ class CombineSparseTaskGradientsOp : public OpKernel {
           out(g) = static_cast<int32_t>(groups.id(g));
         }
       }
-      CombineSparse(column.gradients, groups, column.width,
-                    weights.flat<double>().data(), parallel_for, rows->data());
+      CombineSparse(column.gradients, groups, column.width, weights, parallel_for,
+                    rows->data());
     }
   }
 

@@ -1,6 +1,7 @@
 // Gram matrices and combinations against plain loops, on every instruction set.
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <map>
@@ -102,6 +103,21 @@ void TestGramianAndCombination() {
           CHECK_CLOSE(out[v][k], sum, 1e-5);
         }
       }
+      // In place of each column's first gradient.
+      std::vector<std::vector<float>> firsts;
+      std::vector<Column> in_place = columns;
+      for (std::size_t v = 0; v < columns.size(); ++v) {
+        const bool any = !columns[v].rows.empty();
+        const float* row = any ? static_cast<const float*>(columns[v].rows[0]) : nullptr;
+        firsts.emplace_back(row, row + (any ? sizes[v] : 0));
+        outs[v] = firsts.back().data();
+        if (any) in_place[v].rows[0] = outs[v];
+      }
+      CombineTaskGradients(in_place, weights.data(), Threads(3), outs, *simd);
+      for (std::size_t v = 0; v < columns.size(); ++v) {
+        if (columns[v].rows.empty()) continue;
+        CHECK(firsts[v] == out[v]);
+      }
     }
   }
 }
@@ -161,20 +177,25 @@ void TestSparse() {
   std::mt19937 random(2);
   const int num_tasks = 4;
   for (int64_t width : {1, 5, 8, 33}) {
-    for (int64_t count : {0, 1, 3, 5000}) {
+    // Below zero: tasks that looked up the same ids, most of them once.
+    for (int64_t wanted : {0, 1, 3, 5000, -5, -5000}) {
+      const bool same = wanted < 0;
+      const int64_t count = std::abs(wanted);
       std::vector<std::vector<float>> values;
       std::vector<std::vector<int64_t>> ids;
       std::vector<SparseGradient> gradients;
       for (int t = 0; t < num_tasks; ++t) {
         if (t == 2) continue;
-        const int64_t n = t == 1 ? count / 2 : count;
+        const int64_t n = t == 1 && !same ? count / 2 : count;
         values.push_back(Random(&random, n * width));
         ids.emplace_back(n);
         for (int64_t& id : ids.back()) {
           // Ids as large and as small as there are, with many repetitions.
           id = static_cast<int64_t>(random() % 1000) - 500;
           if (random() % 2) id *= int64_t{1} << 53;
+          if (same) id = static_cast<int64_t>(random() % (20 * count));
         }
+        if (same) ids.back() = ids.front();
       }
       for (std::size_t i = 0; i < values.size(); ++i) {
         gradients.push_back({static_cast<int>(i < 2 ? i : 3), values[i].data(),

@@ -130,6 +130,35 @@ void TestDegenerateInputStaysFinite() {
   }
 }
 
+// However wrong the guess, also where it makes the pivots go in circles.
+void TestQuadraticProgramFromAnyGuess() {
+  std::mt19937 random(3);
+  std::normal_distribution<double> normal;
+  for (int size : {1, 4, 12, 40}) {
+    for (int trial = 0; trial < 30; ++trial) {
+      // Every third matrix has half the rank.
+      const int width = trial % 3 == 0 ? size / 2 + 1 : 2 * size + 3;
+      Matrix matrix = GramianOf(Rows(&random, size, width, trial % 2));
+      for (double& value : matrix.data) value /= width;
+      for (int i = 0; i < size; ++i) matrix[i][i] += 1e-4;
+      NonnegativeQp program(matrix);
+      Vector linear(size), expected(size), x(size);
+      std::vector<char> free(size);
+      for (double& value : linear) value = normal(random);
+      CHECK(program.Solve(linear.data(), false, expected.data(), free.data()));
+      for (int guess : {0, 1, 2}) {
+        for (int i = 0; i < size; ++i) {
+          free[i] = guess == 2 ? normal(random) > 0.0 : guess != 0;
+        }
+        CHECK(program.SolveNear(linear.data(), x.data(), free.data()));
+        for (int i = 0; i < size; ++i) {
+          CHECK_CLOSE(x[i], expected[i], 1e-7 * (1.0 + std::abs(expected[i])));
+        }
+      }
+    }
+  }
+}
+
 void TestSmallestEigenvalue() {
   Matrix matrix(3);
   const double values[] = {2, -1, 0, -1, 2, -1, 0, -1, 2};
@@ -143,6 +172,7 @@ void TestSmallestEigenvalue() {
 int main() {
   mtl_keras::TestOptimalityConditions();
   mtl_keras::TestDegenerateInputStaysFinite();
+  mtl_keras::TestQuadraticProgramFromAnyGuess();
   mtl_keras::TestSmallestEigenvalue();
   std::printf("solvers: all as expected\n");
 }

@@ -29,8 +29,8 @@ class Task:
 
     Attributes:
         name: Name of the model's output and of the label.
-        kind: `"multiclass"`, `"binary"`, `"boxes"`, `"segmentation"`, `"span"` or
-            `"sequence"`.
+        kind: `"multiclass"`, `"binary"`, `"number"`, `"boxes"`, `"segmentation"`,
+            `"span"` or `"sequence"`.
         loss: Gives a new loss, in a form that Keras's `compile` takes.
         metrics: Gives new metrics, named without the task.
         objective: Name of the metric that models are compared by.
@@ -152,6 +152,26 @@ class Application(Served, abc.ABC):
     def inputs(self) -> dict[str, keras.KerasTensor]:
         """Returns new symbolic inputs of the model, by name."""
 
+    def inputs_of(self, tasks: Iterable[str]) -> dict[str, keras.KerasTensor]:
+        """Returns new symbolic inputs of a model of these tasks; here the same."""
+        del tasks
+        return self.inputs()
+
+    def encode(
+        self, inputs: Mapping[str, keras.KerasTensor], backbone: str, width: int
+    ) -> keras.KerasTensor:
+        """Returns what the first stage reads; here the preprocessed inputs."""
+        del backbone, width
+        return self.preprocess(inputs)
+
+    def optimizer(self, learning_rate: Any) -> keras.optimizers.Optimizer:
+        """Returns a new optimizer that suits the models; here Adam.
+
+        Args:
+            learning_rate: A number or a schedule.
+        """
+        return keras.optimizers.Adam(learning_rate)
+
     def head(self, task: Task, features: keras.KerasTensor) -> keras.KerasTensor:
         """Returns a task's output, in a layer that bears the task's name."""
         raise NotImplementedError
@@ -162,6 +182,9 @@ class Application(Served, abc.ABC):
         stages: Sequence[keras.layers.Layer],
         share: sharing_registry.Sharing,
         tasks: Mapping[str, Task],
+        *,
+        backbone: str,
+        width: int,
     ) -> dict[str, keras.KerasTensor]:
         """Connects inputs to outputs: preprocessing, shared stages, heads.
 
@@ -170,12 +193,16 @@ class Application(Served, abc.ABC):
             stages: The backbone.
             share: The way to share it.
             tasks: The tasks by name.
+            backbone: What `stages` was given.
+            width: The same.
 
         Returns:
-            Outputs by task, each of a layer that bears the task's name.
+            Outputs of the tasks that `share` gave features for, each of a layer
+            that bears the task's name; `build` connects them as `share` says.
         """
-        features = share(self.preprocess(inputs), stages=stages, tasks=list(tasks))
-        return {name: self.head(task, features[name]) for name, task in tasks.items()}
+        encoded = self.encode(inputs, backbone, width)
+        features = share(encoded, stages=stages, tasks=list(tasks))
+        return {name: self.head(tasks[name], x) for name, x in features.items()}
 
     def measure(
         self,
@@ -244,9 +271,12 @@ class Application(Served, abc.ABC):
             self.defaults.sharing if sharing is None else sharing
         )
         chosen = self.select(tasks)
-        inputs = self.inputs()
-        outputs = self.connect(inputs, stages, share, chosen)
-        return MultiTaskModel(inputs, outputs)
+        inputs = self.inputs_of(chosen)
+        outputs = self.connect(
+            inputs, stages, share, chosen, backbone=backbone, width=width
+        )
+        outputs = share.connect_outputs(outputs)
+        return MultiTaskModel(inputs, {name: outputs[name] for name in chosen})
 
     def losses(self, tasks: Iterable[str] | None = None) -> dict[str, Any]:
         """Returns new losses by task, for `compile`."""

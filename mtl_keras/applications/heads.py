@@ -26,6 +26,14 @@ def probability(
     return _output(1, "sigmoid", name)(x)
 
 
+def number(
+    features: keras.KerasTensor, *, name: str, hidden: int, dropout: float
+) -> keras.KerasTensor:
+    """Returns a number, `[batch, 1]`."""
+    x = _vector(features, name, hidden, dropout)
+    return _output(1, "linear", name)(x)
+
+
 def boxes(
     features: keras.KerasTensor, *, name: str, count: int, hidden: int, dropout: float
 ) -> keras.KerasTensor:

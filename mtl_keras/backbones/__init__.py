@@ -11,15 +11,31 @@ from collections.abc import Callable
 import keras
 
 from mtl_keras import errors
+from mtl_keras.backbones.attention import transformer_encoder
 from mtl_keras.backbones.convolutional import cnn
 from mtl_keras.backbones.dense import mlp
-from mtl_keras.backbones.recurrent import rnn
+from mtl_keras.backbones.pretrained import stages_of
+from mtl_keras.backbones.recurrent import cnn_rnn, rnn
+from mtl_keras.backbones.residual import resnet
 
-__all__ = ["cnn", "get", "mlp", "names", "rnn"]
+__all__ = [
+    "cnn",
+    "cnn_rnn",
+    "get",
+    "mlp",
+    "names",
+    "resnet",
+    "rnn",
+    "stages_of",
+    "transformer_encoder",
+]
 
 Backbone = Callable[[int, int], list[keras.layers.Layer]]
 
-_BACKBONES: dict[str, Backbone] = {"cnn": cnn, "mlp": mlp, "rnn": rnn}
+_BACKBONES: dict[str, Backbone] = {
+    backbone.__name__: backbone
+    for backbone in (cnn, cnn_rnn, mlp, resnet, rnn, transformer_encoder)
+}
 
 
 def names() -> list[str]:

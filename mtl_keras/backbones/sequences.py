@@ -18,10 +18,7 @@ _register = keras.saving.register_keras_serializable(package="mtl_keras")
 
 
 def sequence_rnn(width: int, depth: int) -> list[keras.layers.Layer]:
-    """Stages of one bidirectional GRU each.
-
-    Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder for
-    Statistical Machine Translation", EMNLP 2014.
+    """Stages of one bidirectional GRU each: see `SequenceGRU`.
 
     Args:
         width: Units in each direction.
@@ -31,19 +28,7 @@ def sequence_rnn(width: int, depth: int) -> list[keras.layers.Layer]:
         `depth` layers, to `[batch, length, 2 * width]`.
     """
     return [
-        keras.Sequential(
-            [
-                keras.layers.Masking(0.0, name="masking"),
-                keras.layers.Bidirectional(
-                    keras.layers.GRU(
-                        width, return_sequences=True, zero_output_for_mask=True
-                    ),
-                    name="gru",
-                ),
-            ],
-            name=f"sequence_rnn_stage_{index}",
-        )
-        for index in range(depth)
+        SequenceGRU(width, name=f"sequence_rnn_stage_{index}") for index in range(depth)
     ]
 
 
@@ -79,6 +64,46 @@ def transformer(width: int, depth: int) -> list[keras.layers.Layer]:
         )
         for index in range(depth)
     ]
+
+
+@_register
+class SequenceGRU(keras.layers.Layer):
+    """A bidirectional GRU that skips padding.
+
+    Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder for
+    Statistical Machine Translation", EMNLP 2014, arXiv 1406.1078.
+
+    Args:
+        units: Units in each direction.
+        **kwargs: See `keras.layers.Layer`.
+    """
+
+    def __init__(self, units: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.units = units
+        self.gru = keras.layers.Bidirectional(
+            keras.layers.GRU(units, return_sequences=True), name="gru"
+        )
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Builds both directions."""
+        self.gru.build(input_shape)
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        """Returns `[batch, length, 2 * units]`."""
+        there = _there(inputs)
+        mask = ops.cast(there[..., 0], "bool")
+        return self.gru(inputs, mask=mask, training=training) * there
+
+    def compute_output_shape(
+        self, input_shape: tuple[int | None, ...]
+    ) -> tuple[int | None, ...]:
+        """Returns the shape of the output."""
+        return (*input_shape[:-1], 2 * self.units)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "units": self.units}
 
 
 @_register

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from mtl_keras import ops
-from mtl_keras.errors import InputError, check_integer, unknown_name
+from mtl_keras.balancing.arguments import check_choice
+from mtl_keras.errors import check_integer
 
 SCALES = ("sum", "mean")
 TASK_SPECIFIC = ("own", "weighted")
@@ -400,55 +400,6 @@ class GramBalancer(GradientBalancer):
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "update_every": self.update_every}
-
-
-def check_choice(argument: str, value: Any, choices: Sequence[str | None]) -> None:
-    """Raises `InputError` unless `value` is one of `choices`."""
-    if value not in choices:
-        raise InputError(
-            f"Expected `{argument}` to be one of {list(choices)}. "
-            f"Received: {argument}={value!r}."
-        )
-
-
-def check_number(
-    argument: str, value: Any, low: float = -np.inf, high: float = np.inf
-) -> float:
-    """Returns `value` as a float; raises `InputError` unless low <= value <= high."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not low <= value <= high
-    ):
-        raise InputError(
-            f"Expected `{argument}` to be a number from {low} to {high}. "
-            f"Received: {argument}={value!r}."
-        )
-    return float(value)
-
-
-def per_task(
-    argument: str,
-    values: Mapping[str, float] | Sequence[float],
-    tasks: Sequence[str],
-    default: float,
-) -> list[float]:
-    """Returns one number per task from a dict or a list given by the user.
-
-    Raises:
-        InputError: For a task that does not exist, or a list of another length.
-    """
-    if isinstance(values, Mapping):
-        for task in values:
-            if task not in tasks:
-                raise unknown_name(f"task in `{argument}`", task, tasks)
-        return [float(values.get(task, default)) for task in tasks]
-    if len(values) != len(tasks):
-        raise InputError(
-            f"Expected `{argument}` to have one entry per task {list(tasks)}. "
-            f"Received: {argument}={list(values)}."
-        )
-    return [float(value) for value in values]
 
 
 def mean_weights(present: tf.Tensor, scale: str) -> tf.Tensor:

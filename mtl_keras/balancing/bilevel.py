@@ -8,14 +8,8 @@ import keras
 import tensorflow as tf
 
 from mtl_keras.balancing.adam import TaskAdam
-from mtl_keras.balancing.base import (
-    LossBalancer,
-    LossStep,
-    Probe,
-    check_number,
-    mean_weights,
-)
-from mtl_keras.errors import InputError
+from mtl_keras.balancing.base import LossBalancer, LossStep, Probe, mean_weights
+from mtl_keras.errors import InputError, check_number
 
 _register = keras.saving.register_keras_serializable(package="mtl_keras")
 

@@ -6,19 +6,20 @@ names and configures them. T counts the tasks that take part in a step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from mtl_keras.balancing.base import (
-    GramBalancer,
+from mtl_keras.balancing.arguments import (
+    PerTask,
     check_choice,
-    check_number,
-    per_task,
+    plain,
+    preference_per_task,
 )
-from mtl_keras.errors import InputError, check_integer
+from mtl_keras.balancing.base import GramBalancer
+from mtl_keras.errors import InputError, check_integer, check_number
 from mtl_keras.ops import solvers
 
 _register = keras.saving.register_keras_serializable(package="mtl_keras")
@@ -288,7 +289,7 @@ class AlignedMTL(GramBalancer):
 
     G = VΛVᵀ without negligible eigenvalues; w = √λ V Λ^(−1/2) Vᵀ 1/T. Senushkin et
     al., "Independent Component Alignment for Multi-Task Learning", CVPR 2023, arXiv
-    2305.19000.
+    2305.19000. Where all gradients cancel, the mean, counted as a fallback.
 
     Args:
         scale_mode: Which λ: `"min"` (the paper), `"median"` or `"rmse"` (the mean).
@@ -319,14 +320,12 @@ class _ConeProjection(GramBalancer):
 
     def __init__(
         self,
-        preference: Mapping[str, float] | Sequence[float] | None = None,
+        preference: PerTask | None = None,
         reg_eps: float = 1e-4,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        if preference is not None and not isinstance(preference, Mapping):
-            preference = list(preference)
-        self.preference = preference
+        self.preference = None if preference is None else plain(preference)
         self.reg_eps = check_number("reg_eps", reg_eps, low=0.0)
 
     def build_state(self, num_tasks: int) -> None:
@@ -343,13 +342,7 @@ class _ConeProjection(GramBalancer):
                 f"Received: preference={self.preference}."
             )
         tasks = self.tasks or [""] * len(self.preference)
-        values = per_task("preference", self.preference, tasks, 0.0)
-        if min(values) < 0.0 or sum(values) <= 0.0:
-            raise InputError(
-                "Expected `preference` to be non-negative and not all zero. "
-                f"Received: preference={self.preference}."
-            )
-        return tf.constant(values, "float64")
+        return tf.constant(preference_per_task(self.preference, tasks), "float64")
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

@@ -8,13 +8,9 @@ import keras
 import tensorflow as tf
 
 from mtl_keras import ops
-from mtl_keras.balancing.base import (
-    GradientStep,
-    GramBalancer,
-    check_number,
-)
+from mtl_keras.balancing.base import GradientStep, GramBalancer
 from mtl_keras.balancing.simplex import over_present, project_to_simplex
-from mtl_keras.errors import InputError, check_integer, unknown_name
+from mtl_keras.errors import InputError, check_integer, check_number, unknown_name
 from mtl_keras.ops import solvers
 
 _register = keras.saving.register_keras_serializable(package="mtl_keras")

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from mtl_keras.balancing.adam import TaskAdam
-from mtl_keras.balancing.base import (
-    LossBalancer,
-    LossStep,
-    check_number,
-    mean_weights,
-    per_task,
-)
+from mtl_keras.balancing.arguments import PerTask, per_task, plain
+from mtl_keras.balancing.base import LossBalancer, LossStep, mean_weights
 from mtl_keras.balancing.epochs import EpochMeans
-from mtl_keras.errors import unknown_name
+from mtl_keras.errors import check_number, unknown_name
 
 _register = keras.saving.register_keras_serializable(package="mtl_keras")
 
@@ -61,15 +56,11 @@ class Static(LossBalancer):
 
     def __init__(
         self,
-        task_weights: Mapping[str, float] | Sequence[float] | None = None,
+        task_weights: PerTask | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        if task_weights is None:
-            task_weights = {}
-        if not isinstance(task_weights, Mapping):
-            task_weights = list(task_weights)
-        self.task_weights = task_weights
+        self.task_weights = {} if task_weights is None else plain(task_weights)
 
     def build_state(self, num_tasks: int) -> None:
         """Checks the weights against the tasks."""

@@ -8,9 +8,10 @@ import keras
 import tensorflow as tf
 
 from mtl_keras.balancing.adam import TaskAdam
-from mtl_keras.balancing.base import LossBalancer, LossStep, check_number, mean_weights
+from mtl_keras.balancing.base import LossBalancer, LossStep, mean_weights
 from mtl_keras.balancing.loss_based import masked_softmax
 from mtl_keras.balancing.loss_scalarising import MeanScaleBalancer
+from mtl_keras.errors import check_number
 
 _register = keras.saving.register_keras_serializable(package="mtl_keras")
 

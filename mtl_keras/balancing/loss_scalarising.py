@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from mtl_keras.balancing.base import (
-    LossBalancer,
-    LossStep,
-    check_number,
-    mean_weights,
-    per_task,
+from mtl_keras.balancing.arguments import (
+    PerTask,
+    plain,
+    preference_per_task,
 )
+from mtl_keras.balancing.base import LossBalancer, LossStep, mean_weights
 from mtl_keras.balancing.epochs import EpochMeans
 from mtl_keras.balancing.loss_based import masked_softmax
-from mtl_keras.errors import InputError, check_integer
+from mtl_keras.errors import check_integer, check_number
 
 _register = keras.saving.register_keras_serializable(package="mtl_keras")
-
-Preference = Mapping[str, float] | Sequence[float] | None
 
 
 class MeanScaleBalancer(LossBalancer):
@@ -136,22 +132,15 @@ class GLS(MeanScaleBalancer):
 class _PreferenceBalancer(MeanScaleBalancer):
     """A method with a preference vector; uniform by default."""
 
-    def __init__(self, preference: Preference = None, **kwargs: Any):
+    def __init__(self, preference: PerTask | None = None, **kwargs: Any):
         super().__init__(**kwargs)
-        if preference is not None and not isinstance(preference, Mapping):
-            preference = list(preference)
-        self.preference = preference
+        self.preference = None if preference is None else plain(preference)
 
     def build_state(self, num_tasks: int) -> None:
         """Checks the preference against the tasks."""
         values = [1.0] * num_tasks
         if self.preference is not None:
-            values = per_task("preference", self.preference, self.tasks, 0.0)
-        if min(values) < 0.0 or sum(values) <= 0.0:
-            raise InputError(
-                "Expected `preference` to be non-negative and not all zero. "
-                f"Received: preference={self.preference}."
-            )
+            values = preference_per_task(self.preference, self.tasks)
         self._normalised = [value / sum(values) for value in values]
 
     def preferred(self, present: tf.Tensor) -> tf.Tensor:
@@ -189,7 +178,7 @@ class STCH(_PreferenceBalancer):
         mu: float = 1.0,
         warmup_epochs: int = 4,
         ideal: float = 0.0,
-        preference: Preference = None,
+        preference: PerTask | None = None,
         **kwargs: Any,
     ):
         super().__init__(preference, **kwargs)
@@ -256,7 +245,7 @@ class COSMOS(_PreferenceBalancer):
     method = "cosmos"
 
     def __init__(
-        self, strength: float = 1.0, preference: Preference = None, **kwargs: Any
+        self, strength: float = 1.0, preference: PerTask | None = None, **kwargs: Any
     ):
         super().__init__(preference, **kwargs)
         self.strength = check_number("strength", strength, low=0.0)
@@ -297,7 +286,7 @@ class PBI(_PreferenceBalancer):
     method = "pbi"
 
     def __init__(
-        self, penalty: float = 0.5, preference: Preference = None, **kwargs: Any
+        self, penalty: float = 0.5, preference: PerTask | None = None, **kwargs: Any
     ):
         super().__init__(preference, **kwargs)
         self.penalty = check_number("penalty", penalty, low=0.0)

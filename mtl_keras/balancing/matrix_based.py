@@ -14,16 +14,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mtl_keras.balancing.base import (
-    GradientBalancer,
-    GradientStep,
-    check_number,
-    mean_weights,
-    per_task,
-)
+from mtl_keras.balancing.arguments import per_task
+from mtl_keras.balancing.base import GradientBalancer, GradientStep, mean_weights
 from mtl_keras.balancing.loss_based import masked_softmax
 from mtl_keras.balancing.simplex import over_present, project_to_simplex
-from mtl_keras.errors import InputError, check_integer
+from mtl_keras.errors import InputError, check_integer, check_number
 
 _register = keras.saving.register_keras_serializable(package="mtl_keras")
 

@@ -8,13 +8,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from mtl_keras.balancing.arguments import check_choice
 from mtl_keras.balancing.base import (
     Balancer,
     GradientBalancer,
     GradientStep,
     LossBalancer,
     LossStep,
-    check_choice,
 )
 from mtl_keras.errors import InputError
 

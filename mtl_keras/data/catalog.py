@@ -9,7 +9,10 @@ import pathlib
 import tensorflow_datasets as tfds
 
 from mtl_keras import errors
+from mtl_keras.data import movielens_history
+from mtl_keras.data.behaviour import Behaviour
 from mtl_keras.data.generated_text import GeneratedText
+from mtl_keras.data.mmoe_synthetic import MmoeSynthetic
 from mtl_keras.data.multi30k import Multi30k
 from mtl_keras.data.multi_digits import MultiDigits
 from mtl_keras.data.multimodal import Multimodal
@@ -25,7 +28,8 @@ class DataSet:
         made_from: Data sets that have to be prepared first.
         needs_files: Whether original files are read, by this data set itself
             and not by one that it is made from.
-        files: Names of these files, where the builder knows of others as well.
+        files: Names of these files, where the builder knows further ones of other
+            configurations; empty for all that it knows.
     """
 
     name: str
@@ -55,6 +59,14 @@ _DATA_SETS = {
             made_from=("mnist",),
         ),
         DataSet("mnist", "MNIST, handwritten digits", needs_files=True),
+        *(
+            DataSet(
+                f"mmoe_synthetic/{config.name}",
+                "Two related regression tasks, as in the MMoE paper; correlation "
+                f"{config.correlation}",
+            )
+            for config in MmoeSynthetic.BUILDER_CONFIGS
+        ),
         *(
             DataSet(
                 f"{GeneratedText.name}/{config.name}",
@@ -97,18 +109,49 @@ _DATA_SETS = {
             made_from=("mnist", "spoken_digit"),
         ),
         DataSet("spoken_digit", "Free Spoken Digit Dataset", needs_files=True),
+        *(
+            DataSet(
+                f"behaviour/{config.name}",
+                f"Generated impressions, clicks and conversions, {config.samples:,}",
+            )
+            for config in Behaviour.BUILDER_CONFIGS
+        ),
+        DataSet(
+            "census_income",
+            "UCI Census-Income (KDD), three yes-or-no questions about people",
+            needs_files=True,
+        ),
+        DataSet(
+            "movielens_history",
+            "MovieLens ratings, each with the ratings before it",
+            made_from=(movielens_history.SOURCE,),
+        ),
+        DataSet(
+            movielens_history.SOURCE,
+            "MovieLens, 100,836 ratings",
+            needs_files=True,
+            files=("ml-latest-small.zip",),
+        ),
     )
 }
 
 _ALIASES = {
     cls.name: f"{cls.name}/{cls.DEFAULT_CONFIG_NAME}"
-    for cls in (MultiDigits, Multi30k, Multimodal)
+    for cls in (Behaviour, MmoeSynthetic, Multi30k, MultiDigits, Multimodal)
 } | {"squad": "squad/v1.1"}
 
 
 def names() -> list[str]:
     """Returns the names of all data sets, sorted."""
     return sorted(_DATA_SETS)
+
+
+def full_name(name: str) -> str:
+    """Returns a data set's name with its configuration, the default if none is given.
+
+    A name that no data set has comes back as it is.
+    """
+    return _ALIASES.get(name, name)
 
 
 def find(name: str) -> DataSet:
@@ -121,7 +164,7 @@ def find(name: str) -> DataSet:
     Raises:
         InputError: No data set has this name.
     """
-    entry = _DATA_SETS.get(_ALIASES.get(name, name))
+    entry = _DATA_SETS.get(full_name(name))
     if entry is None:
         raise errors.unknown_name("data set", name, _DATA_SETS)
     return entry

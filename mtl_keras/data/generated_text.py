@@ -52,12 +52,12 @@ class GeneratedText(tfds.core.GeneratorBasedBuilder):
         GeneratedTextConfig(
             name="sentiment",
             description="Sentences with a sentiment.",
-            examples={"train": 6_000, "validation": 500, "test": 1_000},
+            examples={"train": 12_000, "validation": 500, "test": 1_000},
         ),
         GeneratedTextConfig(
             name="answer",
             description="Stories, questions and the spans that answer them.",
-            examples={"train": 12_000, "validation": 500, "test": 1_000},
+            examples={"train": 6_000, "validation": 500, "test": 1_000},
         ),
         GeneratedTextConfig(
             name="translation",

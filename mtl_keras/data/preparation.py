@@ -91,6 +91,12 @@ def load(
     """
     prepare(name, data_dir=data_dir)
     builder = catalog.builder(name, data_dir)
+    check_split(builder, split)
+    return builder.as_dataset(split=split, shuffle_files=False)
+
+
+def check_split(builder: tfds.core.DatasetBuilder, split: str) -> None:
+    """Raises `InputError` unless a prepared data set has this split."""
     try:
         builder.info.splits[split]
     except (KeyError, ValueError) as error:
@@ -99,7 +105,6 @@ def load(
             f"{', '.join(builder.info.splits)}, or a part of one such as "
             f"'train[:10%]'. Received: {split!r}."
         ) from error
-    return builder.as_dataset(split=split, shuffle_files=False)
 
 
 def _checked_files(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from mtl_keras.evaluation.boxes import BoxIoU
+from mtl_keras.evaluation.calibration import CalibrationError, calibration_error
 from mtl_keras.evaluation.conflict_images import ConflictImages
 from mtl_keras.evaluation.delta import delta_m
 from mtl_keras.evaluation.pareto import hypervolume, pareto_front
+from mtl_keras.evaluation.ranking import by_slice, group_auc, ndcg
 from mtl_keras.evaluation.segmentation import MaskIoU
 from mtl_keras.evaluation.sequences import SequenceCrossentropy, TokenAccuracy
 from mtl_keras.evaluation.spans import SpanAccuracy, SpanF1
@@ -13,6 +15,7 @@ from mtl_keras.evaluation.text import answer_scores, bleu, normalized_answer
 
 __all__ = [
     "BoxIoU",
+    "CalibrationError",
     "ConflictImages",
     "MaskIoU",
     "SequenceCrossentropy",
@@ -21,8 +24,12 @@ __all__ = [
     "TokenAccuracy",
     "answer_scores",
     "bleu",
+    "by_slice",
+    "calibration_error",
     "delta_m",
+    "group_auc",
     "hypervolume",
+    "ndcg",
     "normalized_answer",
     "pareto_front",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -84,6 +84,52 @@ def trade_off(
             figure.legend(handles, texts, loc="upper right")
     figure.suptitle(title, x=0.02, ha="left")
     figure.tight_layout()
+    path = pathlib.Path(path)
+    figure.savefig(path, format="png")
+    return path
+
+
+def expert_usage(
+    usage: Mapping[str, Mapping[str, float]],
+    path: str | pathlib.Path,
+    *,
+    title: str = "",
+) -> pathlib.Path:
+    """Draws who uses what as a table of shares, as a PNG.
+
+    Args:
+        usage: `{user: {what it uses: share}}`, as `mtl_keras.sharing.usage` returns
+            it.
+        path: Where to write the picture. An existing file is replaced.
+        title: Text above the table.
+
+    Returns:
+        The path.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = list(dict.fromkeys(name for row in usage.values() for name in row))
+    table = np.asarray(
+        [[row.get(name, np.nan) for name in columns] for row in usage.values()]
+    )
+    figure = Figure(
+        figsize=(2.5 + 0.6 * len(columns), 1.6 + 0.4 * len(usage)),
+        dpi=110,
+        layout="constrained",
+    )
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    image = axis.imshow(table, vmin=0.0, vmax=1.0, cmap="Blues", aspect="auto")
+    for row, column in itertools.product(*map(range, table.shape)):
+        share = table[row, column]
+        if not np.isnan(share):
+            colour = "white" if share > 0.6 else "black"
+            axis.text(column, row, f"{share:.2f}", ha="center", va="center", c=colour)
+    axis.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
+    axis.set_yticks(range(len(usage)), list(usage))
+    axis.set_title(title, loc="left")
+    figure.colorbar(image, label="share")
     path = pathlib.Path(path)
     figure.savefig(path, format="png")
     return path

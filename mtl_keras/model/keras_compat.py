@@ -92,6 +92,16 @@ class GraphNode(NamedTuple):
     inputs: list[keras.KerasTensor]
     outputs: list[keras.KerasTensor]
 
+    @property
+    def used_inputs(self) -> list[keras.KerasTensor]:
+        """The inputs that the outputs depend on.
+
+        All but those whose indices a layer names in an attribute
+        `auxiliary_inputs`, as it reads them for a loss that it adds alone.
+        """
+        auxiliary = getattr(self.operation, "auxiliary_inputs", ())
+        return [t for index, t in enumerate(self.inputs) if index not in auxiliary]
+
 
 def graph_nodes(model: keras.Model) -> list[GraphNode]:
     """Returns the calls of a functional model, inputs first."""

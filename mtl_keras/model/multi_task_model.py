@@ -199,7 +199,7 @@ class MultiTaskModel(keras.Model):
         )
         self._loss_tasks = loss_tasks
         outputs = {task: self._outputs_by_task[task] for task in self.tasks}
-        self._reached = reached_variables(self._inputs, outputs)
+        self._reached = reached_variables(self, outputs)
         shared = split_variables(self, self._reached).shared
         self._split = None
         if pipeline.gradients_of_representation and shared:

@@ -9,6 +9,7 @@ import keras
 
 from mtl_keras.errors import InputError
 from mtl_keras.model.keras_compat import GraphNode, graph_nodes, identity_with_mask
+from mtl_keras.model.task_variables import reached_nodes
 
 
 class SplitModel(NamedTuple):
@@ -18,9 +19,12 @@ class SplitModel(NamedTuple):
     """Inputs to a list of representation tensors."""
     heads: keras.Model
     """Representation tensors, then the model's inputs that a head reads, to
-    `{task: output}`."""
+    `{task: output}` of the tasks that `direct` leaves."""
     passed: list[int]
     """Which of the model's flat inputs a head reads."""
+    direct: dict[str, int]
+    """Tasks whose output other tasks read, and so is part of the representation:
+    its index there."""
 
     def call(self, inputs: Any) -> tuple[list[Any], dict[str, Any]]:
         """Runs both halves in training mode.
@@ -34,7 +38,9 @@ class SplitModel(NamedTuple):
         representation = [identity_with_mask(tensor) for tensor in trunk]
         flat = keras.tree.flatten(inputs)
         passed = [flat[index] for index in self.passed]
-        return representation, self.heads([*representation, *passed], training=True)
+        outputs = self.heads([*representation, *passed], training=True)
+        direct = {task: representation[index] for task, index in self.direct.items()}
+        return representation, {**outputs, **direct}
 
 
 def split_at_representation(
@@ -82,9 +88,12 @@ def split_at_representation(
             "Received a model without any."
         )
     representation = list(boundary.values())
+    index_of = {tensor_id: index for index, tensor_id in enumerate(boundary)}
+    direct = {t: index_of[id(o)] for t, o in outputs.items() if id(o) in index_of}
+    above = {task: o for task, o in outputs.items() if task not in direct}
     trunk = keras.Model(model.inputs, representation)
-    heads = keras.Model([*representation, *(inputs[i] for i in passed)], dict(outputs))
-    return SplitModel(trunk, heads, passed)
+    heads = keras.Model([*representation, *(inputs[i] for i in passed)], above)
+    return SplitModel(trunk, heads, passed, direct)
 
 
 def check_shared_below(split: SplitModel, shared: Sequence[keras.Variable]) -> None:
@@ -120,13 +129,8 @@ def _tasks_by_node(
     nodes: Sequence[GraphNode], outputs: Mapping[str, keras.KerasTensor]
 ) -> list[set[str]]:
     """Returns for each call the outputs that depend on it."""
-    maker = {id(t): index for index, node in enumerate(nodes) for t in node.outputs}
     tasks: list[set[str]] = [set() for _ in nodes]
     for task, output in outputs.items():
-        waiting = [maker[id(output)]]
-        while waiting:
-            index = waiting.pop()
-            if task not in tasks[index]:
-                tasks[index].add(task)
-                waiting += [maker[id(t)] for t in nodes[index].inputs]
+        for index in reached_nodes(nodes, output):
+            tasks[index].add(task)
     return tasks

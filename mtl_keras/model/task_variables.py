@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import keras
+
+from mtl_keras.model.keras_compat import GraphNode, graph_nodes
 
 
 class TaskVariables(NamedTuple):
@@ -41,16 +43,41 @@ def split_variables(
 
 
 def reached_variables(
-    inputs: Any, outputs: Mapping[str, keras.KerasTensor]
+    model: keras.Model, outputs: Mapping[str, keras.KerasTensor]
 ) -> dict[str, set[int]]:
     """Returns the ids of all variables on the way from the inputs to each output.
 
     Args:
-        inputs: The model's inputs.
-        outputs: `{task: KerasTensor}`.
+        model: A functional model.
+        outputs: `{task: KerasTensor}`, outputs of the model.
     """
-    inputs = keras.tree.flatten(inputs)
+    nodes = graph_nodes(model)
     return {
-        task: {id(v) for v in keras.Model(inputs, output).variables}
+        task: {
+            id(variable)
+            for index in reached_nodes(nodes, output)
+            for variable in getattr(nodes[index].operation, "variables", ())
+        }
         for task, output in outputs.items()
     }
+
+
+def reached_nodes(nodes: Sequence[GraphNode], output: keras.KerasTensor) -> set[int]:
+    """Returns the indices of the calls that an output depends on.
+
+    Inputs that a layer only reads for a loss of its own (`auxiliary_inputs`) are
+    not followed: the output does not depend on them.
+
+    Args:
+        nodes: `graph_nodes`' result.
+        output: A tensor that one of them makes.
+    """
+    maker = {id(t): index for index, node in enumerate(nodes) for t in node.outputs}
+    reached: set[int] = set()
+    waiting = [maker[id(output)]]
+    while waiting:
+        index = waiting.pop()
+        if index not in reached:
+            reached.add(index)
+            waiting += [maker[id(t)] for t in nodes[index].used_inputs]
+    return reached

@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 from rich.console import Console
 
+from mtl_keras import sharing
 from mtl_keras.errors import InputError
 from mtl_keras.runs import folder
 from mtl_keras.runs.config import RunConfig, spec_name
@@ -86,14 +87,16 @@ def compiled_model(config: RunConfig, steps: int) -> keras.Model:
         tasks=config.tasks,
         data=config.data,
     )
+    losses = application.losses(config.tasks)
+    losses |= dict.fromkeys(sharing.get(config.sharing).untrained(list(losses)))
     decay = keras.optimizers.schedules.CosineDecay(config.learning_rate, steps)
     weights = None
     if config.loss_weights is not None:
         assert config.tasks is not None
         weights = {task: config.loss_weights.get(task, 1.0) for task in config.tasks}
     model.compile(
-        optimizer=keras.optimizers.Adam(decay),
-        loss=application.losses(config.tasks),
+        optimizer=application.optimizer(decay),
+        loss=losses,
         loss_weights=weights,
         metrics=application.metrics(config.tasks),
         balancing=config.balancing,

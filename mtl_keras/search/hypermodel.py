@@ -10,7 +10,6 @@ from typing import Any
 import keras
 import keras_tuner
 
-from mtl_keras import applications
 from mtl_keras.runs.config import RunConfig
 from mtl_keras.runs.results import by_task, main_metrics, metric_names, score
 from mtl_keras.runs.training import compiled_model, count_batches, load_split
@@ -98,7 +97,7 @@ class MultiTaskHyperModel(keras_tuner.HyperModel):
             )
         config = self.config(hp)
         assert config.tasks is not None
-        application = applications.get(config.application)
+        application = config.get_application()
         history = model.fit(
             load_split(config, "train"),
             validation_data=load_split(config, "validation"),

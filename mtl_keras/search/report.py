@@ -9,16 +9,16 @@ from typing import Any
 
 from rich.table import Table
 
-from mtl_keras import applications
 from mtl_keras.evaluation.plots import trade_off
 from mtl_keras.runs.progress import duration
+from mtl_keras.search.architectures import Architectures
 from mtl_keras.search.records import PLOT, Record, flat_settings
 from mtl_keras.search.study import Study
 
 
 def main_values(study: Study, record: Record) -> list[float]:
     """Returns the tasks' main metrics of a trial, NaN for a failed one."""
-    application = applications.get(study.application)
+    application = study.base_config().get_application()
     values = []
     for task in study.tasks or ():
         value = record["metrics"].get(task, {}).get(application.tasks[task].objective)
@@ -34,7 +34,7 @@ def leaderboard(study: Study, records: Sequence[Record], top: int = 10) -> Table
         records: Its trials, best first.
         top: How many trials to show.
     """
-    application = applications.get(study.application)
+    application = study.base_config().get_application()
     tasks = list(study.tasks or ())
     shown = records[:top]
     settings = [flat_settings(record) for record in shown]
@@ -81,7 +81,7 @@ def describe(study: Study, settings: dict[str, Any]) -> str:
 
 def plot(study: Study, records: Sequence[Record], out: pathlib.Path) -> str | None:
     """Draws `trade_off.png`; returns its path, or None with nothing to draw."""
-    application = applications.get(study.application)
+    application = study.base_config().get_application()
     tasks = list(study.tasks or ())
     finished = [record for record in records if record["score"] is not None]
     if len(tasks) < 2 or not finished:
@@ -94,11 +94,19 @@ def plot(study: Study, records: Sequence[Record], out: pathlib.Path) -> str | No
         [f"{task} {application.tasks[task].objective}" for task in tasks],
         [application.tasks[task].direction for task in tasks],
         out / PLOT,
-        groups=[_short(flat_settings(r)[by]) for r in finished] if by else None,
+        groups=[_group(study, flat_settings(r)[by], by) for r in finished]
+        if by
+        else None,
         labels=[str(record["trial"]) for record in finished],
         title=f"{study.application}: validation metrics of {len(finished)} trials",
     )
     return str(path)
+
+
+def _group(study: Study, value: Any, name: str) -> str:
+    """Returns the name of a setting's value, without arguments that are searched."""
+    searched = isinstance(study.space[name], Architectures)
+    return _short(value).split("(")[0] if searched else _short(value)
 
 
 def _short(value: Any) -> str:

@@ -156,6 +156,27 @@ def parse_dimension(name: str, value: Any) -> Dimension:
     return Fixed(_value(name, kind, value))
 
 
+def parse_argument(name: str, value: Any) -> Dimension:
+    """Reads a searched argument, whose values may be of any type.
+
+    Args:
+        name: What to call it in messages.
+        value: A list of values, `{ min = …, max = … }`, or one value.
+
+    Raises:
+        InputError: If the list or the range is empty.
+    """
+    if isinstance(value, list):
+        if not value:
+            raise InputError(f"Expected space.{name} to list at least one value.")
+        return Fixed(value[0]) if len(value) == 1 else Choice(tuple(value))
+    if isinstance(value, dict):
+        ends = [value.get("min"), value.get("max")]
+        kind = int if all(isinstance(end, int) for end in ends) else float
+        return _range(name, kind, value)
+    return Fixed(value)
+
+
 def parse_loss_weights(value: Any) -> LossWeights | Fixed:
     """Reads `space.loss_weights`: `{ max_ratio = R }`, or one number per task."""
     if not isinstance(value, dict) or not value:

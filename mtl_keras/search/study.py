@@ -10,6 +10,7 @@ from typing import Any
 
 from mtl_keras.errors import InputError, unknown_name
 from mtl_keras.runs.config import RunConfig, check_count
+from mtl_keras.search.architectures import Architectures, parse_sharing
 from mtl_keras.search.space import (
     SETTINGS,
     Dimension,
@@ -44,7 +45,7 @@ class Study:
     application: str
     trials: int
     epochs: int
-    space: Mapping[str, Dimension]
+    space: Mapping[str, Dimension | Architectures]
     loss_weights: LossWeights | Fixed | None = None
     data: str | None = None
     tasks: tuple[str, ...] | None = None
@@ -173,11 +174,13 @@ def _parse(table: dict[str, Any]) -> Study:
             raise InputError(f"Expected the key {key!r}, which is missing.")
     values = dict(table)
     space = values.pop("space")
-    dimensions: dict[str, Dimension] = {}
+    dimensions: dict[str, Dimension | Architectures] = {}
     weights = None
     for name, value in space.items():
         if name == "loss_weights":
             weights = parse_loss_weights(value)
+        elif name == "sharing":
+            dimensions[name] = parse_sharing(value)
         elif name in SETTINGS:
             dimensions[name] = parse_dimension(name, value)
         else:

@@ -16,7 +16,6 @@ import keras
 import keras_tuner
 from rich.console import Console
 
-from mtl_keras import applications
 from mtl_keras.errors import InputError
 from mtl_keras.runs.folder import check_free, first_line, read_json, write_json
 from mtl_keras.runs.progress import StepBar, duration
@@ -159,7 +158,7 @@ class _StudyTuner(keras_tuner.engine.base_tuner.BaseTuner):
         self._spent: list[float] = []
         study = hypermodel.study
         self._metrics = metric_names(
-            applications.get(study.application), study.tasks or ()
+            study.base_config().get_application(), study.tasks or ()
         )
         self._results: dict[str, dict[str, float]] = {}
         self._errors: dict[str, tuple[Exception, str]] = {}

@@ -136,6 +136,8 @@ def _batches(
         )
     arrays = {name: np.asarray(samples[name]) for name in default.inputs}
     count = len(next(iter(arrays.values())))
+    if not count:
+        raise InputError("Expected at least one sample. Received an empty batch.")
     # Repeated where there are fewer samples than the largest batch.
     return [
         {name: value[np.arange(size) % count] for name, value in arrays.items()}

@@ -55,6 +55,7 @@ class Runtime:
 
     Attributes:
         meta_graph: The `MetaGraphDef` with the tag `serve`.
+        signatures: The `SignatureDef`s that clients may ask for, by name.
 
     Raises:
         InputError: If the folder holds no SavedModel that the loader takes.
@@ -91,6 +92,12 @@ class Runtime:
             ctypes.string_at(buffer.data, buffer.length)
         )
         library.TF_DeleteBuffer(meta_graph)
+        self.signatures = {
+            name: signature
+            for name, signature in sorted(self.meta_graph.signature_def.items())
+            # How the loader initialises variables; not for clients.
+            if name != "__saved_model_init_op"
+        }
 
     def __enter__(self) -> Runtime:
         return self
@@ -105,16 +112,6 @@ class Runtime:
         with _status() as status:
             self._library.TF_DeleteSession(self._session, status)
         self._library.TF_DeleteGraph(self._graph)
-
-    @property
-    def signatures(self) -> dict[str, meta_graph_pb2.SignatureDef]:
-        """The signatures that clients may ask, by name."""
-        return {
-            name: signature
-            for name, signature in sorted(self.meta_graph.signature_def.items())
-            # How the loader initialises variables; not for clients.
-            if name != "__saved_model_init_op"
-        }
 
     def predict(
         self, signature: str, inputs: Mapping[str, np.ndarray]

@@ -266,8 +266,18 @@ def _checked_classes(
                 f"Expected {expected} class names of one line each for {name!r}. "
                 f"Received: {list(names)}."
             )
+        if label_name(name) in outputs:
+            raise InputError(
+                f"Expected no output {label_name(name)!r} beside {name!r}, whose "
+                "likeliest class is answered by this name. Received both."
+            )
         checked[name] = names
     return checked
+
+
+def label_name(output: str) -> str:
+    """Returns the name of the answer that holds the name of the likeliest class."""
+    return f"{output}_label"
 
 
 def tensor_spec(name: str, tensor: keras.KerasTensor) -> tf.TensorSpec:

@@ -15,7 +15,9 @@ from mtl_keras.serving.served_model import (
     CLASSIFY,
     DEFAULT,
     EXAMPLES,
+    FEATURES,
     ServedModel,
+    label_name,
     tensor_spec,
 )
 
@@ -151,7 +153,7 @@ def signatures(served: ServedModel, *, with_examples: bool = True) -> list[Signa
         own = {name: named[name]} if name in named else {}
         result.append(Signature(name, served.part({name: output}), own))
     if served.features:
-        result.append(Signature("features", served.part(served.features), {}))
+        result.append(Signature(FEATURES, served.part(served.features), {}))
     if with_examples:
         examples.parsing_spec(result[0].inputs)
         result.append(Signature(EXAMPLES, whole, named, from_examples=True))
@@ -166,11 +168,6 @@ def signatures(served: ServedModel, *, with_examples: bool = True) -> list[Signa
             for name, names in named.items()
         ]
     return result
-
-
-def label_name(output: str) -> str:
-    """Returns the name of the output that holds the name of the likeliest class."""
-    return f"{output}_label"
 
 
 def empty_inputs(specs: Mapping[str, tf.TensorSpec], count: int) -> dict[str, Any]:

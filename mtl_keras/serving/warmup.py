@@ -59,18 +59,27 @@ def write_records(
     file = version / FILE
     file.parent.mkdir()
     with tf.io.TFRecordWriter(str(file)) as writer:
-        for signature in signatures:
-            for inputs in batches:
-                log = prediction_log_pb2.PredictLog(
-                    request=predict_request(
-                        model, signature.name, signature.request(inputs)
-                    )
+        for inputs in batches:
+            # Some signatures differ in the form of their requests alone.
+            answers: dict[tuple[int, bool], dict[str, np.ndarray]] = {}
+            for signature in signatures:
+                same = (id(signature.model), signature.classify)
+                if same not in answers:
+                    answers[same] = signature.keras_answer(inputs)
+                request = predict_request(
+                    model, signature.name, signature.request(inputs)
                 )
-                log.response.model_spec.CopyFrom(log.request.model_spec)
-                for name, value in signature.keras_answer(inputs).items():
-                    log.response.outputs[name].CopyFrom(tf.make_tensor_proto(value))
-                record = prediction_log_pb2.PredictionLog(predict_log=log)
-                writer.write(record.SerializeToString())
+                writer.write(_record(request, answers[same]).SerializeToString())
+
+
+def _record(
+    request: predict_pb2.PredictRequest, answer: Mapping[str, np.ndarray]
+) -> prediction_log_pb2.PredictionLog:
+    log = prediction_log_pb2.PredictLog(request=request)
+    log.response.model_spec.CopyFrom(request.model_spec)
+    for name, value in answer.items():
+        log.response.outputs[name].CopyFrom(tf.make_tensor_proto(value))
+    return prediction_log_pb2.PredictionLog(predict_log=log)
 
 
 def read_records(version: pathlib.Path) -> list[prediction_log_pb2.PredictLog]:

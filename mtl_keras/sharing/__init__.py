@@ -8,13 +8,66 @@ import keras
 
 from mtl_keras.errors import InputError
 from mtl_keras.registry import deserialize_named
+from mtl_keras.sharing.aitm import AITM
 from mtl_keras.sharing.base import Sharing
+from mtl_keras.sharing.branching import Branching, hard_branches
+from mtl_keras.sharing.cross_stitch import CrossStitchNetwork
+from mtl_keras.sharing.diagnostics import (
+    ExpertMetrics,
+    ExpertUtilisation,
+    GateEntropy,
+    usage,
+)
+from mtl_keras.sharing.dselect_k import DSelectK
+from mtl_keras.sharing.esmm import ESMM
 from mtl_keras.sharing.hard import Hard
-from mtl_keras.sharing.mixture import MMoE
+from mtl_keras.sharing.mmoe import MMoE, OMoE
+from mtl_keras.sharing.mtan import MTAN
+from mtl_keras.sharing.ple import CGC, PLE
+from mtl_keras.sharing.sluice import Sluice
 
-__all__ = ["Hard", "MMoE", "Sharing", "deserialize", "get", "names", "serialize"]
+__all__ = [
+    "AITM",
+    "CGC",
+    "ESMM",
+    "MTAN",
+    "PLE",
+    "Branching",
+    "CrossStitchNetwork",
+    "DSelectK",
+    "ExpertMetrics",
+    "ExpertUtilisation",
+    "GateEntropy",
+    "Hard",
+    "MMoE",
+    "OMoE",
+    "Sharing",
+    "Sluice",
+    "deserialize",
+    "get",
+    "hard_branches",
+    "names",
+    "serialize",
+    "usage",
+]
 
-_METHODS: dict[str, type[Sharing]] = {cls.method: cls for cls in (Hard, MMoE)}
+_METHODS: dict[str, type[Sharing]] = {
+    cls.method: cls
+    for cls in (
+        AITM,
+        CGC,
+        ESMM,
+        MTAN,
+        PLE,
+        Branching,
+        CrossStitchNetwork,
+        DSelectK,
+        Hard,
+        MMoE,
+        OMoE,
+        Sluice,
+    )
+}
 _CLASSES = {cls.__name__: cls for cls in _METHODS.values()}
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -16,10 +17,27 @@ class Sharing:
     It adds ordinary Keras layers to the functional graph and is not a layer
     itself. The model's summary, plots and files therefore show its parts, and a
     part that serves one task is seen to be that task's own.
+
+    A model is made in three steps, of which the third does nothing for most ways
+    to share:
+
+    ```python
+    features = sharing(inputs, stages, tasks)
+    outputs = {task: head(task, x) for task, x in features.items()}
+    outputs = sharing.connect_outputs(outputs)
+    ```
+
+    Where tasks form a chain (a click, then a purchase), a way to share also
+    connects the tasks' outputs, which then are probabilities. It may give no
+    features for a task whose output follows from others', and it may leave an
+    output without a loss of its own (`untrained`).
     """
 
     method = "sharing"
     """Name in the registry."""
+    search_space: Mapping[str, Any] = types.MappingProxyType({})
+    """The constructor's arguments that a study searches by default, each as a study
+    file writes a setting: a list of values, or `{"min": …, "max": …}`."""
 
     def __call__(
         self,
@@ -36,7 +54,9 @@ class Sharing:
             tasks: Task names.
 
         Returns:
-            `{task: features}`, each shaped as the last stage's output.
+            `{task: features}` for the tasks that need a head, which are all but
+            those that `connect_outputs` adds. Features are shaped as the last
+            stage's output.
 
         Raises:
             InputError: Without stages or tasks.
@@ -57,6 +77,37 @@ class Sharing:
         """Does what `__call__` says; the part that each method implements."""
         raise NotImplementedError
 
+    def connect_outputs(
+        self, outputs: Mapping[str, keras.KerasTensor]
+    ) -> dict[str, keras.KerasTensor]:
+        """Connects the outputs of the heads with each other.
+
+        Args:
+            outputs: `{task: output}` of the heads, one for each task that has
+                features. Where this method does something, the outputs that it
+                connects are probabilities in [0, 1] of one shape.
+
+        Returns:
+            `{task: output}` for every task: the outputs themselves, unless the
+            class says otherwise.
+
+        Raises:
+            InputError: When a task is missing or shapes differ.
+        """
+        return dict(outputs)
+
+    def untrained(self, tasks: Sequence[str]) -> tuple[str, ...]:
+        """Returns those of the tasks whose outputs take no loss of their own.
+
+        They learn through other tasks' outputs. Their entry in `compile(loss=...)`
+        is None; labels and metrics are as for any task.
+
+        Args:
+            tasks: Task names.
+        """
+        del tasks
+        return ()
+
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {}
@@ -67,12 +118,69 @@ class Sharing:
         return cls(**config)
 
 
-def copy_stage(stage: keras.layers.Layer, name: str) -> keras.layers.Layer:
+def in_turn(
+    stages: Sequence[keras.layers.Layer], inputs: keras.KerasTensor
+) -> keras.KerasTensor:
+    """Returns the output of stages called one after the other."""
+    for stage in stages:
+        inputs = stage(inputs)
+    return inputs
+
+
+def task_towers(
+    inputs: keras.KerasTensor,
+    stages: Sequence[keras.layers.Layer],
+    tasks: Sequence[str],
+) -> dict[str, keras.KerasTensor]:
+    """Returns `{task: features}` of one copy of all stages for each task."""
+    return {
+        task: in_turn(
+            [copy_stage(stage, f"{task}_{stage.name}", index) for stage in stages],
+            inputs,
+        )
+        for index, task in enumerate(tasks)
+    }
+
+
+def copy_stage(
+    stage: keras.layers.Layer, name: str, index: int = 0
+) -> keras.layers.Layer:
     """Returns a fresh layer with the stage's configuration and weights of its own.
 
     Args:
         stage: Any Keras layer or model.
         name: Name of the copy; names of layers within a copied model stay.
+        index: Number of the copy. Copies of a stage with fixed seeds (of its
+            initializers, say) get different ones, or they would stay alike.
     """
-    config = {**stage.get_config(), "name": name}
+    config = {**reseeded(stage.get_config(), index), "name": name}
     return type(stage).from_config(config)
+
+
+def reseeded(config: Any, index: int) -> Any:
+    """Returns the configuration of a layer that is like another, and is another.
+
+    Every seed in it is raised by `index`; and it does not refer to parts that Keras
+    knows already while it loads a model, or copies would have these in common.
+    """
+    if isinstance(config, dict):
+        return {
+            key: value + index
+            if key == "seed" and isinstance(value, int)
+            else reseeded(value, index)
+            for key, value in config.items()
+            if key != "shared_object_id"
+        }
+    if isinstance(config, (list, tuple)):
+        return type(config)(reseeded(value, index) for value in config)
+    return config
+
+
+def stage_mask(stage: keras.layers.Layer, mask: Any) -> Any:
+    """Returns the mask that a stage's output has, given its input's mask."""
+    layers = stage.layers if isinstance(stage, keras.Sequential) else [stage]
+    for layer in layers:
+        if mask is None or not layer.supports_masking:
+            return None
+        mask = layer.compute_mask(None, mask)
+    return mask

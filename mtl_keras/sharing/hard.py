@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keras
 
-from mtl_keras.sharing.base import Sharing
+from mtl_keras.sharing.base import Sharing, in_turn
 
 
 @keras.saving.register_keras_serializable(package="mtl_keras")
@@ -23,7 +23,4 @@ class Hard(Sharing):
         tasks: list[str],
     ) -> dict[str, keras.KerasTensor]:
         """See `Sharing.connect`."""
-        features = inputs
-        for stage in stages:
-            features = stage(features)
-        return dict.fromkeys(tasks, features)
+        return dict.fromkeys(tasks, in_turn(stages, inputs))

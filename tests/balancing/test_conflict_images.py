@@ -52,6 +52,36 @@ def test_writes_cosines_and_weights_each_epoch(tmp_path):
         np.testing.assert_allclose(written, history[f"{task}_weight"], rtol=1e-6)
 
 
+def test_keras_logs_weights_conflicts_and_fallbacks(tmp_path):
+    """Two tasks that want the opposite: all pairs conflict, and no bargain exists."""
+    inputs = keras.Input((3,))
+    up = keras.layers.Dense(1)(inputs)
+    outputs = {"up": up, "down": keras.layers.Rescaling(-1.0)(up)}
+    model = mtl_keras.MultiTaskModel(inputs, outputs)
+    model.compile("sgd", loss=lambda y, p: p, balancing="nash", monitor="conflicts")
+    x, _ = data()
+    y = dict.fromkeys(outputs, x[:, :1])
+    callback = keras.callbacks.TensorBoard(tmp_path, write_graph=False)
+    history = model.fit(
+        x, y, epochs=2, batch_size=4, verbose=0, callbacks=[callback]
+    ).history
+    np.testing.assert_allclose(model.gradient_cosines(), [[1, -1], [-1, 1]], 1e-6)
+    expected = {
+        "conflicts": [1, 1],
+        "fallbacks": [2, 4],  # since the start; two steps an epoch
+        "up_weight": [1, 1],  # the plain sum
+        "down_weight": [1, 1],
+    }
+    log = EventAccumulator(str(tmp_path / "train"), size_guidance={"tensors": 0})
+    log.Reload()
+    for name, values in expected.items():
+        np.testing.assert_allclose(history[name], values, rtol=1e-6, err_msg=name)
+        written = log.Tensors(f"epoch_{name}")
+        np.testing.assert_allclose(
+            [tf.make_ndarray(event.tensor_proto) for event in written], values, 1e-6
+        )
+
+
 def test_the_colour_tells_the_sign():
     picture = heat_map(np.array([[1.0, -0.5], [-0.5, 1.0]]), ["a", "b"]).astype(int)
     red = (picture[..., 0] > picture[..., 2] + 40).sum()

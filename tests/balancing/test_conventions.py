@@ -103,6 +103,29 @@ def test_permuting_tasks_permutes_weights(method):
         np.testing.assert_allclose(same, update, rtol=1e-4, atol=1e-5)
 
 
+# "modo", "moco" and "excess_mtl" have absolute step sizes; updates of "nash" and
+# "fairgrad" shrink as the gradients grow.
+SCALES_WITH_GRADIENTS = [
+    name
+    for name in NAMES
+    if name not in ("modo", "moco", "excess_mtl", "nash", "fairgrad")
+    and isinstance(balancing.get({"class_name": name}), GradientBalancer)
+]
+
+
+@pytest.mark.parametrize("method", SCALES_WITH_GRADIENTS, indirect=True)
+def test_updates_scale_with_the_gradients(method):
+    balancer, run = method
+    many = [(cases.rows_of(seed=s), cases.losses_of(seed=s)) for s in range(3)]
+    plain = [run(rows, losses) for rows, losses in many]
+    for scale in (1e-9, 1e9):
+        cases.compiled(balancer.method)[2]()  # starts anew
+        for (rows, losses), (weights, update) in zip(many, plain, strict=True):
+            same, scaled = run(rows * scale, losses)
+            np.testing.assert_allclose(same, weights, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(scaled / scale, update, rtol=1e-4, atol=1e-5)
+
+
 def degenerate():
     rows, losses = cases.rows_of(), cases.losses_of()
     everywhere = [True] * 4

@@ -114,6 +114,17 @@ def test_weights_are_those_of_public_solvers(published):
         check(published, case)
 
 
+@needs_reference
+def test_updates_of_config_are_those_of_a_public_solver():
+    cases = json.loads(pathlib.Path(REFERENCE).read_text())["cases"]
+    balancer = tf.function(balancing.ConFIG().weights, autograph=False)
+    for case in cases:
+        rows, expected = np.array(case["J"]), np.array(case["config_update"])
+        update = balancer(tf.constant(rows @ rows.T)).numpy() @ rows
+        size = np.abs(expected).max()
+        np.testing.assert_allclose(update, expected, rtol=1e-5, atol=1e-9 * size)
+
+
 def check(published, case):
     rows = np.array(case["J"])
     gram = rows @ rows.T

@@ -60,7 +60,7 @@ FORMS = {
 
 def trained(cls, form, **compile_arguments):
     keras.utils.set_random_seed(3)
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)
     model = cls(*network())
     form = {**FORMS[form](), **compile_arguments}
     model.compile(keras.optimizers.Adam(1e-2, gradient_accumulation_steps=None), **form)

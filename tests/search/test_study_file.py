@@ -14,6 +14,7 @@ application = "tiny"
 trials = 3
 epochs = 1
 """
+SHARING = "[space]\nsharing = {{ class_name = '{}', {} }}"
 
 
 def write(tmp_path, text):
@@ -94,9 +95,62 @@ def test_the_hypermodel_works_with_keras_tuners_own_tuners(tiny, tmp_path):
     assert trial.score == pytest.approx(expected)
 
 
+def test_an_architecture_is_searched_with_its_own_arguments(tiny, tmp_path):
+    ple = (
+        '{ class_name = "ple", config = { num_shared_experts = 1 }, search = '
+        "{ num_levels = [1, 2], num_task_experts = { min = 1, max = 3 } } }"
+    )
+    mmoe = '{ class_name = "mmoe", search = true }'
+    text = f'[space]\ndepth = 2\nsharing = ["hard", {mmoe}, {ple}]\n'
+    study = load_study(write(tmp_path, HEAD + text))
+    assert study.searched == ["sharing"]
+    drawn = []
+
+    class Recorder(MultiTaskHyperModel):
+        def build(self, hp):
+            drawn.append((dict(hp.values), self.config(hp).sharing))
+            return super().build(hp)
+
+        def fit(self, hp, model, *args, **kwargs):
+            return {"val_score": 0.0}
+
+    keras_tuner.RandomSearch(
+        Recorder(study),
+        objective=keras_tuner.Objective("val_score", "max"),
+        max_trials=12,
+        directory=tmp_path / "kt",
+        seed=1,
+    ).search(verbose=0)
+    found = {"hard": set(), "mmoe": set(), "ple": set()}
+    for values, sharing in drawn[1:]:
+        name = sharing if isinstance(sharing, str) else sharing["class_name"]
+        config = {} if isinstance(sharing, str) else sharing["config"]
+        found[name].add(tuple(config.items()))
+        own = {k.split("/")[-1] for k in values if k.startswith(f"sharing/{name}/")}
+        assert own <= set(config)
+    assert len(found["mmoe"]) > 1
+    assert len(found["ple"]) > 1
+    assert {dict(c)["num_shared_experts"] for c in found["ple"]} == {1}
+    assert {dict(c)["num_levels"] for c in found["ple"]} <= {1, 2}
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        (HEAD + SHARING.format("hard", "search = true"), "'hard'"),
+        (HEAD + SHARING.format("pel", "search = true"), "'ple'"),
+        (
+            HEAD + SHARING.format("ple", "serch = 1, search = true"),
+            "'search'",
+        ),
+        (
+            HEAD + SHARING.format("ple", "search = { levels = [1, 2] }"),
+            "levels",
+        ),
+        (
+            HEAD + SHARING.format("mmoe", "search = { num_experts = [0, 2] }"),
+            "num_experts",
+        ),
         ("[space]\nwidth = [4, 8]", "'application'"),
         ("application = 3", "Expected application to be a text"),
         (HEAD.replace("tiny", "tinny") + "[space]\nwidth = [4, 8]", "'tiny'"),

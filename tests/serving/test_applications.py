@@ -40,7 +40,7 @@ def raw(specs, count):
 @pytest.mark.parametrize("name", applications.names())
 def test_a_c_program_gets_the_answers_of_the_keras_model(name, program, tmp_path):
     application = applications.get(name)
-    model = application.serving_model(application.build())
+    model = application.serving_model(application.build(width=8))
     served = served_model(model, class_names=application.class_names())
     every = {signature.name: signature for signature in signatures(served)}
     assert set(served.outputs) <= set(every)

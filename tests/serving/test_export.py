@@ -10,9 +10,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import CLASS_NAMES, shop_inputs, shop_model
 from google.protobuf import text_format
 from keras import layers
+from shop_model import CLASS_NAMES, shop_inputs, shop_model
 from tensorflow_serving.config import model_server_config_pb2
 
 from mtl_keras import serving

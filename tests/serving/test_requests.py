@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import CLASS_NAMES, shop_inputs
+from shop_model import CLASS_NAMES, shop_inputs
 from tensorflow_serving.apis import (
     predict_pb2,
     prediction_log_pb2,

@@ -118,6 +118,21 @@ def test_one_task_of_five_costs_its_own_layers_only():
     assert all(total < 0.6 * whole for total in count.values())
 
 
+def test_features_of_several_tensors_bear_the_names_of_their_layers():
+    x = keras.Input((4,), name="x")
+    stages = [layers.Dense(5, name="trunk"), layers.Dense(3, name="last")]
+    features = mtl_keras.sharing.get("mmoe")(x, stages, ["a", "b"])
+    outputs = {t: layers.Dense(1, name=t)(features[t]) for t in ("a", "b")}
+    served = served_model(mtl_keras.MultiTaskModel(x, outputs))
+    (found,) = [s for s in signatures(served) if s.name == "features"]
+    answer = found.function()(x=tf.eye(4))
+    assert {name: value.shape.as_list() for name, value in answer.items()} == {
+        "features_trunk": [4, 5],
+        "features_experts": [4, 4, 3],
+    }
+    np.testing.assert_allclose(answer["features_trunk"], stages[0](np.eye(4)), 1e-5)
+
+
 class Choose(layers.Layer):
     """Trains on the mean of its inputs; serves the second."""
 
@@ -271,6 +286,13 @@ def test_a_layer_that_needs_more_than_tensorflow_is_named(
         (
             lambda x, y: (keras.Model(x, {"y": y}), {"class_names": {"y": ["a"] * 3}}),
             "2 class names",
+        ),
+        (
+            lambda x, y: (
+                keras.Model(x, {"y": y, "y_label": layers.Dense(2)(x)}),
+                {"class_names": {"y": ["a", "b"]}},
+            ),
+            "'y_label'",
         ),
         (lambda x, y: (keras.Model(x, {"y": y}), {"samples": {"z": 1}}), "samples"),
     ],

@@ -15,7 +15,7 @@ import time
 import keras
 import numpy as np
 import pytest
-from conftest import shop_model
+from shop_model import shop_model
 
 from mtl_keras import serving
 from mtl_keras.errors import InputError
@@ -41,48 +41,60 @@ def forked(work):
     return child
 
 
-def slowly(source):
-    """Writes a copy of an export bit by bit, as a saver does."""
+CHUNK = 1 << 14
+
+
+def bit_by_bit(source, told=None):
+    """Copies an export in chunks, as a saver writes; tells of each on a pipe."""
 
     def write(version):
         for path, data in sorted(files(source).items()):
             (version / path).parent.mkdir(parents=True, exist_ok=True)
             with (version / path).open("wb") as file:
-                for start in range(0, len(data), 1 << 12):
-                    file.write(data[start : start + (1 << 12)])
+                for start in range(0, len(data), CHUNK):
+                    file.write(data[start : start + CHUNK])
                     file.flush()
+                    if told is not None:
+                        os.write(told, b".")
 
     return write
 
 
 def test_killed_at_any_moment_there_is_no_half_version(shop, tmp_path):
     whole = files(shop.version)
+    chunks = sum(-(-len(data) // CHUNK) for data in whole.values())
     rng = np.random.default_rng(3)
-
-    def work():
-        while True:
-            write_version(tmp_path, slowly(shop.version))
-
     killed_within = 0
     for _ in range(40):
+        told, tell = os.pipe()
+        write = bit_by_bit(shop.version, tell)
+
+        def work(write=write):
+            while True:
+                write_version(tmp_path, write)
+
         child = forked(work)
-        time.sleep(rng.uniform(0, 0.06))
+        for _ in range(int(rng.integers(1, 2 * chunks))):
+            os.read(told, 1)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        killed_within += any(tmp_path.glob(".partial-*"))
+        os.close(told)
+        os.close(tell)
         for entry in tmp_path.glob(".partial-*"):
+            killed_within += 1
             shutil.rmtree(entry)
     assert killed_within > 10
     numbers = serving.versions(tmp_path)
+    assert len(numbers) > 10
     assert numbers == list(range(1, len(numbers) + 1))
-    assert numbers
     for number in numbers:
         assert files(tmp_path / str(number)) == whole
 
 
 def test_exports_at_the_same_time_get_versions_of_their_own(shop, tmp_path):
     children = [
-        forked(lambda: write_version(tmp_path, slowly(shop.version))) for _ in range(12)
+        forked(lambda: write_version(tmp_path, bit_by_bit(shop.version)))
+        for _ in range(12)
     ]
     for child in children:
         assert os.waitpid(child, 0)[1] == 0
@@ -92,7 +104,7 @@ def test_exports_at_the_same_time_get_versions_of_their_own(shop, tmp_path):
 
 _EXPORT = """
 import sys
-from conftest import shop_model
+from shop_model import shop_model
 from mtl_keras import serving
 model = shop_model()
 print("ready", flush=True)

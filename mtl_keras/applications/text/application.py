@@ -91,7 +91,7 @@ class Text(Application):
     backbones = tuple(_BACKBONES)
     tasks = _TASKS
     defaults = TrainingDefaults(
-        epochs=5,
+        epochs=4,
         batch_size=64,
         learning_rate=4e-3,
         backbone="rnn",
@@ -103,7 +103,7 @@ class Text(Application):
     def __init__(
         self, data: str | None = None, data_dir: str | os.PathLike | None = None
     ):
-        self.data = data or self.data
+        self.data = data or self.default_data
         self.data_dir = data_dir
         # A model has the tasks that its data sets label.
         self.tasks = {name: _TASKS[name] for name in sources.find(self.data)}
@@ -189,11 +189,13 @@ class Text(Application):
         stages: Sequence[keras.layers.Layer],
         share: Sharing,
         tasks: Mapping[str, Task],
+        *,
+        backbone: str,
+        width: int,
     ) -> dict[str, keras.KerasTensor]:
         """See `Application.connect`: learns the vocabularies from the data."""
+        del backbone
         known = _vocabularies(self.data, tuple(tasks), _as_text(self.data_dir))
-        # The backbones give features twice as wide as their width.
-        width = stages[-1].compute_output_shape((None, None, 2))[-1] // 2
         words, kinds = QuestionAndText(sources.POSITIONS, name="tokens")(
             [inputs["text"], inputs["question"]]
         )

@@ -156,7 +156,7 @@ class Decoder(keras.layers.Layer):
         forbidden = tf.reduce_sum(
             tf.one_hot([PADDING_ID, UNKNOWN_ID, START_ID], self.vocabulary_size), 0
         )
-        fresh = tf.nn.log_softmax(logits - 1e9 * forbidden)
+        fresh = tf.nn.log_softmax(logits) - 1e9 * forbidden
         # A finished hypothesis goes on with padding, which costs nothing.
         rest = tf.one_hot(PADDING_ID, self.vocabulary_size, 0.0, -1e9)
         fresh = tf.where(now.finished[..., None], rest, fresh)

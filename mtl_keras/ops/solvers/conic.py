@@ -65,28 +65,47 @@ def cagrad(gramian: Any, c: float = 0.4) -> tuple[tf.Tensor, tf.Tensor]:
         tf.where(problem.active > 0.0, corners, tf.reduce_max(corners))
     )
 
+    def unfinished(
+        t: tf.Tensor,
+        y: tf.Tensor,
+        free: tf.Tensor,
+        length: tf.Tensor,
+        before: tf.Tensor,
+        solved: tf.Tensor,
+    ) -> tf.Tensor:
+        # A step from this close leaves rounding errors only.
+        far = (length > radius * (1.0 + 1e-9)) | (before > radius * (1.0 + 1e-7))
+        return solved & far
+
     def body(
-        t: tf.Tensor, y: tf.Tensor, free: tf.Tensor, length: tf.Tensor, _: tf.Tensor
+        t: tf.Tensor,
+        y: tf.Tensor,
+        free: tf.Tensor,
+        length: tf.Tensor,
+        before: tf.Tensor,
+        solved: tf.Tensor,
     ) -> tuple[tf.Tensor, ...]:
+        before = length
         # The length's derivative by t is sum_i v_i / length; the first step, where
         # there is no v yet, stays at the upper end.
         step = (length - radius) * length
         t = t - tf.math.divide_no_nan(step, tf.reduce_sum(y * reciprocal))
         linear = t * reciprocal - products
-        (y, free), solved = nonnegative_qp(
+        (y, free), found = nonnegative_qp(
             cosines, linear[tf.newaxis], ActiveSet(y, free)
         )
         length = tf.sqrt(tf.maximum(tf.reduce_sum(y * tf.matmul(y, cosines)), 0.0))
-        return t, y, free, length, solved[0]
+        return t, y, free, length, before, found[0]
 
     size = cosines.shape[0]
-    _, y, _, length, solved = tf.while_loop(
-        lambda t, y, free, length, solved: solved & (length > radius * (1.0 + 1e-9)),
+    _, y, _, length, _, solved = tf.while_loop(
+        unfinished,
         body,
         (
             upper,
             tf.zeros([1, size], tf.float64),
             tf.zeros([1, size], tf.bool),
+            tf.constant(math.inf, tf.float64),
             tf.constant(math.inf, tf.float64),
             tf.constant(True),
         ),

@@ -234,16 +234,7 @@ def upgrad(
     Raises:
         ValueError: If the preference has another shape.
     """
-    gramian, preference = _checked(gramian, preference)
-    if (library := native.in_use()) is not None:
-        u = [] if preference is None else preference
-        return tuple(library.mtl_keras_up_grad(gramian, u, reg_eps))
-    problem, regular = _regularised(gramian, reg_eps)
-    preference = problem.mean if preference is None else preference
-    rows = tf.linalg.diag(preference)
-    projected, converged = dual_cone(regular, rows)
-    weights = tf.reduce_sum(projected, axis=0)
-    return finish(problem, weights, converged, problem.mean)
+    return _cone_projection(gramian, preference, reg_eps, each=True)
 
 
 def dualproj(
@@ -268,34 +259,32 @@ def dualproj(
     Raises:
         ValueError: If the preference has another shape.
     """
-    gramian, preference = _checked(gramian, preference)
-    if (library := native.in_use()) is not None:
-        u = [] if preference is None else preference
-        return tuple(library.mtl_keras_dual_proj(gramian, u, reg_eps))
-    problem, regular = _regularised(gramian, reg_eps)
-    preference = problem.mean if preference is None else preference
-    weights, converged = dual_cone(regular, preference)
-    return finish(problem, weights, converged, problem.mean)
+    return _cone_projection(gramian, preference, reg_eps, each=False)
 
 
-def _checked(
-    gramian: Any, preference: Any | None
-) -> tuple[tf.Tensor, tf.Tensor | None]:
+def _cone_projection(
+    gramian: Any, preference: Any | None, reg_eps: float, each: bool
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Projects each weighted gradient, or else their sum, onto the dual cone."""
     gramian = square(gramian)
-    if preference is None:
-        return gramian, None
-    preference = tf.cast(tf.convert_to_tensor(preference), tf.float64)
-    if not preference.shape.is_compatible_with(gramian.shape[:1]):
-        raise ValueError(
-            f"Expected a preference of shape {tuple(gramian.shape[:1])}. "
-            f"Received: shape {preference.shape}."
-        )
-    return gramian, preference
-
-
-def _regularised(gramian: Any, reg_eps: float) -> tuple[Any, tf.Tensor]:
-    """Divides by the trace and adds `reg_eps` where tasks take part."""
+    if preference is not None:
+        preference = tf.cast(tf.convert_to_tensor(preference), tf.float64)
+        if not preference.shape.is_compatible_with(gramian.shape[:1]):
+            raise ValueError(
+                f"Expected a preference of shape {tuple(gramian.shape[:1])}. "
+                f"Received: shape {preference.shape}."
+            )
+    if (library := native.in_use()) is not None:
+        op = library.mtl_keras_up_grad if each else library.mtl_keras_dual_proj
+        return tuple(op(gramian, [] if preference is None else preference, reg_eps))
     problem = prepare(gramian)
+    # Divided by the trace, plus `reg_eps` where tasks take part.
     matrix = problem.gramian
-    matrix = matrix / tf.linalg.trace(matrix) + tf.linalg.diag(reg_eps * problem.active)
-    return problem, matrix
+    matrix /= tf.linalg.trace(matrix)
+    matrix += tf.linalg.diag(reg_eps * problem.active)
+    preference = problem.mean if preference is None else preference
+    lower = tf.linalg.diag(preference) if each else preference
+    weights, converged = dual_cone(matrix, lower)
+    if each:
+        weights = tf.reduce_sum(weights, axis=0)
+    return finish(problem, weights, converged, problem.mean)

@@ -11,7 +11,8 @@ from mtl_keras.ops.solvers.problem import finish, prepare, square
 
 _MAX_STEPS = 100
 # Bounds min |g_w|^2 over unit gradients from below, up to a factor: roots beyond
-# are the work of rounding errors.
+# are the work of rounding errors. It is the largest entries that tell, as a short
+# gradient against a long one rightly gets a weight far beyond its own start.
 _LARGEST = 1e10
 # Fractions of the way to the boundary that a step may go.
 _FRACTIONS = (0.95, 0.8, 0.6, 0.4, 0.25, 0.12, 0.06, 0.03, 0.01, 1e-3, 1e-4)
@@ -83,11 +84,12 @@ def power_root(gramian: Any, alpha: float = 1.0) -> tuple[tf.Tensor, tf.Tensor]:
         best = lengths[tf.argmin(objective(tried))]
         # Close to the root the objective is flat to rounding: full steps are safe.
         y = y * (1.0 + tf.where(change >= 0.1, best, 1.0) * step)
-        alive = tf.reduce_max(y / start) < _LARGEST ** (1.0 / (1.0 + p))
+        alive = tf.reduce_max(y) < tf.reduce_max(start) * bound
         return y, change, alive & tf.math.is_finite(change)
 
     # The root for orthogonal gradients, at the best common length.
     start = target ** (1.0 / (1.0 + p))
+    bound = _LARGEST ** (1.0 / (1.0 + p))
     curvature = tf.reduce_sum(start * tf.linalg.matvec(cosines, start))
     curvature = tf.maximum(curvature, 1e-3 * tf.reduce_sum(start**2))
     length = tf.reduce_sum(target * start ** (1.0 - p)) / curvature

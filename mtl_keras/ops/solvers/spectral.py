@@ -72,6 +72,9 @@ def aligned(gramian: Any, scale_mode: str = "min") -> tuple[tf.Tensor, tf.Tensor
     Under XLA, whose eigenvectors are less exact, weights are good to about 1e-7 for
     gradients of similar norms and 1e-2 for norms that spread over six decades.
 
+    Where the update would be zero, because the gradients cancel, the weights are
+    the mean's and not converged.
+
     Paper: Senushkin et al., Independent Component Alignment for Multi-Task
     Learning, CVPR 2023, arXiv:2305.19000.
 
@@ -104,7 +107,11 @@ def aligned(gramian: Any, scale_mode: str = "min") -> tuple[tf.Tensor, tf.Tensor
     roots = tf.sqrt(tf.where(kept, values, 1.0))
     slopes = -1.0 / (roots[:, tf.newaxis] * roots * (roots[:, tf.newaxis] + roots))
     weights = tf.sqrt(scale) * _apply(spectrum, 1.0 / roots, slopes, problem.mean)
-    return finish(problem, weights, True, problem.mean)
+    # The update is sqrt(s) times this long: zero where all gradients cancel.
+    along = tf.linalg.matvec(spectrum.vectors, problem.mean, transpose_a=True)
+    square = tf.reduce_sum(tf.where(kept, along**2, 0.0))
+    converged = square > _CANCELLED**2 * tf.reduce_sum(problem.mean**2)
+    return finish(problem, weights, converged, problem.mean)
 
 
 def _equal_cosines(problem: Problem) -> tf.Tensor:

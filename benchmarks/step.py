@@ -1,0 +1,214 @@
+"""Times of whole training steps, in one run: what balancing adds to the gradients.
+
+    python benchmarks/step.py [TASKS ...]
+
+LeNet on 36×36 images, batch 256, Adam; all through Keras's own train function:
+
+- `floor`: the least that any method needs that reads all task gradients, as a bare
+  `train_step`: one forward pass, a `tape.gradient` call for each task on the shared
+  variables and its head, the mean of the shared gradients, the optimizer; losses are
+  tracked as Keras does.
+- every method that works on the Gram matrix of one set of task gradients (MoDo and
+  SDMGrad take several).
+- `stock`: `keras.Model`, one backward pass; and `representation`: UPGrad with
+  gradients_of="representation".
+
+The models take turns step by step, so that a slow minute of the machine hits all of
+them; ratios are those of the medians, and their spread that of the ratios in single
+rounds. Writes benchmarks/results/step.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import platform
+import sys
+import time
+from collections.abc import Callable
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import mtl_keras
+from mtl_keras import balancing
+from mtl_keras.balancing.base import GramBalancer
+
+BATCH, SECONDS = 256, 60.0
+RESULTS = pathlib.Path(__file__).parent / "results" / "step.json"
+REPRESENTATION = "representation"
+
+
+class Floor(keras.Model):
+    """Task gradients and their mean, as a bare custom `train_step`."""
+
+    def __init__(self, inputs, outputs, **kwargs):
+        super().__init__(inputs, outputs, **kwargs)
+        self._task_names = sorted(outputs)
+        self._loss_of = {
+            task: keras.losses.SparseCategoricalCrossentropy()
+            for task in self._task_names
+        }
+        self._trackers = {
+            name: keras.metrics.Mean(name) for name in ["loss", *self._task_names]
+        }
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape(persistent=True) as tape:
+            y_pred = self(x, training=True)
+            losses = [self._loss_of[t](y[t], y_pred[t]) for t in self._task_names]
+        for task, loss in zip(self._task_names, losses, strict=True):
+            self._trackers[task].update_state(loss, sample_weight=BATCH)
+        self._trackers["loss"].update_state(tf.add_n(losses), sample_weight=BATCH)
+        heads = [self.get_layer(task).trainable_variables for task in self._task_names]
+        in_a_head = {id(v) for head in heads for v in head}
+        shared = [v for v in self.trainable_variables if id(v) not in in_a_head]
+        rows, own = [], {}
+        for loss, head in zip(losses, heads, strict=True):
+            gradients = tape.gradient(loss, [*shared, *head])
+            rows.append(gradients[: len(shared)])
+            own |= {
+                id(v): g for v, g in zip(head, gradients[len(shared) :], strict=True)
+            }
+        own |= {
+            id(v): tf.add_n(column) / len(rows)
+            for v, column in zip(shared, zip(*rows, strict=True), strict=True)
+        }
+        self.optimizer.apply_gradients(
+            [(own[id(v)], v) for v in self.trainable_variables]
+        )
+        return {name: metric.result() for name, metric in self._trackers.items()}
+
+
+def lenet(tasks: list[str]) -> tuple[keras.KerasTensor, dict[str, keras.KerasTensor]]:
+    """Returns inputs and the outputs of classification tasks."""
+    image = keras.Input((36, 36, 1))
+    x = keras.layers.Conv2D(10, 5, activation="relu")(image)
+    x = keras.layers.MaxPooling2D()(x)
+    x = keras.layers.Conv2D(20, 5, activation="relu")(x)
+    x = keras.layers.MaxPooling2D()(x)
+    x = keras.layers.Dense(50, "relu")(keras.layers.Flatten()(x))
+    return image, {t: keras.layers.Dense(10, "softmax", name=t)(x) for t in tasks}
+
+
+def gram_methods() -> list[str]:
+    """Returns the names of all methods that weight one set of task gradients."""
+    return [
+        name
+        for name in balancing.names()
+        if isinstance(method := balancing.get(name), GramBalancer)
+        and method.num_sub_batches == 0
+    ]
+
+
+def models(tasks: list[str]) -> dict[str, keras.Model]:
+    """Returns the compiled models by name."""
+
+    def compiled(cls, **kwargs) -> keras.Model:
+        keras.utils.set_random_seed(0)
+        model = cls(*lenet(tasks))
+        model.compile("adam", loss="sparse_categorical_crossentropy", **kwargs)
+        model.make_train_function()
+        return model
+
+    at_boundary = balancing.UPGrad(gradients_of=REPRESENTATION)
+    ours = mtl_keras.MultiTaskModel
+    return {
+        "floor": compiled(Floor),
+        "stock": compiled(keras.Model),
+        REPRESENTATION: compiled(ours, balancing=at_boundary),
+    } | {name: compiled(ours, balancing=name) for name in gram_methods()}
+
+
+def steps(num_tasks: int) -> dict[str, Callable[[], float]]:
+    """Returns functions that take one step, traced, and return its seconds."""
+    tasks = [f"task_{i}" for i in range(num_tasks)]
+    rng = np.random.default_rng(0)
+    x = tf.constant(rng.normal(size=(BATCH, 36, 36, 1)), "float32")
+    y = {task: tf.constant(rng.integers(0, 10, BATCH)) for task in tasks}
+    data = tf.data.Dataset.from_tensors((x, y)).repeat()
+
+    def stepper(model: keras.Model) -> Callable[[], float]:
+        iterator = iter(data)
+
+        def step() -> float:
+            start = time.perf_counter()
+            logs = model.train_function(iterator)
+            float(logs["loss"])
+            return time.perf_counter() - start
+
+        step()
+        step()
+        return step
+
+    return {name: stepper(model) for name, model in models(tasks).items()}
+
+
+def measure(num_tasks: int, by_name: dict[str, Callable[[], float]]) -> dict:
+    """Times all models in turns."""
+    rng = np.random.default_rng(0)
+    names = list(by_name)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    start = time.perf_counter()
+    while time.perf_counter() - start < SECONDS:
+        for name in names:
+            times[name].append(by_name[name]())
+        # Another order every round, as one model's leavings burden the next.
+        rng.shuffle(names)
+    floor, stock = np.array(times["floor"]), np.array(times["stock"])
+    rows = []
+    for name, values in times.items():
+        base = stock if name in (REPRESENTATION, "stock") else floor
+        low, high = np.quantile(np.array(values) / base, [0.25, 0.75])
+        rows.append(
+            {
+                "model": name,
+                "ms": {
+                    key: 1e3 * float(np.quantile(values, q))
+                    for key, q in (("median", 0.5), ("low", 0.25), ("high", 0.75))
+                },
+                "against": "stock" if base is stock else "floor",
+                "ratio": float(np.median(values) / np.median(base)),
+                "ratio_quartiles": [float(low), float(high)],
+            }
+        )
+    return {"tasks": num_tasks, "steps_each": len(floor), "rows": rows}
+
+
+def table(result: dict) -> str:
+    lines = ["| model | ms | ratio | against |", "|---|---|---|---|"]
+    for row in result["rows"]:
+        low, median, high = (row["ms"][key] for key in ("low", "median", "high"))
+        first, third = row["ratio_quartiles"]
+        lines.append(
+            f"| {row['model']} | {median:.1f} ({low:.1f}–{high:.1f}) | "
+            f"{row['ratio']:.3f} ({first:.3f}–{third:.3f}) | {row['against']} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Runs the comparison for the numbers of tasks on the command line, or all."""
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": []}
+    for num_tasks in [int(n) for n in sys.argv[1:]] or [2, 4, 8]:
+        found = measure(num_tasks, steps(num_tasks))
+        print(f"T = {num_tasks}, {found['steps_each']} steps each")
+        print(table(found), flush=True)
+        kept = [run for run in results["runs"] if run["tasks"] != num_tasks]
+        results["runs"] = sorted([*kept, found], key=lambda run: run["tasks"])
+    results |= {
+        "command": "python benchmarks/step.py",
+        "seed": 0,
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
+    }
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Adaptive information transfer between tasks that form a chain."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from mtl_keras.errors import InputError, check_number, unknown_name
+from mtl_keras.sharing.base import Sharing, task_towers
+
+_register = keras.saving.register_keras_serializable(package="mtl_keras")
+
+
+@_register
+class InformationTransfer(keras.layers.Layer):
+    """Attends to what an earlier task knows and to a task's own features.
+
+    Called on `[earlier, own]`, both `[batch, …, d]`; returns `[batch, …, d]`.
+    With p = relu(W earlier + b) and q = own, it is the sum over u in {p, q} of
+    softmax(⟨key(u), query(u)⟩ / √d) · value(u), at every place alike.
+
+    Args:
+        **kwargs: See `keras.layers.Layer`.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
+    def build(self, input_shape: list[tuple[int | None, ...]]) -> None:
+        """Creates the four dense layers."""
+        shape = input_shape[1]
+        width = shape[-1]
+        self.transfer = keras.layers.Dense(
+            width, "relu", dtype=self.dtype_policy, name="transfer"
+        )
+        self.key, self.query, self.value = (
+            keras.layers.Dense(
+                width, use_bias=False, dtype=self.dtype_policy, name=name
+            )
+            for name in ("key", "query", "value")
+        )
+        for dense in (self.transfer, self.key, self.query, self.value):
+            dense.build(shape)
+
+    def call(self, inputs: list[Any]) -> Any:
+        """Returns the attended features."""
+        earlier, own = inputs
+        sources = ops.stack([self.transfer(earlier), own], axis=-2)
+        products = self.key(sources) * self.query(sources)
+        scores = ops.sum(products, axis=-1, keepdims=True) / own.shape[-1] ** 0.5
+        return ops.sum(ops.softmax(scores, axis=-2) * self.value(sources), axis=-2)
+
+    def compute_mask(self, inputs: Any, mask: Any) -> Any:
+        """Returns the mask of the task's own features."""
+        return None if mask is None else mask[1]
+
+
+@_register
+class ExpectationCalibrator(keras.layers.Layer):
+    """Keeps a later step of a chain from being likelier than the one before.
+
+    Called on `[earlier, later]` probabilities of one shape; returns `later` and
+    adds the loss strength · mean(max(later − earlier, 0)). In float32 under mixed
+    precision too.
+
+    Args:
+        strength: Factor of the loss, at least 0.
+        **kwargs: See `keras.layers.Layer`.
+    """
+
+    auxiliary_inputs = (0,)
+    """Only the loss reads `earlier`, so the output does not depend on it."""
+
+    def __init__(self, strength: float, **kwargs):
+        super().__init__(**{"dtype": "float32", **kwargs})
+        self.strength = strength
+
+    def call(self, inputs: list[Any]) -> Any:
+        """Returns the later probability."""
+        earlier, later = inputs
+        self.add_loss(self.strength * ops.mean(ops.relu(later - earlier)))
+        return later
+
+    def serving_call(self, inputs: list[Any]) -> Any:
+        """Returns the later probability, without a look at the earlier one."""
+        return inputs[1]
+
+    def compute_output_shape(
+        self, input_shape: list[tuple[int | None, ...]]
+    ) -> tuple[int | None, ...]:
+        """Returns the shape of the later probability."""
+        return tuple(input_shape[1])
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "strength": self.strength}
+
+
+@_register
+class AITM(Sharing):
+    """Adaptive information transfer multi-task: each task informs the next.
+
+    For tasks that form a chain, where every step presupposes the one before
+    (impression → click → purchase). A tower for each task, over inputs
+    (embeddings) that all share. From the second task on, attention weighs what the
+    task before knows against the tower's own features; and a loss
+    (`connect_outputs`) asks that no step is likelier than the one before it. The
+    outputs are therefore P(click), P(click and purchase): over all impressions,
+    not given the step before. Tasks outside the chain have a tower and nothing
+    more.
+
+    Xi et al., "Modeling the Sequential Dependence among Audience Multi-step
+    Conversions with Multi-task Learning in Targeted Display Advertising", KDD
+    2021, arXiv 2105.08489. Differs from the paper in that the towers are copies of
+    all backbone stages of any kind, and that attention works at each place of
+    features that have several.
+
+    Args:
+        chain: Task names in the order of the steps; `None` for all tasks in their
+            order.
+        strength: Factor α of the calibrating loss.
+    """
+
+    method = "aitm"
+    search_space = {"strength": {"min": 0.01, "max": 1.0, "log": True}}  # noqa: RUF012
+
+    def __init__(self, chain: Sequence[str] | None = None, strength: float = 0.6):
+        self.chain = None if chain is None else list(chain)
+        self.strength = check_number("strength", strength, low=0.0)
+
+    def connect(
+        self,
+        inputs: keras.KerasTensor,
+        stages: list[keras.layers.Layer],
+        tasks: list[str],
+    ) -> dict[str, keras.KerasTensor]:
+        """See `Sharing.connect`."""
+        features = task_towers(inputs, stages, tasks)
+        for earlier, later in self._steps(tasks):
+            features[later] = InformationTransfer(name=f"{later}_transfer")(
+                [features[earlier], features[later]]
+            )
+        return features
+
+    def connect_outputs(
+        self, outputs: Mapping[str, keras.KerasTensor]
+    ) -> dict[str, keras.KerasTensor]:
+        """See `Sharing.connect_outputs`: adds the calibrating loss."""
+        calibrated = dict(outputs)
+        for earlier, later in self._steps(list(outputs)):
+            pair = [outputs[earlier], outputs[later]]
+            if pair[0].shape != pair[1].shape:
+                raise InputError(
+                    "Expected outputs of one shape along the chain of aitm. Received: "
+                    f"{earlier!r} {pair[0].shape}, {later!r} {pair[1].shape}."
+                )
+            calibrated[later] = ExpectationCalibrator(
+                self.strength, name=f"{later}_calibrator"
+            )(pair)
+        return calibrated
+
+    def _steps(self, tasks: list[str]) -> list[tuple[str, str]]:
+        chain = tasks if self.chain is None else self.chain
+        for task in chain:
+            if task not in tasks:
+                raise unknown_name("task in the chain of aitm", task, tasks)
+        return list(itertools.pairwise(chain))
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {"chain": self.chain, "strength": self.strength}

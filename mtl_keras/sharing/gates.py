@@ -1,0 +1,113 @@
+"""Gates: which experts a task listens to, by sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+_register = keras.saving.register_keras_serializable(package="mtl_keras")
+
+
+@_register
+class Gate(keras.layers.Layer):
+    """Weights of E experts by sample, softmax(W x): `[batch, …, d]` to `[batch, E]`.
+
+    x is averaged over its inner axes (positions, time steps) where it has any,
+    without the masked ones.
+
+    Args:
+        experts: Names of the experts, for plots.
+        **kwargs: See `keras.layers.Layer`.
+    """
+
+    def __init__(self, experts: Sequence[str], **kwargs):
+        super().__init__(**kwargs)
+        self.experts = list(experts)
+        self.supports_masking = True
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Creates the kernel `[d, E]`."""
+        self.kernel = self.add_weight(
+            shape=(input_shape[-1], len(self.experts)),
+            initializer="glorot_uniform",
+            name="kernel",
+        )
+
+    def call(self, inputs: Any, mask: Any = None) -> Any:
+        """Returns the weights, which sum to 1."""
+        return ops.softmax(ops.matmul(self.pooled(inputs, mask), self.kernel))
+
+    def pooled(self, inputs: Any, mask: Any = None) -> Any:
+        """Returns the mean over inner axes, `[batch, d]`."""
+        x = ops.cast(inputs, self.compute_dtype)
+        inner = list(range(1, len(x.shape) - 1))
+        if not inner:
+            return x
+        if mask is None:
+            return ops.mean(x, axis=inner)
+        kept = ops.cast(mask, self.compute_dtype)
+        kept = ops.reshape(kept, (*ops.shape(kept), *[1] * (len(x.shape) - mask.ndim)))
+        count = ops.maximum(ops.sum(kept, axis=inner), 1)
+        return ops.sum(x * kept, axis=inner) / count
+
+    def compute_mask(self, inputs: Any, mask: Any = None) -> None:
+        """Returns None: the weights have no masked places."""
+        del inputs, mask
+
+    def compute_output_shape(
+        self, input_shape: tuple[int | None, ...]
+    ) -> tuple[int | None, ...]:
+        """Returns the shape of the weights."""
+        return (input_shape[0], len(self.experts))
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "experts": self.experts}
+
+
+@_register
+class Mixture(keras.layers.Layer):
+    """Mixes experts by a gate's weights.
+
+    Called on `[weights, experts, …]`: weights `[batch, E]`; one or more groups of
+    experts `[batch, …, E_i, d]` with Σ E_i = E. Returns `[batch, …, d]`.
+
+    Args:
+        **kwargs: See `keras.layers.Layer`.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
+    def call(self, inputs: list[Any]) -> Any:
+        """Returns the mixture."""
+        weights, *groups = inputs
+        mixed, begin = [], 0
+        for experts in groups:
+            count = experts.shape[-2]
+            inner = [1] * (len(experts.shape) - 3)
+            part = weights[:, begin : begin + count]
+            part = ops.reshape(part, (-1, *inner, count, 1))
+            mixed.append(ops.sum(part * experts, axis=-2))
+            begin += count
+        return sum(mixed[1:], mixed[0])
+
+    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
+        """Returns the mask of the first group of experts."""
+        return None if mask is None else mask[1]
+
+    def compute_output_shape(
+        self, input_shape: list[tuple[int | None, ...]]
+    ) -> tuple[int | None, ...]:
+        """Returns the shape of one expert's output."""
+        shape = input_shape[1]
+        return (*shape[:-2], shape[-1])
+
+
+def expert_names(owner: str, count: int) -> list[str]:
+    """Returns names of experts for plots."""
+    return [f"{owner} {index}" for index in range(count)]

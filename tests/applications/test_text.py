@@ -1,0 +1,269 @@
+"""The text application: what it loads, builds, trains and serves."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from mtl_keras import balancing, data
+from mtl_keras.applications import Text
+from mtl_keras.applications.text.decoder import Decoder
+from mtl_keras.applications.text.sources import Source, samples
+from mtl_keras.applications.text.tokens import tokens
+from mtl_keras.data import GeneratedText
+from mtl_keras.errors import InputError
+from mtl_keras.evaluation import answer_scores
+
+TASKS = ["sentiment", "answer", "translation"]
+WIDTHS = {"rnn": 6, "mlp": 6, "transformer": 8}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a small `generated_text`."""
+    folder = tmp_path_factory.mktemp("tfds")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, config in GeneratedText.builder_configs.items():
+            for split, count in (("train", 160), ("validation", 20), ("test", 40)):
+                patch.setitem(config.examples, split, count)
+            data.prepare(f"generated_text/{name}", data_dir=folder)
+    return folder
+
+
+@pytest.fixture
+def text(folder):
+    return Text(data_dir=folder)
+
+
+def compiled(text, backbone="rnn", **kwargs):
+    model = text.build(backbone=backbone, width=WIDTHS[backbone], depth=1, **kwargs)
+    model.compile(
+        keras.optimizers.Adam(1e-2), loss=text.losses(), metrics=text.metrics()
+    )
+    return model
+
+
+def test_batches_are_of_one_data_set_and_label_its_task(text):
+    batches = list(text.load("train", batch_size=16, shuffle=True).as_numpy_iterator())
+    assert len(batches) == 30
+    seen = dict.fromkeys(TASKS, 0)
+    for inputs, labels, weights in batches:
+        (task,) = [task for task in TASKS if weights[task].any()]
+        seen[task] += len(weights[task])
+        assert weights[task].all()
+        assert (inputs["question"] != b"").all() == (task == "answer")
+        assert (inputs["target"] != b"").all() == (task == "translation")
+        assert all(inputs["text"] != b"")
+        assert set(labels) == set(TASKS)
+    assert seen == dict.fromkeys(TASKS, 160)
+
+
+def test_span_labels_are_the_answers_tokens(text):
+    (inputs, labels, _) = next(
+        iter(text.load("test", tasks=["answer"], batch_size=40).as_numpy_iterator())
+    )
+    raw = data.load("generated_text/answer", "test", data_dir=text.data_dir)
+    answers = [row["answers"]["text"][0] for row in tfds.as_numpy(raw)]
+    words = tokens(tf.constant(inputs["text"]), lowercase=False)
+    for row, (first, last), answer in zip(
+        words.to_list(), labels["answer"], answers, strict=True
+    ):
+        assert b" ".join(row[first : last + 1]) == answer
+
+
+@pytest.mark.parametrize("place", [0, 130, 390])
+def test_training_contexts_are_cut_around_the_answer(place, monkeypatch):
+    words = [f"w{number}" for number in range(400)]
+    words[place : place + 2] = ["Ärzte,", "(here)"]
+    context = " ".join(words)
+    answer = "Ärzte, (here"
+    rows = tf.data.Dataset.from_tensors(
+        {
+            "context": context,
+            "question": "where ?",
+            "answers": {
+                "text": [answer],
+                "answer_start": [context.index(answer)],
+            },
+        }
+    )
+    monkeypatch.setattr(
+        "mtl_keras.applications.text.sources.examples", lambda *args: rows
+    )
+    source = Source("squad", "answer", {"train": "train"})
+    for crop in (False, True):
+        ((inputs, labels),) = samples(
+            source, "train", limit=None, crop=crop, data_dir=None
+        ).as_numpy_iterator()
+        (row,) = tokens(tf.constant([inputs["text"]]), lowercase=False).to_list()
+        first, last = labels["answer"]
+        assert [word.decode() for word in row[first : last + 1]] == [
+            *("Ärzte", ",", "(", "here")
+        ]
+        assert len(row) == (150 if crop else 403)
+
+
+def test_long_reviews_keep_both_ends(monkeypatch):
+    words = [f"w{number}" for number in range(500)]
+    rows = tf.data.Dataset.from_tensors({"text": " ".join(words), "label": 1})
+    monkeypatch.setattr(
+        "mtl_keras.applications.text.sources.examples", lambda *args: rows
+    )
+    source = Source("imdb", "sentiment", {"train": "train"})
+    ((inputs, labels),) = samples(
+        source, "train", limit=None, crop=True, data_dir=None
+    ).as_numpy_iterator()
+    assert inputs["text"].decode().split() == words[:100] + words[-100:]
+    assert labels["sentiment"] == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "sharing"), [("rnn", "mmoe"), ("mlp", "hard"), ("transformer", "hard")]
+)
+def test_every_backbone_learns_saves_and_serves(text, backbone, sharing, tmp_path):
+    model = compiled(text, backbone, sharing=sharing)
+    train = text.load("train", batch_size=32, shuffle=True)
+    history = model.fit(train, epochs=2, verbose=0, shuffle=False).history
+    for task in TASKS:
+        assert history[f"{task}_loss"][1] < history[f"{task}_loss"][0]
+        assert f"{task}_{text.tasks[task].objective}" in history
+    if backbone != "rnn":
+        return
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    (inputs, _, _), *_ = text.load("test", batch_size=20)
+    for task, value in model.predict(inputs, verbose=0).items():
+        np.testing.assert_allclose(
+            loaded.predict(inputs, verbose=0)[task], value, atol=1e-5
+        )
+    serving = text.serving_model(loaded)
+    serving.export(tmp_path / "exported", verbose=False)
+    served = tf.saved_model.load(tmp_path / "exported").signatures["serving_default"]
+    asked = {"text": inputs["text"], "question": inputs["question"]}
+    answers = served(**asked)
+    for task, value in serving(asked, training=False).items():
+        if value.dtype == tf.string:
+            np.testing.assert_array_equal(answers[task], value)
+        else:
+            np.testing.assert_allclose(answers[task], value, atol=1e-5)
+    # Two texts alone are answered as within a batch of longer ones.
+    alone = served(**{name: value[:2] for name, value in asked.items()})
+    np.testing.assert_array_equal(alone["answer"], answers["answer"][:2])
+    np.testing.assert_array_equal(alone["translation"], answers["translation"][:2])
+
+
+def test_nothing_is_traced_after_the_first_epoch(text, monkeypatch):
+    traces = []
+    call = Decoder.call
+
+    def counted(self, *args, **kwargs):
+        traces.append(tf.inside_function())
+        return call(self, *args, **kwargs)
+
+    model = compiled(text, "mlp")
+    monkeypatch.setattr(Decoder, "call", counted)
+    # 160 samples of each are no whole number of batches, and lengths differ.
+    train = text.load("train", batch_size=48, shuffle=True)
+    model.fit(train, epochs=1, verbose=0, shuffle=False)
+    first = len(traces)
+    assert first >= 1
+    assert all(traces)
+    model.fit(train, epochs=2, verbose=0, shuffle=False)
+    assert len(traces) == first
+
+
+def test_measured_texts_are_those_of_the_serving_model(text):
+    model = compiled(text, "mlp")
+    scores = text.measure(model, "test", batch_size=16)
+    rows = list(
+        tfds.as_numpy(
+            data.load("generated_text/answer", "test", data_dir=text.data_dir)
+        )
+    )
+    asked = {
+        "text": tf.constant([row["context"] for row in rows]),
+        "question": tf.constant([row["question"] for row in rows]),
+    }
+    found = text.serving_model(model)(asked)["answer"].numpy()
+    expected = answer_scores(
+        [answer.decode() for answer in found],
+        [[text.decode() for text in row["answers"]["text"]] for row in rows],
+    )
+    assert scores["answer"] == pytest.approx(expected)
+    assert 0 <= scores["translation"]["bleu"] <= 100
+    assert set(scores) == {"answer", "translation"}
+
+
+def test_one_data_set_alone_gives_its_task(folder):
+    text = Text("generated_text/answer", folder)
+    assert list(text.tasks) == ["answer"]
+    model = text.build(backbone="mlp", width=4)
+    assert model.tasks == ["answer"]
+    assert set(text.serving_model(model).output) == {"answer"}
+    (_, labels, _), *_ = text.load("test", batch_size=4)
+    assert set(labels) == {"answer"}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda t: t.for_data("generated_txt"), "Did you mean 'generated_text'"),
+        (lambda t: t.for_data("squad/v1.1,squad/v1.1"), "one data set for 'answer'"),
+        (lambda t: t.load("tset", batch_size=1), "Did you mean 'test'"),
+        (lambda t: t.build(backbone="rn"), "Did you mean 'rnn'"),
+        (lambda t: t.build(tasks=["anser"]), "Did you mean 'answer'"),
+    ],
+)
+def test_wrong_names_give_the_nearest(text, call, message):
+    with pytest.raises(InputError, match=message):
+        call(text)
+
+
+def train_with(text, name, batches):
+    """Trains with a balancing method; returns losses by task, by epoch."""
+    keras.utils.set_random_seed(3)
+    config = {"krum": {"n_byzantine": 0}, "pcd": {"primary": "answer"}}.get(name, {})
+    model = text.build(backbone="mlp", width=6)
+    model.compile(
+        keras.optimizers.Adam(5e-3),
+        loss=text.losses(),
+        balancing={"class_name": name, "config": config},
+    )
+    before = model.evaluate(batches, verbose=0, return_dict=True)
+    history = model.fit(batches, epochs=3, verbose=0, shuffle=False).history
+    after = model.evaluate(batches, verbose=0, return_dict=True)
+    for key, values in history.items():
+        assert np.isfinite(values).all(), key
+    assert all(np.isfinite(value).all() for value in model.get_weights()[:-1])
+    return before, after
+
+
+FEW = ["equal", "uncertainty", "pcgrad", "upgrad"]
+GRAM_BASED = [
+    name
+    for name in balancing.names()
+    if isinstance(balancing.get(name), balancing.GramBalancer)
+]
+
+
+def check_method(text, name):
+    batches = text.load("train", batch_size=32)
+    before, after = train_with(text, name, batches)
+    print(name, {t: (before[f"{t}_loss"], after[f"{t}_loss"]) for t in TASKS})
+    if name in GRAM_BASED:
+        for task in TASKS:
+            assert after[f"{task}_loss"] < before[f"{task}_loss"], task
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_methods_train_with_two_tasks_absent_from_each_batch(text, name):
+    check_method(text, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in balancing.names() if n not in FEW])
+def test_every_method_trains_with_two_tasks_absent_from_each_batch(text, name):
+    check_method(text, name)
