@@ -246,16 +246,20 @@ class Multimodal(Application):
         stages: Sequence[keras.layers.Layer],
         share: Sharing,
         tasks: Mapping[str, Task],
+        *,
+        backbone: str,
+        width: int,
     ) -> dict[str, keras.KerasTensor]:
         """See `Application.connect`."""
+        del backbone
         uses = {task: _find(self.data).uses[task] for task in tasks}
         fuse, *dense = stages
         encoded = {
-            modality: self._encode(modality, inputs[modality], fuse.units)
+            modality: self._encode(modality, inputs[modality], width)
             for modality in MODALITIES
             if any(modality in used for used in uses.values())
         }
-        vectors = [keras.Input((fuse.units,)) for _ in MODALITIES]
+        vectors = [keras.Input((_UNITS_BY_WIDTH * width,)) for _ in MODALITIES]
         present = [keras.Input((), dtype="bool") for _ in MODALITIES]
         shared = share(fuse(vectors, present), stages=dense, tasks=list(tasks))
         trunk = keras.Model([vectors, present], shared)
@@ -275,10 +279,10 @@ class Multimodal(Application):
         return outputs
 
     def _encode(
-        self, modality: str, x: keras.KerasTensor, units: int
+        self, modality: str, x: keras.KerasTensor, width: int
     ) -> tuple[keras.KerasTensor, keras.KerasTensor]:
         """Returns a modality's vectors and where it is present."""
-        width = units // _UNITS_BY_WIDTH
+        units = _UNITS_BY_WIDTH * width
         if modality == "image":
             x = keras.layers.Rescaling(1 / 255, name="rescaling")(x)
             encoder = encoders.image(width, units, _IMAGE_SHAPE)
