@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from mtl_keras import errors
 from mtl_keras.applications.base import Application, Task, TrainingDefaults
+from mtl_keras.applications.multimodal import Multimodal
 from mtl_keras.applications.recommendation import Recommendation
 from mtl_keras.applications.text import Text
 from mtl_keras.applications.vision import Vision
 
 __all__ = [
     "Application",
+    "Multimodal",
     "Recommendation",
     "Task",
     "Text",
@@ -20,7 +22,7 @@ __all__ = [
 ]
 
 _APPLICATIONS: dict[str, type[Application]] = {
-    cls.name: cls for cls in (Recommendation, Text, Vision)
+    cls.name: cls for cls in (Multimodal, Recommendation, Text, Vision)
 }
 
 

@@ -15,7 +15,9 @@ from mtl_keras.data.mmoe_synthetic import MmoeSynthetic
 from mtl_keras.data.movielens_history import MovielensHistory
 from mtl_keras.data.multi30k import Multi30k
 from mtl_keras.data.multi_digits import MultiDigits
+from mtl_keras.data.multimodal import Multimodal
 from mtl_keras.data.preparation import load, prepare
+from mtl_keras.data.recordings import read_wav
 from mtl_keras.data.streaming import read_table, stream
 
 __all__ = [
@@ -29,11 +31,13 @@ __all__ = [
     "MovielensHistory",
     "Multi30k",
     "MultiDigits",
+    "Multimodal",
     "info",
     "load",
     "mix",
     "names",
     "prepare",
     "read_table",
+    "read_wav",
     "stream",
 ]

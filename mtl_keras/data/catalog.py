@@ -15,6 +15,7 @@ from mtl_keras.data.generated_text import GeneratedText
 from mtl_keras.data.mmoe_synthetic import MmoeSynthetic
 from mtl_keras.data.multi30k import Multi30k
 from mtl_keras.data.multi_digits import MultiDigits
+from mtl_keras.data.multimodal import Multimodal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +89,26 @@ _DATA_SETS = {
             )
             for config in Multi30k.BUILDER_CONFIGS
         ),
+        DataSet(
+            "multimodal/unpaired_generated",
+            "An image, a recording or a text per sample, generated",
+            made_from=("generated_text/sentiment",),
+        ),
+        DataSet(
+            "multimodal/paired_generated",
+            "One digit seen, heard and written per sample, generated",
+        ),
+        DataSet(
+            "multimodal/unpaired",
+            "An image, a recording or a text per sample",
+            made_from=("mnist", "spoken_digit", "imdb_reviews"),
+        ),
+        DataSet(
+            "multimodal/paired",
+            "One digit seen, heard and written per sample",
+            made_from=("mnist", "spoken_digit"),
+        ),
+        DataSet("spoken_digit", "Free Spoken Digit Dataset", needs_files=True),
         *(
             DataSet(
                 f"behaviour/{config.name}",
@@ -116,7 +137,7 @@ _DATA_SETS = {
 
 _ALIASES = {
     cls.name: f"{cls.name}/{cls.DEFAULT_CONFIG_NAME}"
-    for cls in (Behaviour, MmoeSynthetic, Multi30k, MultiDigits)
+    for cls in (Behaviour, MmoeSynthetic, Multi30k, MultiDigits, Multimodal)
 } | {"squad": "squad/v1.1"}
 
 

@@ -120,3 +120,19 @@ def identity_with_mask(tensor: Any) -> Any:
     if mask is not None:
         copy._keras_mask = mask
     return copy
+
+
+def call_again(model: keras.Model, inputs: Any) -> Any:
+    """Calls a functional model's layers one by one on other symbolic inputs.
+
+    Unlike `model(inputs)`, which is one node of a graph, this adds a node for each
+    layer, so that an output depends on those layers alone that it needs.
+
+    Args:
+        model: A functional model.
+        inputs: `keras.KerasTensor`s in the structure of its inputs.
+
+    Returns:
+        `keras.KerasTensor`s in the structure of its outputs.
+    """
+    return model._run_through_graph(inputs)

@@ -62,7 +62,9 @@ def split_at_representation(
             is shared.
     """
     nodes = graph_nodes(model)
-    shared = _shared_nodes(nodes, outputs)
+    tasks = _tasks_by_node(nodes, outputs)
+    shared = {index for index, names in enumerate(tasks) if len(names) > 1}
+    _check_not_called_for_each(nodes, tasks)
     inputs = keras.tree.flatten(model.inputs)
     input_ids = {id(tensor): index for index, tensor in enumerate(inputs)}
     from_shared = {
@@ -99,19 +101,36 @@ def check_shared_below(split: SplitModel, shared: Sequence[keras.Variable]) -> N
     above = {id(variable) for variable in split.heads.trainable_variables}
     for variable in shared:
         if id(variable) in above:
-            raise InputError(
-                "Expected shared variables below the heads for gradients_of="
-                f'"representation". Received a model whose heads share '
-                f'{variable.path!r}; use gradients_of="shared".'
-            )
+            raise _shared_above(variable)
 
 
-def _shared_nodes(
+def _check_not_called_for_each(
+    nodes: Sequence[GraphNode], tasks: Sequence[set[str]]
+) -> None:
+    """Raises `InputError` for a layer with weights called once for each task."""
+    of_layer: dict[int, set[str]] = {}
+    for node, names in zip(nodes, tasks, strict=True):
+        of_layer.setdefault(id(node.operation), set()).update(names)
+    for node, names in zip(nodes, tasks, strict=True):
+        variables = getattr(node.operation, "trainable_variables", ())
+        if variables and len(names) == 1 and len(of_layer[id(node.operation)]) > 1:
+            raise _shared_above(variables[0])
+
+
+def _shared_above(variable: keras.Variable) -> InputError:
+    return InputError(
+        "Expected shared variables below the heads for gradients_of="
+        f'"representation". Received a model whose heads share '
+        f'{variable.path!r}; use gradients_of="shared".'
+    )
+
+
+def _tasks_by_node(
     nodes: Sequence[GraphNode], outputs: Mapping[str, keras.KerasTensor]
-) -> set[int]:
-    """Returns the indices of the calls that two or more outputs depend on."""
-    uses: dict[int, int] = {}
-    for output in outputs.values():
+) -> list[set[str]]:
+    """Returns for each call the outputs that depend on it."""
+    tasks: list[set[str]] = [set() for _ in nodes]
+    for task, output in outputs.items():
         for index in reached_nodes(nodes, output):
-            uses[index] = uses.get(index, 0) + 1
-    return {index for index, count in uses.items() if count > 1}
+            tasks[index].add(task)
+    return tasks

@@ -37,7 +37,7 @@ def no_network(monkeypatch):
 
 def test_names_and_info(tmp_path):
     assert data.names() == sorted(data.names())
-    assert {"mnist", "multi_digits/digits", "behaviour/small"} <= set(data.names())
+    assert {"mnist", "behaviour/small", "multimodal/unpaired"} <= set(data.names())
     info = data.info("multi_digits/mnist", data_dir=tmp_path)
     assert not info.prepared
     assert info.needs_downloads

@@ -1,0 +1,155 @@
+"""One joint model of images, recordings and texts against one model per task.
+
+    mtl-keras datasets prepare multimodal/unpaired --downloads DIR
+    python benchmarks/multimodal_real.py
+
+`multimodal/unpaired`: 2,000 images of MNIST, 1,500 reviews of IMDB and 500 recordings
+of the Free Spoken Digit Dataset for training; the test splits of the sources. All
+models have the application's defaults, and are measured once, after the last epoch.
+Writes benchmarks/results/multimodal_real.json after each training, and goes on where
+it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+
+import mtl_keras
+from mtl_keras.runs.training import versions
+
+DATA = "multimodal/unpaired"
+MODALITIES = ("image", "audio", "text")
+SEEDS = range(5)
+BALANCING = ("equal", "uncertainty", "upgrad", "graddrop")
+RESULTS = pathlib.Path(__file__).parent / "results" / "multimodal_real.json"
+
+application = mtl_keras.applications.get("multimodal").for_data(DATA)
+defaults = application.defaults
+
+
+def trained(tasks: list[str], balancing: str, seed: int) -> keras.Model:
+    """Trains one model with the application's defaults."""
+    keras.utils.set_random_seed(seed)
+    train = application.load(
+        "train",
+        batch_size=defaults.batch_size,
+        tasks=tasks,
+        shuffle=True,
+        seed=seed,
+    )
+    model = application.build(tasks=tasks)
+    decay = keras.optimizers.schedules.CosineDecay(
+        defaults.learning_rate, len(train) * defaults.epochs
+    )
+    model.compile(
+        keras.optimizers.Adam(decay),
+        loss=application.losses(tasks),
+        balancing=balancing,
+    )
+    model.fit(train, epochs=defaults.epochs, shuffle=False, verbose=0)
+    return model
+
+
+def accuracies(
+    model: keras.Model, batches: list[tuple[Any, Any, Any]]
+) -> dict[str, float]:
+    """Returns the accuracy by task and by the modality of the samples."""
+    right = defaultdict(list)
+    for inputs, labels, weights in batches:
+        answers = model.predict_on_batch(inputs)
+        # Unpaired samples have one modality each.
+        modality = np.select(
+            [inputs["image"].any((1, 2, 3)), inputs["audio"].any(1)],
+            MODALITIES[:2],
+            MODALITIES[2],
+        )
+        for task, answer in answers.items():
+            binary = answer.shape[1] == 1
+            said = answer[:, 0] > 0.5 if binary else answer.argmax(1)
+            is_right = said == labels[task].reshape(-1)
+            for name in MODALITIES:
+                chosen = (modality == name) & (weights[task] > 0)
+                if chosen.any():
+                    right[f"{task}/{name}"] += is_right[chosen].tolist()
+    return {name: float(np.mean(values)) for name, values in right.items()}
+
+
+def runs() -> Iterator[tuple[str, list[str], str, int]]:
+    """Gives name, tasks, balancing and seed of each training, seed by seed."""
+    tasks = list(application.tasks)
+    for seed in SEEDS:
+        yield "joint, equal", tasks, "equal", seed
+        for task in tasks:
+            yield f"{task} alone", [task], "equal", seed
+        for balancing in BALANCING[1:]:
+            yield f"joint, {balancing}", tasks, balancing, seed
+
+
+def summary(done: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns mean and standard deviation over the seeds, by model."""
+    by_name = defaultdict(list)
+    for run in done:
+        by_name[run["model"]].append(run["accuracy"])
+    return {
+        name: {
+            "seeds": len(results),
+            **{
+                key: {
+                    "mean": float(np.mean([r[key] for r in results])),
+                    "std": float(np.std([r[key] for r in results])),
+                }
+                for key in results[0]
+            },
+        }
+        for name, results in by_name.items()
+    }
+
+
+def main() -> None:
+    """Trains what is not done yet."""
+    done = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
+    test = application.load("test", batch_size=1_000)
+    batches = list(test.as_numpy_iterator())
+    for name, tasks, balancing, seed in runs():
+        if any((run["model"], run["seed"]) == (name, seed) for run in done):
+            continue
+        started = time.process_time()
+        model = trained(tasks, balancing, seed)
+        seconds = time.process_time() - started
+        result = accuracies(model, batches)
+        done.append(
+            {
+                "model": name,
+                "seed": seed,
+                "accuracy": result,
+                "cpu_seconds": round(seconds, 1),
+            }
+        )
+        print(name, seed, result, f"{seconds:.0f} s", flush=True)
+        results = {
+            "command": "python benchmarks/multimodal_real.py",
+            "versions": versions(),
+            "epochs": defaults.epochs,
+            "batch_size": defaults.batch_size,
+            "learning_rate": defaults.learning_rate,
+            "backbone": defaults.backbone,
+            "summary": summary(done),
+            "runs": done,
+        }
+        RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+        keras.utils.clear_session()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Reading recordings of any form into the one that models take."""
+
+from __future__ import annotations
+
+import math
+import os
+import pathlib
+import struct
+import warnings
+
+import numpy as np
+from scipy import signal
+from scipy.io import wavfile
+
+from mtl_keras.data.speech import SAMPLE_RATE
+from mtl_keras.errors import InputError
+
+# What SciPy raises on bytes that are no WAV file; the NameError is one of its own,
+# of chunks that never came.
+_UNREADABLE = (
+    ValueError,
+    ZeroDivisionError,
+    NameError,
+    struct.error,
+    wavfile.WavFileWarning,
+)
+
+
+def read_wav(path: str | os.PathLike, rate: int = SAMPLE_RATE) -> np.ndarray:
+    """Reads a WAV file as a model's audio input.
+
+    Several channels are averaged, another sampling rate is converted (with a
+    low-pass filter against aliasing), and integers of any width become numbers from
+    −1 to 1. Length and loudness stay: models handle these themselves.
+
+    Args:
+        path: The file: integers of 8 to 32 bits or floating point, uncompressed.
+        rate: Samples per second of the result.
+
+    Returns:
+        float32 `[samples]`.
+
+    Raises:
+        InputError: The file is missing, or is not a whole WAV file with sound.
+    """
+    path = pathlib.Path(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", wavfile.WavFileWarning)  # other chunks
+            warnings.filterwarnings("error", "Reached EOF prematurely")
+            recorded_rate, samples = wavfile.read(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    except _UNREADABLE as error:
+        raise InputError(
+            f"Expected {path} to be a WAV file. Received: a file that is corrupt or "
+            f"of another kind ({error})."
+        ) from error
+    if not recorded_rate or not samples.size:
+        raise InputError(f"Expected {path} to hold sound. Received: no samples.")
+    waveform = _as_float(samples)
+    if waveform.ndim > 1:
+        waveform = waveform.mean(axis=1)
+    if recorded_rate != rate:
+        common = math.gcd(recorded_rate, rate)
+        waveform = signal.resample_poly(
+            waveform, rate // common, recorded_rate // common
+        )
+    return waveform.astype(np.float32)
+
+
+def _as_float(samples: np.ndarray) -> np.ndarray:
+    if samples.dtype.kind == "f":
+        return np.nan_to_num(samples.astype(np.float64))
+    half = 2.0 ** (8 * samples.dtype.itemsize - 1)
+    # 8 bits are unsigned, as the format has it.
+    offset = half if samples.dtype.kind == "u" else 0.0
+    return (samples.astype(np.float64) - offset) / half
