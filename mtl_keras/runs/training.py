@@ -85,7 +85,6 @@ def compiled_model(config: RunConfig, steps: int) -> keras.Model:
         width=config.width,
         depth=config.depth,
         tasks=config.tasks,
-        data=config.data,
     )
     losses = application.losses(config.tasks)
     losses |= dict.fromkeys(sharing.get(config.sharing).untrained(list(losses)))

@@ -112,7 +112,7 @@ def test_a_task_depends_on_what_carries_its_label(model, task):
 
 
 def test_encoders_and_trunk_belong_to_the_tasks_they_serve(model):
-    split = split_variables(model, reached_variables(model._inputs, model.output))
+    split = split_variables(model, reached_variables(model, model.output))
     owner = {v.path: "shared" for v in split.shared}
     owner |= {v.path: task for task, vs in split.own.items() for v in vs}
     assert not split.unused
@@ -185,7 +185,8 @@ def test_hard_input_trains_and_is_answered(application, small_multimodal):
         task: np.zeros((count, 1) if task in ("even", "sentiment") else count)
         for task in application.tasks
     }
-    history = model.fit(inputs, labels, epochs=2, verbose=0).history
+    samples = tf.data.Dataset.from_tensor_slices((inputs, labels)).batch(count)
+    history = model.fit(samples, epochs=2, verbose=0).history
     assert all(np.isfinite(values).all() for values in history.values())
     for variable in model.variables:
         assert np.isfinite(variable.numpy()).all(), variable.path

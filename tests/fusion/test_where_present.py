@@ -95,10 +95,9 @@ def test_an_absent_modality_moves_nothing_of_its_encoder(balancing):
         assert np.any(value != variable.numpy()), variable.path
 
 
-def test_under_a_distribution_strategy(two_cpus):
+def test_under_a_distribution_strategy(mirrored):
     """Each replica's statistics are of its own samples, as always in Keras."""
-    strategy = tf.distribute.MirroredStrategy(two_cpus)
-    with strategy.scope():
+    with mirrored.scope():
         model, inside = two_modalities()
         model.compile("sgd", "mse")
     x = images([1, 1, 0, 0, 0, 0, 0, 0])
