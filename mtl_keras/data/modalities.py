@@ -7,7 +7,6 @@ TensorFlow Datasets builder is in `multimodal.py`.
 from __future__ import annotations
 
 import os
-import re
 from typing import NamedTuple
 
 import numpy as np
@@ -132,7 +131,7 @@ def spoken_digits(data_dir: str | os.PathLike) -> dict[str, Recordings]:
     }
     for example in tfds.as_numpy(builder.as_dataset(split="train")):
         name = example["audio/filename"].decode()
-        digit, speaker, index = re.fullmatch(r"(\d)_(\w+)_(\d+)\.wav", name).groups()
+        digit, speaker, index = name.removesuffix(".wav").split("_")
         split = ("test", "validation")[int(index) // 5] if int(index) < 10 else "train"
         key = (int(index), int(digit), SPEAKERS.index(speaker))
         found[split].append((key, example["audio"].astype(np.int16)))
