@@ -14,7 +14,6 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from mtl_keras.data import scenes, sources, speech
-from mtl_keras.errors import InputError
 
 SIZE = 28
 """Height and width of an image, in pixels."""
@@ -125,7 +124,9 @@ def spoken_digits(data_dir: str | os.PathLike) -> dict[str, Recordings]:
     Raises:
         InputError: The data set is not prepared in `data_dir`.
     """
-    builder = _prepared("spoken_digit", data_dir)
+    builder = sources.prepared(
+        "spoken_digit", data_dir, made="multimodal", to_run="spoken_digit"
+    )
     found: dict[str, list[tuple[tuple[int, int, int], np.ndarray]]] = {
         split: [] for split in SPLITS
     }
@@ -157,7 +158,9 @@ def reviews(data_dir: str | os.PathLike) -> dict[str, Texts]:
     Raises:
         InputError: The data set is not prepared in `data_dir`.
     """
-    builder = _prepared("imdb_reviews", data_dir)
+    builder = sources.prepared(
+        "imdb_reviews", data_dir, made="multimodal", to_run="imdb_reviews"
+    )
     train = _read_texts(builder, "train")
     held_out = len(train.texts) - VALIDATION_TEXTS
     return {
@@ -176,7 +179,12 @@ def generated_texts(data_dir: str | os.PathLike) -> dict[str, Texts]:
     Raises:
         InputError: The data set is not prepared in `data_dir`.
     """
-    builder = _prepared("generated_text/sentiment", data_dir)
+    builder = sources.prepared(
+        "generated_text/sentiment",
+        data_dir,
+        made="multimodal",
+        to_run="generated_text/sentiment",
+    )
     return {split: _read_texts(builder, split) for split in SPLITS}
 
 
@@ -219,14 +227,3 @@ def _read_texts(builder: tfds.core.DatasetBuilder, split: str) -> Texts:
         [example["text"].decode() for example in examples],
         np.array([example["label"] for example in examples]),
     )
-
-
-def _prepared(name: str, data_dir: str | os.PathLike) -> tfds.core.DatasetBuilder:
-    builder = tfds.builder(name, data_dir=os.fspath(data_dir))
-    if not (builder.data_path / "dataset_info.json").exists():
-        raise InputError(
-            f"Expected the data set {name!r}, from which 'multimodal' is made, to be "
-            f"prepared in {os.fspath(data_dir)}. Received: nothing there. Run: "
-            f"mtl-keras datasets prepare {name} --downloads DIR"
-        )
-    return builder

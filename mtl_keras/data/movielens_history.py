@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mtl_keras.data import columns
-from mtl_keras.errors import InputError
+from mtl_keras.data import columns, sources
 
 SOURCE = "movielens/latest-small-ratings"
 
@@ -131,13 +130,8 @@ def read_ratings(data_dir: str | os.PathLike) -> dict[str, np.ndarray]:
     Raises:
         InputError: MovieLens is not prepared in `data_dir`.
     """
-    builder = tfds.builder(SOURCE, data_dir=os.fspath(data_dir))
-    if not (builder.data_path / "dataset_info.json").exists():
-        raise InputError(
-            f"Expected the data set {SOURCE!r}, from which 'movielens_history' is "
-            f"made, to be prepared in {os.fspath(data_dir)}. Received: nothing "
-            "there. Run: mtl-keras datasets prepare movielens_history --downloads DIR"
-        )
+    made = "movielens_history"
+    builder = sources.prepared(SOURCE, data_dir, made=made, to_run=made)
     genre_names = builder.info.features["movie_genres"].feature.names
     rows = list(tfds.as_numpy(builder.as_dataset(split="train", shuffle_files=False)))
     # By movie within a second, so that the order is the same every time.

@@ -50,14 +50,8 @@ def mnist_digits(data_dir: str | os.PathLike) -> dict[str, Pool]:
     Raises:
         InputError: MNIST is not prepared in `data_dir`.
     """
-    builder = tfds.builder("mnist", data_dir=os.fspath(data_dir))
-    if not (builder.data_path / "dataset_info.json").exists():
-        raise InputError(
-            "Expected the data set 'mnist', from which 'multi_digits/mnist' is "
-            f"made, to be prepared in {os.fspath(data_dir)}. Received: nothing "
-            "there. Run: mtl-keras datasets prepare multi_digits/mnist "
-            "--downloads DIR"
-        )
+    made = "multi_digits/mnist"
+    builder = prepared("mnist", data_dir, made=made, to_run=made)
     train = _read(builder, "train")
     held_out = len(train.labels) - MNIST_VALIDATION
     return {
@@ -65,6 +59,30 @@ def mnist_digits(data_dir: str | os.PathLike) -> dict[str, Pool]:
         "validation": Pool(train.images[held_out:], train.labels[held_out:]),
         "test": _read(builder, "test"),
     }
+
+
+def prepared(
+    name: str, data_dir: str | os.PathLike, *, made: str, to_run: str
+) -> tfds.core.DatasetBuilder:
+    """Returns the builder of a data set that another one is made from.
+
+    Args:
+        name: The data set to read.
+        data_dir: The folder that holds TensorFlow Datasets' prepared data.
+        made: The data set that is made from it, for the message.
+        to_run: The data set whose preparation brings it.
+
+    Raises:
+        InputError: It is not prepared in `data_dir`.
+    """
+    builder = tfds.builder(name, data_dir=os.fspath(data_dir))
+    if not (builder.data_path / "dataset_info.json").exists():
+        raise InputError(
+            f"Expected the data set {name!r}, from which {made!r} is made, to be "
+            f"prepared in {os.fspath(data_dir)}. Received: nothing there. Run: "
+            f"mtl-keras datasets prepare {to_run} --downloads DIR"
+        )
+    return builder
 
 
 def _read(builder: tfds.core.DatasetBuilder, split: str) -> Pool:
