@@ -288,8 +288,17 @@ bool DualCone(const double* gramian, int size, const double* lower, int batch,
     const double* u = out + b * size;
     double* z = raised.data() + b * size;
     for (int i = 0; i < size; ++i) bounds[i] = u[i] * problem.norms[i];
-    Multiply(problem.cosines, bounds.data(), linear.data());
-    for (int i = 0; i < size; ++i) linear[i] *= -problem.active[i];
+    for (int i = 0; i < size; ++i) {
+      double product = 0.0, parts = 0.0;
+      for (int j = 0; j < size; ++j) {
+        const double term = problem.cosines[i][j] * bounds[j];
+        product += term;
+        parts += std::abs(term);
+      }
+      // Where the bounds' own gradients cancel, what is left is rounding: no conflict.
+      const bool conflict = std::abs(product) > 4.0 * size * kEps * parts;
+      linear[i] = conflict ? -product * problem.active[i] : 0.0;
+    }
     // The tasks that a bound conflicts with are a good guess at those to raise.
     for (int i = 0; i < size; ++i) free[i] = linear[i] > 0.0;
     if (!program.SolveNear(linear.data(), z, free.data())) return false;

@@ -206,6 +206,9 @@ def dual_cone(gramian: Any, lower: Any) -> tuple[tf.Tensor, tf.Tensor]:
     # v = u + z / norms with z >= 0.
     bounds = tf.reshape(present, [-1, size]) * problem.norms
     linear = -tf.matmul(bounds, problem.cosines) * problem.active
+    # Where the bounds' own gradients cancel, what is left is rounding: no conflict.
+    parts = tf.matmul(tf.abs(bounds), tf.abs(problem.cosines))
+    linear = tf.where(tf.abs(linear) > 4.0 * size * EPS * parts, linear, 0.0)
     solution, solved = nonnegative_qp(problem.cosines, linear)
     raised = tf.reshape(solution.x / problem.norms, tf.shape(lower))
     return finish(problem, present + raised, tf.reduce_all(solved), present)
