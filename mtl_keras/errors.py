@@ -16,6 +16,13 @@ class InputError(ValueError):
     """
 
 
+class NonFiniteError(ArithmeticError):
+    """Training met a number that is not finite; the message says where.
+
+    The command line prints it as one line and exits with code 2.
+    """
+
+
 def unknown_name(kind: str, received: object, known: Iterable[str]) -> InputError:
     """Returns the error for a name that is not in a registry.
 

@@ -40,6 +40,7 @@ def task_losses(
     labels: Labels,
     y_pred: dict[str, Any],
     track: bool = True,
+    skip_nonfinite: bool = False,
 ) -> TaskLosses:
     """Computes each task's loss over its labelled samples, and tracks it.
 
@@ -52,6 +53,7 @@ def task_losses(
         labels: The batch's labels.
         y_pred: The model's outputs.
         track: Whether to update the metrics that log the losses.
+        skip_nonfinite: Whether these metrics leave out losses that are not finite.
     """
     size = tf.cast(batch_size(y_pred), "float32")
     counts = {task: _count(labels.labelled[task], size) for task in losses}
@@ -73,6 +75,10 @@ def task_losses(
                 count = counts[task]
                 if averages:
                     unscaled *= tf.math.divide_no_nan(size, count)
+            if skip_nonfinite:
+                finite = tf.math.is_finite(unscaled)
+                unscaled = tf.where(finite, unscaled, 0.0)
+                count = tf.where(finite, tf.cast(count, "float32"), 0.0)
             resolved.tracker.update_state(unscaled, sample_weight=count)
         if averages and task in factors:
             value *= factors[task]
