@@ -32,6 +32,7 @@ from mtl_keras.model.labels import (
     replicas,
     sub_batch,
 )
+from mtl_keras.model.multi_worker import MultiWorkerModel
 from mtl_keras.model.nonfinite import (
     NonFiniteGuard,
     finite_losses,
@@ -53,7 +54,7 @@ _STATE_PREFIXES = ("balancing.", "seed_states.")
 
 
 @keras.saving.register_keras_serializable(package="mtl_keras")
-class MultiTaskModel(keras.Model):
+class MultiTaskModel(MultiWorkerModel):
     """A `keras.Model` that trains several tasks and balances them.
 
     Functional: layers reached by two or more outputs are shared, the others belong

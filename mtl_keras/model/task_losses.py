@@ -78,7 +78,9 @@ def task_losses(
             if skip_nonfinite:
                 finite = tf.math.is_finite(unscaled)
                 unscaled = tf.where(finite, unscaled, 0.0)
-                count = tf.where(finite, tf.cast(count, "float32"), 0.0)
+                # Without a count a batch counts as one.
+                count = tf.cast(1.0 if count is None else count, "float32")
+                count = tf.where(finite, count, 0.0)
             resolved.tracker.update_state(unscaled, sample_weight=count)
         if averages and task in factors:
             value *= factors[task]
