@@ -97,7 +97,7 @@ def test_the_step_of_train_on_batch_raises_at_once():
 
 def test_a_regularisation_loss_is_no_tasks_fault():
     model = build(statistics=False)
-    model.layers[1].kernel_regularizer = lambda w: tf.reduce_sum(tf.sqrt(0.0 * w))
+    model.layers[1].kernel.regularizer = lambda w: tf.reduce_sum(tf.sqrt(0.0 * w))
     with pytest.raises(NonFiniteError, match="regularisation loss, with all losses"):
         model.fit(*data(16), **FIT)
 
