@@ -225,6 +225,13 @@ class Pipeline:
             self.loss_balancer.update(step)
 
     @property
+    def loss_state(self) -> list[keras.Variable]:
+        """The variables of the loss balancer."""
+        if self.loss_balancer is None:
+            return []
+        return list(self.loss_balancer.variables.values())
+
+    @property
     def state(self) -> dict[str, keras.Variable]:
         """All variables that a checkpoint must hold, by a stable key."""
         return {

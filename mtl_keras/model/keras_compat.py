@@ -138,9 +138,21 @@ def call_again(model: keras.Model, inputs: Any) -> Any:
     return model._run_through_graph(inputs)
 
 
-def scales_losses_itself(optimizer: keras.optimizers.Optimizer) -> bool:
-    """Whether an optimizer copes with gradients that overflow, by another scale."""
-    return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+def may_overflow(
+    optimizer: keras.optimizers.Optimizer, loss_scale: tf.Tensor
+) -> tf.Tensor | bool:
+    """Whether gradients that are not finite are for the optimizer to deal with.
+
+    One that scales losses skips such a step and halves the scale. At a scale of 1 or
+    less, what overflows does so by itself.
+
+    Args:
+        optimizer: The optimizer.
+        loss_scale: Scalar, its present scale.
+    """
+    if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return False
+    return loss_scale > 1.0
 
 
 def update_if(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 from typing import Any
 
@@ -19,9 +18,9 @@ from mtl_keras.model.fit_hook import FitHook
 from mtl_keras.model.gradients import GradientStepper, norms_on_last_shared_layer
 from mtl_keras.model.keras_compat import (
     loss_tracker,
+    may_overflow,
     resolved_losses,
     resolved_metrics,
-    scales_losses_itself,
     update_if,
 )
 from mtl_keras.model.labels import (
@@ -35,8 +34,6 @@ from mtl_keras.model.labels import (
 from mtl_keras.model.multi_worker import MultiWorkerModel
 from mtl_keras.model.nonfinite import (
     NonFiniteGuard,
-    finite_losses,
-    kept_finite,
 )
 from mtl_keras.model.probe import BatchProbe
 from mtl_keras.model.representation import (
@@ -44,8 +41,8 @@ from mtl_keras.model.representation import (
     check_shared_below,
     split_at_representation,
 )
-from mtl_keras.model.step import StepContext
-from mtl_keras.model.task_losses import TaskLosses, task_losses
+from mtl_keras.model.step import Forward, StepContext
+from mtl_keras.model.task_losses import TaskLosses, task_losses, track_total
 from mtl_keras.model.task_metrics import update_metrics
 from mtl_keras.model.task_variables import reached_variables, split_variables
 
@@ -364,38 +361,32 @@ class MultiTaskModel(MultiWorkerModel):
         before = []
         if pipeline.needs_probe:
             before = [tf.identity(v.value) for v in self.non_trainable_variables]
-        representation = None
         with (
             tf.GradientTape(persistent=self._stepper.needs_several_gradients) as tape,
-            self._statistics_kept_finite(),
+            guard.statistics_of(self.non_trainable_variables),
         ):
-            if self._split is None:
-                y_pred = self(x, training=True)
-            else:
-                representation, y_pred = self._split.call(x)
-            labels = self._labels(y, y_pred, sample_weight)
-            losses = self._task_losses(labels, y_pred)
-            sub_batches = self._sub_batch_losses(
-                labels, y_pred, pipeline.num_sub_batches
-            )
-            added = self._added_losses()
-
+            forward = self._forward(x, y, sample_weight)
+        y_pred, labels, losses = forward.y_pred, forward.labels, forward.losses
         totals = losses.total_over_replicas()
-        finite = finite_losses(totals)
+        finite = tf.math.is_finite(totals)
         present = guard.taking_part(losses.present, finite)
-        self._track_loss(losses, added, present, batch_size(y_pred))
+        track_total(
+            loss_tracker(self),
+            losses,
+            forward.added,
+            batch_size(y_pred),
+            present if guard.skips else None,
+        )
         loss_scale = self.optimizer.scale_loss(tf.ones(()))
-        # At a scale of 1 or less, what overflows does so by itself.
-        scales = scales_losses_itself(self.optimizer)
         context = StepContext(
             losses.values,
-            added,
+            forward.added,
             tf.where(present, totals, 0.0),
             present,
             loss_scale,
-            loss_scale > 1.0 if scales else False,
-            representation,
-            sub_batches,
+            may_overflow(self.optimizer, loss_scale),
+            forward.representation,
+            forward.sub_batches,
         )
         variables = split_variables(self, self._reached)
         balanced = self._stepper.gradients(tape, variables, context)
@@ -419,7 +410,8 @@ class MultiTaskModel(MultiWorkerModel):
         if pipeline.needs_probe:
             probe = BatchProbe(self, x, labels, before, self._untracked_losses, present)
             step = step._replace(probe=probe)
-        pipeline.update(step)
+        with guard.statistics_of(pipeline.loss_state):
+            pipeline.update(step)
         pipeline.task_weights.update_state(balanced.weights, present)
         if guard.skips:
             y_pred, sample_weight = leave_out(verdict.kept, labels, y_pred, self.tasks)
@@ -429,33 +421,21 @@ class MultiTaskModel(MultiWorkerModel):
             **guard.logs(),
         }
 
-    def _statistics_kept_finite(self) -> contextlib.AbstractContextManager[None]:
-        """Guards the statistics that a forward pass moves, where training goes on."""
-        if not self._guard.skips:
-            return contextlib.nullcontext()
-        return kept_finite(self.non_trainable_variables)
-
-    def _track_loss(
-        self,
-        losses: TaskLosses,
-        added: list[tf.Tensor],
-        present: tf.Tensor,
-        size: tf.Tensor,
-    ) -> None:
-        """Updates the mean behind the logged `loss`."""
-        values = losses.values
-        if self._guard.skips:
-            values = [
-                tf.where(takes_part, value, 0.0)
-                for takes_part, value in zip(tf.unstack(present), values, strict=True)
-            ]
-        total = tf.add_n([*values, *added]) * float(replicas())
-        if self._guard.skips:
-            counts = tf.math.is_finite(total)
-            counts &= tf.reduce_any(present) | ~tf.reduce_any(losses.present)
-            total = tf.where(counts, total, 0.0)
-            size = tf.where(counts, size, 0)
-        loss_tracker(self).update_state(total, sample_weight=size)
+    def _forward(self, x: Any, y: Any, sample_weight: Any) -> Forward:
+        representation = None
+        if self._split is None:
+            y_pred = self(x, training=True)
+        else:
+            representation, y_pred = self._split.call(x)
+        labels = self._labels(y, y_pred, sample_weight)
+        losses = self._task_losses(labels, y_pred)
+        assert self._pipeline is not None
+        sub_batches = self._sub_batch_losses(
+            labels, y_pred, self._pipeline.num_sub_batches
+        )
+        return Forward(
+            y_pred, labels, losses, sub_batches, self._added_losses(), representation
+        )
 
     def _task_losses(
         self, labels: Labels, y_pred: dict[str, Any], track: bool = True

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import keras
@@ -122,6 +122,19 @@ class NonFiniteGuard:
         self._record.assign(tf.where(is_first & ~update, record, earlier))
         return Verdict(update & is_first, kept)
 
+    @contextlib.contextmanager
+    def statistics_of(self, variables: Sequence[keras.Variable]) -> Iterator[None]:
+        """Keeps statistics finite: what would not be so keeps its old value.
+
+        Only where training goes on. Variables not of floats are left alone.
+        """
+        floats = [v for v in variables if self.skips and "float" in v.dtype]
+        before = [tf.identity(v.value) for v in floats]
+        yield
+        for variable, old in zip(floats, before, strict=True):
+            new = tf.convert_to_tensor(variable.value)
+            variable.assign(tf.where(all_finite([new]), new, old))
+
     def logs(self) -> dict[str, tf.Tensor]:
         """Returns the epoch's counts; nothing under `"raise"`."""
         if not self.skips:
@@ -192,11 +205,6 @@ class NonFiniteGuard:
         )
 
 
-def finite_losses(losses: tf.Tensor) -> tf.Tensor:
-    """Returns whose loss over all replicas is finite, bool `[T]`."""
-    return tf.math.is_finite(losses)
-
-
 def finite_gradients(groups: Sequence[Sequence[Any]]) -> tf.Tensor:
     """Returns for each list of gradients whether all are finite, bool `[len]`.
 
@@ -220,21 +228,6 @@ def finite_gradients(groups: Sequence[Sequence[Any]]) -> tf.Tensor:
 def on_all_replicas(flags: tf.Tensor) -> tf.Tensor:
     """Returns where a flag is set on every replica, bool, as `flags`."""
     return tf.equal(sum_over_replicas(tf.cast(~flags, "float32")), 0.0)
-
-
-@contextmanager
-def kept_finite(variables: Sequence[keras.Variable]) -> Iterator[None]:
-    """Gives variables their old value back where what runs leaves another than finite.
-
-    Args:
-        variables: Any; those that are not of floats are left alone.
-    """
-    floats = [v for v in variables if "float" in v.dtype]
-    before = [tf.identity(v.value) for v in floats]
-    yield
-    for variable, old in zip(floats, before, strict=True):
-        new = tf.convert_to_tensor(variable.value)
-        variable.assign(tf.where(all_finite([new]), new, old))
 
 
 def _counter(name: str, shape: tuple[int, ...]) -> keras.Variable:

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from mtl_keras.model.gradient_lists import Gradient
+from mtl_keras.model.labels import Labels
+from mtl_keras.model.task_losses import TaskLosses
+
+
+class Forward(NamedTuple):
+    """What a forward pass gives."""
+
+    y_pred: dict[str, Any]
+    """The model's outputs."""
+    labels: Labels
+    """The batch's labels, by task."""
+    losses: TaskLosses
+    """The losses of the batch."""
+    sub_batches: list[list[tf.Tensor]]
+    """See `StepContext`."""
+    added: list[tf.Tensor]
+    """Regularisation and `add_loss` losses."""
+    representation: list[tf.Tensor] | None
+    """See `StepContext`."""
 
 
 class Objectives(NamedTuple):

@@ -90,6 +90,39 @@ def task_losses(
     return TaskLosses(values, present)
 
 
+def track_total(
+    tracker: keras.metrics.Metric,
+    losses: TaskLosses,
+    added: list[tf.Tensor],
+    size: tf.Tensor,
+    taking_part: tf.Tensor | None,
+) -> None:
+    """Updates the metric that logs the whole loss.
+
+    Args:
+        tracker: The metric.
+        losses: `task_losses`' result.
+        added: Regularisation and `add_loss` losses.
+        size: Samples in the batch.
+        taking_part: None, or bool `[T]`: the losses of the other tasks, and a batch
+            in which none is left, do not count.
+    """
+    values = losses.values
+    if taking_part is not None:
+        parts = tf.unstack(taking_part)
+        values = [
+            tf.where(takes_part, value, 0.0)
+            for takes_part, value in zip(parts, values, strict=True)
+        ]
+    total = tf.add_n([*values, *added]) * float(replicas())
+    if taking_part is not None:
+        counts = tf.reduce_any(taking_part) | ~tf.reduce_any(losses.present)
+        counts &= tf.math.is_finite(total)
+        total = tf.where(counts, total, 0.0)
+        size = tf.where(counts, size, 0)
+    tracker.update_state(total, sample_weight=size)
+
+
 def _fitting_weight(
     loss: keras.losses.Loss, y: Any, y_pred: Any, weight: tf.Tensor | None
 ) -> tf.Tensor | None:

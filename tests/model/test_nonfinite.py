@@ -130,9 +130,7 @@ def test_a_skipped_task_is_an_absent_task(method, value):
     present = {task: np.ones(64) for task in TASKS}
     present["b"] = np.repeat([0.0, 0.0, 0.0, 1.0], 16)
     absent = build(method, on_nonfinite="skip_task", run_eagerly=True)
-    expected = absent.fit(
-        x, clean, sample_weight=present, epochs=2, **FIT
-    ).history
+    expected = absent.fit(x, clean, sample_weight=present, epochs=2, **FIT).history
     assert_equal_weights(absent, skipping, rtol=1e-4, atol=1e-6)
     for key, variable in absent._pipeline.state.items():
         np.testing.assert_allclose(
@@ -268,7 +266,7 @@ def test_replicas_skip_together(method, mirrored):
     assert_equal_weights(*results, rtol=1e-4, atol=1e-6)
     with mirrored.scope():
         model = build(method, statistics=False)
-    with pytest.raises(NonFiniteError, match="step 1 .*loss of 'b'"):
+    with pytest.raises(NonFiniteError, match=r"step 1 .*loss of 'b'"):
         model.fit(x, y, **FIT)
 
 
