@@ -23,6 +23,13 @@ class NonFiniteError(ArithmeticError):
     """
 
 
+class WorkerError(RuntimeError):
+    """Another process of the same training is gone; the message says what to do.
+
+    The command line prints it as one line and exits with code 2.
+    """
+
+
 def unknown_name(kind: str, received: object, known: Iterable[str]) -> InputError:
     """Returns the error for a name that is not in a registry.
 
