@@ -1,4 +1,4 @@
-"""Run folders: written beside and renamed into place, checked when read.
+"""Run folders: their files, checked when read.
 
 A run folder holds `model.keras`, `config.json`, `history.csv`, `metrics.json`
 and `logs/`. It appears under its name only when it is complete.
@@ -13,12 +13,13 @@ import json
 import math
 import os
 import pathlib
-import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from mtl_keras.errors import InputError
+import tensorflow as tf
+
+from mtl_keras.errors import InputError, system_reason
 from mtl_keras.runs.config import RunConfig
 
 if TYPE_CHECKING:
@@ -141,14 +142,6 @@ def write_history(path: pathlib.Path, history: Mapping[str, list[float]]) -> Non
             writer.writerow([epoch + 1, *row])
 
 
-def next_free(parent: str | pathlib.Path, name: str) -> pathlib.Path:
-    """Returns `parent/name-N` with the first N that is not taken."""
-    number = 1
-    while (path := pathlib.Path(parent) / f"{name}-{number}").exists():
-        number += 1
-    return path
-
-
 def check_free(out: str | pathlib.Path) -> None:
     """Raises an InputError unless `out` can be made here and now.
 
@@ -178,35 +171,14 @@ def check_free(out: str | pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def staged(out: str | pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a folder beside `out` that becomes `out` when the block succeeds.
-
-    When the block raises, whatever it has written is removed again, with the
-    parent folders that had to be made.
-
-    Raises:
-        InputError: If `out` is in use, or cannot be made.
-    """
-    check_free(out)
-    out = pathlib.Path(out).absolute()
-    made = [p for p in out.parents if not p.exists()]
-    work = out.with_name(f".{out.name}.partial-{os.getpid()}")
+def disk_errors(path: pathlib.Path) -> Iterator[None]:
+    """Turns what the system says while a folder is written into an InputError."""
     try:
-        try:
-            work.mkdir(parents=True)
-        except OSError as error:
-            raise InputError(
-                f"The output folder {str(out)!r} cannot be made: {error.strerror}."
-            ) from error
-        yield work
-        work.rename(out)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        for parent in made:
-            # Another run may have put its results there in the meantime.
-            with contextlib.suppress(OSError):
-                parent.rmdir()
-        raise
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        raise InputError(
+            f"The folder {str(path)!r} cannot be written: {system_reason(error)}."
+        ) from error
 
 
 def first_line(error: BaseException) -> str:
