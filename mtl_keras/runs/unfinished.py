@@ -79,16 +79,17 @@ def opened(
     """
     out = pathlib.Path(out).absolute()
     work = work_folder(out)
+    _remove_leftover(work, out)
     check_free(out)
     made = [p for p in out.parents if not p.exists()]
     try:
         work.mkdir(parents=True, exist_ok=True)
-        lock = _locked(work)
     except OSError as error:
         raise InputError(
             f"The output folder {str(out)!r} cannot be made: {error.strerror}."
         ) from error
-    with lock:
+    _check_no_links(work)
+    with _locked(work):
         _check_settings(work, config, out)
         try:
             for name in (_RUN, CHECKPOINTS):
@@ -106,11 +107,26 @@ def opened(
         shutil.rmtree(work, ignore_errors=True)
 
 
+def _remove_leftover(work: pathlib.Path, out: pathlib.Path) -> None:
+    """Removes what a process leaves that ends right after its run has its name."""
+    if out.is_dir() and work.is_dir() and not (work / _RUN).exists():
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _check_no_links(work: pathlib.Path) -> None:
+    """Raises an InputError if writing here could change a file elsewhere."""
+    for path in (work, *work.rglob("*")):
+        if path.is_symlink():
+            raise InputError(
+                f"Expected no symbolic link in an unfinished run. Received: {path}. "
+                "Remove it, or name another --out."
+            )
+
+
 @contextlib.contextmanager
 def _locked(work: pathlib.Path) -> Iterator[None]:
     """Holds a work folder for this process; the system lets go when it dies."""
-    file = os.open(work / _LOCK, os.O_CREAT | os.O_RDWR, 0o644)
-    try:
+    with (work / _LOCK).open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -119,8 +135,6 @@ def _locked(work: pathlib.Path) -> Iterator[None]:
                 "it, or name another --out."
             ) from None
         yield
-    finally:
-        os.close(file)
 
 
 def _check_settings(work: pathlib.Path, config: RunConfig, out: pathlib.Path) -> None:
