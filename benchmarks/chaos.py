@@ -76,7 +76,7 @@ width = [8, 16, 24]
 MODES = ("time", "time", "write", "close")
 
 
-class Broken(Exception):
+class BrokenError(Exception):
     """A promise was not kept."""
 
 
@@ -147,7 +147,7 @@ def run(
 
 def promise(kept: bool, words: str) -> None:
     if not kept:
-        raise Broken(words)
+        raise BrokenError(words)
 
 
 def contents(out: pathlib.Path) -> dict[str, Any]:
@@ -434,7 +434,8 @@ def main() -> None:
     # So that no process has to load them.
     for package in (mtl_keras, mtl_keras_cli):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            importlib.import_module(module.name)
+            if "libmtl" not in module.name:
+                importlib.import_module(module.name)
     kinds = [arguments.only] if arguments.only else [*RUNS, "further"]
     applications = [kind for kind in kinds if kind in RUNS]
     records: list[dict[str, Any]] = []
@@ -455,7 +456,7 @@ def main() -> None:
                 for record in trials:
                     records.append(record)
                     print(json.dumps(record), flush=True)
-        except Broken as error:
+        except BrokenError as error:
             broken = str(error)
             print(f"Broken: {broken}", file=sys.stderr)
     write(arguments, records, broken)
