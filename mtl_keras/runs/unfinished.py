@@ -50,7 +50,7 @@ def _can_be_taken(work: pathlib.Path, config: RunConfig) -> bool:
     if not work.exists():
         return True
     try:
-        with _locked(work):
+        with held(work):
             return _settings(work) == _as_json(config)
     except InputError:
         return False
@@ -89,7 +89,7 @@ def opened(
             f"The output folder {str(out)!r} cannot be made: {error.strerror}."
         ) from error
     _check_no_links(work)
-    with _locked(work):
+    with held(work):
         _check_settings(work, config, out)
         try:
             for name in (_RUN, CHECKPOINTS):
@@ -124,7 +124,7 @@ def _check_no_links(work: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(work: pathlib.Path) -> Iterator[None]:
+def held(work: pathlib.Path) -> Iterator[None]:
     """Holds a work folder for this process; the system lets go when it dies."""
     with (work / _LOCK).open("ab") as file:
         try:
