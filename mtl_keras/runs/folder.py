@@ -13,14 +13,14 @@ import json
 import math
 import os
 import pathlib
-import zipfile
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
 from mtl_keras.errors import InputError, system_reason
-from mtl_keras.runs.config import RunConfig
+from mtl_keras.runs.config import RunConfig, is_number
+from mtl_keras.runs.model_file import check_model_file
 
 if TYPE_CHECKING:
     import keras
@@ -47,10 +47,11 @@ class Run:
     metrics: dict[str, dict[str, float]]
 
     def model(self) -> keras.Model:
-        """Loads `model.keras` with Keras's safe mode on.
+        """Loads `model.keras` with Keras's safe mode on: no code comes with it.
 
         Raises:
-            InputError: If the file cannot be read as a Keras model.
+            InputError: If the file is not one that Keras writes, holds code, or is
+                of layers that nobody has registered.
         """
         # Also for their registered classes, by which the file names them.
         import keras
@@ -58,16 +59,11 @@ class Run:
         from mtl_keras import applications, balancing, model, sharing  # noqa: F401
 
         applications.get(self.config.application)
+        check_model_file(self.path / MODEL)
         try:
-            return keras.models.load_model(self.path / MODEL)
-        except (
-            ValueError,
-            TypeError,
-            KeyError,
-            OSError,
-            ImportError,
-            zipfile.BadZipFile,
-        ) as error:
+            return keras.models.load_model(self.path / MODEL, safe_mode=True)
+        # Whatever layers raise at arguments that they were never meant to have.
+        except Exception as error:
             raise InputError(
                 f"{self.path / MODEL} cannot be loaded: {first_line(error)}"
             ) from error
@@ -92,18 +88,40 @@ def load_run(path: str | pathlib.Path) -> Run:
             f"--out {path}` makes one."
         )
     for name in (CONFIG, METRICS, MODEL):
+        if (path / name).is_symlink():
+            raise InputError(
+                f"Expected the files of a run to lie in {str(path)!r}. Received: a "
+                f"symbolic link, {name}."
+            )
         if not (path / name).is_file():
             raise InputError(f"{str(path)!r} is not a run folder: it has no {name}.")
     values = read_json(path / CONFIG)
     values.pop("versions", None)
-    return Run(path, RunConfig.from_dict(values), read_json(path / METRICS))
+    try:
+        config = RunConfig.from_dict(values)
+    except InputError as error:
+        raise InputError(f"{path / CONFIG}: {error}") from error
+    return Run(path, config, _read_metrics(path / METRICS))
+
+
+def _read_metrics(path: pathlib.Path) -> dict[str, dict[str, float]]:
+    metrics = read_json(path)
+    for values in metrics.values():
+        if not isinstance(values, dict) or not all(
+            value is None or is_number(value) for value in values.values()
+        ):
+            raise InputError(
+                f"Expected {path} to hold numbers by task and metric. "
+                f"Received: {values!s:.100}."
+            )
+    return metrics
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """Reads a JSON object; InputError when the file does not hold one."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {first_line(error)}") from error
     if not isinstance(values, dict):
         raise InputError(
