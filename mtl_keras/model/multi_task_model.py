@@ -299,6 +299,7 @@ class MultiTaskModel(MultiWorkerModel):
         if epoch_means:
             for metric in (*self.metrics, *self._pipeline.metrics):
                 variables += metric.variables
+            variables += self._guard.counts
         numbered = {f"variable.{index}": v for index, v in enumerate(variables)}
         return numbered | self._pipeline.state
 

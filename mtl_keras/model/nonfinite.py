@@ -64,9 +64,14 @@ class NonFiniteGuard:
         # which are 0 until a step fails.
         self._record = _counter("nonfinite_record", (2 * size + 3,))
 
+    @property
+    def counts(self) -> list[keras.Variable]:
+        """What is counted in an epoch."""
+        return [self._batch, self._counts]
+
     def reset(self) -> None:
         """Starts the counts of an epoch anew."""
-        for variable in (self._batch, self._counts):
+        for variable in self.counts:
             variable.assign(np.zeros(variable.shape))
 
     def forget(self) -> None:

@@ -6,12 +6,15 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Iterator
 
 import tensorflow as tf
 
 from mtl_keras.errors import InputError, WorkerError, unknown_name
+from mtl_keras.runs import unfinished
+from mtl_keras.runs.config import RunConfig
 
 NAMES = ("mirrored", "multiworker")
 _EXAMPLE = (
@@ -80,11 +83,36 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
 
 
 @contextlib.contextmanager
-def of_other_workers(strategy: tf.distribute.Strategy) -> Iterator[pathlib.Path]:
-    """Gives a worker that is not the chief a folder to write what nobody needs."""
-    assert not is_chief(strategy)
-    with tempfile.TemporaryDirectory() as folder:
-        yield pathlib.Path(folder)
+def folders(
+    strategy: tf.distribute.Strategy, out: str | os.PathLike, config: RunConfig
+) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
+    """Gives the folders of a run, as `unfinished.opened` does.
+
+    Only the chief's become the run folder. The other workers get folders of their own
+    with a copy of the checkpoints, and throw them away at the end; for them to find
+    the checkpoints, `out` has to be on a file system that all workers share.
+    """
+    if is_chief(strategy):
+        with unfinished.opened(out, config) as opened:
+            yield opened
+        return
+    work = unfinished.work_folder(pathlib.Path(out).absolute())
+    with tempfile.TemporaryDirectory() as own:
+        run, saved = pathlib.Path(own, "run"), pathlib.Path(own, "checkpoints")
+        run.mkdir()
+        saved.mkdir()
+        for path in (work / unfinished.CHECKPOINTS).glob("*.npz"):
+            shutil.copy(path, saved)
+        yield run, saved
+
+
+def sharded(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Has every worker train on its own part of each batch, as one device would."""
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = (
+        tf.data.experimental.AutoShardPolicy.DATA
+    )
+    return dataset.with_options(options)
 
 
 @contextlib.contextmanager
