@@ -73,11 +73,30 @@ def _draws(method: str) -> bool:
     return type(balancing.get(method)).uses_seed
 
 
+def wait_long(workers: int) -> None:
+    """Lets a worker be silent for more than TensorFlow's 10 s without being lost.
+
+    For a machine that does other things too. There is no public way to say so.
+    """
+    from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
+    from tensorflow.python.eager import context
+
+    context.context().configure_coordination_service(
+        service_type="standalone",
+        service_leader="/job:worker/replica:0/task:0",
+        heartbeat_timeout_in_ms=300_000,
+        coordinated_jobs=[
+            coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=workers)
+        ],
+    )
+
+
 def work(methods: list[str], out: pathlib.Path) -> None:
     """Trains all methods in this process, as TF_CONFIG says, and writes the weights."""
     import tensorflow as tf
 
     if "TF_CONFIG" in os.environ:
+        wait_long(workers=2)
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
         assert strategy.num_replicas_in_sync == 2
     else:

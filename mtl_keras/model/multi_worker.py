@@ -44,6 +44,14 @@ class MultiWorkerModel(keras.Model):
 
         return super()._make_function(with_axis)
 
+    def _get_metrics_result_or_logs(self, logs: Any) -> Any:
+        """Returns an epoch's logs, the metrics among them over all replicas.
+
+        A step logs each replica's own. Keras takes the metrics' results in their
+        place only where a step logs nothing else.
+        """
+        return {**logs, **self.get_metrics_result()}
+
 
 def _over_workers(strategy: tf.distribute.Strategy) -> bool:
     return (
