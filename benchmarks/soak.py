@@ -31,6 +31,7 @@ import tensorflow as tf
 
 import mtl_keras
 from mtl_keras import evaluation, sharing
+from mtl_keras.runs.progress import EpochTensorBoard
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "soak.json"
 STEPS, PER_EPOCH, BATCH = 100_000, 1_000, 16
@@ -105,7 +106,7 @@ def callbacks(folder: pathlib.Path) -> list[keras.callbacks.Callback]:
         keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate),
         keras.callbacks.ModelCheckpoint(folder / "model.keras", "val_loss"),
         keras.callbacks.ReduceLROnPlateau("val_loss", patience=10**6),
-        keras.callbacks.TensorBoard(folder / "logs", write_graph=False),
+        EpochTensorBoard(folder / "logs", write_graph=False),
         keras.callbacks.TerminateOnNaN(),
     ]
 

@@ -14,7 +14,7 @@ from mtl_keras.errors import InputError
 from mtl_keras.model import MultiTaskModel
 from mtl_keras.runs import checkpoints, folder, strategies
 from mtl_keras.runs.config import RunConfig, check_count, spec_name
-from mtl_keras.runs.progress import EpochLines, StepBar
+from mtl_keras.runs.progress import EpochLines, EpochTensorBoard, StepBar
 from mtl_keras.runs.training import (
     compiled_model,
     count_batches,
@@ -169,7 +169,7 @@ class _Fitting:
         found = self._newest()
         self._announce(found)
         callbacks: list[keras.callbacks.Callback] = [
-            keras.callbacks.TensorBoard(logs, write_graph=False)
+            EpochTensorBoard(logs, write_graph=False)
         ]
         if not self._console.quiet:
             assert self._config.tasks is not None

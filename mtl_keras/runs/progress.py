@@ -100,6 +100,18 @@ class EpochLines(keras.callbacks.Callback):
         )
 
 
+class EpochTensorBoard(keras.callbacks.TensorBoard):
+    """TensorBoard logs of epochs alone.
+
+    Keras's callback also hands every log of every step to a summary that is not
+    written, and the process grows by some 5 kB a step.
+    """
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """See Keras; without the step's logs."""
+        super().on_train_batch_end(batch)
+
+
 class StepBar(keras.callbacks.Callback):
     """Shows a bar over all steps of a training, on a terminal.
 

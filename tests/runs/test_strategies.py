@@ -44,7 +44,11 @@ def compared(methods):
 def test_two_workers_train_as_one_process_does(methods):
     for method, difference in compared(methods).items():
         assert difference["between_workers"] == 0.0, method
-        assert difference["from_one_process"] < 1e-4, method
+        allowed = 1e-4
+        if not isinstance(balancing.get(method), balancing.GramBalancer):
+            # Some divide by losses that come near zero: rounding alone moves them.
+            allowed = max(allowed, 10.0 * difference["of_one_process_nudged"])
+        assert difference["from_one_process"] < allowed, method
 
 
 def start(out, *arguments, task=None):
