@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 TUNED := runs/demo
 
-.PHONY: demo test test-native lint install clean
+.PHONY: demo test test-native soak lint install clean
 
 # The study, its best trial trained in full, evaluated on the test split,
 # exported, loaded back and compared with the Keras model.
@@ -28,6 +28,10 @@ test-native: $(VENV)/installed-dev
 		-DMTL_KERAS_TESTS=ON -DMTL_KERAS_SANITIZE=address,undefined
 	$(BIN)/cmake --build build/tests
 	$(BIN)/ctest --test-dir build/tests --output-on-failure
+
+# Memory and step time over 100,000 steps, with every callback on.
+soak: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/soak.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

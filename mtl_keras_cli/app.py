@@ -128,10 +128,11 @@ def train(
     defaults. Stopped and started again, it goes on after the last epoch that was
     finished.
     """
-    tensorflow.load()
+    tensorflow.load(starts=strategy is None)
     from mtl_keras import runs
-    from mtl_keras.runs import unfinished
+    from mtl_keras.runs import strategies, unfinished
 
+    over = strategies.make(strategy)
     console = make_console()
     given: dict[str, Any] = {
         "data": data,
@@ -163,7 +164,7 @@ def train(
         out,
         checkpoint_steps=checkpoint_steps,
         deterministic=deterministic,
-        strategy=strategy,
+        strategy=over,
         console=console,
     )
     _print_metrics(console, results.metrics)

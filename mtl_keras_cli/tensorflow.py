@@ -22,18 +22,22 @@ _NOISE = re.compile(
 )
 
 
-def load() -> None:
+def load(starts: bool = True) -> None:
     """Imports TensorFlow; only what is worth reading gets to standard error.
 
     TF_CPP_MIN_LOG_LEVEL=0 in the environment shows everything.
+
+    Args:
+        starts: Whether to have TensorFlow start up, too, so that what it says of
+            devices is filtered as well. One that joins a cluster must not yet.
     """
     if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2") == "0":
         return
     with _filtered_stderr():
         import tensorflow as tf
 
-        # Looks for devices now, so that what it says is filtered as well.
-        tf.config.list_logical_devices()
+        if starts:
+            tf.config.list_logical_devices()
     tf.get_logger().setLevel("ERROR")
 
     from absl import logging

@@ -45,7 +45,7 @@ def train(
     *,
     checkpoint_steps: int | None = None,
     deterministic: bool = False,
-    strategy: str | None = None,
+    strategy: tf.distribute.Strategy | None = None,
     console: Console | None = None,
 ) -> Results:
     """Trains one configuration and writes its run folder, or goes on with it.
@@ -61,9 +61,8 @@ def train(
         checkpoint_steps: Steps between checkpoints within an epoch; None for none.
         deterministic: Whether TensorFlow may use deterministic ops only, for the
             whole process: the same weights then bit for bit.
-        strategy: How to train on several devices: `"mirrored"`, `"multiworker"`
-            (called in each worker, before anything else that TensorFlow does), or
-            None; see `strategies.make`. The batch size is that of all together.
+        strategy: Over what to train, as `strategies.make` gives it; None for one
+            device. The batch size is that of all devices together.
         console: Where to show progress; None trains in silence.
 
     Returns:
@@ -77,7 +76,7 @@ def train(
         WorkerError: If another worker has ended.
         NonFiniteError: If a loss or a gradient is not finite.
     """
-    over = strategies.make(strategy)
+    over = strategy or tf.distribute.get_strategy()
     config = config.validate()
     if checkpoint_steps is not None:
         check_count("checkpoint_steps", checkpoint_steps)
