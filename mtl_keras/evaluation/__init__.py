@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from mtl_keras.evaluation.boxes import BoxIoU
 from mtl_keras.evaluation.calibration import CalibrationError, calibration_error
-from mtl_keras.evaluation.conflict_images import ConflictImages
 from mtl_keras.evaluation.delta import delta_m
 from mtl_keras.evaluation.pareto import hypervolume, pareto_front
 from mtl_keras.evaluation.ranking import by_slice, group_auc, ndcg
@@ -16,7 +15,6 @@ from mtl_keras.evaluation.text import answer_scores, bleu, normalized_answer
 __all__ = [
     "BoxIoU",
     "CalibrationError",
-    "ConflictImages",
     "MaskIoU",
     "SequenceCrossentropy",
     "SpanAccuracy",

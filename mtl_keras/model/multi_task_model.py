@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -30,6 +31,7 @@ from mtl_keras.model.labels import (
     batch_size,
     replicas,
     sub_batch,
+    without_tasks,
 )
 from mtl_keras.model.probe import BatchProbe
 from mtl_keras.model.representation import (
@@ -99,6 +101,7 @@ class MultiTaskModel(keras.Model):
         self._loss_tasks: tuple[str, ...] = tuple(outputs)
         self._pipeline: Pipeline | None = None
         self._split: SplitModel | None = None
+        self._stopped: frozenset[str] = frozenset()
 
     @property
     def tasks(self) -> list[str]:
@@ -112,6 +115,32 @@ class MultiTaskModel(keras.Model):
     def balancers(self) -> tuple[balancing_lib.Balancer, ...]:
         """The balancers that `compile` was given; empty before."""
         return self._pipeline.balancers if self._pipeline else ()
+
+    @property
+    def shared_variables(self) -> list[keras.Variable]:
+        """Trainable variables that two or more tasks with a loss reach."""
+        return split_variables(self, self._reached).shared
+
+    def stop_tasks(self, tasks: Iterable[str]) -> None:
+        """Takes tasks out of the training steps to come, also within a `fit`.
+
+        A stopped task counts as absent from every batch: no loss, no gradient, no
+        weight. Metrics and `evaluate` see it as before. `compile` lets all take part.
+
+        Args:
+            tasks: The tasks to leave out; all others take part (again).
+
+        Raises:
+            InputError: For a name that is no task of the compiled model.
+        """
+        stopped = frozenset(tasks)
+        for task in stopped:
+            if task not in self.tasks:
+                raise unknown_name("task", task, self.tasks)
+        if stopped != self._stopped:
+            self._stopped = stopped
+            if self.train_function is not None:
+                self.make_train_function(force=True)
 
     def gradient_cosines(self) -> np.ndarray:
         """Returns the mean cosine of each pair of task gradients, `[T, T]`.
@@ -179,6 +208,7 @@ class MultiTaskModel(keras.Model):
             balancers = [balancers]
         pipeline = Pipeline(balancers, monitor)
         loss_tasks = self._tasks_with_loss(loss)
+        self._stopped = frozenset()
         self._check_names("metrics", metrics)
         self._check_names("weighted_metrics", weighted_metrics)
         self._check_names("loss_weights", loss_weights)
@@ -322,6 +352,24 @@ class MultiTaskModel(keras.Model):
         losses = self._task_losses(self._labels(y, y_pred, sample_weight), y_pred)
         return tf.add_n([*losses.values, *self._added_losses()])
 
+    def task_losses(
+        self, y: Any, y_pred: dict[str, Any], sample_weight: Any = None
+    ) -> dict[str, tf.Tensor]:
+        """Returns each task's loss on a batch, as training sees it.
+
+        Args:
+            y: Labels, in a form that `fit` takes.
+            y_pred: The model's outputs.
+            sample_weight: As in `fit`; 0 marks an absent label.
+
+        Returns:
+            `{task: float32 scalar}` in the order of `tasks`, times the task's
+            `loss_weights`; 0 for a task without a label in the batch.
+        """
+        labels = self._labels(y, y_pred, sample_weight)
+        losses = self._untracked_losses(labels, y_pred)
+        return dict(zip(self.tasks, losses, strict=True))
+
     def compute_metrics(
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
     ) -> dict[str, Any]:
@@ -354,6 +402,7 @@ class MultiTaskModel(keras.Model):
             else:
                 representation, y_pred = self._split.call(x)
             labels = self._labels(y, y_pred, sample_weight)
+            labels = without_tasks(labels, self._stopped, batch_size(y_pred))
             losses = self._task_losses(labels, y_pred)
             sub_batches = self._sub_batch_losses(
                 labels, y_pred, pipeline.num_sub_batches

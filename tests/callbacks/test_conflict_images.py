@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import mtl_keras
 from mtl_keras.errors import InputError
-from mtl_keras.evaluation.conflict_images import ConflictImages, heat_map
+from mtl_keras.callbacks.conflict_images import ConflictImages, heat_map
 
 
 def build(monitor):
