@@ -6,6 +6,7 @@ import dataclasses
 import pathlib
 import platform
 import time
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
@@ -107,6 +108,7 @@ def train(
     config: RunConfig,
     out: str | pathlib.Path,
     *,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
     console: Console | None = None,
 ) -> Results:
     """Trains one configuration and writes its run folder.
@@ -117,6 +119,8 @@ def train(
     Args:
         config: What to train; None in a field means the application's default.
         out: The run folder to make.
+        callbacks: Further callbacks of the training, which come first. The model is
+            tested and saved as they leave it.
         console: Where to show progress; None trains in silence.
 
     Returns:
@@ -143,8 +147,9 @@ def train(
     model = compiled_model(config, steps)
 
     with folder.staged(out) as work:
-        callbacks: list[keras.callbacks.Callback] = [
-            keras.callbacks.TensorBoard(work / folder.LOGS, write_graph=False)
+        callbacks = [
+            *callbacks,
+            keras.callbacks.TensorBoard(work / folder.LOGS, write_graph=False),
         ]
         if not console.quiet:
             console.print(_headline(config, model, per_epoch), soft_wrap=True)
