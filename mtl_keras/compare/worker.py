@@ -111,5 +111,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-
-
