@@ -126,22 +126,22 @@ class Comparison:
     def cells(self) -> list[Cell]:
         """Returns all trainings of a validated comparison.
 
-        First the single tasks, whose results the others are measured against.
+        Seed by seed, so that a comparison that was stopped has whole seeds; of each
+        the single tasks first, which the others are measured against, pairs last.
         """
+        return [cell for seed in range(self.seeds) for cell in self._of_seed(seed)]
+
+    def _of_seed(self, seed: int) -> list[Cell]:
         cells = [
-            self._cell(SINGLE, f"single {task}", (task,), seed)
-            for seed in range(self.seeds)
-            for task in self.tasks
+            self._cell(SINGLE, f"single {task}", (task,), seed) for task in self.tasks
         ]
-        for seed in range(self.seeds):
-            for name, share, balance in self._combinations():
-                cells.append(
-                    self._cell(COMBINATION, name, self.tasks, seed, share, balance)
-                )
+        cells += [
+            self._cell(COMBINATION, name, self.tasks, seed, share, balance)
+            for name, share, balance in self._combinations()
+        ]
         if self.pairs:
             cells += [
                 self._cell(PAIR, f"pair {' + '.join(pair)}", pair, seed)
-                for seed in range(self.seeds)
                 for pair in itertools.combinations(self.tasks, 2)
             ]
         return cells

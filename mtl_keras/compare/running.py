@@ -6,7 +6,6 @@ import json
 import pathlib
 import signal
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -35,8 +34,8 @@ def run_cells(
 ) -> dict[str, Record]:
     """Trains every cell that is not there yet, and reads all records.
 
-    Single tasks come first; a combination whose single tasks have all failed to
-    give a baseline fails as well, without being trained.
+    A combination waits for its tasks alone, with the same seed; where one of them
+    failed, it is recorded as failed as well, without being trained.
 
     Args:
         comparison: What `validate` has returned.
@@ -103,13 +102,14 @@ class _Queue:
                     self._records[cell.name] = record
         waiting = [cell for cell in self._cells if cell.name not in self._records]
         self._announce(len(waiting))
-        singles = [cell for cell in waiting if cell.kind == SINGLE]
-        others = [cell for cell in waiting if cell.kind != SINGLE]
         with self._bar() as bar:
-            row = bar.add_task("cells", total=len(self._cells))
+            row = bar.add_task("cells", total=len(self._cells), left="")
             try:
-                for stage in (singles, others):
-                    self._run_stage(stage, lambda: self._show(bar, row))
+                while waiting or self._running:
+                    self._start_what_can(waiting)
+                    time.sleep(_POLL_SECONDS)
+                    self._collect()
+                    self._show(bar, row)
             finally:
                 self._stop_all()
         return {cell.name: self._records[cell.name] for cell in self._cells}
@@ -149,18 +149,34 @@ class _Queue:
             left="" if left is None else f"about {duration(left)} left",
         )
 
-    def _run_stage(self, cells: Sequence[Cell], show: Any) -> None:
-        waiting = list(cells)
-        while waiting or self._running:
-            for slot in range(self._jobs):
-                if waiting and slot not in self._running:
-                    self._start(waiting.pop(0), slot)
-            time.sleep(_POLL_SECONDS if self._running else 0)
-            for slot, (cell, process, started) in list(self._running.items()):
-                if process.poll() is not None:
-                    del self._running[slot]
-                    self._finish(cell, process.returncode, time.monotonic() - started)
-            show()
+    def _start_what_can(self, waiting: list[Cell]) -> None:
+        """Starts the first cells whose single tasks are done, where there is room."""
+        for slot in range(self._jobs):
+            ready = next((cell for cell in waiting if self._is_ready(cell)), None)
+            if ready is not None and slot not in self._running:
+                waiting.remove(ready)
+                self._start(ready, slot)
+
+    def _is_ready(self, cell: Cell) -> bool:
+        if cell.kind == SINGLE:
+            return True
+        return all(single.name in self._records for single in self._singles(cell))
+
+    def _singles(self, cell: Cell) -> list[Cell]:
+        """Returns the cells of a cell's tasks alone, with its seed."""
+        return [
+            single
+            for single in self._cells
+            if single.kind == SINGLE
+            and single.config.seed == cell.config.seed
+            and single.tasks[0] in cell.tasks
+        ]
+
+    def _collect(self) -> None:
+        for slot, (cell, process, started) in list(self._running.items()):
+            if process.poll() is not None:
+                del self._running[slot]
+                self._finish(cell, process.returncode, time.monotonic() - started)
 
     def _start(self, cell: Cell, slot: int) -> None:
         path = self._folder / cell.name
@@ -168,15 +184,19 @@ class _Queue:
         (path / RECORD).unlink(missing_ok=True)
         baseline = None
         if cell.kind != SINGLE:
-            baseline, missing = self._baseline(cell)
-            if missing:
+            alone = {
+                one.tasks[0]: self._records[one.name] for one in self._singles(cell)
+            }
+            failed = [t for t, r in alone.items() if r["status"] != "COMPLETED"]
+            if failed:
                 message = (
-                    f"Its epoch cannot be chosen: training {missing[0]!r} alone "
-                    f"with seed {cell.config.seed} failed."
+                    f"Its epoch cannot be chosen: training {failed[0]!r} alone with "
+                    f"seed {cell.config.seed} failed."
                 )
                 write_json(path / RECORD, worker.failure(message))
                 self._finish(cell, 0, 0.0)
                 return
+            baseline = {task: r["validation"][task] for task, r in alone.items()}
         settings = {
             "kind": cell.kind,
             "config": cell.config.to_dict(),
@@ -185,20 +205,6 @@ class _Queue:
         write_json(path / SETTINGS, settings)
         process = worker.start(path, slot, self._jobs, self._gpus)
         self._running[slot] = (cell, process, time.monotonic())
-
-    def _baseline(self, cell: Cell) -> tuple[dict[str, float], list[str]]:
-        """Returns what the tasks reach alone on validation, and which are missing."""
-        values, missing = {}, []
-        for single in self._cells:
-            (task, *_) = single.tasks
-            of_cell = single.kind == SINGLE and task in cell.tasks
-            if of_cell and single.config.seed == cell.config.seed:
-                record = self._records[single.name]
-                if record["status"] == "COMPLETED":
-                    values[task] = record["validation"][task]
-                else:
-                    missing.append(task)
-        return values, missing
 
     def _finish(self, cell: Cell, code: int, seconds: float) -> None:
         file = self._folder / cell.name / RECORD
