@@ -16,7 +16,7 @@ from mtl_keras.compare import worker
 from mtl_keras.compare.comparison import Cell, Comparison
 from mtl_keras.compare.report import write_report
 from mtl_keras.compare.running import run_cells
-from mtl_keras.compare.summary import Record, Summary, summarise
+from mtl_keras.compare.summary import Record, Summary, corrected_p, summarise
 from mtl_keras.runs.folder import write_json
 from mtl_keras.runs.training import versions
 
@@ -122,12 +122,6 @@ def _mean_and_std(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         for name, found in values.items()
         for part in ("mean", "std")
     }
-
-
-def corrected_p(summary: Summary, family: str, method: str) -> float | None:
-    """Returns the corrected p-value of a paired t-test; None where none was made."""
-    tests = summary["tests"].get(family, {}).get("t", {})
-    return tests[method]["p_corrected"] if method in tests else None
 
 
 def _write_cells(

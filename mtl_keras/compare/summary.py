@@ -43,6 +43,12 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
+def corrected_p(summary: Summary, family: str, method: str) -> float | None:
+    """Returns the corrected p-value of a paired t-test; None where none was made."""
+    tests = summary["tests"].get(family, {}).get("t", {})
+    return tests[method]["p_corrected"] if method in tests else None
+
+
 class _Summary:
     def __init__(self, comparison: Comparison, records: Mapping[str, Record]):
         self._comparison = comparison
