@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from mtl_keras_cli import datasets, doctor, tensorflow
+from mtl_keras_cli import comparing, datasets, doctor, tensorflow
 from mtl_keras_cli.errors import Commands
 from mtl_keras_cli.text import examples, make_console, plain_table
 
@@ -37,6 +37,7 @@ def _version(show: bool) -> None:
     epilog=examples(
         "mtl-keras train vision",
         "mtl-keras tune tuning/vision.toml",
+        "mtl-keras compare vision --seeds 3",
         "mtl-keras export runs/vision-1 --to models/vision",
     ),
 )
@@ -49,7 +50,7 @@ def root(
         ),
     ] = False,
 ) -> None:
-    """Multi-task learning for Keras: search, train, evaluate, export."""
+    """Multi-task learning for Keras: search, train, compare, evaluate, export."""
     if context.invoked_subcommand is None:
         print(context.get_help())
         raise typer.Exit
@@ -357,5 +358,6 @@ def serve_check(
     )
 
 
+app.command(epilog=examples(*comparing.EXAMPLES))(comparing.compare)
 app.add_typer(datasets.app, name="datasets")
 app.command()(doctor.doctor)

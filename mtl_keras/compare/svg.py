@@ -15,7 +15,7 @@ from typing import NamedTuple
 from matplotlib.ticker import MaxNLocator
 
 WIDTH = 340
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 38
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 14, 10, 38
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
 COLOURS = 10
 
@@ -61,15 +61,16 @@ def bars(rows: Sequence[Bar], unit: str, about: str) -> str:
         if row.mean is not None
         for sign in (-1, 1)
     ]
-    axis = _Axis([0.0, *ends], 4, WIDTH - 12)
+    axis = _Axis([0.0, *ends], 16, WIDTH - 16)
     step, top = 38, 6
     height = top + step * len(rows) + 34
     parts = [_vertical_grid(axis, top, height - 34)]
     zero = axis.place(0.0)
+    parts.append(f'<path class="zero" d="M{zero:.1f} {top}V{height - 34}"/>')
     for number, row in enumerate(rows):
         y = top + step * number
-        parts.append(_text(4, y + 12, row.label, "start"))
-        parts.append(_text(WIDTH - 4, y + 12, row.text, "end", "value"))
+        parts.append(_text(4, y + 12, row.label, "start", "halo"))
+        parts.append(_text(WIDTH - 4, y + 12, row.text, "end", "value halo"))
         if row.mean is None or not math.isfinite(row.mean):
             continue
         end = axis.place(row.mean)
@@ -85,7 +86,6 @@ def bars(rows: Sequence[Bar], unit: str, about: str) -> str:
                 f'<path class="whisker" d="M{low:.1f} {y + 20}v8m0-4H{high:.1f}'
                 f'm0-4v8"/>'
             )
-    parts.append(f'<path class="zero" d="M{zero:.1f} {top}V{height - 34}"/>')
     parts.append(_text(WIDTH / 2, height - 4, unit, "middle"))
     return _svg(height, parts, about)
 

@@ -9,8 +9,8 @@ import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import mtl_keras
-from mtl_keras.errors import InputError
 from mtl_keras.callbacks.conflict_images import ConflictImages, heat_map
+from mtl_keras.errors import InputError
 
 
 def build(monitor):
