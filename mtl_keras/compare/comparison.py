@@ -7,6 +7,8 @@ import itertools
 import re
 from typing import Any
 
+from mtl_keras import balancing
+from mtl_keras.balancing.pipeline import Pipeline
 from mtl_keras.errors import InputError
 from mtl_keras.runs.config import RunConfig, Spec, check_count, spec_name
 
@@ -110,6 +112,10 @@ class Comparison:
         filled = dataclasses.replace(self, base=base, sharing=sharing)
         for cell in filled.cells():
             cell.config.validate()
+        for balance in self.balancing:
+            several = isinstance(balance, (list, tuple))
+            # Two methods of one kind are found here, and not in the training.
+            Pipeline(balancing.get(balance) if several else [balancing.get(balance)])
         return filled
 
     @property

@@ -136,6 +136,13 @@ def test_train_takes_options_and_numbers_its_runs(run, tmp_path):
         ("tune absent.toml", "no study file"),
         ("tune wrong.toml", "Did you mean 'trials'"),
         ("tune tuned.toml --out used", "in use"),
+        ("compare tiny --balancing equal,pcgard", "Did you mean 'pcgrad'"),
+        ("compare tiny --balancing dwa+famo --seeds 1", "a loss balancer and a"),
+        ("compare tiny --sharing mmeo", "Did you mean 'mmoe'"),
+        ("compare tiny --tasks way", "at least two tasks"),
+        ("compare tiny --seeds 0", "seeds"),
+        ("compare tiny --jobs 0", "jobs"),
+        ("compare tiny --out used", "in use"),
         ("evaluate absent", "no run folder"),
         ("evaluate used", "not a run folder"),
         ("export used --to served", "not a run folder"),
@@ -161,6 +168,20 @@ def test_wrong_input_is_one_line_and_code_2(run, tmp_path, monkeypatch, line, wo
     assert len(result.stderr.splitlines()) == 1
     assert result.stdout == ""
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_compare_says_how_it_goes_and_what_came_out(run, inline, tmp_path):
+    line = "compare tiny --tasks way,level --balancing equal,dwa+pcgrad --seeds 1"
+    line += " --epochs 1 --limit 32 --out both"
+    said = ok(run(line))
+    assert "4/4  dwa + pcgrad, seed 0: Δm" in said
+    assert "Wrote both: report.html" in said
+    record = json.loads(
+        (tmp_path / "both/cells/hard-dwa_pcgrad-seed0/record.json").read_text()
+    )
+    (row,) = [line for line in said.splitlines() if line.startswith("dwa + pcgrad ")]
+    assert f"{record['test']['level']['mae']:.4f}" in row
+    assert "Reused: 4 finished; none to go" in ok(run(line))
 
 
 def test_reuse_refuses_a_run_with_other_settings(run):
