@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from mtl_keras.balancing.arguments import check_choice
@@ -64,6 +65,7 @@ class ConflictMonitor(keras.metrics.Metric):
         self._conflicts = self.add_weight(
             shape=shape, initializer="zeros", name="conflicts"
         )
+        self._last: np.ndarray | None = None
 
     def update_state(self, gramian: tf.Tensor) -> None:
         """Adds one step's Gram matrix, float64 `[T, T]`; absent tasks are left out."""
@@ -78,11 +80,26 @@ class ConflictMonitor(keras.metrics.Metric):
         self._pairs.assign_add(tf.cast(pairs, "float32"))
         self._conflicts.assign_add(tf.cast(pairs & (cosines < 0), "float32"))
 
-    def cosines(self) -> tf.Tensor:
+    def reset_state(self) -> None:
+        """Starts the means anew; until the next step, `cosines` gives the old ones.
+
+        Validation resets all metrics before the epoch ends, and callbacks ask after.
+        """
+        if self._has_steps():
+            self._last = self.cosines()
+        super().reset_state()
+
+    def cosines(self) -> np.ndarray:
         """Returns the mean cosine of every pair, float32 `[T, T]`."""
-        return tf.math.divide_no_nan(
+        if self._last is not None and not self._has_steps():
+            return self._last
+        means = tf.math.divide_no_nan(
             tf.convert_to_tensor(self._cosines), tf.convert_to_tensor(self._pairs)
         )
+        return means.numpy()
+
+    def _has_steps(self) -> bool:
+        return bool(tf.reduce_any(tf.convert_to_tensor(self._pairs) > 0))
 
     def result(self) -> dict[str, tf.Tensor]:
         """Returns `{"conflicts": share}` of the pairs of different tasks."""

@@ -113,9 +113,9 @@ class Comparison:
         for cell in filled.cells():
             cell.config.validate()
         for balance in self.balancing:
-            several = isinstance(balance, (list, tuple))
+            found = balancing.get(balance)
             # Two methods of one kind are found here, and not in the training.
-            Pipeline(balancing.get(balance) if several else [balancing.get(balance)])
+            Pipeline(found if isinstance(found, list) else [found])
         return filled
 
     @property
