@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from mtl_keras.balancing.arguments import check_choice
@@ -65,7 +64,7 @@ class ConflictMonitor(keras.metrics.Metric):
         self._conflicts = self.add_weight(
             shape=shape, initializer="zeros", name="conflicts"
         )
-        self._last: np.ndarray | None = None
+        self._last = self.add_weight(shape=shape, initializer="zeros", name="last")
 
     def update_state(self, gramian: tf.Tensor) -> None:
         """Adds one step's Gram matrix, float64 `[T, T]`; absent tasks are left out."""
@@ -80,26 +79,23 @@ class ConflictMonitor(keras.metrics.Metric):
         self._pairs.assign_add(tf.cast(pairs, "float32"))
         self._conflicts.assign_add(tf.cast(pairs & (cosines < 0), "float32"))
 
-    def reset_state(self) -> None:
-        """Starts the means anew; until the next step, `cosines` gives the old ones.
+    def cosines(self) -> tf.Tensor:
+        """Returns the mean cosine of every pair, float32 `[T, T]`.
 
-        Validation resets all metrics before the epoch ends, and callbacks ask after.
+        Since the last reset; before the first step after it, those of before.
         """
-        if self._has_steps():
-            self._last = self.cosines()
+        pairs = tf.convert_to_tensor(self._pairs)
+        means = tf.math.divide_no_nan(tf.convert_to_tensor(self._cosines), pairs)
+        return tf.where(tf.reduce_any(pairs > 0), means, self._last)
+
+    def reset_state(self) -> None:
+        """Starts anew, but keeps the mean cosines until the next step.
+
+        Validation resets all metrics, before a callback could read the epoch's.
+        """
+        last = self.cosines()
         super().reset_state()
-
-    def cosines(self) -> np.ndarray:
-        """Returns the mean cosine of every pair, float32 `[T, T]`."""
-        if self._last is not None and not self._has_steps():
-            return self._last
-        means = tf.math.divide_no_nan(
-            tf.convert_to_tensor(self._cosines), tf.convert_to_tensor(self._pairs)
-        )
-        return means.numpy()
-
-    def _has_steps(self) -> bool:
-        return bool(tf.reduce_any(tf.convert_to_tensor(self._pairs) > 0))
+        self._last.assign(last)
 
     def result(self) -> dict[str, tf.Tensor]:
         """Returns `{"conflicts": share}` of the pairs of different tasks."""

@@ -58,17 +58,16 @@ def pareto_front(points: ArrayLike, directions: Sequence[str]) -> list[int]:
 def hypervolume(
     points: ArrayLike, reference: Sequence[float], directions: Sequence[str]
 ) -> float:
-    """Volume that a set of results dominates, exactly, in any number of objectives.
+    """Volume that a set of results dominates: an area in two objectives.
 
     The measure of Zitzler and Thiele, "Multiobjective evolutionary algorithms:
     a comparative case study and the strength Pareto approach" (IEEE
-    Transactions on Evolutionary Computation, 1999), by slicing one objective after
-    the other (While et al., "A Faster Algorithm for Calculating Hypervolume", same
-    journal, 2006). For N points on the front in T objectives it takes up to N^(T-1)
-    steps: meant for the sizes of comparisons, in up to four or five objectives.
+    Transactions on Evolutionary Computation, 1999), computed exactly by slicing
+    one objective after the other. The time grows as `N^(T-1)`: results in more
+    than about five objectives take long.
 
     Args:
-        points: Array of shape `[N, T]`. Points with a NaN add nothing.
+        points: Array of shape `[N, T]`.
         reference: The worst point that counts, T numbers. Points that are not
             better than it in all objectives add nothing.
         directions: T strings, `"max"` or `"min"`.
@@ -80,27 +79,23 @@ def hypervolume(
         ValueError: If shapes and directions do not fit together.
     """
     values = _to_maximise(points, directions)
-    worst = _to_maximise([reference], directions)[0]
-    return _volume(values[(values > worst).all(axis=1)] - worst)
+    above = values - _to_maximise([reference], directions)[0]
+    return _volume(above[(above > 0).all(axis=1)])
 
 
-def _volume(points: np.ndarray) -> float:
-    """Returns the volume that points `[N, T]`, all above 0, dominate above 0."""
-    if not len(points):
+def _volume(heights: np.ndarray) -> float:
+    """Returns the volume of the union of boxes `[N, T]` from 0."""
+    if not len(heights):
         return 0.0
-    if points.shape[1] == 1:
-        return float(points.max())
-    points = points[np.argsort(-points[:, -1], kind="stable")]
-    if points.shape[1] == 2:
-        # From the best last objective downwards, each point adds the strip by which
-        # its first objective exceeds that of all points before it.
-        reach = np.maximum.accumulate(points[:, 0])
-        return float(np.sum(np.diff(reach, prepend=0.0) * points[:, 1]))
-    volume = 0.0
-    heights = np.append(points[:, -1], 0.0)
-    for index in np.flatnonzero(np.diff(heights)):
-        # In the slab from this height down to the next, all points so far count.
-        above = points[: index + 1, :-1]
-        front = above[pareto_front(above, ["max"] * above.shape[1])]
-        volume += (heights[index] - heights[index + 1]) * _volume(front)
-    return float(volume)
+    if heights.shape[1] == 1:
+        return float(heights.max())
+    heights = heights[pareto_front(heights, ["max"] * heights.shape[1])]
+    # From the best last objective downwards: between one point's and the next
+    # one's the slice is that of all points so far in the other objectives.
+    heights = heights[np.argsort(-heights[:, -1], kind="stable")]
+    ends = np.append(heights[1:, -1], 0.0)
+    return sum(
+        _volume(heights[: i + 1, :-1]) * (heights[i, -1] - end)
+        for i, end in enumerate(ends)
+        if heights[i, -1] > end
+    )

@@ -143,18 +143,17 @@ class MultiTaskModel(keras.Model):
                 self.make_train_function(force=True)
 
     def gradient_cosines(self) -> np.ndarray:
-        """Returns the mean cosine of each pair of task gradients, `[T, T]`.
+        """Returns the mean cosine of each pair of task gradients, float32 `[T, T]`.
 
-        Over the steps of the present epoch, or of the last one where none has begun, in
-        the order of `tasks`; 0 for pairs that never met. Needs
-        `compile(monitor="conflicts")`.
+        Over the steps of the present epoch, or of the last one, in the order of
+        `tasks`; 0 for pairs that never met. Needs `compile(monitor="conflicts")`.
 
         Raises:
             InputError: Without the monitor.
         """
         if self._pipeline is None or self._pipeline.monitor is None:
             raise InputError('Expected a model compiled with monitor="conflicts".')
-        return self._pipeline.monitor.cosines()
+        return self._pipeline.monitor.cosines().numpy()
 
     def compile(
         self,
