@@ -116,6 +116,19 @@ class MultiTaskModel(keras.Model):
         """The balancers that `compile` was given; empty before."""
         return self._pipeline.balancers if self._pipeline else ()
 
+    def gradient_cosines(self) -> np.ndarray:
+        """Returns the mean cosine of each pair of task gradients, float32 `[T, T]`.
+
+        Over the steps of the present epoch, or of the last one, in the order of
+        `tasks`; 0 for pairs that never met. Needs `compile(monitor="conflicts")`.
+
+        Raises:
+            InputError: Without the monitor.
+        """
+        if self._pipeline is None or self._pipeline.monitor is None:
+            raise InputError('Expected a model compiled with monitor="conflicts".')
+        return self._pipeline.monitor.cosines().numpy()
+
     @property
     def shared_variables(self) -> list[keras.Variable]:
         """Trainable variables that two or more tasks with a loss reach."""
@@ -141,19 +154,6 @@ class MultiTaskModel(keras.Model):
             self._stopped = stopped
             if self.train_function is not None:
                 self.make_train_function(force=True)
-
-    def gradient_cosines(self) -> np.ndarray:
-        """Returns the mean cosine of each pair of task gradients, float32 `[T, T]`.
-
-        Over the steps of the present epoch, or of the last one, in the order of
-        `tasks`; 0 for pairs that never met. Needs `compile(monitor="conflicts")`.
-
-        Raises:
-            InputError: Without the monitor.
-        """
-        if self._pipeline is None or self._pipeline.monitor is None:
-            raise InputError('Expected a model compiled with monitor="conflicts".')
-        return self._pipeline.monitor.cosines().numpy()
 
     def compile(
         self,
