@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from mtl_keras import evaluation
+from mtl_keras import evaluation, sharing
 from mtl_keras.callbacks.task_affinity import mean_over_epochs
 from mtl_keras.compare.comparison import COMBINATION, PAIR, SINGLE, Cell, Comparison
 from mtl_keras.runs.results import main_metrics
@@ -137,11 +138,7 @@ class _Summary:
         # order of the data does it to both.
         gains = {
             task: [
-                evaluation.delta_m(
-                    {task: test[task]},
-                    {task: self._single[task][self._seed(cell)]},
-                    self._directions,
-                )
+                self._gain(task, test[task], self._single[task][self._seed(cell)])
                 for cell, test in zip(cells, tests, strict=True)
             ]
             for task in self._tasks
@@ -162,15 +159,22 @@ class _Summary:
             "validation_delta_m": spread([r["validation_delta_m"] for r in records]),
             "metrics": everything,
             "history": _mean_history([record["history"] for record in records]),
-            "cosines": self._over_cells(records, "cosines"),
+            "cosines": self._over_cells(cells, "cosines"),
         }
 
+    def _gain(self, task: str, value: float, baseline: float) -> float:
+        """Returns the relative gain in percent; NaN where the baseline is 0."""
+        if baseline == 0:
+            return math.nan
+        return evaluation.delta_m({task: value}, {task: baseline}, self._directions)
+
     def _complete(self, methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
-        """Returns the methods of which every seed went well, for paired statistics."""
+        """Returns the methods with a Δm for every seed, for paired statistics."""
         return [
             name
             for name, found in methods.items()
             if len(found["seeds"]) == self._comparison.seeds
+            and np.isfinite(found["delta_m"]["values"]).all()
         ]
 
     def _add_ranks(self, methods: dict[str, dict[str, Any]]) -> None:
@@ -239,25 +243,31 @@ class _Summary:
             }
         return tests
 
-    def _over_cells(self, records: Sequence[Record], what: str) -> Any:
+    def _over_cells(self, cells: Sequence[Cell], what: str) -> Any:
         """Returns the mean table over cells and epochs, in the order of the tasks."""
-        if not records:
+        if not cells:
             return None
-        tables = [
-            {"epoch": 0, what: mean_over_epochs(record["affinity"], what)}
-            for record in records
-        ]
-        # A model sorts its tasks by name.
-        order = [sorted(self._tasks).index(task) for task in self._tasks]
-        return mean_over_epochs(tables, what)[np.ix_(order, order)].tolist()
+        tables = []
+        for cell in cells:
+            # A model sorts its tasks by name, and leaves out those without a loss.
+            untrained = sharing.get(cell.config.sharing).untrained(self._tasks)
+            order = [
+                self._tasks.index(task)
+                for task in sorted(self._tasks)
+                if task not in untrained
+            ]
+            table = np.full((len(self._tasks),) * 2, np.nan)
+            found = mean_over_epochs(self._records[cell.name]["affinity"], what)
+            table[np.ix_(order, order)] = found
+            tables.append({"epoch": 0, what: table})
+        return mean_over_epochs(tables, what).tolist()
 
     def _affinity(self) -> dict[str, Any]:
         """Returns who helps whom by each measure, and the groups they suggest."""
         reference = self._finished(COMBINATION, self._comparison.methods[0])
-        records = [self._records[cell.name] for cell in reference]
         found: dict[str, Any] = {
-            "lookahead": self._over_cells(records, "affinity"),
-            "cosines": self._over_cells(records, "cosines"),
+            "lookahead": self._over_cells(reference, "affinity"),
+            "cosines": self._over_cells(reference, "cosines"),
             "pairs": self._pair_gains(),
         }
         found["groups"] = {

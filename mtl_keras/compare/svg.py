@@ -130,7 +130,8 @@ def scatter(
     """Draws numbered points, those of a front joined by a line.
 
     Args:
-        points: The points; they bear the numbers 1, 2, …
+        points: The points; they bear the numbers 1, 2, … What is not finite is not
+            drawn.
         front: Indices of the points on the front.
         x_name: Label of the horizontal axis.
         y_name: Label of the vertical axis.
@@ -145,6 +146,8 @@ def scatter(
         path = "L".join(f"{x.place(p.x):.1f} {y.place(p.y):.1f}" for p in joined)
         parts.append(f'<path class="front" d="M{path}"/>')
     for number, point in enumerate(points):
+        if not (math.isfinite(point.x) and math.isfinite(point.y)):
+            continue
         at = f'cx="{x.place(point.x):.1f}" cy="{y.place(point.y):.1f}"'
         ring = " ring" if number in front else ""
         label = f"{point.label}: {point.x:.4g}, {point.y:.4g}"
