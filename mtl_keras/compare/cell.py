@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import pathlib
 import shutil
 import sys
@@ -71,8 +72,11 @@ def train_cell(path: pathlib.Path) -> Record:
         # Its process ended between the run and the record, which the callbacks know.
         shutil.rmtree(out)
     metrics = runs.train(config, out, callbacks=callbacks).metrics
-    if keep.best_epoch is None:
-        raise InputError(f"The training in {str(path)!r} has no epoch to choose from.")
+    if keep.best is None or keep.best_epoch is None or not math.isfinite(keep.best):
+        raise InputError(
+            "The training has no epoch to choose: its metrics on the validation split "
+            "are not numbers."
+        )
     history = read_history(out / folder.HISTORY)
     logs = {key: values[keep.best_epoch] for key, values in history.items()}
     validation = by_task(logs, metric_names(application, config.tasks), "val_")

@@ -269,7 +269,7 @@ class _Queue:
 def _score(cell: Cell, record: Record) -> str:
     if cell.kind == SINGLE:
         (value,) = record["validation"].values()
-        return f"{'nan' if value is None else f'{value:.4f}'} on validation"
+        return f"{value:.4f} on validation"
     return f"Δm {record['validation_delta_m']:+.2f}% on validation"
 
 

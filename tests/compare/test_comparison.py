@@ -159,26 +159,39 @@ def test_a_failed_cell_is_recorded_and_tried_again(
 ):
     fit = keras.Model.fit
 
+    def diverging(self, *args, **kwargs):
+        if self.tasks == ["level"]:
+            self.set_weights([w + np.nan for w in self.get_weights()])
+        return fit(self, *args, **kwargs)
+
     def failing(self, *args, **kwargs):
-        if self.tasks == ["level"] or self.balancers[0].method == "pcgrad":
+        if self.balancers[0].method == "pcgrad":
             raise MemoryError("no room for <this>")
         return fit(self, *args, **kwargs)
 
-    one = comparison(seeds=1, pairs=False, balancing=("equal", "pcgrad"))
-    with monkeypatch.context() as patched:
-        patched.setattr(keras.Model, "fit", failing)
-        summary = run_comparison(one, tmp_path / "out")
-    assert (
-        "training 'level' alone with seed 0 failed"
-        in summary["failed"]["hard-equal-seed0"]
-    )
-    assert "no room for <this>" in summary["failed"]["single_level-seed0"]
-    page = (tmp_path / "out" / "report.html").read_text()
-    assert "no room for &lt;this&gt;" in page
-    summary = run_comparison(one, tmp_path / "out")
+    out = tmp_path / "out"
+    one = comparison(seeds=1, pairs=False)
+    monkeypatch.setattr(keras.Model, "fit", diverging)
+    failed = run_comparison(one, out)["failed"]
+    assert set(failed) == {
+        "single_level-seed0",
+        "hard-equal-seed0",
+        "hard-pcgrad-seed0",
+    }
+    assert "are not numbers" in failed["single_level-seed0"]
+    assert "training 'level' alone with seed 0 failed" in failed["hard-equal-seed0"]
+
+    monkeypatch.setattr(keras.Model, "fit", failing)
+    summary = run_comparison(one, out)
+    assert summary["failed"] == {"hard-pcgrad-seed0": "MemoryError: no room for <this>"}
+    assert summary["methods"]["equal"]["seeds"] == [0]
+    assert "no room for &lt;this&gt;" in (out / "report.html").read_text()
+
+    monkeypatch.setattr(keras.Model, "fit", fit)
+    summary = run_comparison(one, out)
     assert summary["failed"] == {}
-    assert summary["methods"]["pcgrad"]["seeds"] == [0]
     # One seed: a mean, but neither spread nor tests.
+    assert summary["methods"]["pcgrad"]["seeds"] == [0]
     assert summary["methods"]["pcgrad"]["delta_m"]["std"] is None
 
 
