@@ -259,12 +259,15 @@ class _Report:
                 ),
             )
             for name, found in self._methods.items()
+            if found["cosines"] is not None
         ]
         words = (
             "Cosine between the gradients of two tasks in the shared weights, where "
             "the method has brought the model: mean over epochs and seeds, on the same "
             "batches for all. Below 0, the tasks pull against each other."
         )
+        if not figures:
+            return ""
         return section("Gradient cosines", words, charts(figures))
 
     def _affinity(self) -> str:
@@ -296,6 +299,8 @@ class _Report:
             )
             below = paragraph(f"Suggested groups: {named}")
             figures.append(figure(title, paragraph(words) + drawn + below))
+        if not figures:
+            return ""
         words = (
             "Rows act on columns. Look-ahead and cosines were measured in the "
             f"trainings by {self._summary['tests']['reference']}. The groups are the "

@@ -244,9 +244,11 @@ class _Summary:
         return tests
 
     def _over_cells(self, cells: Sequence[Cell], what: str) -> Any:
-        """Returns the mean table over cells and epochs, in the order of the tasks."""
-        if not cells:
-            return None
+        """Returns the mean table over cells and epochs, in the order of the tasks.
+
+        None where no two tasks ever met in a batch, as in streams that take the
+        batches of one task after those of another.
+        """
         tables = []
         for cell in cells:
             # A model sorts its tasks by name, and leaves out those without a loss.
@@ -260,7 +262,11 @@ class _Summary:
             found = mean_over_epochs(self._records[cell.name]["affinity"], what)
             table[np.ix_(order, order)] = found
             tables.append({"epoch": 0, what: table})
-        return mean_over_epochs(tables, what).tolist()
+        if not tables:
+            return None
+        mean = mean_over_epochs(tables, what)
+        between = mean[~np.eye(len(mean), dtype=bool)]
+        return mean.tolist() if np.isfinite(between).any() else None
 
     def _affinity(self) -> dict[str, Any]:
         """Returns who helps whom by each measure, and the groups they suggest."""

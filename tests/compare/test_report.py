@@ -104,11 +104,15 @@ def test_what_has_no_value_is_shown_as_such(given, tmp_path):
     comparison, records = given
     records["hard-famo-seed2"]["test"]["way"]["accuracy"] = math.nan
     records["single_level-seed1"]["test"]["level"]["mae"] = 0.0
+    never_met = np.where(np.eye(3), 1.0, np.nan).tolist()
+    for seed in range(4):
+        records[f"hard-famo-seed{seed}"]["affinity"][0]["cosines"] = never_met
     records["hard-equal-seed0"] = {"status": "FAILED", "error": "E: <script>x</script>"}
     summary = summarise(comparison, records)
     # Each method lacks one seed's Δm: there is nothing to rank or to test.
     assert summary["methods"]["famo"]["rank"]["mean"] is None
     assert summary["tests"]["against_single"]["t"] == {}
+    assert summary["methods"]["famo"]["cosines"] is None
     page = write(summary, tmp_path / "report.html")
     assert "E: &lt;script&gt;x&lt;/script&gt;" in page
     assert "<td>–</td>" in page
