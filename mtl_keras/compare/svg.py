@@ -196,12 +196,14 @@ def heat(
             x, y = left + side * column, top + side * row
             strength = min(1.0, abs(value) / largest) if largest > 0 else 0.0
             sign = "gain" if value >= 0 else "loss"
-            label = f"{names[row]}, {names[column]}: {value:.{digits}f}"
+            # Adding 0 takes the sign off what is rounded to 0.
+            words = f"{round(value, digits) + 0.0:.{digits}f}"
             parts.append(
                 f'<rect class="heat {sign}" x="{x:.1f}" y="{y:.1f}" '
                 f'width="{side - 1:.1f}" height="{side - 1:.1f}" '
-                f'fill-opacity="{strength:.2f}">{_title(label)}</rect>'
-                + _text(x + side / 2, y + side / 2 + 4, f"{value:.{digits}f}", "middle")
+                f'fill-opacity="{strength:.2f}">'
+                f"{_title(f'{names[row]}, {names[column]}: {words}')}</rect>"
+                + _text(x + side / 2, y + side / 2 + 4, words, "middle")
             )
     return _svg(height, parts, about)
 
