@@ -41,7 +41,9 @@ def _spread(weights: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
 
 @tf.RegisterGradient("MtlKeras>MixExperts")
 def _gradient(op: Any, gradient: tf.Tensor) -> Any:
-    return native.library().mtl_keras_mix_experts_gradient(*op.inputs, gradient)
+    library = native.library()
+    assert library is not None  # the op is from there
+    return library.mtl_keras_mix_experts_gradient(*op.inputs, gradient)
 
 
 @tf.RegisterGradient("MtlKeras>MixExpertsGradient")
