@@ -41,8 +41,9 @@ class Gate(keras.layers.Layer):
     def call(self, inputs: Any, mask: Any = None) -> Any:
         """Returns the weights, which sum to 1."""
         logits = ops.matmul(self.pooled(inputs, mask), self.kernel)
+        wide = keras.backend.result_type(self.compute_dtype, "float32")
         # A softmax, in the form that TensorFlow computes fast over few experts.
-        weights = ops.exp(ops.log_softmax(ops.cast(logits, "float32")))
+        weights = ops.exp(ops.log_softmax(ops.cast(logits, wide)))
         return ops.cast(weights, self.compute_dtype)
 
     def pooled(self, inputs: Any, mask: Any = None) -> Any:
