@@ -153,7 +153,9 @@ class GradDrop(MatrixBalancer):
             )
             purity = 0.5 * (1.0 + agreement)
             draws = tf.random.stateless_uniform(
-                rows.shape[1:], seed + tf.constant([index, 0], "int64"), alg="philox"
+                tf.shape(rows)[1:],
+                seed + tf.constant([index, 0], "int64"),
+                alg="philox",
             )
             passes = ((rows > 0) & (purity > draws)) | ((rows < 0) & (purity < draws))
             leaks = tf.reshape(
