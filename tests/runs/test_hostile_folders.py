@@ -86,33 +86,16 @@ def test_code_is_refused(run, tmp_path):
     layer = keras.layers.Lambda(lambda x: x)
     with_layer(run, keras.saving.serialize_keras_object(layer))
     refused(run, "code to run, in a 'Lambda'")
-    for module, name in (
-        ("os", "system"),
-        ("subprocess", "Popen"),
-        ("builtins", "eval"),
+    for module, name, config in (
+        ("os", "system", {}),
+        ("subprocess", "Popen", {"args": "true"}),
+        ("builtins", "eval", {}),
+        ("keras.utils", "get_file", {"origin": "file:///etc/hosts"}),
     ):
         rewrite(run, whole)
-        with_layer(
-            run,
-            {
-                "module": module,
-                "class_name": name,
-                "registered_name": None,
-                "config": {},
-            },
-        )
+        layer = {"module": module, "class_name": name, "config": config}
+        with_layer(run, {**layer, "registered_name": None})
         refused(run, "cannot be loaded")
-    rewrite(run, whole)
-    with_layer(
-        run,
-        {
-            "module": "keras.utils",
-            "class_name": "get_file",
-            "registered_name": None,
-            "config": {"origin": "file:///etc/hosts"},
-        },
-    )
-    refused(run, "cannot be loaded")
 
 
 def test_a_pickle_is_not_unpickled(run, tmp_path):
@@ -122,7 +105,7 @@ def test_a_pickle_is_not_unpickled(run, tmp_path):
     for content in (payload, whole["config.json"]):
         (run / "model.keras").write_bytes(content)
         refused(run, "broken file")
-    for name in ("config.json", "metadata.json", "model.weights.h5"):
+    for name in ("config.json", "model.weights.h5"):
         rewrite(run, {**whole, name: payload})
         refused(run, "cannot be loaded")
     assert not canary.exists()
@@ -174,7 +157,7 @@ def test_what_would_take_all_memory_is_refused(run):
 
     rewrite(run, whole)
     with_weights(run, itself)
-    refused(run, "weights that contain themselves")
+    refused(run, "weights (that contain themselves|larger than the file)")
 
 
 def test_weights_out_of_other_files_are_refused(run, tmp_path):
@@ -209,8 +192,9 @@ def test_weights_out_of_other_files_are_refused(run, tmp_path):
         ("config.json", {"application": ["tiny"]}),
         ("config.json", {"application": "tiny", "epochs": {"a": 1}}),
         ("config.json", {"application": "tiny", "tasks": "way"}),
-        ("config.json", {"application": "tiny", "balancing": {"class_name": "Dense",
-            "registered_name": "Dense", "module": "keras.layers", "config": {"units": 3}}}),
+        ("config.json", {"application": "tiny", "balancing": {
+            "class_name": "Dense", "registered_name": "Dense",
+            "module": "keras.layers", "config": {"units": 3}}}),
         ("config.json", {"application": "tiny", "sharing": {"class_name": "hard",
             "config": [1]}}),
         ("metrics.json", {"way": {"accuracy": "high"}}),
