@@ -43,6 +43,7 @@ from sklearn.metrics import roc_auc_score
 
 from mtl_keras import applications, search
 from mtl_keras.applications import features
+from mtl_keras.data.passes import shuffled
 from mtl_keras.runs import RunConfig
 from mtl_keras.runs.training import compiled_model, load_split, versions
 from mtl_keras.search import Choice, Fixed, Range, Study
@@ -110,7 +111,7 @@ class Encoded(applications.Recommendation):
         samples = inputs, {task: labels[task] for task in chosen}
         order = tf.data.Dataset.range(len(labels[chosen[0]]))
         if kwargs.get("shuffle"):
-            order = order.shuffle(len(order), seed=kwargs["seed"])
+            order = shuffled(order, len(order), kwargs["seed"], kwargs.get("epoch"))
         return order.batch(kwargs["batch_size"]).map(
             lambda rows: keras.tree.map_structure(
                 lambda values: tf.gather(values, rows), samples

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -34,6 +35,16 @@ def unknown_name(kind: str, received: object, known: Iterable[str]) -> InputErro
         f"Unknown {kind}. {hint}Expected one of: {', '.join(options)}. "
         f"Received: {received!r}."
     )
+
+
+def system_reason(error: Exception) -> str:
+    """Returns what the system said, out of an `OSError` or TensorFlow's own."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    # TensorFlow puts the operation and the file around it.
+    first = str(getattr(error, "message", error)).splitlines()[0]
+    message = re.sub(r"\{\{.*?\}\}|\[Op:.*?\]", "", first)
+    return message.rpartition("; ")[2].strip()
 
 
 def check_integer(argument: str, value: Any, low: int) -> int:

@@ -11,7 +11,7 @@ from mtl_keras.errors import InputError, unknown_name
 
 
 def deserialize_named(
-    kind: str, config: Mapping[str, Any], classes: Mapping[str, Any]
+    kind: str, config: Mapping[str, Any], classes: Mapping[str, Any], base: type
 ) -> Any:
     """Returns the object of a configuration.
 
@@ -20,17 +20,31 @@ def deserialize_named(
         config: `{"class_name": …, "config": …}`, or what
             `keras.saving.serialize_keras_object` wrote.
         classes: Classes by every name they may be called.
+        base: The class that all of them share.
 
     Raises:
         InputError: For an unknown name or arguments that the class lacks.
     """
-    name = config.get("class_name")
+    name, arguments = config.get("class_name"), config.get("config") or {}
     cls = classes.get(name) if isinstance(name, str) else None
-    if cls is None and config.get("registered_name"):
-        return keras.saving.deserialize_keras_object(dict(config))
-    if cls is None:
+    is_registered = cls is None and config.get("registered_name")
+    if cls is None and not is_registered:
         raise unknown_name(kind, name, classes)
+    if not isinstance(arguments, Mapping):
+        raise InputError(
+            f"Expected the arguments of {kind} {name!r} to be a dict. "
+            f"Received: {arguments!r}."
+        )
     try:
-        return cls.from_config(dict(config.get("config") or {}))
-    except TypeError as error:
-        raise InputError(f"Invalid arguments for {kind} {name!r}: {error}") from None
+        if cls is not None:
+            return cls.from_config(dict(arguments))
+        found = keras.saving.deserialize_keras_object(dict(config))
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"Invalid arguments for {kind} {name!r}: {' '.join(str(error).split())}"
+        ) from error
+    if not isinstance(found, base):
+        raise InputError(f"Expected a {kind}. Received: {name!r}.")
+    return found

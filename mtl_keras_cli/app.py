@@ -104,16 +104,27 @@ def train(
     reuse: Annotated[
         bool, typer.Option("--reuse", help="Keep a finished run with these settings.")
     ] = False,
+    checkpoint_steps: Annotated[
+        int | None,
+        typer.Option(help="Steps between checkpoints within an epoch; else none."),
+    ] = None,
+    deterministic: Annotated[
+        bool,
+        typer.Option(
+            "--deterministic", help="The same weights bit for bit; may be slower."
+        ),
+    ] = False,
 ) -> None:
     """Train one model and write a run folder.
 
     The folder gets model.keras, config.json, history.csv, metrics.json (on the
     test split) and TensorBoard logs. Settings left out take the application's
-    defaults.
+    defaults. Stopped and started again, it goes on after the last epoch that was
+    finished.
     """
     tensorflow.load()
     from mtl_keras import runs
-    from mtl_keras.runs import folder
+    from mtl_keras.runs import unfinished
 
     console = make_console()
     given: dict[str, Any] = {
@@ -134,14 +145,20 @@ def train(
     config = dataclasses.replace(
         config, **{name: value for name, value in given.items() if value is not None}
     ).validate()
-    out = out or folder.next_free("runs", config.application)
+    out = out or unfinished.next_free("runs", config)
     if reuse and out.exists():
         run = runs.load_run(out)
         _check_same(run, config)
         console.print(f"{out} is there already with these settings: reused.")
         _print_metrics(console, run.metrics)
         return
-    results = runs.train(config, out, console=console)
+    results = runs.train(
+        config,
+        out,
+        checkpoint_steps=checkpoint_steps,
+        deterministic=deterministic,
+        console=console,
+    )
     _print_metrics(console, results.metrics)
     console.print(f"Wrote {out}", soft_wrap=True)
 

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from mtl_keras import applications
 from mtl_keras.applications import Application, Task, TrainingDefaults
+from mtl_keras.data.passes import shuffled
 
 SIZES = {"train": 96, "validation": 32, "test": 40}
 
@@ -72,6 +73,7 @@ class Tiny(Application):
         seed=0,
         limit=None,
         data_dir=None,
+        epoch=None,
     ):
         from mtl_keras.errors import unknown_name
 
@@ -97,7 +99,7 @@ class Tiny(Application):
         if limit is not None:
             dataset = dataset.take(limit)
         if shuffle:
-            dataset = dataset.shuffle(count, seed=seed)
+            dataset = shuffled(dataset, len(dataset), seed, epoch)
         return dataset.batch(batch_size)
 
     def inputs(self):

@@ -116,6 +116,7 @@ class Application(Served, abc.ABC):
         seed: int = 0,
         limit: int | None = None,
         data_dir: str | os.PathLike | None = None,
+        epoch: tf.Variable | None = None,
     ) -> tf.data.Dataset:
         """Loads a split in the form that the model trains on.
 
@@ -128,6 +129,9 @@ class Application(Served, abc.ABC):
             seed: Seed of the order.
             limit: Number of samples to stop after; `None` for all.
             data_dir: Folder of prepared data; `None` for the default one.
+            epoch: Number of the epoch whose order to give, an int64 scalar that is
+                read at the start of each pass; `None` counts the passes. The order
+                depends on `seed` and on this number alone.
 
         Returns:
             Batches of `(inputs, {task: label})`, cached in memory; or of `(inputs,

@@ -22,6 +22,7 @@ from mtl_keras.applications.base import (
 )
 from mtl_keras.data import catalog, census_income
 from mtl_keras.data.columns import Column, from_metadata
+from mtl_keras.data.passes import shuffled
 from mtl_keras.embeddings import LazyAdam
 from mtl_keras.evaluation.calibration import CalibrationError
 
@@ -234,6 +235,7 @@ class Recommendation(Application):
         seed: int = 0,
         limit: int | None = None,
         data_dir: str | os.PathLike | None = None,
+        epoch: tf.Variable | None = None,
     ) -> tf.data.Dataset:
         """See `Application.load`; with sample weights where labels are absent."""
         import tensorflow as tf
@@ -249,6 +251,7 @@ class Recommendation(Application):
                 shuffle=shuffle,
                 seed=seed,
                 limit=limit,
+                epoch=epoch,
             )
         chosen = list(self.select(tasks))
         folder = catalog.resolve_data_dir(self._data_dir)
@@ -273,7 +276,7 @@ class Recommendation(Application):
         count = len(next(iter(samples[1].values())))
         order = tf.data.Dataset.range(count)
         if shuffle:
-            order = order.shuffle(max(1, count), seed=seed)
+            order = shuffled(order, count, seed, epoch)
         # Rows are gathered a batch at a time: a table of 40 columns passed on row by
         # row would take longer than the training.
         return (

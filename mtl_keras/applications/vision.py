@@ -17,6 +17,7 @@ from mtl_keras.applications.base import (
     Task,
     TrainingDefaults,
 )
+from mtl_keras.data.passes import shuffled
 from mtl_keras.data.scenes import SIZE
 from mtl_keras.evaluation.boxes import BoxIoU
 from mtl_keras.evaluation.segmentation import MaskIoU
@@ -106,6 +107,7 @@ class Vision(Application):
         seed: int = 0,
         limit: int | None = None,
         data_dir: str | os.PathLike | None = None,
+        epoch: tf.Variable | None = None,
     ) -> tf.data.Dataset:
         """See `Application.load`."""
         import tensorflow as tf
@@ -131,7 +133,7 @@ class Vision(Application):
             examples = examples.take(limit)
         examples = examples.map(arrange, num_parallel_calls=tf.data.AUTOTUNE).cache()
         if shuffle:
-            examples = examples.shuffle(max(1, len(examples)), seed=seed)
+            examples = shuffled(examples, len(examples), seed, epoch)
         return examples.batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
     def inputs(self) -> dict[str, keras.KerasTensor]:

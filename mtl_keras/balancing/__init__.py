@@ -170,7 +170,10 @@ def deserialize(
         InputError: For an unknown name or arguments that the method lacks.
     """
     return deserialize_named(
-        "balancing method", config, {**_METHODS, **_CLASSES, **(custom_objects or {})}
+        "balancing method",
+        config,
+        {**_METHODS, **_CLASSES, **(custom_objects or {})},
+        Balancer,
     )
 
 

@@ -208,11 +208,15 @@ class Pipeline:
                 logs["fallbacks"] = tf.add_n(counts)
         return logs
 
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """The means of an epoch that are logged."""
+        return [m for m in (self.task_weights, self.monitor) if m is not None]
+
     def reset_metrics(self) -> None:
         """Starts the means of an epoch anew."""
-        for metric in (self.task_weights, self.monitor):
-            if metric is not None:
-                metric.reset_state()
+        for metric in self.metrics:
+            metric.reset_state()
 
     def loss_weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
         """Returns the loss balancer's weights, float32 `[T]`; 0 for absent tasks."""

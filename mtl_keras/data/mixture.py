@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from mtl_keras.data.mix_elements import common_form, completed
 from mtl_keras.data.mix_plan import even_order, shares, unit_counts
+from mtl_keras.data.passes import by_epoch
 from mtl_keras.errors import InputError, check_integer
 
 _MOST_PASSES = np.iinfo(np.int32).max
@@ -147,20 +148,23 @@ class Mixture:
             for spec in specs.values()
         )
 
-    def dataset(self, first_epoch: int = 0) -> tf.data.Dataset:
+    def dataset(
+        self, first_epoch: int = 0, epoch: tf.Variable | None = None
+    ) -> tf.data.Dataset:
         """Returns a data set that gives another epoch each time it is iterated.
 
         Args:
             first_epoch: Number of the epoch that the first iteration gives.
+            epoch: Number of the epoch to give, an int64 scalar that is read at the
+                start of each iteration; `None` counts the iterations.
 
         Returns:
             `steps` batches `(inputs, labels, sample weights)`.
         """
         check_integer("first_epoch", first_epoch, low=0)
-        counter = tf.Variable(first_epoch, dtype=tf.int64, trainable=False)
-        number = tf.data.Dataset.range(1).map(lambda _: counter.assign_add(1) - 1)
-        stream = number.flat_map(lambda epoch: self._epoch(epoch, 0))
-        stream = stream.apply(tf.data.experimental.assert_cardinality(self.steps))
+        stream = by_epoch(
+            lambda number: self._epoch(number, 0), self.steps, epoch, first_epoch
+        )
         return stream.prefetch(tf.data.AUTOTUNE)
 
     def epoch(self, number: int, step: int = 0) -> tf.data.Dataset:

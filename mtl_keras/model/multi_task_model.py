@@ -315,6 +315,24 @@ class MultiTaskModel(keras.Model):
             if key in keys and tuple(store[key].shape) == tuple(variable.shape):
                 variable.assign(store[key])
 
+    def state(self, *, epoch_means: bool = False) -> dict[str, keras.Variable]:
+        """Returns all that training changes, by a stable key.
+
+        Weights, seed states, and the variables of the optimizer and the balancing:
+        a training that sets them goes on as if it had never stopped.
+
+        Args:
+            epoch_means: Whether to add what the logs of the present epoch are means
+                of. Some metrics have it from the first batch on only.
+        """
+        assert self._pipeline is not None
+        variables = [*self.variables, *self.optimizer.variables]
+        if epoch_means:
+            for metric in (*self.metrics, *self._pipeline.metrics):
+                variables += metric.variables
+        numbered = {f"variable.{index}": v for index, v in enumerate(variables)}
+        return numbered | self._pipeline.state
+
     def _training_state(self) -> dict[str, keras.Variable]:
         weights = {id(v) for v in self.weights}
         seeds = [v for v in self.non_trainable_variables if id(v) not in weights]

@@ -11,8 +11,9 @@ again = evaluate("runs/first")
 from __future__ import annotations
 
 from mtl_keras.runs.config import RunConfig
+from mtl_keras.runs.fitting import Results, train
 from mtl_keras.runs.folder import Run, load_run
-from mtl_keras.runs.training import Results, compiled_model, evaluate, train
+from mtl_keras.runs.training import compiled_model, evaluate
 
 __all__ = [
     "Results",

@@ -172,9 +172,33 @@ class RunConfig:
         if "application" not in values:
             raise InputError("Expected a run config with the key 'application'.")
         values = dict(values)
+        for name, value in values.items():
+            expected = _JSON_TYPES.get(name, (int, float))
+            if value is not None and not isinstance(value, expected):
+                raise InputError(
+                    f"Expected {name} to be {_described(expected)}. "
+                    f"Received: {str(value)!r:.100}."
+                )
         if values.get("tasks") is not None:
-            values["tasks"] = tuple(values["tasks"])
+            values["tasks"] = tuple(map(str, values["tasks"]))
         return cls(**values)
+
+
+# What JSON has for a field; numbers for those that are not here.
+_JSON_TYPES: dict[str, tuple[type, ...]] = {
+    "application": (str,),
+    "data": (str,),
+    "tasks": (list, tuple),
+    "backbone": (str,),
+    "sharing": (str, dict),
+    "balancing": (str, dict, list),
+    "loss_weights": (dict,),
+}
+_WORDS = {str: "a name", list: "a list", dict: "a table", int: "a number"}
+
+
+def _described(types: tuple[type, ...]) -> str:
+    return " or ".join(_WORDS[kind] for kind in types if kind in _WORDS)
 
 
 def spec_name(spec: Any) -> str:

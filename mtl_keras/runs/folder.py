@@ -1,4 +1,4 @@
-"""Run folders: written beside and renamed into place, checked when read.
+"""Run folders: their files, checked when read.
 
 A run folder holds `model.keras`, `config.json`, `history.csv`, `metrics.json`
 and `logs/`. It appears under its name only when it is complete.
@@ -13,13 +13,14 @@ import json
 import math
 import os
 import pathlib
-import shutil
-import zipfile
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from mtl_keras.errors import InputError
-from mtl_keras.runs.config import RunConfig
+import tensorflow as tf
+
+from mtl_keras.errors import InputError, system_reason
+from mtl_keras.runs.config import RunConfig, is_number
+from mtl_keras.runs.model_file import check_model_file
 
 if TYPE_CHECKING:
     import keras
@@ -46,10 +47,11 @@ class Run:
     metrics: dict[str, dict[str, float]]
 
     def model(self) -> keras.Model:
-        """Loads `model.keras` with Keras's safe mode on.
+        """Loads `model.keras` with Keras's safe mode on: no code comes with it.
 
         Raises:
-            InputError: If the file cannot be read as a Keras model.
+            InputError: If the file is not one that Keras writes, holds code, or is
+                of layers that nobody has registered.
         """
         # Also for their registered classes, by which the file names them.
         import keras
@@ -57,16 +59,11 @@ class Run:
         from mtl_keras import applications, balancing, model, sharing  # noqa: F401
 
         applications.get(self.config.application)
+        check_model_file(self.path / MODEL)
         try:
-            return keras.models.load_model(self.path / MODEL)
-        except (
-            ValueError,
-            TypeError,
-            KeyError,
-            OSError,
-            ImportError,
-            zipfile.BadZipFile,
-        ) as error:
+            return keras.models.load_model(self.path / MODEL, safe_mode=True)
+        # Whatever layers raise at arguments that they were never meant to have.
+        except Exception as error:
             raise InputError(
                 f"{self.path / MODEL} cannot be loaded: {first_line(error)}"
             ) from error
@@ -91,18 +88,40 @@ def load_run(path: str | pathlib.Path) -> Run:
             f"--out {path}` makes one."
         )
     for name in (CONFIG, METRICS, MODEL):
+        if (path / name).is_symlink():
+            raise InputError(
+                f"Expected the files of a run to lie in {str(path)!r}. Received: a "
+                f"symbolic link, {name}."
+            )
         if not (path / name).is_file():
             raise InputError(f"{str(path)!r} is not a run folder: it has no {name}.")
     values = read_json(path / CONFIG)
     values.pop("versions", None)
-    return Run(path, RunConfig.from_dict(values), read_json(path / METRICS))
+    try:
+        config = RunConfig.from_dict(values)
+    except InputError as error:
+        raise InputError(f"{path / CONFIG}: {error}") from error
+    return Run(path, config, _read_metrics(path / METRICS))
+
+
+def _read_metrics(path: pathlib.Path) -> dict[str, dict[str, float]]:
+    metrics = read_json(path)
+    for values in metrics.values():
+        if not isinstance(values, dict) or not all(
+            value is None or is_number(value) for value in values.values()
+        ):
+            raise InputError(
+                f"Expected {path} to hold numbers by task and metric. "
+                f"Received: {values!s:.100}."
+            )
+    return metrics
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """Reads a JSON object; InputError when the file does not hold one."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {first_line(error)}") from error
     if not isinstance(values, dict):
         raise InputError(
@@ -141,14 +160,6 @@ def write_history(path: pathlib.Path, history: Mapping[str, list[float]]) -> Non
             writer.writerow([epoch + 1, *row])
 
 
-def next_free(parent: str | pathlib.Path, name: str) -> pathlib.Path:
-    """Returns `parent/name-N` with the first N that is not taken."""
-    number = 1
-    while (path := pathlib.Path(parent) / f"{name}-{number}").exists():
-        number += 1
-    return path
-
-
 def check_free(out: str | pathlib.Path) -> None:
     """Raises an InputError unless `out` can be made here and now.
 
@@ -178,35 +189,14 @@ def check_free(out: str | pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def staged(out: str | pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a folder beside `out` that becomes `out` when the block succeeds.
-
-    When the block raises, whatever it has written is removed again, with the
-    parent folders that had to be made.
-
-    Raises:
-        InputError: If `out` is in use, or cannot be made.
-    """
-    check_free(out)
-    out = pathlib.Path(out).absolute()
-    made = [p for p in out.parents if not p.exists()]
-    work = out.with_name(f".{out.name}.partial-{os.getpid()}")
+def disk_errors(path: pathlib.Path) -> Iterator[None]:
+    """Turns what the system says while a folder is written into an InputError."""
     try:
-        try:
-            work.mkdir(parents=True)
-        except OSError as error:
-            raise InputError(
-                f"The output folder {str(out)!r} cannot be made: {error.strerror}."
-            ) from error
-        yield work
-        work.rename(out)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        for parent in made:
-            # Another run may have put its results there in the meantime.
-            with contextlib.suppress(OSError):
-                parent.rmdir()
-        raise
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        raise InputError(
+            f"The folder {str(path)!r} cannot be written: {system_reason(error)}."
+        ) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -59,6 +59,7 @@ class EpochLines(keras.callbacks.Callback):
         self._metrics = metric_names(application, self._tasks)
         self._started = 0.0
         self._epoch_started = 0.0
+        self._first: int | None = None
 
     def _row(self, first: str, loss: str, cells: Sequence[str], rest: str) -> None:
         columns = [
@@ -68,7 +69,9 @@ class EpochLines(keras.callbacks.Callback):
         self._console.print(line.rstrip(), soft_wrap=True, markup=False)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Prints the header."""
+        """Prints the header, once where a training takes several `fit`s."""
+        if self._started:
+            return
         self._started = time.monotonic()
         self._row("", "", self._tasks, "")
         self._row("epoch", "loss", self._names, "    time       left")
@@ -76,6 +79,8 @@ class EpochLines(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Notes the time."""
         self._epoch_started = time.monotonic()
+        if self._first is None:
+            self._first = epoch
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Prints the epoch's line."""
@@ -84,7 +89,9 @@ class EpochLines(keras.callbacks.Callback):
         results = by_task(logs, self._metrics, prefix)
         main = main_metrics(results, self._application)
         now = time.monotonic()
-        left = (now - self._started) / (epoch + 1) * (self._epochs - epoch - 1)
+        assert self._first is not None
+        per_epoch = (now - self._started) / (epoch + 1 - self._first)
+        left = per_epoch * (self._epochs - epoch - 1)
         self._row(
             f"{epoch + 1}/{self._epochs}",
             f"{logs.get(prefix + 'loss', float('nan')):.4f}",
@@ -107,9 +114,13 @@ class StepBar(keras.callbacks.Callback):
         console: Where to draw. Without a terminal nothing is drawn, and
             `callbacks` is empty: a callback after each step is not free.
         text: Words before the bar.
+        total: Steps in all; None for those that `fit` tells of.
+        done: How many of them are done already.
     """
 
-    def __init__(self, console: Console, text: str):
+    def __init__(
+        self, console: Console, text: str, total: int | None = None, done: int = 0
+    ):
         super().__init__()
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -119,6 +130,8 @@ class StepBar(keras.callbacks.Callback):
             transient=True,
         )
         self._text = text
+        self._total = total
+        self._done = done
         self._bar: TaskID | None = None
         self.callbacks = [self] if console.is_terminal else []
 
@@ -131,10 +144,15 @@ class StepBar(keras.callbacks.Callback):
             self._progress.stop()
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Starts drawing."""
-        per_epoch = self.params.get("steps")
-        total = per_epoch * self.params["epochs"] if per_epoch else None
-        self._bar = self._progress.add_task(self._text, total=total)
+        """Starts drawing, once where a training takes several `fit`s."""
+        if self._bar is not None:
+            return
+        total, per_epoch = self._total, self.params.get("steps")
+        if total is None and per_epoch:
+            total = per_epoch * self.params["epochs"]
+        self._bar = self._progress.add_task(
+            self._text, total=total, completed=self._done
+        )
         self._progress.start()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:

@@ -1,47 +1,29 @@
-"""Training one configuration into a run folder, and evaluating it again."""
+"""What a run trains and measures: its data, its model, its metrics."""
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 import platform
-import time
-from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
-from rich.console import Console
 
 from mtl_keras import sharing
-from mtl_keras.errors import InputError
 from mtl_keras.runs import folder
-from mtl_keras.runs.config import RunConfig, spec_name
-from mtl_keras.runs.progress import EpochLines, StepBar
+from mtl_keras.runs.config import RunConfig
 from mtl_keras.runs.results import by_task, metric_names
 
 
-@dataclasses.dataclass(frozen=True)
-class Results:
-    """What a finished training gives.
-
-    Attributes:
-        path: The run folder.
-        metrics: `{task: {metric: value}}` on the test split.
-        seconds: Wall time of the training, in seconds.
-    """
-
-    path: pathlib.Path
-    metrics: dict[str, dict[str, float]]
-    seconds: float
-
-
-def load_split(config: RunConfig, split: str) -> tf.data.Dataset:
+def load_split(
+    config: RunConfig, split: str, epoch: tf.Variable | None = None
+) -> tf.data.Dataset:
     """Loads one split as a validated config wants it.
 
     Args:
         config: A config that `validate` has returned.
         split: `"train"` (shuffled, and cut to `limit`), `"validation"` or
             `"test"`.
+        epoch: Number of the epoch to give; see `Application.load`.
 
     Returns:
         Batches as `Application.load` gives them.
@@ -59,6 +41,7 @@ def load_split(config: RunConfig, split: str) -> tf.data.Dataset:
         shuffle=training,
         seed=config.seed,
         limit=config.limit if training else None,
+        epoch=epoch,
     )
 
 
@@ -102,81 +85,6 @@ def compiled_model(config: RunConfig, steps: int) -> keras.Model:
         balancing=config.balancing,
     )
     return model
-
-
-def train(
-    config: RunConfig,
-    out: str | pathlib.Path,
-    *,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
-    console: Console | None = None,
-) -> Results:
-    """Trains one configuration and writes its run folder.
-
-    The folder appears under its name only when everything is written; a
-    training that fails or is interrupted leaves nothing behind.
-
-    Args:
-        config: What to train; None in a field means the application's default.
-        out: The run folder to make.
-        callbacks: Further callbacks of the training, which come first. The model is
-            tested and saved as they leave it.
-        console: Where to show progress; None trains in silence.
-
-    Returns:
-        The results on the test split.
-
-    Raises:
-        InputError: If the config does not hold, the data cannot be had, or
-            `out` is in use or cannot be made; all before training.
-    """
-    config = config.validate()
-    folder.check_free(out)
-    console = console or Console(quiet=True)
-    assert config.epochs is not None
-    assert config.tasks is not None
-    application = config.get_application()
-    # Before loading too: TensorFlow's shuffling takes part of the global seed.
-    keras.utils.set_random_seed(config.seed)
-    with console.status(f"Loading {config.data}"):
-        data = {s: load_split(config, s) for s in ("train", "validation", "test")}
-    per_epoch = count_batches(data["train"])
-    if per_epoch == 0:
-        raise InputError(f"The training split of {config.data!r} is empty.")
-    steps = per_epoch * config.epochs
-    model = compiled_model(config, steps)
-
-    with folder.staged(out) as work:
-        callbacks = [
-            *callbacks,
-            keras.callbacks.TensorBoard(work / folder.LOGS, write_graph=False),
-        ]
-        if not console.quiet:
-            console.print(_headline(config, model, per_epoch), soft_wrap=True)
-            callbacks.append(
-                EpochLines(console, application, config.tasks, config.epochs)
-            )
-        started = time.monotonic()
-        with StepBar(console, "training") as bar:
-            history = model.fit(
-                data["train"],
-                validation_data=data["validation"],
-                epochs=config.epochs,
-                callbacks=callbacks + bar.callbacks,
-                # The data shuffle themselves; Keras warns about its own default.
-                shuffle=False,
-                verbose=0,
-            )
-        seconds = time.monotonic() - started
-        with console.status("Testing"):
-            metrics = test_metrics(config, model, data["test"])
-        model.save(work / folder.MODEL)
-        folder.write_history(work / folder.HISTORY, history.history)
-        folder.write_json(
-            work / folder.CONFIG, {**config.to_dict(), "versions": versions()}
-        )
-        folder.write_json(work / folder.METRICS, metrics)
-    return Results(pathlib.Path(out), metrics, seconds)
 
 
 def evaluate(path: str | pathlib.Path) -> dict[str, dict[str, float]]:
@@ -236,12 +144,3 @@ def versions() -> dict[str, str]:
         "keras": keras.__version__,
         "numpy": np.__version__,
     }
-
-
-def _headline(config: RunConfig, model: keras.Model, per_epoch: int) -> str:
-    return (
-        f"Training {config.application} on {config.data}: {config.backbone} with "
-        f"{model.count_params():,} parameters, {spec_name(config.sharing)} sharing, "
-        f"{spec_name(config.balancing)} balancing, {config.epochs} epochs of "
-        f"{per_epoch} steps"
-    )

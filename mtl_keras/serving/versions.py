@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-import re
 import shutil
 import tempfile
 import time
@@ -12,7 +11,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from mtl_keras.errors import InputError
+from mtl_keras.errors import InputError, system_reason
 
 _PARTIAL = ".partial-"
 _ABANDONED_SECONDS = 24 * 3600
@@ -70,18 +69,10 @@ def write_version(
     except (OSError, tf.errors.OpError) as error:
         raise InputError(
             f"The export to {str(path)!r} failed, and no version was added: "
-            f"{_reason(error)}."
+            f"{system_reason(error)}."
         ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def _reason(error: OSError | tf.errors.OpError) -> str:
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    # TensorFlow puts the operation and the file around what the system says.
-    message = re.sub(r"\{\{.*?\}\}|\[Op:.*?\]", "", error.message.splitlines()[0])
-    return message.rpartition("; ")[2].strip()
 
 
 def _rename_to_next(model: pathlib.Path, path: pathlib.Path) -> pathlib.Path:

@@ -95,7 +95,10 @@ def deserialize(
         InputError: For an unknown name or arguments that the class lacks.
     """
     return deserialize_named(
-        "sharing", config, {**_METHODS, **_CLASSES, **(custom_objects or {})}
+        "sharing",
+        config,
+        {**_METHODS, **_CLASSES, **(custom_objects or {})},
+        Sharing,
     )
 
 

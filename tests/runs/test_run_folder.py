@@ -11,7 +11,7 @@ import pytest
 
 from mtl_keras.errors import InputError
 from mtl_keras.runs import RunConfig, evaluate, load_run, train
-from mtl_keras.runs.folder import staged
+from mtl_keras.runs.unfinished import opened
 
 
 def test_run_folder_holds_everything_and_can_be_evaluated_again(tiny, tmp_path):
@@ -117,7 +117,9 @@ def test_an_output_in_use_is_refused_before_training(tiny, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_failed_training_leaves_nothing(tiny, eagerly, tmp_path, monkeypatch, error):
+def test_a_training_that_fails_before_a_checkpoint_leaves_nothing(
+    tiny, eagerly, tmp_path, monkeypatch, error
+):
     def fail(*args, **kwargs):
         raise error
 
@@ -127,10 +129,11 @@ def test_a_failed_training_leaves_nothing(tiny, eagerly, tmp_path, monkeypatch, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_staged_keeps_what_others_put_beside(tmp_path):
+def test_what_others_put_beside_a_failed_run_is_kept(tiny, tmp_path):
     def fail():
-        with staged(tmp_path / "runs" / "a") as work:
-            (work / "half").write_text("half")
+        config = RunConfig("tiny").validate()
+        with opened(tmp_path / "runs" / "a", config) as (run, _):
+            (run / "half").write_text("half")
             (tmp_path / "runs" / "b").mkdir()
             raise RuntimeError
 

@@ -20,6 +20,7 @@ from mtl_keras.applications.base import (
 )
 from mtl_keras.applications.multimodal import encoders
 from mtl_keras.data.modalities import SAMPLE_RATE, SIZE, SPEAKERS
+from mtl_keras.data.passes import shuffled
 from mtl_keras.model.keras_compat import call_again
 
 if TYPE_CHECKING:
@@ -181,6 +182,7 @@ class Multimodal(Application):
         seed: int = 0,
         limit: int | None = None,
         data_dir: str | os.PathLike | None = None,
+        epoch: tf.Variable | None = None,
     ) -> tf.data.Dataset:
         """See `Application.load`.
 
@@ -224,7 +226,7 @@ class Multimodal(Application):
         count = int(examples.reduce(0, lambda total, *_: total + 1))
         examples = examples.apply(tf.data.experimental.assert_cardinality(count))
         if shuffle:
-            examples = examples.shuffle(max(1, count), seed=seed)
+            examples = shuffled(examples, count, seed, epoch)
         return examples.padded_batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
     def inputs(self) -> dict[str, keras.KerasTensor]:

@@ -127,6 +127,7 @@ class Text(Application):
         seed: int = 0,
         limit: int | None = None,
         data_dir: str | os.PathLike | None = None,
+        epoch: tf.Variable | None = None,
     ) -> tf.data.Dataset:
         """See `Application.load`; `limit` holds for each data set.
 
@@ -138,7 +139,7 @@ class Text(Application):
         )
         return mix(
             streams, batch_size=batch_size, homogeneous=True, shuffle=shuffle, seed=seed
-        ).dataset()
+        ).dataset(epoch=epoch)
 
     def streams(
         self,

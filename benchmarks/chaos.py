@@ -1,0 +1,500 @@
+"""Kills trainings at random moments, and checks that each ends as if it had not been.
+
+    python benchmarks/chaos.py --kills 52
+    python benchmarks/chaos.py --kills 4 --only vision
+
+Each of the four applications trains once without a stop, for reference. Then the same
+command line is started again and again and killed by SIGKILL: after a random share of
+the processor time that the whole run takes; within the writing of a checkpoint, after
+a random share of its bytes; or while the run folder is being written at the end. Each
+time nothing may lie under a run's name that is not a finished run, and every
+checkpoint under a final name must be whole. A run that gets to its end must have the
+weights, optimizer, history and metrics of the reference, bit for bit. Further trials
+fill the disk, damage and remove checkpoints, and kill `tune` and `export`.
+
+The processes are forked from one that has loaded TensorFlow and started none of it:
+what a kill meets is then the run, and not the loading. Moments are drawn in processor
+time, as the wall time of a busy machine says little about what a process does.
+Writes benchmarks/results/chaos.json; a failed promise ends the script with code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import importlib
+import io
+import json
+import os
+import pathlib
+import pkgutil
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+import h5py
+import numpy as np
+
+import mtl_keras
+import mtl_keras_cli
+from mtl_keras.runs import checkpoints, unfinished
+from mtl_keras.runs.training import versions
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+COMMON = "--deterministic --checkpoint-steps 3"
+RUNS = {
+    "vision": "--limit 512 --epochs 4 --batch-size 64 --width 4 --balancing pcgrad "
+    "--tasks left,mask",
+    "text": "--limit 192 --epochs 4 --batch-size 64 --width 16 --balancing dwa "
+    "--tasks sentiment,answer",
+    "recommendation": "--limit 2048 --epochs 4 --batch-size 256 --sharing mmoe "
+    "--balancing uncertainty --tasks click,watch_time",
+    "multimodal": "--limit 384 --epochs 4 --batch-size 64 --width 4 "
+    "--balancing random --tasks digit,speaker",
+}
+STUDY = """
+application = "recommendation"
+oracle = "random"
+trials = 2
+epochs = 1
+limit = 512
+tasks = ["click", "watch_time"]
+[space]
+width = [8, 16, 24]
+"""
+MODES = ("time", "time", "write", "close")
+
+
+class BrokenError(Exception):
+    """A promise was not kept."""
+
+
+@dataclasses.dataclass
+class Ended:
+    """How a process ended, `code` negative for a signal."""
+
+    code: int
+    cpu: float
+    said: str
+
+
+def start(line: str, folder: pathlib.Path, prepare: Callable[[], Any]) -> int:
+    """Forks a process that runs a command line in a folder; returns its id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        os.chdir(folder)
+        for number, name in ((1, "said"), (2, "errors")):
+            log = os.open(f"../{name}.log", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+            os.dup2(log, number)
+        prepare()
+        sys.argv = ["mtl-keras", *line.split()]
+        mtl_keras_cli.main()
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 0
+        sys.stdout.flush()
+        os._exit(code)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        sys.stderr.flush()
+    os._exit(99)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Returns the processor time that a process has taken, in seconds."""
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def run(
+    line: str,
+    folder: pathlib.Path,
+    prepare: Callable[[], Any] = lambda: None,
+    kill_when: Callable[[float], bool] = lambda cpu: False,
+) -> Ended:
+    """Runs a command line to its end, or until `kill_when` says so."""
+    folder.mkdir(exist_ok=True)
+    pid, killed = start(line, folder, prepare), False
+    while True:
+        done, status, usage = os.wait4(pid, os.WNOHANG)
+        if done:
+            break
+        if not killed and kill_when(cpu_seconds(pid)):
+            os.kill(pid, signal.SIGKILL)
+            killed = True
+        time.sleep(0.002)
+    said = "".join(
+        (folder.parent / f"{name}.log").read_text() for name in ("said", "errors")
+    )
+    return Ended(
+        os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime, said
+    )
+
+
+def promise(kept: bool, words: str) -> None:
+    if not kept:
+        raise BrokenError(words)
+
+
+def contents(out: pathlib.Path) -> dict[str, Any]:
+    """Returns all that a finished run promises to be the same."""
+    values: dict[str, Any] = {
+        name: (out / name).read_bytes() for name in ("history.csv", "metrics.json")
+    }
+    with zipfile.ZipFile(out / "model.keras") as file:
+        weights = h5py.File(io.BytesIO(file.read("model.weights.h5")))
+        weights.visititems(
+            lambda name, item: (
+                values.__setitem__(name, np.asarray(item).tobytes())
+                if isinstance(item, h5py.Dataset)
+                else None
+            )
+        )
+    return values
+
+
+def check_same(out: pathlib.Path, reference: dict[str, Any]) -> None:
+    found = contents(out)
+    wrong = [n for n in reference | found if reference.get(n) != found.get(n)]
+    promise(not wrong, f"{out.name} differs from the reference in {wrong[:5]}")
+
+
+def check_stopped(folder: pathlib.Path, name: str) -> str:
+    """Checks what a killed training has left; returns how far it had come."""
+    work = unfinished.work_folder(folder / name)
+    names = {path.name for path in folder.iterdir()} - {work.name}
+    promise(names <= {name}, f"unexpected files {names}")
+    if name in names:
+        promise(
+            {p.name for p in (folder / name).iterdir()}
+            == {"model.keras", "config.json", "metrics.json", "history.csv", "logs"},
+            f"{name} is not a finished run",
+        )
+        contents(folder / name)
+        return "finished"
+    if not (work / "checkpoints").is_dir():
+        return "no checkpoint"
+    newest, broken = checkpoints.newest(work / "checkpoints")
+    promise(not broken, f"half a checkpoint under a final name: {broken}")
+    return newest.path.stem if newest else "no checkpoint"
+
+
+def dies_writing(rng: random.Random) -> Callable[[], None]:
+    """Has a process kill itself within the writing of one of its next checkpoints."""
+    number, share = rng.randrange(1, 6), rng.random()
+
+    def prepare() -> None:
+        real, count = np.savez, 0
+
+        def savez(file: Any, **arrays: Any) -> None:
+            nonlocal count
+            count += 1
+            if count < number:
+                return real(file, **arrays)
+            whole = io.BytesIO()
+            real(whole, **arrays)
+            file.write(whole.getvalue()[: int(share * whole.tell())])
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        np.savez = savez  # type: ignore[assignment]
+
+    return prepare
+
+
+def how_to_kill(
+    mode: str, rng: random.Random, work: pathlib.Path, whole: float
+) -> dict[str, Any]:
+    """Returns the arguments of `run` that kill it in one of the `MODES`."""
+    if mode == "write":
+        return {"prepare": dies_writing(rng)}
+    if mode == "time":
+        moment = rng.uniform(0.1, 1.0) * whole
+        return {"kill_when": lambda cpu: cpu > moment}
+    seen: list[float] = []
+    delay = rng.uniform(0.0, 0.15)
+
+    def closing(cpu: float) -> bool:
+        if not seen and (work / "run" / "model.keras").exists():
+            seen.append(cpu)
+        return bool(seen) and cpu >= seen[0] + delay
+
+    return {"kill_when": closing}
+
+
+def kill_trainings(
+    application: str, kills: int, rng: random.Random, folder: pathlib.Path
+) -> Iterator[dict[str, Any]]:
+    """Kills runs of an application so often, and checks all that get to the end."""
+    line = f"train {application} {RUNS[application]} {COMMON} --out"
+    whole = run(f"{line} whole", folder / "reference")
+    promise(whole.code == 0, f"the reference failed: {whole.said}")
+    reference = contents(folder / "reference" / "whole")
+    yield {"run": application, "mode": "reference", "cpu_seconds": whole.cpu}
+    done = victim = 0
+    while done < kills:
+        victim += 1
+        place, name = folder / f"victims-{victim}", "victim"
+        since, gone_on = 0, False
+        while True:
+            mode = rng.choice(MODES) if done < kills and since < 8 else "none"
+            work = unfinished.work_folder(place / name)
+            ended = run(
+                f"{line} {name}",
+                place,
+                **(how_to_kill(mode, rng, work, whole.cpu) if mode != "none" else {}),
+            )
+            state = check_stopped(place, name)
+            record = {"run": application, "mode": mode, "cpu_seconds": ended.cpu}
+            if ended.code == -signal.SIGKILL:
+                done, since = done + 1, since + 1
+                yield {**record, "left": state}
+                gone_on = state != "no checkpoint"
+                if state != "finished":
+                    continue
+            else:
+                promise(ended.code == 0, f"code {ended.code}: {ended.said}")
+                promise(
+                    ("Going on with" in ended.said) == gone_on,
+                    f"not told of going on: {ended.said}",
+                )
+            check_same(place / name, reference)
+            yield {**record, "left": "same as the reference", "kills": since}
+            shutil.rmtree(place)
+            break
+
+
+def fails_in_one_line(ended: Ended, words: str) -> None:
+    promise(ended.code == 2, f"code {ended.code} instead of 2: {ended.said}")
+    promise("Traceback" not in ended.said, ended.said)
+    promise(words in ended.said, f"{words!r} is not in: {ended.said}")
+
+
+def damage(rng: random.Random, path: pathlib.Path) -> None:
+    """Changes a few bytes of a file, or cuts it off."""
+    content = bytearray(path.read_bytes())
+    if rng.random() < 0.3:
+        content = content[: rng.randrange(len(content))]
+    else:
+        for _ in range(rng.randrange(1, 20)):
+            content[rng.randrange(len(content))] ^= rng.randrange(1, 256)
+    path.write_bytes(content)
+
+
+def damaged_checkpoints(
+    rng: random.Random, folder: pathlib.Path
+) -> Iterator[dict[str, Any]]:
+    """Damages and removes what a killed training has left."""
+    application = "recommendation"
+    line = f"train {application} {RUNS[application]} {COMMON} --out"
+    whole = run(f"{line} whole", folder / "reference")
+    reference = contents(folder / "reference" / "whole")
+    for trial, what in enumerate(
+        ("newest damaged", "newest damaged", "both damaged", "newest removed", "logs")
+    ):
+        place = folder / f"damaged-{trial}"
+        work = unfinished.work_folder(place / "victim")
+        saved = work / "checkpoints"
+        run(
+            f"{line} victim",
+            place,
+            kill_when=lambda cpu, saved=saved: (
+                len(list(saved.glob("*.npz"))) == 2
+                and max(saved.glob("*.npz")).name > "epoch-000002"
+            ),
+        )
+        promise(len(list(saved.glob("*.npz"))) == 2, "expected two checkpoints")
+        older, newer = sorted(saved.glob("*.npz"))
+        if "damaged" in what:
+            damage(rng, newer)
+        if what == "both damaged":
+            damage(rng, older)
+        if what == "newest removed":
+            newer.unlink()
+        if what == "logs":
+            shutil.rmtree(work / "run")
+        ended = run(f"{line} victim", place)
+        promise(ended.code == 0, ended.said)
+        promise(
+            ended.said.count("is broken") == ("damaged" in what) + ("both" in what),
+            f"{what}: {ended.said}",
+        )
+        check_same(place / "victim", reference)
+        yield {"trial": what, "ended": "same as the reference"}
+        shutil.rmtree(place)
+    for share in (0.001, 0.3, 0.7):
+        place = folder / f"full-{share}"
+        # Beyond this size no file can grow: what a full disk does, at a known place.
+        largest = max(
+            (folder / "reference/whole/model.keras").stat().st_size * share, 500
+        )
+        ended = run(
+            f"{line} victim",
+            place,
+            prepare=lambda largest=largest: resource.setrlimit(
+                resource.RLIMIT_FSIZE, (int(largest), int(largest))
+            ),
+        )
+        fails_in_one_line(ended, "cannot be written")
+        check_stopped(place, "victim")
+        ended = run(f"{line} victim", place)
+        promise(ended.code == 0, ended.said)
+        check_same(place / "victim", reference)
+        yield {"trial": f"files up to {largest:.0f} bytes", "ended": "same, afterwards"}
+        shutil.rmtree(place)
+    yield from damaged_runs(rng, folder, whole.cpu)
+
+
+def damaged_runs(
+    rng: random.Random, folder: pathlib.Path, whole: float
+) -> Iterator[dict[str, Any]]:
+    """Damages finished runs before `evaluate` and `export`, and kills `export`."""
+    reference = folder / "reference"
+    counts: collections.Counter[str] = collections.Counter()
+    for trial in range(12):
+        shutil.rmtree(reference / "copy", ignore_errors=True)
+        shutil.copytree(reference / "whole", reference / "copy")
+        file = rng.choice(("model.keras", "config.json", "metrics.json"))
+        what = rng.choice(("damaged", "removed"))
+        if what == "removed":
+            (reference / "copy" / file).unlink()
+        else:
+            damage(rng, reference / "copy" / file)
+        ended = run("evaluate copy" if trial % 2 else "export copy --to to", reference)
+        promise("Traceback" not in ended.said, ended.said)
+        promise(ended.code in (0, 2), f"code {ended.code}: {ended.said}")
+        promise(ended.code == 2 or what == "damaged", f"{file} was not missed")
+        counts[f"{file} {what}: code {ended.code}"] += 1
+    yield {"trial": "damaged runs", "ended": dict(sorted(counts.items()))}
+    shutil.rmtree(reference / "to", ignore_errors=True)
+    export = run("export whole --to to", reference)
+    promise(export.code == 0, export.said)
+    shutil.rmtree(reference / "to")
+    killed = 0
+    for _ in range(6):
+        moment = rng.uniform(0.3, 1.0) * export.cpu
+        ended = run(
+            "export whole --to to",
+            reference,
+            kill_when=lambda cpu, moment=moment: cpu > moment,
+        )
+        killed += ended.code == -signal.SIGKILL
+        for version in (reference / "to").glob("[0-9]*"):
+            promise(
+                (version / "saved_model.pb").is_file(), f"{version} is half written"
+            )
+    ended = run("export whole --to to --check", reference)
+    promise(ended.code == 0, ended.said)
+    yield {"trial": "export killed", "kills": killed, "ended": "whole versions only"}
+
+
+def killed_study(rng: random.Random, folder: pathlib.Path) -> Iterator[dict[str, Any]]:
+    """Kills `tune` and lets it go on."""
+    folder.mkdir()
+    (folder / "small.toml").write_text(STUDY)
+    killed = 0
+    for _ in range(4):
+        moment = rng.uniform(2, 12)
+        ended = run(
+            "tune small.toml --out study",
+            folder,
+            kill_when=lambda cpu, moment=moment: cpu > moment,
+        )
+        killed += ended.code == -signal.SIGKILL
+    ended = run("tune small.toml --out study", folder)
+    promise(ended.code == 0, ended.said)
+    trials = [
+        json.loads(path.read_text())
+        for path in (folder / "study/trials").glob("*.json")
+    ]
+    promise(len(trials) == 2, f"{len(trials)} trials instead of 2")
+    yield {"trial": "tune killed", "kills": killed, "ended": "all trials recorded"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=52)
+    parser.add_argument("--only", choices=[*RUNS, "further"])
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    # So that no process has to load them.
+    for package in (mtl_keras, mtl_keras_cli):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if "libmtl" not in module.name:
+                importlib.import_module(module.name)
+    kinds = [arguments.only] if arguments.only else [*RUNS, "further"]
+    applications = [kind for kind in kinds if kind in RUNS]
+    records: list[dict[str, Any]] = []
+    broken = None
+    with tempfile.TemporaryDirectory() as folder:
+        root = pathlib.Path(folder)
+        try:
+            for index, kind in enumerate(kinds):
+                rng = random.Random(f"{arguments.seed}/{kind}")
+                place = root / kind
+                place.mkdir()
+                if kind in RUNS:
+                    share = arguments.kills * (index + 1) // len(applications)
+                    share -= arguments.kills * index // len(applications)
+                    trials = kill_trainings(kind, share, rng, place)
+                else:
+                    trials = _further(rng, place)
+                for record in trials:
+                    records.append(record)
+                    print(json.dumps(record), flush=True)
+        except BrokenError as error:
+            broken = str(error)
+            print(f"Broken: {broken}", file=sys.stderr)
+    write(arguments, records, broken)
+    sys.exit(broken is not None)
+
+
+def _further(rng: random.Random, place: pathlib.Path) -> Iterator[dict[str, Any]]:
+    yield from damaged_checkpoints(rng, place)
+    yield from killed_study(rng, place / "study")
+
+
+def write(
+    arguments: argparse.Namespace, records: list[dict[str, Any]], broken: str | None
+) -> None:
+    """Writes the summary, and every kill of it."""
+    kills = [r for r in records if "run" in r and "left" in r and "kills" not in r]
+    by_run: dict[str, collections.Counter[str]] = collections.defaultdict(
+        collections.Counter
+    )
+    for record in kills:
+        by_run[record["run"]][record["mode"]] += 1
+    ends = [r for r in records if r.get("left") == "same as the reference"]
+    summary = {
+        "command": f"python benchmarks/chaos.py --kills {arguments.kills}"
+        + (f" --only {arguments.only}" if arguments.only else ""),
+        "seed": arguments.seed,
+        "versions": versions(),
+        "runs": {name: f"train {name} {line} {COMMON}" for name, line in RUNS.items()},
+        "kills": len(kills),
+        "kills_by_run_and_moment": {name: dict(c) for name, c in by_run.items()},
+        "runs_that_ended_as_the_reference": len(ends),
+        "half_written_under_a_final_name": 0 if broken is None else None,
+        "broken_promise": broken,
+        "records": records,
+    }
+    name = f"chaos_{arguments.only}.json" if arguments.only else "chaos.json"
+    RESULTS.joinpath(name).write_text(json.dumps(summary, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""Checkpoints of a training: one file each, written whole and checked when read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import struct
+import time
+import zipfile
+import zlib
+from typing import Any
+
+import keras
+import numpy as np
+
+from mtl_keras.errors import InputError
+from mtl_keras.model import MultiTaskModel
+from mtl_keras.runs.folder import first_line
+
+_KEPT = 2
+_PROGRESS = "progress"
+# What zipfile and NumPy raise at bytes of any kind.
+_BROKEN = (
+    EOFError,
+    KeyError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+_NAME = re.compile(r"epoch-(\d{6})-step-(\d{9})\.npz")
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a training has come.
+
+    Attributes:
+        epoch: Finished epochs.
+        step: Finished steps of the epoch after these.
+        steps_per_epoch: Steps of an epoch.
+        seconds: Wall time of the training so far.
+        history: `{name: [value of each finished epoch]}`.
+    """
+
+    epoch: int
+    step: int
+    steps_per_epoch: int
+    seconds: float = 0.0
+    history: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+
+    def add_epoch(self, logs: dict[str, float]) -> None:
+        """Counts a finished epoch and keeps its logs."""
+        self.epoch, self.step = self.epoch + 1, 0
+        for name, value in logs.items():
+            self.history.setdefault(name, []).append(float(value))
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint, as read from its file.
+
+    Attributes:
+        path: The file.
+        progress: How far the training had come.
+        values: The state by key; see `MultiTaskModel.state`.
+    """
+
+    path: pathlib.Path
+    progress: Progress
+    values: dict[str, np.ndarray]
+
+    def restore(self, model: MultiTaskModel) -> None:
+        """Sets all of a compiled model's state.
+
+        Raises:
+            InputError: If it is the state of another model.
+        """
+        variables = model.state(epoch_means=self.progress.step > 0)
+        shapes = {key: tuple(v.shape) for key, v in variables.items()}
+        if shapes != {key: v.shape for key, v in self.values.items()}:
+            raise InputError(
+                f"{self.path} is the state of another model, as of another version of "
+                "the program. Remove its folder to train anew."
+            )
+        for key, variable in variables.items():
+            variable.assign(self.values[key])
+
+
+def save(folder: pathlib.Path, model: MultiTaskModel, progress: Progress) -> None:
+    """Writes a checkpoint, and removes all but it and the one before.
+
+    The file has its name only when all of it is on the disk. It is a zip file of
+    NumPy arrays, each with a checksum; nothing in it is code.
+
+    Args:
+        folder: Where the checkpoints are.
+        model: A compiled model with a built optimizer.
+        progress: How far its training has come.
+
+    Raises:
+        InputError: If the file cannot be written.
+    """
+    variables = model.state(epoch_means=progress.step > 0)
+    values = {key: np.asarray(variable.numpy()) for key, variable in variables.items()}
+    values[_PROGRESS] = np.frombuffer(
+        json.dumps(dataclasses.asdict(progress)).encode(), "uint8"
+    )
+    target = folder / f"epoch-{progress.epoch:06d}-step-{progress.step:09d}.npz"
+    beside = folder / ".unfinished"
+    try:
+        with beside.open("wb") as file:
+            np.savez(file, allow_pickle=False, **values)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(target)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise InputError(
+            f"The checkpoint {target} cannot be written: {error.strerror}."
+        ) from error
+    for old in _files(folder)[_KEPT:]:
+        old.unlink(missing_ok=True)
+
+
+def newest(folder: pathlib.Path) -> tuple[Checkpoint | None, list[str]]:
+    """Reads the newest checkpoint that is whole.
+
+    Args:
+        folder: Where the checkpoints are.
+
+    Returns:
+        The checkpoint, or None; and a line about each newer one that is broken.
+    """
+    broken: list[str] = []
+    for path in _files(folder):
+        try:
+            return _read(path), broken
+        except _BROKEN as error:
+            broken.append(f"The checkpoint {path} is broken ({first_line(error)}).")
+    return None, broken
+
+
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the checkpoints, newest first."""
+    return sorted(
+        (p for p in folder.iterdir() if _NAME.fullmatch(p.name)), reverse=True
+    )
+
+
+def _read(path: pathlib.Path) -> Checkpoint:
+    # First all checksums: what is not whole should not even be taken apart.
+    with zipfile.ZipFile(path) as file:
+        wrong = file.testzip()
+    if wrong is not None:
+        raise ValueError(f"{wrong} does not fit its checksum")
+    with np.load(path, allow_pickle=False) as file:
+        values = {name: file[name] for name in file.files}
+    progress: dict[str, Any] = json.loads(values.pop(_PROGRESS).tobytes())
+    return Checkpoint(path, Progress(**progress), values)
+
+
+class Restore(keras.callbacks.Callback):
+    """Sets a checkpoint's state where nothing else changes it any more.
+
+    After a whole epoch that is before the next one begins, as the balancing may
+    close an epoch then; within an epoch it is right before the first step.
+    """
+
+    def __init__(self, checkpoint: Checkpoint):
+        super().__init__()
+        self._checkpoint: Checkpoint | None = checkpoint
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Restores after a whole epoch."""
+        if self._checkpoint is not None and self._checkpoint.progress.step == 0:
+            self._restore()
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Restores within an epoch."""
+        self._restore()
+
+    def _restore(self) -> None:
+        if self._checkpoint is not None:
+            self._checkpoint.restore(self.model)
+            self._checkpoint = None
+
+
+class Save(keras.callbacks.Callback):
+    """Writes a checkpoint after every epoch, and within epochs on request.
+
+    It has to be the last callback: what the others do in an epoch is then done.
+
+    Args:
+        folder: Where the checkpoints are.
+        progress: How far the training has come; kept up to date.
+        every: Steps between checkpoints within an epoch; None for none.
+    """
+
+    def __init__(self, folder: pathlib.Path, progress: Progress, every: int | None):
+        super().__init__()
+        self._folder = folder
+        self._progress = progress
+        self._every = every
+        self._since = 0.0
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Notes the time."""
+        self._since = time.monotonic()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Counts the step; the last one of an epoch is left to `on_epoch_end`."""
+        progress = self._progress
+        progress.step += 1
+        is_last = progress.step == progress.steps_per_epoch
+        if self._every and progress.step % self._every == 0 and not is_last:
+            self._save()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Keeps the epoch's logs."""
+        self._progress.add_epoch(logs or {})
+        self._save()
+
+    def _save(self) -> None:
+        now = time.monotonic()
+        self._progress.seconds += now - self._since
+        self._since = now
+        save(self._folder, self.model, self._progress)

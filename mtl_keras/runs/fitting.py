@@ -1,0 +1,261 @@
+"""Training one configuration into a run folder, anew or from a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import warnings
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+from rich.console import Console
+
+from mtl_keras.errors import InputError
+from mtl_keras.model import MultiTaskModel
+from mtl_keras.runs import checkpoints, folder, unfinished
+from mtl_keras.runs.config import RunConfig, check_count, spec_name
+from mtl_keras.runs.progress import EpochLines, StepBar
+from mtl_keras.runs.training import (
+    compiled_model,
+    count_batches,
+    load_split,
+    test_metrics,
+    versions,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """What a finished training gives.
+
+    Attributes:
+        path: The run folder.
+        metrics: `{task: {metric: value}}` on the test split.
+        seconds: Wall time of the training, in seconds.
+    """
+
+    path: pathlib.Path
+    metrics: dict[str, dict[str, float]]
+    seconds: float
+
+
+def train(
+    config: RunConfig,
+    out: str | pathlib.Path,
+    *,
+    checkpoint_steps: int | None = None,
+    deterministic: bool = False,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    console: Console | None = None,
+) -> Results:
+    """Trains one configuration and writes its run folder, or goes on with it.
+
+    The folder appears under its name only when everything is written. After every
+    epoch there is a checkpoint beside it: a training that was stopped in whatever
+    way, called again with the same config and folder, goes on from there, to the
+    same end as if it had never been stopped.
+
+    Args:
+        config: What to train; None in a field means the application's default.
+        out: The run folder to make.
+        checkpoint_steps: Steps between checkpoints within an epoch; None for none.
+        deterministic: Whether TensorFlow may use deterministic ops only, for the
+            whole process: the same weights then bit for bit.
+        callbacks: Further callbacks of the training, which come first. The model is
+            tested and saved as they leave it.
+        console: Where to show progress; None trains in silence.
+
+    Returns:
+        The results on the test split.
+
+    Raises:
+        InputError: If the config does not hold, the data cannot be had, `out` is
+            in use, or an unfinished run with other settings is there, all before
+            training; or if the disk is full.
+        KeyboardInterrupt: When interrupted; it says if the run can be gone on with.
+    """
+    config = config.validate()
+    if checkpoint_steps is not None:
+        check_count("checkpoint_steps", checkpoint_steps)
+    console = console or Console(quiet=True)
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
+    with unfinished.opened(out, config) as (run, saved):
+        fitting = _Fitting(config, saved, console)
+        progress = fitting.run(run / folder.LOGS, checkpoint_steps, callbacks)
+        with console.status("Testing"):
+            metrics = test_metrics(config, fitting.model, fitting.test)
+        with folder.disk_errors(run):
+            fitting.model.save(run / folder.MODEL)
+            folder.write_history(run / folder.HISTORY, progress.history)
+            folder.write_json(
+                run / folder.CONFIG, {**config.to_dict(), "versions": versions()}
+            )
+            folder.write_json(run / folder.METRICS, metrics)
+    return Results(pathlib.Path(out), metrics, progress.seconds)
+
+
+class _Fitting:
+    """One training: data and model, made the same way whether new or gone on with.
+
+    Args:
+        config: A config that `validate` has returned.
+        folder: Where its checkpoints are.
+        console: Where to show progress.
+
+    Attributes:
+        model: The model; compiled, and trained once `run` has returned.
+        test: The test split.
+
+    Raises:
+        InputError: If the data cannot be had, or no longer fit the checkpoints.
+    """
+
+    def __init__(self, config: RunConfig, folder: pathlib.Path, console: Console):
+        assert config.epochs is not None
+        # Before loading too, should anything draw from the global seed.
+        keras.utils.set_random_seed(config.seed)
+        self._config = config
+        self._folder = folder
+        self._console = console
+        self._epochs = config.epochs
+        self._epoch = tf.Variable(0, dtype=tf.int64, trainable=False)
+        with console.status(f"Loading {config.data}"):
+            self._train = load_split(config, "train", self._epoch)
+            self._validation = load_split(config, "validation")
+            self.test = load_split(config, "test")
+        self._per_epoch = count_batches(self._train)
+        if self._per_epoch == 0:
+            raise InputError(f"The training split of {config.data!r} is empty.")
+        self.model: MultiTaskModel = compiled_model(
+            config, self._per_epoch * self._epochs
+        )
+        self.model.optimizer.build(self.model.trainable_variables)
+
+    def run(
+        self,
+        logs: pathlib.Path,
+        checkpoint_steps: int | None,
+        callbacks: Sequence[keras.callbacks.Callback],
+    ) -> checkpoints.Progress:
+        """Trains up to the last epoch.
+
+        Args:
+            logs: Folder for TensorBoard.
+            checkpoint_steps: Steps between checkpoints within an epoch; None for
+                none.
+            callbacks: Further callbacks, which come first.
+
+        Returns:
+            The progress at the end, with the history of all epochs.
+        """
+        found = self._newest()
+        self._announce(found)
+        callbacks = [
+            *callbacks,
+            keras.callbacks.TensorBoard(logs, write_graph=False),
+        ]
+        if not self._console.quiet:
+            assert self._config.tasks is not None
+            callbacks.append(
+                EpochLines(
+                    self._console,
+                    self._config.get_application(),
+                    self._config.tasks,
+                    self._epochs,
+                )
+            )
+        total = self._per_epoch * self._epochs
+        done = self._steps_done(found)
+        with StepBar(self._console, "training", total=total, done=done) as bar:
+            callbacks += bar.callbacks
+            if found is not None and found.progress.step:
+                # The rest of the epoch; the next ones begin at its own checkpoint.
+                self._build_metrics()
+                self._fit(callbacks, checkpoint_steps, found)
+                found = self._newest()
+            return self._fit(callbacks, checkpoint_steps, found)
+
+    def _fit(
+        self,
+        callbacks: list[keras.callbacks.Callback],
+        checkpoint_steps: int | None,
+        start: checkpoints.Checkpoint | None,
+    ) -> checkpoints.Progress:
+        """Fits from a checkpoint to the end, or to the end of its epoch within one."""
+        train, last = self._train, self._epochs
+        progress = checkpoints.Progress(0, 0, self._per_epoch)
+        own: list[keras.callbacks.Callback] = [_SetEpoch(self._epoch)]
+        if start is not None:
+            progress = start.progress
+            own.append(checkpoints.Restore(start))
+            if progress.step:
+                train, last = train.skip(progress.step), progress.epoch + 1
+        saving = checkpoints.Save(self._folder, progress, checkpoint_steps)
+        self.model.fit(
+            train,
+            validation_data=self._validation,
+            initial_epoch=progress.epoch,
+            epochs=last,
+            callbacks=[*own, *callbacks, saving],
+            # The data shuffle themselves; Keras warns about its own default.
+            shuffle=False,
+            verbose=0,
+        )
+        return progress
+
+    def _newest(self) -> checkpoints.Checkpoint | None:
+        found, broken = checkpoints.newest(self._folder)
+        for line in broken:
+            self._warn(f"{line} Going on from the one before it.")
+        if found is not None and found.progress.steps_per_epoch != self._per_epoch:
+            raise InputError(
+                f"The unfinished run in {str(self._folder.parent)!r} had "
+                f"{found.progress.steps_per_epoch} steps in an epoch. Received: data "
+                f"of {self._per_epoch}. Remove it to train anew."
+            )
+        return found
+
+    def _warn(self, line: str) -> None:
+        if self._console.quiet:
+            warnings.warn(line, stacklevel=2)
+        else:
+            self._console.print(f"Warning: {line}", soft_wrap=True, markup=False)
+
+    def _build_metrics(self) -> None:
+        """Has Keras make the metrics' variables, which a first batch else does."""
+        self.model.evaluate(self._validation.take(1), verbose=0)
+
+    def _steps_done(self, found: checkpoints.Checkpoint | None) -> int:
+        if found is None:
+            return 0
+        return found.progress.epoch * self._per_epoch + found.progress.step
+
+    def _announce(self, found: checkpoints.Checkpoint | None) -> None:
+        config = self._config
+        self._console.print(
+            f"Training {config.application} on {config.data}: {config.backbone} with "
+            f"{self.model.count_params():,} parameters, {spec_name(config.sharing)} "
+            f"sharing, {spec_name(config.balancing)} balancing, {self._epochs} epochs "
+            f"of {self._per_epoch} steps",
+            soft_wrap=True,
+        )
+        if found is not None:
+            within = f" and {found.progress.step} steps" if found.progress.step else ""
+            self._console.print(
+                f"Going on with the unfinished run, after {found.progress.epoch} of "
+                f"{self._epochs} epochs{within}.",
+                soft_wrap=True,
+            )
+
+
+class _SetEpoch(keras.callbacks.Callback):
+    """Tells the data which epoch's order to give."""
+
+    def __init__(self, variable: tf.Variable):
+        super().__init__()
+        self._variable = variable
+
+    def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
+        self._variable.assign(epoch)

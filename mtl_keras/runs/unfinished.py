@@ -1,0 +1,160 @@
+"""The work folder of a run that is not finished: kept, locked, gone on with.
+
+`.NAME.partial` lies beside the run folder `NAME` and holds `config.json`, the
+checkpoints, and under `run` what becomes the run folder by one renaming.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+from mtl_keras.errors import InputError
+from mtl_keras.runs.config import RunConfig
+from mtl_keras.runs.folder import CONFIG, check_free, read_json, write_json
+
+CHECKPOINTS = "checkpoints"
+AGAIN = "The same command, started again, goes on with the run."
+_RUN = "run"
+_LOCK = "lock"
+
+
+def work_folder(out: pathlib.Path) -> pathlib.Path:
+    """Returns where a run is written until it is finished."""
+    return out.with_name(f".{out.name}.partial")
+
+
+def next_free(parent: str | os.PathLike, config: RunConfig) -> pathlib.Path:
+    """Returns `parent/APPLICATION-N` with the first N that is not taken.
+
+    Args:
+        parent: Folder of run folders.
+        config: What is to be trained. An unfinished run of the very same settings
+            that no process holds is not taken: it will be gone on with.
+    """
+    number = 1
+    while True:
+        out = pathlib.Path(parent) / f"{config.application}-{number}"
+        if not os.path.lexists(out) and _can_be_taken(work_folder(out), config):
+            return out
+        number += 1
+
+
+def _can_be_taken(work: pathlib.Path, config: RunConfig) -> bool:
+    if not work.exists():
+        return True
+    try:
+        with held(work):
+            return _settings(work) == _as_json(config)
+    except InputError:
+        return False
+
+
+@contextlib.contextmanager
+def opened(
+    out: str | os.PathLike, config: RunConfig
+) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
+    """Gives the folders of a new or unfinished run; `out` appears at the end.
+
+    When the block raises and there is a checkpoint, the work folder stays, to be
+    gone on with; without one it is removed, with the parent folders that had to be
+    made.
+
+    Args:
+        out: The run folder.
+        config: What is trained, from `RunConfig.validate`.
+
+    Yields:
+        The folder that becomes `out`, and that of the checkpoints.
+
+    Raises:
+        InputError: If `out` is in use or cannot be made, or an unfinished run with
+            other settings, or of another process, is there.
+    """
+    out = pathlib.Path(out).absolute()
+    work = work_folder(out)
+    _remove_leftover(work, out)
+    check_free(out)
+    made = [p for p in out.parents if not p.exists()]
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"The output folder {str(out)!r} cannot be made: {error.strerror}."
+        ) from error
+    _check_no_links(work)
+    with held(work):
+        _check_settings(work, config, out)
+        try:
+            for name in (_RUN, CHECKPOINTS):
+                (work / name).mkdir(exist_ok=True)
+            yield work / _RUN, work / CHECKPOINTS
+            (work / _RUN).rename(out)
+        except BaseException:
+            if not any((work / CHECKPOINTS).glob("*")):
+                shutil.rmtree(work, ignore_errors=True)
+                for parent in made:
+                    # Another run may have put its results there in the meantime.
+                    with contextlib.suppress(OSError):
+                        parent.rmdir()
+            raise
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _remove_leftover(work: pathlib.Path, out: pathlib.Path) -> None:
+    """Removes what a process leaves that ends right after its run has its name."""
+    if out.is_dir() and work.is_dir() and not (work / _RUN).exists():
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _check_no_links(work: pathlib.Path) -> None:
+    """Raises an InputError if writing here could change a file elsewhere."""
+    for path in (work, *work.rglob("*")):
+        if path.is_symlink():
+            raise InputError(
+                f"Expected no symbolic link in an unfinished run. Received: {path}. "
+                "Remove it, or name another --out."
+            )
+
+
+@contextlib.contextmanager
+def held(work: pathlib.Path) -> Iterator[None]:
+    """Holds a work folder for this process; the system lets go when it dies."""
+    with (work / _LOCK).open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"Another process is training into {str(work)!r} right now. Wait for "
+                "it, or name another --out."
+            ) from None
+        yield
+
+
+def _check_settings(work: pathlib.Path, config: RunConfig, out: pathlib.Path) -> None:
+    """Writes the settings, or compares them with those of the unfinished run."""
+    if not (work / CONFIG).is_file():
+        write_json(work / CONFIG, _as_json(config))
+        return
+    there, here = _settings(work), _as_json(config)
+    for name in here:
+        if there.get(name) != here[name]:
+            raise InputError(
+                f"{str(work)!r} holds an unfinished run with another {name}: "
+                f"{there.get(name)!r} there, {here[name]!r} here. Give the same "
+                f"settings to go on with it, name another --out, or remove it."
+            )
+
+
+def _settings(work: pathlib.Path) -> dict[str, Any]:
+    return read_json(work / CONFIG)
+
+
+def _as_json(config: RunConfig) -> dict[str, Any]:
+    return json.loads(json.dumps(config.to_dict()))

@@ -1,0 +1,210 @@
+"""A run that was stopped goes on to the very same end."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import os
+
+import hypothesis
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import strategies
+from rich.console import Console
+from tiny_application import SIZES
+
+from mtl_keras.errors import InputError
+from mtl_keras.runs import RunConfig, checkpoints, load_run, train, unfinished
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def stop_at(monkeypatch, save):
+    """Ends the training at the save with this number, before or after it is written."""
+    number, before = save
+    real, calls = checkpoints.save, []
+
+    def counted(*args):
+        calls.append(args)
+        if len(calls) == number and before:
+            raise Killed
+        real(*args)
+        if len(calls) == number:
+            raise Killed
+
+    monkeypatch.setattr(checkpoints, "save", counted)
+
+
+def result(out):
+    with (out / "history.csv").open() as file:
+        history = list(csv.reader(file))
+    return (
+        load_run(out).model().get_weights(),
+        history,
+        (out / "metrics.json").read_text(),
+    )
+
+
+def assert_same(out, other):
+    (weights, *rest), (others, *others_rest) = result(out), result(other)
+    assert rest == others_rest
+    for one, two in zip(weights, others, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def config(**changes):
+    return RunConfig("tiny", **{"epochs": 3, "limit": 80, **changes})
+
+
+@pytest.mark.parametrize(
+    ("balancing", "steps", "stops"),
+    [
+        ("dwa", None, [(2, False)]),
+        (["uncertainty", "pcgrad"], 2, [(2, False), (2, True), (3, False)]),
+    ],
+    ids=str,
+)
+def test_a_stopped_run_ends_as_one_that_never_stopped(
+    tiny, eagerly, tmp_path, monkeypatch, balancing, steps, stops
+):
+    settings = config(balancing=balancing)
+    train(settings, tmp_path / "whole")
+    for save in stops:
+        with monkeypatch.context() as patch:
+            stop_at(patch, save)
+            with pytest.raises(Killed):
+                train(settings, tmp_path / "run", checkpoint_steps=steps)
+        assert names(tmp_path) == [".run.partial", "whole"]
+    train(settings, tmp_path / "run", checkpoint_steps=steps)
+    assert_same(tmp_path / "run", tmp_path / "whole")
+    assert names(tmp_path) == ["run", "whole"]
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def stopped(tiny, eagerly, tmp_path, monkeypatch):
+    """A run of three epochs that was stopped after two."""
+    with monkeypatch.context() as patch:
+        stop_at(patch, (2, False))
+        with pytest.raises(Killed):
+            train(config(), tmp_path / "run")
+    return tmp_path
+
+
+@pytest.mark.parametrize("broken", [1, 2])
+def test_broken_checkpoints_are_told_of_and_left_out(stopped, broken):
+    train(config(), stopped / "whole")
+    saved = sorted((stopped / ".run.partial/checkpoints").iterdir())
+    assert [path.name[:12] for path in saved] == ["epoch-000001", "epoch-000002"]
+    content = bytearray(saved[1].read_bytes())
+    content[len(content) // 2] ^= 1
+    saved[1].write_bytes(content)
+    if broken == 2:
+        saved[0].write_bytes(b"")
+    with pytest.warns(UserWarning, match="is broken") as caught:
+        train(config(), stopped / "run")
+    assert sum("is broken" in str(w.message) for w in caught) == broken
+    assert_same(stopped / "run", stopped / "whole")
+
+
+def test_what_cannot_be_gone_on_with_is_refused_and_kept(stopped, monkeypatch):
+    monkeypatch.setattr(keras.Model, "fit", lambda *a, **k: pytest.fail("trained"))
+    work = stopped / ".run.partial"
+    before = {p: p.read_bytes() for p in work.rglob("*") if p.is_file()}
+
+    def refused(words, settings):
+        with pytest.raises(InputError, match=words) as caught:
+            train(settings, stopped / "run")
+        assert "\n" not in str(caught.value)
+
+    refused("another seed: 0 there, 5 here", config(seed=5))
+    with unfinished.held(work):
+        refused("Another process", config())
+        assert unfinished.next_free(stopped, config().validate()).name == "tiny-1"
+    (work / "run" / "model.keras").symlink_to(stopped / "elsewhere")
+    refused("no symbolic link", config())
+    (work / "run" / "model.keras").unlink()
+    monkeypatch.setitem(SIZES, "train", 50)
+    refused("5 steps in an epoch. Received: data of 4", config())
+    assert {p: p.read_bytes() for p in work.rglob("*") if p.is_file()} == before
+
+
+def test_runs_are_numbered_past_what_cannot_be_gone_on_with(stopped):
+    settings = config().validate()
+    (stopped / ".run.partial").rename(stopped / ".tiny-1.partial")
+    assert unfinished.next_free(stopped, settings).name == "tiny-1"
+    assert unfinished.next_free(stopped, config(seed=5).validate()).name == "tiny-2"
+    with unfinished.held(stopped / ".tiny-1.partial"):
+        assert unfinished.next_free(stopped, settings).name == "tiny-2"
+    (stopped / "tiny-1").mkdir()
+    assert unfinished.next_free(stopped, settings).name == "tiny-2"
+
+
+def test_a_full_disk_is_one_line_and_costs_nothing_that_was_saved(
+    tiny, eagerly, tmp_path, monkeypatch
+):
+    real, calls = np.savez, []
+
+    def full(file, **arrays):
+        calls.append(file)
+        if len(calls) == 2:
+            file.write(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(file, **arrays)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", full)
+        with pytest.raises(InputError, match="No space left on device"):
+            train(config(), tmp_path / "run")
+    saved = tmp_path / ".run.partial" / "checkpoints"
+    assert names(saved) == ["epoch-000001-step-000000000.npz"]
+    said = io.StringIO()
+    train(config(), tmp_path / "run", console=Console(file=said, width=200))
+    assert "Going on with the unfinished run, after 1 of 3 epochs." in said.getvalue()
+    train(config(), tmp_path / "whole")
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+class StateOf:
+    """Stands for a model of which only the state matters."""
+
+    def __init__(self, values):
+        self._values = values
+
+    def state(self, *, epoch_means):
+        return {key: tf.constant(value) for key, value in self._values.items()}
+
+
+@hypothesis.settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+@hypothesis.given(draw=strategies.data())
+def test_a_checkpoint_with_any_bytes_changed_is_broken_or_the_same(tmp_path, draw):
+    values = {"a": np.arange(12.0), "b": np.int64(3), "c": np.zeros((2, 3), "float32")}
+    progress = checkpoints.Progress(1, 0, 5, 0.25, {"loss": [0.1]})
+    checkpoints.save(tmp_path, StateOf(values), progress)
+    (path,) = tmp_path.iterdir()
+    content = bytearray(path.read_bytes())
+    for _ in range(draw.draw(strategies.integers(0, 4))):
+        place = draw.draw(strategies.integers(0, len(content) - 1))
+        content[place] = draw.draw(strategies.integers(0, 255))
+    end = draw.draw(strategies.none() | strategies.integers(0, len(content)))
+    path.write_bytes(content[:end])
+    found, broken = checkpoints.newest(tmp_path)
+    if found is None:
+        assert len(broken) == 1
+        return
+    assert found.progress == progress
+    assert {key: value.tolist() for key, value in found.values.items()} == {
+        key: value.tolist() for key, value in values.items()
+    }
