@@ -17,6 +17,20 @@ class InputError(ValueError):
     """
 
 
+class NonFiniteError(ArithmeticError):
+    """Training met a number that is not finite; the message says where.
+
+    The command line prints it as one line and exits with code 2.
+    """
+
+
+class WorkerError(RuntimeError):
+    """Another process of the same training is gone; the message says what to do.
+
+    The command line prints it as one line and exits with code 2.
+    """
+
+
 def unknown_name(kind: str, received: object, known: Iterable[str]) -> InputError:
     """Returns the error for a name that is not in a registry.
 

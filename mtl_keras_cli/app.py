@@ -114,6 +114,13 @@ def train(
             "--deterministic", help="The same weights bit for bit; may be slower."
         ),
     ] = False,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            help="mirrored, for all GPUs of this machine, or multiworker, for the "
+            "machines that TF_CONFIG names; else one device."
+        ),
+    ] = None,
 ) -> None:
     """Train one model and write a run folder.
 
@@ -157,6 +164,7 @@ def train(
         out,
         checkpoint_steps=checkpoint_steps,
         deterministic=deterministic,
+        strategy=strategy,
         console=console,
     )
     _print_metrics(console, results.metrics)

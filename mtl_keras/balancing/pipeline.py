@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from mtl_keras import ops
 from mtl_keras.balancing.arguments import check_choice
 from mtl_keras.balancing.base import (
     Balancer,
@@ -187,11 +188,22 @@ class Pipeline:
             self.monitor = ConflictMonitor(len(tasks))
 
     def aggregate(self, step: GradientStep) -> tuple[list[Any], tf.Tensor]:
-        """Lets the gradient balancer combine the task gradients, watched on request."""
-        assert self.gradient_balancer is not None
+        """Combines the task gradients, watched on request.
+
+        Returns:
+            The V gradients, and the gradient balancer's weights, float32 `[T]`;
+            without one the sum, and ones.
+        """
+        self.watch(step)
+        if self.gradient_balancer is None:
+            ones = tf.ones_like(step.losses)
+            return ops.combine(ones, step.gradients), ones
+        return self.gradient_balancer.aggregate(step)
+
+    def watch(self, step: GradientStep) -> None:
+        """Shows the task gradients to the monitor, if there is one."""
         if self.monitor is not None:
             self.monitor.update_state(step.gramian)
-        return self.gradient_balancer.aggregate(step)
 
     def logs(self) -> dict[str, tf.Tensor]:
         """Returns what a step logs of the balancing."""
@@ -228,6 +240,13 @@ class Pipeline:
         """Lets the loss balancer learn from the step."""
         if self.loss_balancer is not None:
             self.loss_balancer.update(step)
+
+    @property
+    def loss_state(self) -> list[keras.Variable]:
+        """The variables of the loss balancer."""
+        if self.loss_balancer is None:
+            return []
+        return list(self.loss_balancer.variables.values())
 
     @property
     def state(self) -> dict[str, keras.Variable]:

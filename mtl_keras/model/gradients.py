@@ -4,249 +4,355 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import keras
 import tensorflow as tf
 
 from mtl_keras import ops
 from mtl_keras.balancing.base import GradientStep, GramBalancer
 from mtl_keras.balancing.pipeline import Pipeline
-from mtl_keras.model.labels import replicas
+from mtl_keras.model.gradient_lists import (
+    Gradient,
+    add,
+    by_id,
+    masked,
+    scaled,
+    sum_rows,
+    times,
+)
+from mtl_keras.model.labels import replicas, sum_over_replicas
+from mtl_keras.model.nonfinite import (
+    NonFiniteGuard,
+    finite_gradients,
+    on_all_replicas,
+)
+from mtl_keras.model.step import (
+    BalancedGradients,
+    Objectives,
+    StepContext,
+    StepGradients,
+    TaskGradients,
+)
 from mtl_keras.model.task_variables import TaskVariables
 
-Gradient = Any  # tf.Tensor | tf.IndexedSlices | None
 
-
-class Objectives(NamedTuple):
-    """What a step differentiates: scalars, each with its upstream gradient.
-
-    Weights and the loss scale of mixed precision come in as upstream gradients, so
-    that one recorded forward pass serves any weighting.
-    """
-
-    losses: list[tf.Tensor]
-    """T task losses."""
-    shared: list[tf.Tensor]
-    """T factors of the losses, for the shared variables."""
-    own: list[tf.Tensor]
-    """T factors of the losses, for the task-specific variables."""
-    added: list[tf.Tensor]
-    """Regularisation and `add_loss` losses."""
-    loss_scale: tf.Tensor
-    """Scalar, the loss scale."""
-
-
-def step_objectives(
-    losses: list[tf.Tensor],
-    added: list[tf.Tensor],
-    loss_weights: tf.Tensor,
-    pipeline: Pipeline,
-    loss_scale: tf.Tensor,
-) -> Objectives:
-    """Returns what to differentiate, with the loss balancer's weights in it.
+class GradientStepper:
+    """Computes the gradients of a model's steps.
 
     Args:
-        losses: T scalars.
-        added: Further scalars, not balanced.
-        loss_weights: float32 `[T]` from the loss balancer.
         pipeline: The balancing.
-        loss_scale: Scalar.
+        guard: The policy for numbers that are not finite.
+        task_clipnorm: Longest task gradient, or None.
     """
-    weighted = tf.unstack(loss_weights * loss_scale)
-    own = weighted
-    if pipeline.own_losses_unweighted:
-        own = [loss_scale] * len(losses)
-    return Objectives(losses, weighted, own, added, loss_scale)
 
+    def __init__(
+        self, pipeline: Pipeline, guard: NonFiniteGuard, task_clipnorm: float | None
+    ):
+        self._pipeline = pipeline
+        self._guard = guard
+        self._clipnorm = task_clipnorm
 
-class StepContext(NamedTuple):
-    """What gradient balancing reads of a step, beside the gradients."""
+    @property
+    def changes_rows(self) -> bool:
+        """Whether task gradients are looked at before they are weighted.
 
-    losses: tf.Tensor
-    """float32 `[T]`, the weighted losses of the whole batch."""
-    present: tf.Tensor
-    """bool `[T]`."""
-    loss_scale: tf.Tensor
-    """Scalar, the loss scale of mixed precision."""
-    representation: list[tf.Tensor] | None
-    """Tensors between shared and task-specific layers, where the step took them."""
-    sub_batches: list[list[tf.Tensor]]
-    """Task losses of disjoint parts of the batch, where the balancer wants them."""
+        The weights then have to wait for it, and cannot go into the backward pass.
+        """
+        return (
+            self._clipnorm is not None
+            or self._guard.policy == "skip_task"
+            or (self._guard.skips and self._pipeline.gradient_balancer is not None)
+        )
 
+    @property
+    def needs_several_gradients(self) -> bool:
+        """Whether one step differentiates more than one scalar."""
+        return self._pipeline.needs_several_gradients or self.changes_rows
 
-class StepGradients(NamedTuple):
-    """Gradients of one step."""
+    def gradients(
+        self, tape: tf.GradientTape, variables: TaskVariables, context: StepContext
+    ) -> BalancedGradients:
+        """Returns the gradients of one step.
 
-    shared: list[Gradient]
-    """By shared variable."""
-    own: list[list[Gradient]]
-    """By task, then by task-specific variable."""
-    weights: tf.Tensor
-    """float32 `[T]`, the gradient balancer's weights."""
+        Args:
+            tape: The step's tape, persistent where `needs_several_gradients`.
+            variables: The split of the trainable variables.
+            context: The rest of the step.
+        """
+        balancer = self._pipeline.gradient_balancer
+        if not self.changes_rows and (balancer is None or not variables.shared):
+            step, found = self._of_weighted_losses(tape, variables, context)
+        else:
+            step = self._by_task(tape, variables, context)
+            found = self._collected(tape, variables, context, step)
+        gradients = [
+            *([found[id(v)] for v in own] for own in variables.own.values()),
+            [found[id(v)] for v in (*variables.shared, *variables.unused)],
+        ]
+        flags = tf.concat([step.finite, finite_gradients(gradients)], axis=0)
+        flags = on_all_replicas(flags) | context.may_overflow
+        in_rows, in_own, rest = tf.split(flags, [len(variables.own)] * 2 + [1])
+        return BalancedGradients(
+            found,
+            step.loss_weights * step.weights,
+            step.present,
+            in_rows & in_own,
+            rest[0],
+        )
 
+    def _by_task(
+        self, tape: tf.GradientTape, variables: TaskVariables, context: StepContext
+    ) -> StepGradients:
+        balancer = self._pipeline.gradient_balancer
+        if context.representation is not None:
+            step = self._through_representation(tape, variables, context)
+        elif (
+            isinstance(balancer, GramBalancer)
+            and balancer.update_every > 1
+            and replicas() == 1
+            and not self.changes_rows
+        ):
+            step = self._every_kth_step(tape, variables, context)
+        else:
+            step = self._through_backbone(tape, variables, context)
+        if balancer is not None:
+            balancer.after_step(step.weights)
+        return step
 
-def step_gradients(
-    tape: tf.GradientTape,
-    objectives: Objectives,
-    variables: TaskVariables,
-    pipeline: Pipeline,
-    context: StepContext,
-) -> tuple[dict[int, Gradient], tf.Tensor]:
-    """Returns the gradient of every trainable variable, by its id.
+    def _collected(
+        self,
+        tape: tf.GradientTape,
+        variables: TaskVariables,
+        context: StepContext,
+        step: StepGradients,
+    ) -> dict[int, Gradient]:
+        """Returns the gradient of every variable, with those of added losses."""
+        balancer = self._pipeline.gradient_balancer
+        gradients = by_id(variables.shared, step.shared)
+        for index, own_variables in enumerate(variables.own.values()):
+            own = step.own[index]
+            if balancer is not None and balancer.task_specific == "weighted":
+                own = [scaled(gradient, step.weights[index]) for gradient in own]
+            gradients |= by_id(own_variables, own)
+        gradients |= by_id(variables.unused, [None] * len(variables.unused))
+        if context.added:
+            everything = [*variables.shared, *itertools.chain(*variables.own.values())]
+            everything += variables.unused
+            upstream = [context.loss_scale] * len(context.added)
+            added = tape.gradient(context.added, everything, upstream)
+            for variable, gradient in zip(everything, added, strict=True):
+                gradients[id(variable)] = add(gradients[id(variable)], gradient)
+        return gradients
 
-    Args:
-        tape: The step's tape, persistent where the pipeline says so.
-        objectives: `step_objectives`' result.
-        variables: The split of the trainable variables.
-        pipeline: The balancing.
-        context: The rest of the step.
+    def _objectives(
+        self, context: StepContext, loss_weights: tf.Tensor | None
+    ) -> Objectives:
+        """Returns what to differentiate, weighted unless the weights are None."""
+        losses, scale = context.values, context.loss_scale
+        own = shared = [scale] * len(losses)
+        if loss_weights is not None:
+            shared = tf.unstack(loss_weights * scale)
+            if not self._pipeline.own_losses_unweighted:
+                own = shared
+        return Objectives(losses, shared, own, context.added, scale)
 
-    Returns:
-        The gradients, and the gradient balancer's weights, float32 `[T]` (ones
-        without one, and where tasks share nothing that it could balance).
-    """
-    balancer = pipeline.gradient_balancer
-    if balancer is None or not variables.shared:
-        if pipeline.monitor is not None and variables.shared:
+    def _task_gradients(
+        self,
+        tape: tf.GradientTape,
+        sources: Sequence[Any],
+        variables: TaskVariables,
+        context: StepContext,
+    ) -> TaskGradients:
+        """One backward pass a task; see `TaskGradients`.
+
+        The gradients on variables are summed over replicas; those on a
+        representation are not, as every replica has its own samples.
+        """
+        loss_weights = None
+        if not self.changes_rows:
+            loss_weights = self._pipeline.loss_weights(context.losses, context.present)
+        objectives = self._objectives(context, loss_weights)
+        rows, own = _by_task(tape, objectives, sources, variables)
+        sub_batches = [
+            [
+                tape.gradient(loss, list(sources), factor)
+                for loss, factor in zip(losses, objectives.shared, strict=True)
+            ]
+            for losses in context.sub_batches
+        ]
+        finite = finite_gradients([[*r, *o] for r, o in zip(rows, own, strict=True)])
+        if context.representation is None:
+            rows = sum_rows(rows)
+            sub_batches = [sum_rows(part) for part in sub_batches]
+        if loss_weights is not None:
+            return TaskGradients(
+                rows, own, sub_batches, context.present, loss_weights, finite
+            )
+        kept = on_all_replicas(finite) | context.may_overflow
+        present = self._guard.taking_part(context.present, kept)
+        losses = tf.where(present, context.losses, 0.0)
+        loss_weights = self._pipeline.loss_weights(losses, present)
+        # Of what is masked nothing may be multiplied: zero times infinity is NaN.
+        rows, own = masked(rows, present), masked(own, present)
+        factors = loss_weights * self._clip_factors(rows, context)
+        rows = times(rows, factors)
+        if not self._pipeline.own_losses_unweighted:
+            own = times(own, loss_weights)
+        sub_batches = [times(masked(part, present), factors) for part in sub_batches]
+        return TaskGradients(rows, own, sub_batches, present, loss_weights, finite)
+
+    def _clip_factors(
+        self, rows: list[list[Gradient]], context: StepContext
+    ) -> tf.Tensor:
+        """Returns what brings each task gradient to the longest length, `[T]`."""
+        if self._clipnorm is None or not rows[0]:
+            return tf.ones((len(rows),))
+        # Task by task, as only the diagonal is wanted.
+        squares = tf.stack([ops.gramian([row])[0, 0] for row in rows])
+        if context.representation is not None:
+            squares = sum_over_replicas(squares)
+        norms = tf.sqrt(squares) / tf.cast(context.loss_scale, "float64")
+        factors = tf.where(norms > self._clipnorm, self._clipnorm / norms, 1.0)
+        return tf.cast(factors, "float32")
+
+    def _aggregated(
+        self, step: GradientStep, loss_weights: tf.Tensor
+    ) -> tuple[list[Gradient], tf.Tensor]:
+        """Returns the update of the rows and the gradient balancer's weights."""
+        if not step.gradients[0]:
+            return [], tf.ones_like(loss_weights)
+        return self._pipeline.aggregate(step)
+
+    def _through_backbone(
+        self, tape: tf.GradientTape, variables: TaskVariables, context: StepContext
+    ) -> StepGradients:
+        """T backward passes through everything: the exact task gradients."""
+        tasks = self._task_gradients(tape, variables.shared, variables, context)
+        step = GradientStep(
+            tasks.rows,
+            context.losses * tasks.loss_weights,
+            tasks.present,
+            context.loss_scale,
+            sub_batches=tasks.sub_batches,
+        )
+        update, weights = self._aggregated(step, tasks.loss_weights)
+        # The optimizer sums over replicas, each of which has the whole update.
+        update = [scaled(gradient, 1.0 / replicas()) for gradient in update]
+        return StepGradients(
+            update,
+            tasks.own,
+            weights,
+            tasks.loss_weights,
+            tasks.present,
+            tasks.finite,
+        )
+
+    def _through_representation(
+        self, tape: tf.GradientTape, variables: TaskVariables, context: StepContext
+    ) -> StepGradients:
+        """T backward passes through the heads and one through the backbone."""
+        assert context.representation is not None
+        # Tokens or indices may cross the boundary, too; they have no gradient.
+        representation = [t for t in context.representation if t.dtype.is_floating]
+        tasks = self._task_gradients(tape, representation, variables, context)
+        step = GradientStep(
+            tasks.rows,
+            context.losses * tasks.loss_weights,
+            tasks.present,
+            context.loss_scale,
+            summed=False,
+        )
+        update, weights = self._aggregated(step, tasks.loss_weights)
+        upstream = [
+            tf.zeros_like(tensor) if gradient is None else gradient
+            for tensor, gradient in zip(representation, update, strict=True)
+        ]
+        shared = tape.gradient(representation, variables.shared, upstream)
+        return StepGradients(
+            shared,
+            tasks.own,
+            weights,
+            tasks.loss_weights,
+            tasks.present,
+            tasks.finite,
+        )
+
+    def _every_kth_step(
+        self, tape: tf.GradientTape, variables: TaskVariables, context: StepContext
+    ) -> StepGradients:
+        """Solves every k-th step; in between one pass with the kept weights."""
+        balancer = self._pipeline.gradient_balancer
+        assert isinstance(balancer, GramBalancer)
+        loss_weights = self._pipeline.loss_weights(context.losses, context.present)
+        objectives = self._objectives(context, loss_weights)
+        # A branch cannot return None. Both leave out the same gradients.
+        connected: list[bool] = []
+
+        def packed(
+            shared: list[Gradient],
+            own: list[list[Gradient]],
+            weights: tf.Tensor,
+            finite: tf.Tensor,
+        ) -> tuple[list[Gradient], tf.Tensor, tf.Tensor]:
+            flat = [*shared, *itertools.chain(*own)]
+            connected[:] = [gradient is not None for gradient in flat]
+            return [g for g in flat if g is not None], weights, finite
+
+        def solve() -> tuple[list[Gradient], tf.Tensor, tf.Tensor]:
+            step = self._through_backbone(tape, variables, context)
+            return packed(step.shared, step.own, step.weights, step.finite)
+
+        def keep() -> tuple[list[Gradient], tf.Tensor, tf.Tensor]:
+            weights = balancer.kept_weights()
+            factors = [
+                weight * factor
+                for weight, factor in zip(
+                    tf.unstack(weights), objectives.shared, strict=True
+                )
+            ]
+            shared = tape.gradient(objectives.losses, variables.shared, factors)
+            own = [
+                tape.gradient(loss, own_variables, factor)
+                for loss, own_variables, factor in zip(
+                    objectives.losses,
+                    variables.own.values(),
+                    objectives.own,
+                    strict=True,
+                )
+            ]
+            return packed(shared, own, weights, tf.ones(len(own), "bool"))
+
+        flat, weights, finite = tf.cond(balancer.is_due(), solve, keep)
+        given = iter(flat)
+        everything = [next(given) if there else None for there in connected]
+        shared = everything[: len(variables.shared)]
+        rest = iter(everything[len(variables.shared) :])
+        own = [[next(rest) for _ in task] for task in variables.own.values()]
+        return StepGradients(
+            shared, own, weights, loss_weights, context.present, finite
+        )
+
+    def _of_weighted_losses(
+        self, tape: tf.GradientTape, variables: TaskVariables, context: StepContext
+    ) -> tuple[StepGradients, dict[int, Gradient]]:
+        """One backward pass; one more through the heads if these are unweighted."""
+        loss_weights = self._pipeline.loss_weights(context.losses, context.present)
+        objectives = self._objectives(context, loss_weights)
+        if self._pipeline.monitor is not None and variables.shared:
             rows, _ = _by_task(tape, objectives, variables.shared, variables)
-            pipeline.monitor.update_state(
+            self._pipeline.watch(
                 GradientStep(
-                    _sum_over_replicas(rows),
-                    context.losses,
+                    sum_rows(rows),
+                    context.losses * loss_weights,
                     context.present,
                     context.loss_scale,
-                ).gramian
+                )
             )
-        gradients = _of_weighted_losses(tape, objectives, variables)
-        return gradients, tf.ones_like(context.losses)
-    if context.representation is not None:
-        step = _through_representation(tape, objectives, variables, pipeline, context)
-    elif (
-        isinstance(balancer, GramBalancer)
-        and balancer.update_every > 1
-        and replicas() == 1
-    ):
-        step = _every_kth_step(tape, objectives, variables, pipeline, context)
-    else:
-        step = _through_backbone(tape, objectives, variables, pipeline, context)
-    balancer.after_step(step.weights)
-
-    gradients = _by_id(variables.shared, step.shared)
-    for index, own_variables in enumerate(variables.own.values()):
-        own = step.own[index]
-        if balancer.task_specific == "weighted":
-            own = [_scaled(gradient, step.weights[index]) for gradient in own]
-        gradients |= _by_id(own_variables, own)
-    gradients |= _by_id(variables.unused, [None] * len(variables.unused))
-    if objectives.added:
-        everything = [*variables.shared, *itertools.chain(*variables.own.values())]
-        everything += variables.unused
-        upstream = [objectives.loss_scale] * len(objectives.added)
-        added = tape.gradient(objectives.added, everything, upstream)
-        for variable, gradient in zip(everything, added, strict=True):
-            gradients[id(variable)] = _add(gradients[id(variable)], gradient)
-    return gradients, step.weights
-
-
-def _through_backbone(
-    tape: tf.GradientTape,
-    objectives: Objectives,
-    variables: TaskVariables,
-    pipeline: Pipeline,
-    context: StepContext,
-) -> StepGradients:
-    """T backward passes through everything: the exact task gradients."""
-    rows, own = _by_task(tape, objectives, variables.shared, variables)
-    sub_batches = [
-        [
-            tape.gradient(loss, variables.shared, factor)
-            for loss, factor in zip(losses, objectives.shared, strict=True)
-        ]
-        for losses in context.sub_batches
-    ]
-    step = GradientStep(
-        _sum_over_replicas(rows),
-        context.losses,
-        context.present,
-        context.loss_scale,
-        sub_batches=[_sum_over_replicas(part) for part in sub_batches],
-    )
-    update, weights = pipeline.aggregate(step)
-    # The optimizer sums over replicas, each of which has the whole update.
-    update = [_scaled(gradient, 1.0 / replicas()) for gradient in update]
-    return StepGradients(update, own, weights)
-
-
-def _through_representation(
-    tape: tf.GradientTape,
-    objectives: Objectives,
-    variables: TaskVariables,
-    pipeline: Pipeline,
-    context: StepContext,
-) -> StepGradients:
-    """T backward passes through the heads and one through the backbone."""
-    assert context.representation is not None
-    # Tokens or indices may cross the boundary, too; they have no gradient.
-    representation = [t for t in context.representation if t.dtype.is_floating]
-    rows, own = _by_task(tape, objectives, representation, variables)
-    step = GradientStep(
-        rows, context.losses, context.present, context.loss_scale, summed=False
-    )
-    update, weights = pipeline.aggregate(step)
-    upstream = [
-        tf.zeros_like(tensor) if gradient is None else gradient
-        for tensor, gradient in zip(representation, update, strict=True)
-    ]
-    shared = tape.gradient(representation, variables.shared, upstream)
-    return StepGradients(shared, own, weights)
-
-
-def _every_kth_step(
-    tape: tf.GradientTape,
-    objectives: Objectives,
-    variables: TaskVariables,
-    pipeline: Pipeline,
-    context: StepContext,
-) -> StepGradients:
-    """Solves every k-th step; in between one backward pass with the kept weights."""
-    balancer = pipeline.gradient_balancer
-    assert isinstance(balancer, GramBalancer)
-    # A branch cannot return None. Both leave out the same gradients.
-    connected: list[bool] = []
-
-    def packed(step: StepGradients) -> tuple[list[Gradient], tf.Tensor]:
-        flat = [*step.shared, *itertools.chain(*step.own)]
-        connected[:] = [gradient is not None for gradient in flat]
-        return [gradient for gradient in flat if gradient is not None], step.weights
-
-    def solve() -> tuple[list[Gradient], tf.Tensor]:
-        return packed(_through_backbone(tape, objectives, variables, pipeline, context))
-
-    def keep() -> tuple[list[Gradient], tf.Tensor]:
-        weights = balancer.kept_weights()
-        factors = [
-            weight * factor
-            for weight, factor in zip(
-                tf.unstack(weights), objectives.shared, strict=True
-            )
-        ]
-        shared = tape.gradient(objectives.losses, variables.shared, factors)
-        own = [
-            tape.gradient(loss, own_variables, factor)
-            for loss, own_variables, factor in zip(
-                objectives.losses, variables.own.values(), objectives.own, strict=True
-            )
-        ]
-        return packed(StepGradients(shared, own, weights))
-
-    flat, weights = tf.cond(balancer.is_due(), solve, keep)
-    given = iter(flat)
-    everything = [next(given) if there else None for there in connected]
-    shared = everything[: len(variables.shared)]
-    rest = iter(everything[len(variables.shared) :])
-    own = [[next(rest) for _ in task] for task in variables.own.values()]
-    return StepGradients(shared, own, weights)
+        ones = tf.ones_like(loss_weights)
+        step = StepGradients(
+            [], [], ones, loss_weights, context.present, tf.ones_like(context.present)
+        )
+        return step, _of_weighted_losses(tape, objectives, variables)
 
 
 def _of_weighted_losses(
@@ -261,10 +367,10 @@ def _of_weighted_losses(
     weighted = [*objectives.shared, *added]
     if objectives.own is objectives.shared:
         everything = [*shared_variables, *own_variables]
-        return _by_id(everything, tape.gradient(scalars, everything, weighted))
+        return by_id(everything, tape.gradient(scalars, everything, weighted))
     shared = tape.gradient(scalars, shared_variables, weighted)
     own = tape.gradient(scalars, own_variables, [*objectives.own, *added])
-    return _by_id(shared_variables, shared) | _by_id(own_variables, own)
+    return by_id(shared_variables, shared) | by_id(own_variables, own)
 
 
 def _by_task(
@@ -292,14 +398,8 @@ def _by_task(
     return rows, owns
 
 
-def _by_id(
-    variables: Sequence[keras.Variable], gradients: Sequence[Gradient]
-) -> dict[int, Gradient]:
-    return {id(v): g for v, g in zip(variables, gradients, strict=True)}
-
-
 def norms_on_last_shared_layer(
-    tape: tf.GradientTape, objectives: Objectives, variables: TaskVariables
+    tape: tf.GradientTape, context: StepContext, variables: TaskVariables
 ) -> tf.Tensor:
     """Returns ‖∇ L_i‖ on the shared layer next to the heads, float32 `[T]`.
 
@@ -307,48 +407,10 @@ def norms_on_last_shared_layer(
     tasks share nothing.
     """
     if not variables.shared:
-        return tf.ones((len(objectives.losses),))
+        return tf.ones((len(context.values),))
     layer = variables.shared[-1].path.rpartition("/")[0]
     last = [v for v in variables.shared if v.path.rpartition("/")[0] == layer]
-    rows = [
-        tape.gradient(loss, last, objectives.loss_scale) for loss in objectives.losses
-    ]
-    gramian = ops.gramian(_sum_over_replicas(rows))
+    rows = [tape.gradient(loss, last, context.loss_scale) for loss in context.values]
+    gramian = ops.gramian(sum_rows(rows))
     norms = tf.sqrt(tf.linalg.diag_part(gramian))
-    return tf.cast(norms, "float32") / objectives.loss_scale
-
-
-def _add(first: Gradient, second: Gradient) -> Gradient:
-    """Returns the sum of two gradients of one variable; None counts as zero."""
-    if first is None or second is None:
-        return second if first is None else first
-    if isinstance(first, tf.IndexedSlices) and isinstance(second, tf.IndexedSlices):
-        return tf.IndexedSlices(
-            tf.concat([first.values, second.values], 0),
-            tf.concat([first.indices, second.indices], 0),
-            first.dense_shape,
-        )
-    return tf.convert_to_tensor(first) + tf.convert_to_tensor(second)
-
-
-def _scaled(gradient: Gradient, factor: Any) -> Gradient:
-    """Returns a gradient times a scalar."""
-    if gradient is None:
-        return None
-    if isinstance(gradient, tf.IndexedSlices):
-        return tf.IndexedSlices(
-            gradient.values * tf.cast(factor, gradient.values.dtype),
-            gradient.indices,
-            gradient.dense_shape,
-        )
-    return gradient * tf.cast(factor, gradient.dtype)
-
-
-def _sum_over_replicas(rows: list[list[Gradient]]) -> list[list[Gradient]]:
-    """Returns the task gradients of the whole batch: summed over replicas."""
-    if replicas() == 1:
-        return rows
-    context = tf.distribute.get_replica_context()
-    flat = [gradient for row in rows for gradient in row if gradient is not None]
-    reduced = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, flat))
-    return [[None if g is None else next(reduced) for g in row] for row in rows]
+    return tf.cast(norms, "float32") / context.loss_scale

@@ -136,3 +136,72 @@ def call_again(model: keras.Model, inputs: Any) -> Any:
         `keras.KerasTensor`s in the structure of its outputs.
     """
     return model._run_through_graph(inputs)
+
+
+def may_overflow(
+    optimizer: keras.optimizers.Optimizer, loss_scale: tf.Tensor
+) -> tf.Tensor | bool:
+    """Whether gradients that are not finite are for the optimizer to deal with.
+
+    One that scales losses skips such a step and halves the scale. At a scale of 1 or
+    less, what overflows does so by itself.
+
+    Args:
+        optimizer: The optimizer.
+        loss_scale: Scalar, its present scale.
+    """
+    if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return False
+    return loss_scale > 1.0
+
+
+def update_if(
+    condition: tf.Tensor,
+    optimizer: keras.optimizers.Optimizer,
+    gradients: list[Any],
+    variables: list[keras.Variable],
+) -> None:
+    """Applies gradients where a condition holds; else nothing moves at all.
+
+    Args:
+        condition: bool scalar, the same on every replica.
+        optimizer: The optimizer; built here if it is not yet, as a branch of a
+            graph may not create variables.
+        gradients: By variable.
+        variables: What to update.
+    """
+    if not optimizer.built:
+        with keras.name_scope(optimizer.name, caller=optimizer):
+            optimizer.build(variables)
+    if tf.__internal__.distribute.strategy_supports_no_merge_call():
+        tf.cond(condition, lambda: _apply(optimizer, gradients, variables), _nothing)
+        return
+
+    # A replica may not branch around what synchronises it with the others, as the
+    # update does; `LossScaleOptimizer` goes the same way.
+    def of_all_replicas(
+        strategy: tf.distribute.Strategy, condition: Any, gradients: list[Any]
+    ) -> None:
+        def update() -> tf.Tensor:
+            strategy.extended.call_for_each_replica(
+                _apply, args=(optimizer, gradients, variables)
+            )
+            return tf.constant(True)
+
+        (first, *_) = strategy.experimental_local_results(condition)
+        tf.cond(first, update, _nothing)
+
+    tf.distribute.get_replica_context().merge_call(
+        of_all_replicas, args=(condition, gradients)
+    )
+
+
+def _apply(
+    optimizer: keras.optimizers.Optimizer, gradients: list[Any], variables: list[Any]
+) -> tf.Tensor:
+    optimizer.apply(gradients, variables)
+    return tf.constant(True)
+
+
+def _nothing() -> tf.Tensor:
+    return tf.constant(False)

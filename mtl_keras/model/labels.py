@@ -97,6 +97,27 @@ def without_tasks(labels: Labels, tasks: Iterable[str], size: tf.Tensor) -> Labe
     return Labels(labels.y, weights, labelled)
 
 
+def leave_out(
+    kept: tf.Tensor, labels: Labels, y_pred: dict[str, Any], tasks: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns outputs and sample weights of a batch as if some tasks were absent.
+
+    Args:
+        kept: bool `[T]`: False for the tasks to leave out.
+        labels: The batch's labels.
+        y_pred: The model's outputs; those left out become zeros.
+        tasks: The tasks that `kept` speaks of.
+    """
+    outputs, weights = dict(y_pred), dict(labels.weights)
+    for task, keep in zip(tasks, tf.unstack(kept), strict=True):
+        outputs[task] = tf.where(keep, y_pred[task], tf.zeros_like(y_pred[task]))
+        weight = weights[task]
+        if weight is None:
+            weight = tf.ones(tf.shape(y_pred[task])[:1])
+        weights[task] = tf.where(keep, weight, tf.zeros_like(weight))
+    return outputs, weights
+
+
 def _by_output(
     value: Any, y_pred: dict[str, Any], what: str, required: Sequence[str]
 ) -> dict[str, Any]:

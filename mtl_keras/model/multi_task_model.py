@@ -13,41 +13,45 @@ import tensorflow as tf
 from mtl_keras import balancing as balancing_lib
 from mtl_keras.balancing.base import LossStep
 from mtl_keras.balancing.pipeline import Pipeline
-from mtl_keras.errors import InputError, unknown_name
-from mtl_keras.model.gradients import (
-    StepContext,
-    norms_on_last_shared_layer,
-    step_gradients,
-    step_objectives,
-)
+from mtl_keras.errors import InputError, check_number, unknown_name
+from mtl_keras.model.arguments import as_list, check_names, tasks_with_loss
+from mtl_keras.model.fit_hook import FitHook
+from mtl_keras.model.gradients import GradientStepper, norms_on_last_shared_layer
 from mtl_keras.model.keras_compat import (
     loss_tracker,
+    may_overflow,
     resolved_losses,
     resolved_metrics,
+    update_if,
 )
 from mtl_keras.model.labels import (
     Labels,
     arrange_labels,
     batch_size,
+    leave_out,
     replicas,
     sub_batch,
     without_tasks,
 )
+from mtl_keras.model.multi_worker import MultiWorkerModel
+from mtl_keras.model.nonfinite import NonFiniteGuard
 from mtl_keras.model.probe import BatchProbe
 from mtl_keras.model.representation import (
     SplitModel,
     check_shared_below,
     split_at_representation,
 )
-from mtl_keras.model.task_losses import TaskLosses, task_losses
+from mtl_keras.model.step import Forward, StepContext
+from mtl_keras.model.task_losses import TaskLosses, task_losses, track_total
 from mtl_keras.model.task_metrics import update_metrics
 from mtl_keras.model.task_variables import reached_variables, split_variables
 
+_OWN_ARGUMENTS = ("balancing", "monitor", "on_nonfinite", "task_clipnorm")
 _STATE_PREFIXES = ("balancing.", "seed_states.")
 
 
 @keras.saving.register_keras_serializable(package="mtl_keras")
-class MultiTaskModel(keras.Model):
+class MultiTaskModel(MultiWorkerModel):
     """A `keras.Model` that trains several tasks and balances them.
 
     Functional: layers reached by two or more outputs are shared, the others belong
@@ -100,6 +104,8 @@ class MultiTaskModel(keras.Model):
         self._outputs_by_task = dict(outputs)
         self._loss_tasks: tuple[str, ...] = tuple(outputs)
         self._pipeline: Pipeline | None = None
+        self._guard = NonFiniteGuard("raise")
+        self.train_function: Any = None
         self._split: SplitModel | None = None
         self._stopped: frozenset[str] = frozenset()
 
@@ -169,6 +175,8 @@ class MultiTaskModel(keras.Model):
         *,
         balancing: Any = "equal",
         monitor: str | None = None,
+        on_nonfinite: str = "raise",
+        task_clipnorm: float | None = None,
     ) -> None:
         """Configures training. Takes all that `keras.Model.compile` takes.
 
@@ -198,6 +206,19 @@ class MultiTaskModel(keras.Model):
                 to the mean (`fallbacks`, since the start), and keeps the epoch's
                 mean cosines for `gradient_cosines`. Costs T backward passes for a
                 loss balancer.
+            on_nonfinite: What a task loss or gradient that is NaN or infinite does.
+                `"raise"`: an error names the task, the step and the batch; weights
+                and optimizer stay as they were before that step. `"skip_step"`: the
+                step updates nothing. `"skip_task"`: the task counts as absent from
+                the batch, and the step is skipped only where no task is left, or
+                something that belongs to no single task is not finite. Costs T
+                backward passes. The skips of an epoch are logged as
+                `<task>_nonfinite` and `skipped_steps`. A gradient that overflows
+                in mixed precision is left to the loss scale.
+            task_clipnorm: Scales each task's gradient on the shared variables (or
+                on the representation) down to this norm before balancing. Costs T
+                backward passes. The optimizer's own `clipnorm`, `global_clipnorm`
+                and `clipvalue` act after balancing, on all variables.
 
         Raises:
             InputError: For an unknown balancing method, an output without a loss,
@@ -207,11 +228,15 @@ class MultiTaskModel(keras.Model):
         if not isinstance(balancers, list):
             balancers = [balancers]
         pipeline = Pipeline(balancers, monitor)
-        loss_tasks = self._tasks_with_loss(loss)
         self._stopped = frozenset()
-        self._check_names("metrics", metrics)
-        self._check_names("weighted_metrics", weighted_metrics)
-        self._check_names("loss_weights", loss_weights)
+        guard = NonFiniteGuard(on_nonfinite)
+        if task_clipnorm is not None:
+            task_clipnorm = check_number("task_clipnorm", task_clipnorm, low=0.0)
+        outputs = sorted(self._outputs_by_task)
+        loss_tasks = tasks_with_loss(loss, outputs)
+        check_names("metrics", metrics, outputs)
+        check_names("weighted_metrics", weighted_metrics, outputs)
+        check_names("loss_weights", loss_weights, outputs)
         if isinstance(loss_weights, dict) and loss_weights:
             loss_weights = {task: loss_weights.get(task, 1.0) for task in loss_tasks}
             if not isinstance(loss, (dict, list, tuple)):
@@ -228,8 +253,8 @@ class MultiTaskModel(keras.Model):
             auto_scale_loss=auto_scale_loss,
         )
         self._loss_tasks = loss_tasks
-        outputs = {task: self._outputs_by_task[task] for task in self.tasks}
-        self._reached = reached_variables(self, outputs)
+        by_task = {task: self._outputs_by_task[task] for task in self.tasks}
+        self._reached = reached_variables(self, by_task)
         shared = split_variables(self, self._reached).shared
         self._split = None
         if pipeline.gradients_of_representation and shared:
@@ -237,40 +262,11 @@ class MultiTaskModel(keras.Model):
             check_shared_below(self._split, shared)
         with self.distribute_strategy.scope():
             pipeline.build(self.tasks, shared)
+            guard.build(self.tasks)
         self._pipeline = pipeline
-
-    def _tasks_with_loss(self, loss: Any) -> tuple[str, ...]:
-        outputs = sorted(self._outputs_by_task)
-        if loss is None:
-            raise InputError(
-                f"Expected a loss for the outputs {outputs}. Received: loss=None."
-            )
-        if isinstance(loss, (list, tuple)):
-            if len(loss) != len(outputs):
-                raise InputError(
-                    f"Expected a loss for each of the outputs {outputs}, in this "
-                    f"order. Received a list of {len(loss)}."
-                )
-            loss = dict(zip(outputs, loss, strict=True))
-        if not isinstance(loss, dict):
-            return tuple(outputs)
-        self._check_names("loss", loss)
-        missing = [task for task in outputs if task not in loss]
-        if missing:
-            raise InputError(
-                f"Expected a loss for every output; {missing} have none. Give them "
-                "one, or None to leave them untrained. "
-                f"Received losses for {sorted(loss)}."
-            )
-        return tuple(task for task in outputs if loss[task] is not None)
-
-    def _check_names(self, argument: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for name in value:
-                if name not in self._outputs_by_task:
-                    raise unknown_name(
-                        f"output in `{argument}`", name, self._outputs_by_task
-                    )
+        self._guard = guard
+        self._task_clipnorm = task_clipnorm
+        self._stepper = GradientStepper(pipeline, guard, task_clipnorm)
 
     def get_compile_config(self) -> dict[str, Any]:
         """Returns Keras's compile configuration with that of the balancing."""
@@ -280,15 +276,16 @@ class MultiTaskModel(keras.Model):
                 balancing_lib.serialize(b) for b in self._pipeline.balancers
             ]
             config["monitor"] = self._pipeline.monitored
+            config["on_nonfinite"] = self._guard.policy
+            config["task_clipnorm"] = self._task_clipnorm
         return config
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles from `get_compile_config`'s result, as `load_model` does."""
         config = dict(config)
-        balancing = config.pop("balancing", "equal")
-        monitor = config.pop("monitor", None)
+        own = {key: config.pop(key) for key in _OWN_ARGUMENTS if key in config}
         config = keras.saving.deserialize_keras_object(config)
-        self.compile(**config, balancing=balancing, monitor=monitor)
+        self.compile(**config, **own)
         self.optimizer.build(self.trainable_variables)
 
     def save_own_variables(self, store: Any) -> None:
@@ -330,6 +327,7 @@ class MultiTaskModel(keras.Model):
         if epoch_means:
             for metric in (*self.metrics, *self._pipeline.metrics):
                 variables += metric.variables
+            variables += self._guard.counts
         numbered = {f"variable.{index}": v for index, v in enumerate(variables)}
         return numbered | self._pipeline.state
 
@@ -344,18 +342,33 @@ class MultiTaskModel(keras.Model):
         bound = inspect.signature(super().fit).bind(*args, **kwargs)
         callbacks = bound.arguments.get("callbacks")
         if self._pipeline is not None:
-            hook = _EpochHook(self._pipeline)
+            hook = FitHook(self._pipeline, self._guard)
             if isinstance(callbacks, keras.callbacks.CallbackList):
                 callbacks.append(hook)
             else:
-                bound.arguments["callbacks"] = [*_as_list(callbacks), hook]
+                bound.arguments["callbacks"] = [*as_list(callbacks), hook]
         return super().fit(*bound.args, **bound.kwargs)
+
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Takes one step on one batch; see `keras.Model.train_on_batch`."""
+        logs = super().train_on_batch(*args, **kwargs)
+        self._guard.check()
+        return logs
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """Makes the function that runs an execution's steps; see Keras."""
+        if force or self.train_function is None:
+            super().make_train_function(force)
+            if not self._guard.skips:
+                self.train_function = self._guard.watching(self.train_function)
+        return self.train_function
 
     def reset_metrics(self) -> None:
         """Resets all metrics and the mean task weights."""
         super().reset_metrics()
         if self._pipeline is not None:
             self._pipeline.reset_metrics()
+            self._guard.reset()
 
     def compute_loss(
         self,
@@ -407,64 +420,95 @@ class MultiTaskModel(keras.Model):
     def train_step(self, data: Any) -> dict[str, Any]:
         """One step: forward, task losses, balanced gradients, update."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        pipeline = self._pipeline
+        pipeline, guard = self._pipeline, self._guard
         assert pipeline is not None
         assert pipeline.task_weights is not None
         before = []
         if pipeline.needs_probe:
             before = [tf.identity(v.value) for v in self.non_trainable_variables]
-        representation = None
-        with tf.GradientTape(persistent=pipeline.needs_several_gradients) as tape:
-            if self._split is None:
-                y_pred = self(x, training=True)
-            else:
-                representation, y_pred = self._split.call(x)
-            labels = self._labels(y, y_pred, sample_weight)
-            labels = without_tasks(labels, self._stopped, batch_size(y_pred))
-            losses = self._task_losses(labels, y_pred)
-            sub_batches = self._sub_batch_losses(
-                labels, y_pred, pipeline.num_sub_batches
-            )
-            added = self._added_losses()
-        total = tf.add_n([*losses.values, *added]) * float(replicas())
-        loss_tracker(self).update_state(total, sample_weight=batch_size(y_pred))
-
-        totals, present = losses.total_over_replicas(), losses.present
-        loss_weights = pipeline.loss_weights(totals, present)
+        with (
+            tf.GradientTape(persistent=self._stepper.needs_several_gradients) as tape,
+            guard.statistics_of(self.non_trainable_variables),
+        ):
+            forward = self._forward(x, y, sample_weight)
+        y_pred, labels, losses = forward.y_pred, forward.labels, forward.losses
+        totals = losses.total_over_replicas()
+        finite = tf.math.is_finite(totals)
+        present = guard.taking_part(losses.present, finite)
+        track_total(
+            loss_tracker(self),
+            losses,
+            forward.added,
+            batch_size(y_pred),
+            present if guard.skips else None,
+        )
         loss_scale = self.optimizer.scale_loss(tf.ones(()))
-        objectives = step_objectives(
-            losses.values, added, loss_weights, pipeline, loss_scale
+        context = StepContext(
+            losses.values,
+            forward.added,
+            tf.where(present, totals, 0.0),
+            present,
+            loss_scale,
+            may_overflow(self.optimizer, loss_scale),
+            forward.representation,
+            forward.sub_batches,
         )
         variables = split_variables(self, self._reached)
-        context = StepContext(
-            totals * loss_weights, present, loss_scale, representation, sub_batches
+        balanced = self._stepper.gradients(tape, variables, context)
+        verdict = guard.judge(
+            losses.present,
+            finite,
+            balanced.finite,
+            balanced.rest_finite,
+            self.optimizer.iterations,
         )
-        gradients, weights = step_gradients(
-            tape, objectives, variables, pipeline, context
+        present = balanced.present & verdict.update
+        step = LossStep(
+            tf.where(present, totals, 0.0), present, self.optimizer.learning_rate
         )
-        step = LossStep(totals, present, self.optimizer.learning_rate)
         if pipeline.needs_gradient_norms:
-            norms = norms_on_last_shared_layer(tape, objectives, variables)
+            norms = norms_on_last_shared_layer(tape, context, variables)
             step = step._replace(gradient_norms=norms)
-        self.optimizer.apply_gradients(
-            [(gradients[id(v)], v) for v in self.trainable_variables]
-        )
+        trainable = self.trainable_variables
+        gradients = [balanced.by_id[id(v)] for v in trainable]
+        update_if(verdict.update, self.optimizer, gradients, trainable)
         if pipeline.needs_probe:
-            probe = BatchProbe(self, x, labels, before, self._untracked_losses)
+            probe = BatchProbe(self, x, labels, before, self._untracked_losses, present)
             step = step._replace(probe=probe)
-        pipeline.update(step)
-        pipeline.task_weights.update_state(loss_weights * weights, present)
+        with guard.statistics_of(pipeline.loss_state):
+            pipeline.update(step)
+        pipeline.task_weights.update_state(balanced.weights, present)
+        if guard.skips:
+            y_pred, sample_weight = leave_out(verdict.kept, labels, y_pred, self.tasks)
         return {
             **self.compute_metrics(x, y, y_pred, sample_weight=sample_weight),
             **pipeline.logs(),
+            **guard.logs(),
         }
+
+    def _forward(self, x: Any, y: Any, sample_weight: Any) -> Forward:
+        representation = None
+        if self._split is None:
+            y_pred = self(x, training=True)
+        else:
+            representation, y_pred = self._split.call(x)
+        labels = self._labels(y, y_pred, sample_weight)
+        labels = without_tasks(labels, self._stopped, batch_size(y_pred))
+        losses = self._task_losses(labels, y_pred)
+        assert self._pipeline is not None
+        sub_batches = self._sub_batch_losses(
+            labels, y_pred, self._pipeline.num_sub_batches
+        )
+        return Forward(
+            y_pred, labels, losses, sub_batches, self._added_losses(), representation
+        )
 
     def _task_losses(
         self, labels: Labels, y_pred: dict[str, Any], track: bool = True
     ) -> TaskLosses:
         resolved = resolved_losses(self, labels.y, y_pred)
         by_task = {task: resolved[task] for task in self.tasks}
-        return task_losses(by_task, labels, y_pred, track)
+        return task_losses(by_task, labels, y_pred, track, self._guard.skips)
 
     def _untracked_losses(
         self, labels: Labels, y_pred: dict[str, Any]
@@ -480,21 +524,3 @@ class MultiTaskModel(keras.Model):
             self._untracked_losses(sub_batch(labels, part, parts, size), y_pred)
             for part in range(parts)
         ]
-
-
-class _EpochHook(keras.callbacks.Callback):
-    """Tells the balancers when an epoch of `fit` starts."""
-
-    def __init__(self, pipeline: Pipeline):
-        super().__init__()
-        self._pipeline = pipeline
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        del epoch, logs
-        self._pipeline.on_epoch_begin()
-
-
-def _as_list(callbacks: Any) -> list[keras.callbacks.Callback]:
-    if callbacks is None:
-        return []
-    return list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]

@@ -23,6 +23,7 @@ class BatchProbe:
         labels: The batch's labels.
         state: Values of `model.non_trainable_variables` before the forward pass.
         losses_of: From labels and outputs to the T task losses.
+        taking_part: bool `[T]`: the losses of the other tasks are 0.
     """
 
     def __init__(
@@ -32,12 +33,14 @@ class BatchProbe:
         labels: Labels,
         state: Sequence[tf.Tensor],
         losses_of: Callable[[Labels, dict[str, Any]], list[tf.Tensor]],
+        taking_part: tf.Tensor,
     ):
         self._model = model
         self._x = x
         self._labels = labels
         self._state = list(state)
         self._losses_of = losses_of
+        self._taking_part = taking_part
 
     def weights(self) -> list[tf.Tensor]:
         """Returns the trainable weights as they are."""
@@ -58,7 +61,13 @@ class BatchProbe:
         labels = self._labels
         if part is not None:
             labels = sub_batch(labels, part, 2, batch_size(y_pred))
-        return self._losses_of(labels, y_pred)
+        losses = self._losses_of(labels, y_pred)
+        return [
+            tf.where(takes_part, loss, 0.0)
+            for takes_part, loss in zip(
+                tf.unstack(self._taking_part), losses, strict=True
+            )
+        ]
 
     def total(self, value: tf.Tensor) -> tf.Tensor:
         """Returns the sum of a tensor over the replicas."""

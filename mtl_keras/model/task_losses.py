@@ -40,6 +40,7 @@ def task_losses(
     labels: Labels,
     y_pred: dict[str, Any],
     track: bool = True,
+    skip_nonfinite: bool = False,
 ) -> TaskLosses:
     """Computes each task's loss over its labelled samples, and tracks it.
 
@@ -52,6 +53,7 @@ def task_losses(
         labels: The batch's labels.
         y_pred: The model's outputs.
         track: Whether to update the metrics that log the losses.
+        skip_nonfinite: Whether these metrics leave out losses that are not finite.
     """
     size = tf.cast(batch_size(y_pred), "float32")
     counts = {task: _count(labels.labelled[task], size) for task in losses}
@@ -73,6 +75,12 @@ def task_losses(
                 count = counts[task]
                 if averages:
                     unscaled *= tf.math.divide_no_nan(size, count)
+            if skip_nonfinite:
+                finite = tf.math.is_finite(unscaled)
+                unscaled = tf.where(finite, unscaled, 0.0)
+                # Without a count a batch counts as one.
+                count = tf.cast(1.0 if count is None else count, "float32")
+                count = tf.where(finite, count, 0.0)
             resolved.tracker.update_state(unscaled, sample_weight=count)
         if averages and task in factors:
             value *= factors[task]
@@ -80,6 +88,39 @@ def task_losses(
             value *= resolved.weight
         values.append(value)
     return TaskLosses(values, present)
+
+
+def track_total(
+    tracker: keras.metrics.Metric,
+    losses: TaskLosses,
+    added: list[tf.Tensor],
+    size: tf.Tensor,
+    taking_part: tf.Tensor | None,
+) -> None:
+    """Updates the metric that logs the whole loss.
+
+    Args:
+        tracker: The metric.
+        losses: `task_losses`' result.
+        added: Regularisation and `add_loss` losses.
+        size: Samples in the batch.
+        taking_part: None, or bool `[T]`: the losses of the other tasks, and a batch
+            in which none is left, do not count.
+    """
+    values = losses.values
+    if taking_part is not None:
+        parts = tf.unstack(taking_part)
+        values = [
+            tf.where(takes_part, value, 0.0)
+            for takes_part, value in zip(parts, values, strict=True)
+        ]
+    total = tf.add_n([*values, *added]) * float(replicas())
+    if taking_part is not None:
+        counts = tf.reduce_any(taking_part) | ~tf.reduce_any(losses.present)
+        counts &= tf.math.is_finite(total)
+        total = tf.where(counts, total, 0.0)
+        size = tf.where(counts, size, 0)
+    tracker.update_state(total, sample_weight=size)
 
 
 def _fitting_weight(

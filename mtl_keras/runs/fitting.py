@@ -13,7 +13,7 @@ from rich.console import Console
 
 from mtl_keras.errors import InputError
 from mtl_keras.model import MultiTaskModel
-from mtl_keras.runs import checkpoints, folder, unfinished
+from mtl_keras.runs import checkpoints, folder, strategies
 from mtl_keras.runs.config import RunConfig, check_count, spec_name
 from mtl_keras.runs.progress import EpochLines, StepBar
 from mtl_keras.runs.training import (
@@ -47,6 +47,7 @@ def train(
     checkpoint_steps: int | None = None,
     deterministic: bool = False,
     callbacks: Sequence[keras.callbacks.Callback] = (),
+    strategy: str | None = None,
     console: Console | None = None,
 ) -> Results:
     """Trains one configuration and writes its run folder, or goes on with it.
@@ -64,6 +65,9 @@ def train(
             whole process: the same weights then bit for bit.
         callbacks: Further callbacks of the training, which come first. The model is
             tested and saved as they leave it.
+        strategy: How to train on several devices: `"mirrored"`, `"multiworker"`
+            (called in each worker, before anything else that TensorFlow does), or
+            None; see `strategies.make`. The batch size is that of all together.
         console: Where to show progress; None trains in silence.
 
     Returns:
@@ -74,15 +78,22 @@ def train(
             in use, or an unfinished run with other settings is there, all before
             training; or if the disk is full.
         KeyboardInterrupt: When interrupted; it says if the run can be gone on with.
+        WorkerError: If another worker has ended.
+        NonFiniteError: If a loss or a gradient is not finite.
     """
+    over = strategies.make(strategy)
     config = config.validate()
     if checkpoint_steps is not None:
         check_count("checkpoint_steps", checkpoint_steps)
-    console = console or Console(quiet=True)
+    if console is None or not strategies.is_chief(over):
+        console = Console(quiet=True)
     if deterministic:
         tf.config.experimental.enable_op_determinism()
-    with unfinished.opened(out, config) as (run, saved):
-        fitting = _Fitting(config, saved, console)
+    with (
+        strategies.folders(over, out, config) as (run, saved),
+        strategies.one_for_all(over),
+    ):
+        fitting = _Fitting(config, saved, over, console)
         progress = fitting.run(run / folder.LOGS, checkpoint_steps, callbacks)
         with console.status("Testing"):
             metrics = test_metrics(config, fitting.model, fitting.test)
@@ -102,6 +113,7 @@ class _Fitting:
     Args:
         config: A config that `validate` has returned.
         folder: Where its checkpoints are.
+        strategy: Over what to train.
         console: Where to show progress.
 
     Attributes:
@@ -112,7 +124,13 @@ class _Fitting:
         InputError: If the data cannot be had, or no longer fit the checkpoints.
     """
 
-    def __init__(self, config: RunConfig, folder: pathlib.Path, console: Console):
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: pathlib.Path,
+        strategy: tf.distribute.Strategy,
+        console: Console,
+    ):
         assert config.epochs is not None
         # Before loading too, should anything draw from the global seed.
         keras.utils.set_random_seed(config.seed)
@@ -122,16 +140,22 @@ class _Fitting:
         self._epochs = config.epochs
         self._epoch = tf.Variable(0, dtype=tf.int64, trainable=False)
         with console.status(f"Loading {config.data}"):
-            self._train = load_split(config, "train", self._epoch)
-            self._validation = load_split(config, "validation")
-            self.test = load_split(config, "test")
+            self._train, self._validation, self.test = (
+                strategies.sharded(load_split(config, split, epoch))
+                for split, epoch in (
+                    ("train", self._epoch),
+                    ("validation", None),
+                    ("test", None),
+                )
+            )
         self._per_epoch = count_batches(self._train)
         if self._per_epoch == 0:
             raise InputError(f"The training split of {config.data!r} is empty.")
-        self.model: MultiTaskModel = compiled_model(
-            config, self._per_epoch * self._epochs
-        )
-        self.model.optimizer.build(self.model.trainable_variables)
+        with strategy.scope():
+            self.model: MultiTaskModel = compiled_model(
+                config, self._per_epoch * self._epochs
+            )
+            self.model.optimizer.build(self.model.trainable_variables)
 
     def run(
         self,

@@ -1,0 +1,41 @@
+"""The callback that every `fit` of a multi-task model runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from mtl_keras.balancing.pipeline import Pipeline
+from mtl_keras.model.nonfinite import NonFiniteGuard
+
+
+class FitHook(keras.callbacks.Callback):
+    """Tells balancers and guard where `fit` is."""
+
+    def __init__(self, pipeline: Pipeline, guard: NonFiniteGuard):
+        super().__init__()
+        self._pipeline = pipeline
+        self._guard = guard
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Lets a model train again after a failed step."""
+        del logs
+        self._guard.forget()
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Notes the epoch."""
+        del logs
+        self._guard.epoch = epoch
+        self._pipeline.on_epoch_begin()
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Looks at the epoch's last steps before it is validated."""
+        del logs
+        self._guard.check()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Looks at the epoch's last steps."""
+        del epoch, logs
+        self._guard.check()
+        self._guard.epoch = None
