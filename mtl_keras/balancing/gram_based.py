@@ -36,6 +36,10 @@ class MGDA(GramBalancer):
     where the paper (and public code) stops Frank–Wolfe early. At a
     Pareto-stationary point the update is zero, by the method's own definition.
 
+    Cost: T backward.
+    Choose it when a step must hurt no task; it favours tasks with small gradients
+    (`normalization`).
+
     Args:
         normalization: What divides each gradient before solving: `"none"`, `"l2"`
             (its norm), `"loss"` (the size of its task's loss) or `"loss+"` (both), as
@@ -85,6 +89,9 @@ class PCGrad(GramBalancer):
     Surgery for Multi-Task Learning", NeurIPS 2020, arXiv 2001.06782. Computed in
     the T × T space of coefficients, which gives the same update.
 
+    Cost: T backward; state: step count; needs: `seed`.
+    Choose it when you want a robust first try against conflicts.
+
     Args:
         **kwargs: See `GradientBalancer`. The paper's scale is `"sum"`. `seed` draws
             the orders.
@@ -113,6 +120,9 @@ class GradVac(GramBalancer):
     is added to g_i that the cosine becomes φ̂; then φ̂ ← (1 − β) φ̂ + β φ. Wang et
     al., "Gradient Vaccine", ICLR 2021, arXiv 2010.05874. Differs from the paper in
     that one average is kept for the whole shared gradient, not one per layer.
+
+    Cost: T backward; state: step count, T × T cosines; needs: `seed`.
+    Choose it when tasks should align more than not conflict; else as `pcgrad`.
 
     Args:
         beta: β; 0.01 in the paper (0.5 in LibMTL).
@@ -159,6 +169,9 @@ class IMTLG(GramBalancer):
     w ∝ G⁺ √diag(G). Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021.
     Weights may be negative. Where they cannot be made to sum to 1, the mean.
 
+    Cost: T backward.
+    Choose it when every task should gain alike, whatever the size of its gradient.
+
     Args:
         **kwargs: See `GradientBalancer`. The paper's scale is `"mean"`.
     """
@@ -179,6 +192,10 @@ class CAGrad(GramBalancer):
     g₀ + c‖g₀‖ g_w / ‖g_w‖. Liu et al., "Conflict-Averse Gradient Descent for
     Multi-task Learning", NeurIPS 2021, arXiv 2110.14048. The problem is solved
     exactly, and no absolute threshold stops it late in training.
+
+    Cost: T backward.
+    Choose it when the mean loss counts, and no task may be left behind; `c` sets
+    how strictly.
 
     Args:
         c: Radius of the ball relative to ‖g₀‖; 0.4 in the paper's main runs.
@@ -243,6 +260,10 @@ class Nash(_PowerRoot):
     approximations. Near Pareto-stationary points there is no solution: the weights
     are then the plain sum's, and the step is counted as a fallback.
 
+    Cost: T backward.
+    Choose it when tasks differ in scale; the result does not depend on it. Updates
+    have length √T: set the learning rate, or `max_norm`.
+
     Args:
         max_norm: Longest update; `None` for no limit (1 in the authors' code).
         **kwargs: See `GradientBalancer`. The paper's scale is `"sum"`, the root
@@ -262,6 +283,9 @@ class FairGrad(_PowerRoot):
 
     Ban & Ji, "Fair Resource Allocation in Multi-Task Learning", ICML 2024, arXiv
     2402.15638. α = 1 is Nash-MTL; the authors ran 2 (LibMTL's default is 1).
+
+    Cost: T backward.
+    Choose it when `nash` would do, with fairness set by `alpha`.
 
     Args:
         alpha: α > 0; the larger, the fairer.
@@ -290,6 +314,9 @@ class AlignedMTL(GramBalancer):
     G = VΛVᵀ without negligible eigenvalues; w = √λ V Λ^(−1/2) Vᵀ 1/T. Senushkin et
     al., "Independent Component Alignment for Multi-Task Learning", CVPR 2023, arXiv
     2305.19000. Where all gradients cancel, the mean, counted as a fallback.
+
+    Cost: T backward.
+    Choose it when gradients are nearly dependent, or one dominates.
 
     Args:
         scale_mode: Which λ: `"min"` (the paper), `"median"` or `"rmse"` (the mean).
@@ -361,6 +388,10 @@ class UPGrad(_ConeProjection):
     preference. Quinton & Rey, "Jacobian Descent for Multi-Objective Optimization",
     arXiv 2406.16232. Conflicts with no task: J · update ≥ 0 (up to ε).
 
+    Cost: T backward.
+    Choose it when no task may lose in a step, yet large gradients may count more;
+    has `preference`.
+
     Args:
         preference: Non-negative u, `{task: number}` or a list; `None` is 1/T.
         reg_eps: ε.
@@ -381,6 +412,9 @@ class DualProj(_ConeProjection):
     argmin over v ≥ u of vᵀG̃v, with G̃ and u as in `UPGrad`. Lopez-Paz & Ranzato,
     "Gradient Episodic Memory for Continual Learning", NeurIPS 2017, arXiv
     1706.08840, as used for many objectives.
+
+    Cost: T backward.
+    Choose it when `upgrad` would do, nearer to the mean.
 
     Args:
         preference: As in `UPGrad`.
@@ -403,6 +437,10 @@ class ConFIG(GramBalancer):
     Chu & Thuerey, "ConFIG: Towards Conflict-free Training of Physics Informed
     Neural Networks", arXiv 2408.11104.
 
+    Cost: T backward.
+    Choose it when there are few terms of very different size, as in
+    physics-informed networks.
+
     Args:
         **kwargs: See `GradientBalancer`. The paper's scale is `"sum"`.
     """
@@ -422,6 +460,9 @@ class Krum(GramBalancer):
     Blanchard et al., "Machine Learning with Adversaries: Byzantine Tolerant Gradient
     Descent", NeurIPS 2017. Differs from the paper in that distances are not
     squared, as in public code.
+
+    Cost: T backward; needs: T ≥ `n_byzantine` + 3.
+    Choose it when there are many tasks, some of them corrupt.
 
     Args:
         n_byzantine: How many tasks may be far off; needs T ≥ n_byzantine + 3.
