@@ -7,7 +7,9 @@ from typing import Any
 
 from mkdocs.exceptions import PluginError
 
-_LOADED = re.compile(r"<(?:script|img|iframe|source|link rel=\S*stylesheet)[^>]*https?:")
+_LOADED = re.compile(
+    r"<(?:script|img|iframe|source|link rel=\S*stylesheet)[^>]*https?:"
+)
 
 
 def on_post_page(output: str, *, page: Any, config: Any) -> None:

@@ -12,6 +12,7 @@ lacks outputs, is too large or names a folder of the machine that it ran on.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import pathlib
 import re
@@ -24,7 +25,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from traitlets.config import Config
 
-FOLDER = pathlib.Path(__file__).parent
+FOLDER = pathlib.Path(__file__).parent.resolve()
 # Of CPU time, which does not depend on what else the machine does.
 SECONDS = 120
 BYTES = 400_000
@@ -73,14 +74,13 @@ def cpu_seconds() -> float:
 
 def run(notebook: nbformat.NotebookNode) -> list[str]:
     """Executes a notebook in place and returns what went wrong."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         client = NotebookClient(
             notebook,
             kernel_name="python3",
             startup_timeout=600,
-            resources={"metadata": {"path": folder}},
             record_timing=False,
-            # Through files: a port is open to all users of the machine.
+            # By files in the folder: a port would be open to all users of the machine.
             config=Config({"KernelManager": {"transport": "ipc"}}),
         )
         try:
@@ -109,7 +109,7 @@ def flaws(
     if path.stat().st_size > BYTES:
         found.append(f"{path.stat().st_size} bytes, more than {BYTES}")
     text = path.read_text(encoding="utf-8")
-    for place in {str(pathlib.Path.home()), str(FOLDER.parent.resolve()), sys.prefix}:
+    for place in {str(pathlib.Path.home()), str(FOLDER.parent), sys.prefix}:
         if place in text:
             found.append(f"names {place}")
     return found

@@ -37,6 +37,9 @@ class AutoLambda(LossBalancer):
         learning_rate: Adam's rate for λ.
         initial: λ at the start, relative to the primary tasks' equal weights.
         **kwargs: See `Balancer`. The paper's scale is `"sum"`.
+
+    Raises:
+        InputError: At `build`, when `primary` names no task.
     """
 
     method = "auto_lambda"

@@ -468,6 +468,9 @@ class Krum(GramBalancer):
         n_byzantine: How many tasks may be far off; needs T ≥ n_byzantine + 3.
         n_selected: How many tasks to average.
         **kwargs: See `GradientBalancer`. The paper's scale is `"mean"`.
+
+    Raises:
+        InputError: At `build`, when there are too few tasks.
     """
 
     method = "krum"

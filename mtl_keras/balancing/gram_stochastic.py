@@ -36,6 +36,9 @@ class CRMOGM(GramBalancer):
             the wrapper; the wrapped method's own is not read.
         alpha: α, the share of the old weights.
         **kwargs: See `GramBalancer`. The paper's scale is the wrapped method's.
+
+    Raises:
+        InputError: For a method that it cannot wrap.
     """
 
     method = "cr_mogm"
@@ -116,6 +119,9 @@ class PCD(GramBalancer):
         epsilon: ε, relative.
         **kwargs: See `GramBalancer`. The paper's scale, one main task's gradient,
             counts as `"sum"` here.
+
+    Raises:
+        InputError: At `build`, when `primary` is no task.
     """
 
     method = "pcd"

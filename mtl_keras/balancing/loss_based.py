@@ -107,6 +107,9 @@ class Uncertainty(LossBalancer):
         kinds: `{task: "regression" | "classification"}`; tasks left out count as
             regression, the form that most code uses for all.
         **kwargs: See `Balancer`.
+
+    Raises:
+        InputError: For another kind of task.
     """
 
     method = "uncertainty"

@@ -381,6 +381,9 @@ class TrimmedMean(MatrixBalancer):
     Args:
         trim: k; needs T > 2k.
         **kwargs: See `GradientBalancer`. The paper's scale is `"mean"`.
+
+    Raises:
+        InputError: At `build`, when there are too few tasks.
     """
 
     method = "trimmed_mean"

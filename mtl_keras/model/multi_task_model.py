@@ -114,7 +114,7 @@ class MultiTaskModel(keras.Model):
         return self._pipeline.balancers if self._pipeline else ()
 
     def gradient_cosines(self) -> np.ndarray:
-        """Returns the mean cosine of each pair of task gradients, `[T, T]`.
+        """Returns the mean cosine of each pair of task gradients, float64 `[T, T]`.
 
         Over the steps of the present epoch, in the order of `tasks`; 0 for pairs
         that never met. Needs `compile(monitor="conflicts")`.
