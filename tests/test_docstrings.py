@@ -22,7 +22,7 @@ _SHAPE = re.compile(r"`[^`]*\[[^`]*\][^`]*`|\bscalars?\b|\bshapes?\b|\bnumber\b"
 _DTYPE = re.compile(r"float|\bu?int|bool|string|bytes|dtype|[Nn]umber|[01] or [01]")
 _PAPER = re.compile(r"arXiv[ :]\d{4}\.\d{5}|\b(?:19|20)\d\d\b")
 # For a part that does what another one says; that one is checked itself.
-_ELSEWHERE = re.compile(r"[Ss]ee `(?P<name>[A-Za-z_.]+)`")
+_ELSEWHERE = re.compile(r"(?:[Ss]ee|made by) `(?P<name>[A-Za-z_.]+)`")
 # What nobody's paper is about.
 _UNPUBLISHED = {"equal", "static", "concat", "random_orders", "nonnegative_qp"}
 
@@ -43,9 +43,8 @@ class Public(NamedTuple):
     def function(self) -> Callable[..., Any] | None:
         """What is called: itself, the property's getter, or the constructor."""
         if inspect.isclass(self.value):
-            return (
-                vars(self.value).get("__init__") if _written_out(self.value) else None
-            )
+            written = _written_out(self.value)
+            return vars(self.value)["__init__"] if written else None
         return self.value.fget if isinstance(self.value, property) else self.value
 
     @property
@@ -100,13 +99,13 @@ def flaws(public: Public) -> list[str]:
     """Returns what a docstring lacks."""
     if not public.own.strip():
         return ["no docstring"]
-    if match := _ELSEWHERE.search(public.own):
-        if public.owner is not None and "Args:" not in public.own:
-            there = _documented(public.owner, match["name"])
-            return [] if there else [f"refers to {match['name']!r}, which says nothing"]
     function = public.function
     if function is None or public.documented_above:
         return []
+    match = _ELSEWHERE.search(public.own)
+    if match and "Args:" not in public.own:
+        there = _documented(public.owner, match["name"])
+        return [] if there else [f"refers to {match['name']!r}, which says nothing"]
     found = []
     annotations = " ".join(map(str, getattr(function, "__annotations__", {}).values()))
     if _TENSOR.search(annotations):
@@ -129,13 +128,13 @@ def flaws(public: Public) -> list[str]:
     return found
 
 
-def _documented(owner: type, name: str) -> bool:
-    """Whether a base class's part, `Class.part`, has a docstring."""
+def _documented(owner: type | None, name: str) -> bool:
+    """Whether a base class's part, or something public, has a docstring."""
     cls, _, part = name.partition(".")
-    return any(
-        base.__name__ == cls and bool(getattr(getattr(base, part, None), "__doc__", ""))
-        for base in owner.__mro__
-    )
+    bases = owner.__mro__ if owner else ()
+    own = [getattr(base, part, None) for base in bases if base.__name__ == cls]
+    public = [p.value for p in EVERYTHING if p.name.endswith(f".{name}")]
+    return any(getattr(value, "__doc__", None) for value in (*own, *public))
 
 
 def _raised(function: Callable[..., Any]) -> list[str]:
