@@ -14,14 +14,16 @@ import keras
 import pytest
 import typer
 
-from mtl_keras import balancing
+from mtl_keras import balancing, sharing
 from mtl_keras_cli.app import app
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 MIGRATION = DOCS / "migrating" / "keras.md"
-_FENCE = re.compile(r"^(<!-- slow -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(
+    r"^(<!-- slow -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL
+)
 
 
 class Block(NamedTuple):
@@ -129,7 +131,9 @@ def test_every_room_has_a_page_of_reference():
         if "__all__" in path.read_text(encoding="utf-8")
     }
     assert {page.stem for page in (DOCS / "reference").glob("*.md")} == rooms
-    listed = re.findall(r": reference/(\w+)\.md$", (ROOT / "mkdocs.yml").read_text(), re.M)
+    listed = re.findall(
+        r": reference/(\w+)\.md$", (ROOT / "mkdocs.yml").read_text(), re.M
+    )
     assert set(listed) == rooms
 
 
@@ -165,6 +169,17 @@ def test_costs_in_docstrings_are_those_of_the_code(generate, name):
     probes = getattr(method, "needs_probe", False)
     assert probes == (cost["forward"] is not None)
     assert ("`seed`" in (cost["needs"] or "")) == method.uses_seed
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/comparison.md"])
+def test_methods_are_counted_right(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    counts = {
+        "methods": re.findall(r"\b(\d+) (?:published )?methods\b", text),
+        "ways": re.findall(r"\b(\d+)(?: ways\b|, over any)", text),
+    }
+    assert str(len(balancing.names())) in counts["methods"]
+    assert set(counts["ways"]) == {str(len(sharing.names()))}
 
 
 def test_migration_changes_three_lines_and_nothing_else():
