@@ -80,6 +80,8 @@ def run(notebook: nbformat.NotebookNode) -> list[str]:
             kernel_name="python3",
             startup_timeout=600,
             record_timing=False,
+            # Else how often a stream is flushed decides into how many outputs.
+            coalesce_streams=True,
             # By files in the folder: a port would be open to all users of the machine.
             config=Config({"KernelManager": {"transport": "ipc"}}),
         )
