@@ -30,7 +30,7 @@ from mtl_keras.applications.text.tokens import (
     pieces,
     tokens,
 )
-from mtl_keras.applications.text.vocabulary import learn, log_shares
+from mtl_keras.applications.text.vocabulary import learn, log_shares, source_lookup
 from mtl_keras.backbones import sequences
 from mtl_keras.evaluation import (
     SequenceCrossentropy,
@@ -63,7 +63,27 @@ def test_tokens_are_runs_of_letters_and_digits_or_single_signs():
 
 def test_pieces_are_the_text():
     whole = tf.strings.reduce_join(pieces(tf.constant(TEXTS)), axis=-1)
-    assert [text.decode() for text in whole.numpy()] == [t.rstrip() for t in TEXTS]
+    cleaned = [text.rstrip().replace("\t", " ") for text in TEXTS]
+    assert [text.decode() for text in whole.numpy()] == cleaned
+
+
+HIDDEN = "good\u0085bad \u2028 x\x0b\x1c\x1fa\u00a0b c\u200bd\x00\ufeff e\u3000f"
+
+
+def test_control_characters_and_spaces_of_any_kind_are_no_tokens():
+    (row,) = decoded(tokens(tf.constant([HIDDEN]), lowercase=True))
+    assert row == ["good", "bad", "x", *"abcdef"]
+    (broken,) = decoded(tokens(tf.constant([b"a \xff b"]), lowercase=True))
+    assert broken == ["a", "\ufffd", "b"]
+
+
+def test_a_vocabulary_of_any_text_can_be_saved_and_loaded(tmp_path):
+    words = learn(tf.data.Dataset.from_tensors(HIDDEN), 100, lowercase=True).words
+    inputs = keras.Input((), dtype="string")
+    model = keras.Model(inputs, source_lookup(words, 4)(inputs))
+    model.save(tmp_path / "lookup.keras")
+    loaded = keras.saving.load_model(tmp_path / "lookup.keras")
+    np.testing.assert_array_equal(loaded(tf.constant(words)), np.arange(len(words)) + 6)
 
 
 def test_joined_tokens_are_cut_in_the_same_way_again():

@@ -151,3 +151,46 @@ def test_no_operation_of_a_step_touches_the_whole_table(balancing):
     assert whole == []
     kinds = {op.type for op in operations}
     assert {"ResourceGather", "ResourceScatterSub"} <= kinds
+
+
+@pytest.mark.parametrize("balancing", ["equal", "upgrad"])
+def test_gradients_stay_sparse_over_replicas_and_under_loss_scaling(
+    balancing, mirrored
+):
+    """And the model is, to rounding, that of one device in float32."""
+    kinds = []
+
+    class Watched(LazyAdam):
+        def update_step(self, gradient, variable, learning_rate):
+            kinds.append(isinstance(gradient, tf.IndexedSlices))
+            super().update_step(gradient, variable, learning_rate)
+
+    def trained():
+        keras.utils.set_random_seed(0)
+        ids = keras.Input((4,), dtype="int32")
+        x = keras.layers.Flatten()(SparseEmbedding(50, WIDTH)(ids))
+        outputs = {
+            task: keras.layers.Dense(1, "sigmoid", name=task, dtype="float32")(x)
+            for task in ("a", "b")
+        }
+        model = MultiTaskModel(ids, outputs)
+        model.compile(Watched(0.05), "binary_crossentropy", balancing=balancing)
+        kinds.clear()
+        model.fit(inputs, labels, batch_size=16, epochs=2, shuffle=False, verbose=0)
+        assert sum(kinds) * 5 == len(kinds)  # the table, of five variables
+        return model.get_weights()
+
+    rng = np.random.default_rng(0)
+    inputs = rng.integers(0, 40, (64, 4))
+    labels = {task: rng.integers(0, 2, (64, 1)) for task in ("a", "b")}
+    expected = trained()
+    with mirrored.scope():
+        replicas = trained()
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        scaled = trained()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    for values, replica, half in zip(expected, replicas, scaled, strict=True):
+        np.testing.assert_allclose(replica, values, atol=1e-6)
+        np.testing.assert_allclose(half, values, atol=2e-3)

@@ -13,12 +13,11 @@ import tensorflow as tf
 from keras import layers, ops
 
 from mtl_keras import backbones
-from mtl_keras.applications.text.tokens import tokens
+from mtl_keras.applications.text.tokens import cleaned, tokens
 
 _register = keras.saving.register_keras_serializable(package="mtl_keras")
 
 _BATCH = 512
-_NO_CHARACTERS = r"[\p{C}\p{Z}]+"
 _CNN_STAGES = 3
 _FFT = 256
 _STRIDE = 128
@@ -127,11 +126,10 @@ class Tokens(keras.layers.Layer):
 
     def call(self, inputs: Any) -> Any:
         """Returns the tokens."""
-        x = tf.strings.unicode_transcode(inputs, "UTF-8", "UTF-8")
-        x = tf.strings.regex_replace(x, _NO_CHARACTERS, " ")
         if self.by == "word":
-            ragged = tokens(x, lowercase=True)
+            ragged = tokens(inputs, lowercase=True)
         else:
+            x = tf.strings.regex_replace(cleaned(inputs), " +", " ")
             lower = tf.strings.lower(tf.strings.strip(x), encoding="utf-8")
             ragged = tf.strings.unicode_split(lower, "UTF-8")
         return ragged.to_tensor("", shape=(None, self.length))
