@@ -114,10 +114,10 @@ class MultiTaskModel(keras.Model):
         return self._pipeline.balancers if self._pipeline else ()
 
     def gradient_cosines(self) -> np.ndarray:
-        """Returns the mean cosine of each pair of task gradients, float64 `[T, T]`.
+        """Returns the mean cosine of each pair of task gradients, float32 `[T, T]`.
 
-        Over the steps of the present epoch, in the order of `tasks`; 0 for pairs
-        that never met. Needs `compile(monitor="conflicts")`.
+        Over the steps of the present epoch, or of the last one, in the order of
+        `tasks`; 0 for pairs that never met. Needs `compile(monitor="conflicts")`.
 
         Raises:
             InputError: Without the monitor.
