@@ -36,7 +36,7 @@ lint: $(VENV)/installed-dev
 
 # The site, in build/site; nothing in it is loaded from elsewhere.
 docs: $(VENV)/installed-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # Runs every notebook and compares the kinds of its outputs with those committed.
 notebooks: $(VENV)/installed-docs

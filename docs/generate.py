@@ -2,7 +2,7 @@
 
     python docs/generate.py            # rewrites docs/balancing.md
 
-A docstring holds, before its `Args:`, the formula, the paper and every departure from
+A docstring holds, before its sections, the formula, the paper and every departure from
 it, and a paragraph `Cost: ... . Choose it when ... .`
 """
 
@@ -21,6 +21,7 @@ _COST = re.compile(
     r"(?:; state: (?P<state>[^;.]*))?(?:; needs: (?P<needs>[^;]*?))?\. "
     r"Choose it when (?P<when>.*)\.$"
 )
+_SECTION = re.compile(r"\n\n(?:Args|Raises):\n")
 _ARXIV = re.compile(r"arXiv (\d{4}\.\d{5})")
 _VENUE = re.compile(r"\b([A-Z][A-Za-z]+(?: [A-Z][a-z]+)? \d{4})\b")
 _HEADER = (
@@ -53,12 +54,12 @@ def read(cls: type[balancing.Balancer]) -> Method:
     Raises:
         ValueError: If it has no paragraph on cost and choice.
     """
-    documented = inspect.cleandoc(cls.__doc__ or "").split("\n\nArgs:")[0]
+    documented = _SECTION.split(inspect.cleandoc(cls.__doc__ or ""))[0].rstrip()
     *text, last = documented.split("\n\n")
     match = _COST.fullmatch(" ".join(last.split()))
     if match is None:
         raise ValueError(
-            f"Expected the docstring of {cls.__name__} to end, before `Args:`, with "
+            f"Expected the docstring of {cls.__name__} to end, before sections, with "
             "'Cost: ... backward[, N forward][; state: ...][; needs: ...]. Choose it "
             f"when ... .' Received: {last!r}."
         )

@@ -22,13 +22,11 @@ class Equal(LossBalancer):
     """Every task counts the same: what Keras does by itself.
 
     Computes Σ L_i, or Σ L_i / T with `scale="mean"`, where T counts the tasks with
-    a label in the batch. Keras's `loss_weights` multiply the losses first.
+    a label in the batch. Keras's `loss_weights` multiply the losses first. Takes the
+    arguments of `Balancer`.
 
     Cost: 1 backward.
     Choose it when it is the baseline, always first.
-
-    Args:
-        **kwargs: See `Balancer`.
     """
 
     method = "equal"

@@ -44,13 +44,11 @@ class RandomWeighting(MeanScaleBalancer):
     """Fresh random weights each step: softmax(N(0, I)).
 
     Lin et al., "Reasonable Effectiveness of Random Weighting: A Litmus Test for
-    Multi-Task Learning", TMLR 2022, arXiv 2111.10603 (RLW).
+    Multi-Task Learning", TMLR 2022, arXiv 2111.10603 (RLW). Takes the arguments of
+    `Balancer`, whose `seed` fixes the draws.
 
     Cost: 1 backward; state: step count; needs: `seed`.
     Choose it when you want a second baseline, which any method should beat.
-
-    Args:
-        **kwargs: See `Balancer`; `seed` fixes the draws.
     """
 
     method = "random"
@@ -107,13 +105,10 @@ class GLS(MeanScaleBalancer):
     Chennupati et al., "MultiNet++", CVPR Workshops 2019, arXiv 1904.08492. Computed
     as exp(mean log L), so that no product under- or overflows. Losses below 1e-12
     of the largest are taken as that, so that a finished task does not end the
-    training of the others.
+    training of the others. Takes the arguments of `Balancer`.
 
     Cost: 1 backward; needs: non-negative losses.
     Choose it when losses differ by orders of magnitude.
-
-    Args:
-        **kwargs: See `Balancer`.
 
     Raises:
         tf.errors.InvalidArgumentError: In the step, for a negative loss (XLA leaves
