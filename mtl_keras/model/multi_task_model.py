@@ -92,7 +92,9 @@ class MultiTaskModel(MultiWorkerModel):
     """
 
     # The signature of a functional model, so that Keras can restore it as one.
-    def __init__(self, inputs: Any, outputs: Any, name: str | None = None, **kwargs):
+    def __init__(
+        self, inputs: Any, outputs: Any, name: str | None = None, **kwargs: Any
+    ):
         if not isinstance(outputs, dict) or not all(
             isinstance(output, keras.KerasTensor) for output in outputs.values()
         ):

@@ -89,6 +89,9 @@ class MultiTaskHyperModel(keras_tuner.HyperModel):
 
         Returns:
             `"val_score"`, and `"val_<task>_<metric>"` for all metrics.
+
+        Raises:
+            TypeError: For positional data.
         """
         if args:
             raise TypeError(

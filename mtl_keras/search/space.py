@@ -40,7 +40,12 @@ class Fixed:
     value: Any
 
     def sample(self, hp: Any, name: str) -> Any:
-        """Returns the value; nothing is searched."""
+        """Returns the value; nothing is searched.
+
+        Args:
+            hp: KerasTuner's hyperparameters, as for any hypermodel.
+            name: Name of the setting.
+        """
         return self.value
 
     def examples(self) -> list[Any]:
@@ -55,7 +60,12 @@ class Choice:
     values: tuple[Any, ...]
 
     def sample(self, hp: Any, name: str) -> Any:
-        """Draws from KerasTuner; configs travel through it as JSON text."""
+        """Draws from KerasTuner; configs travel through it as JSON text.
+
+        Args:
+            hp: KerasTuner's hyperparameters, as for any hypermodel.
+            name: Name of the setting.
+        """
         encoded = [
             json.dumps(v) if isinstance(v, (dict, list)) else v for v in self.values
         ]
@@ -85,7 +95,12 @@ class Range:
     log: bool = False
 
     def sample(self, hp: Any, name: str) -> Any:
-        """Draws from KerasTuner."""
+        """Draws from KerasTuner.
+
+        Args:
+            hp: KerasTuner's hyperparameters, as for any hypermodel.
+            name: Name of the setting.
+        """
         sampling = "log" if self.log else "linear"
         if isinstance(self.low, int) and isinstance(self.high, int):
             step = None if self.log else (self.step or 1)
@@ -114,7 +129,12 @@ class LossWeights:
     max_ratio: float
 
     def sample(self, hp: Any, tasks: Sequence[str]) -> dict[str, float]:
-        """Draws one weight per task from KerasTuner."""
+        """Draws one weight per task from KerasTuner.
+
+        Args:
+            hp: KerasTuner's hyperparameters, as for any hypermodel.
+            tasks: Names of the tasks.
+        """
         ratios = {tasks[0]: 1.0}
         for task in tasks[1:]:
             ratios[task] = hp.Float(

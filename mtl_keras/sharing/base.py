@@ -74,7 +74,13 @@ class Sharing:
         stages: list[keras.layers.Layer],
         tasks: list[str],
     ) -> dict[str, keras.KerasTensor]:
-        """Does what `__call__` says; the part that each method implements."""
+        """Does what `__call__` says; the part that each method implements.
+
+        Args:
+            inputs: What the first stage reads.
+            stages: The backbone's stages, at least one.
+            tasks: Names of the tasks, each once.
+        """
         raise NotImplementedError
 
     def connect_outputs(
