@@ -16,6 +16,7 @@ __all__ = [
     "Fixed",
     "LossWeights",
     "MultiTaskHyperModel",
+    "ParetoOracle",
     "Range",
     "Study",
     "best_config",
@@ -30,6 +31,10 @@ def __getattr__(name: str) -> Any:
         from mtl_keras.search.hypermodel import MultiTaskHyperModel
 
         return MultiTaskHyperModel
+    if name == "ParetoOracle":
+        from mtl_keras.search.pareto import ParetoOracle
+
+        return ParetoOracle
     if name == "run_study":
         from mtl_keras.search.tuner import run_study
 
