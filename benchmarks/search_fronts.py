@@ -8,8 +8,9 @@ search on the summed objective.
 
     python benchmarks/search_fronts.py
 
-writes `benchmarks/results/search_fronts.json` and `docs/images/search_fronts.png`: the
-hypervolume over trials, as a share of the true front's.
+goes on with the runs that `benchmarks/results/search_fronts.json` lacks, writes it and
+draws `docs/images/search_fronts.png`: the hypervolume over trials, as a share of the
+true front's.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import json
 import multiprocessing
 import pathlib
 import platform
+import re
 import sys
 import tempfile
 import time
@@ -37,7 +39,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "search_fronts.json"
 PICTURE = ROOT / "docs" / "images" / "search_fronts.png"
 VARIABLES = 6
-COLORS = ("C0", "C1", "C2")
+METHODS = ("ParetoOracle", "random", "KerasTuner's Bayesian, summed")
 
 
 def zdt1(x: np.ndarray) -> list[float]:
@@ -132,32 +134,30 @@ def search(name: str, method: str, trials: int, seed: int) -> tuple[list, float]
     ], spent
 
 
-def draw(curves: dict, path: pathlib.Path) -> None:
+def draw(runs: dict, options: argparse.Namespace) -> None:
     """Draws mean and spread of the curves, one panel per problem."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 3.2), dpi=110, layout="constrained")
+    figure = Figure(figsize=(10, 3.4), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    for axis, (name, methods) in zip(
-        figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True
-    ):
-        for color, (method, runs) in zip(COLORS, methods.items(), strict=True):
-            shares = np.asarray(runs) / true_volume(name)
+    panels = figure.subplots(1, len(options.problems), squeeze=False)[0]
+    for axis, name in zip(panels, options.problems, strict=True):
+        for method in METHODS:
+            own = runs_of(runs, name, method, options)
+            shares = np.asarray([run["curve"] for run in own]) / true_volume(name)
             count = np.arange(1, shares.shape[1] + 1)
             mean, spread = shares.mean(0), shares.std(0)
-            axis.plot(count, mean, color=color, label=method)
-            axis.fill_between(
-                count, mean - spread, mean + spread, color=color, alpha=0.2
-            )
+            axis.plot(count, mean, label=f"{method} ({len(own)} seeds)")
+            axis.fill_between(count, mean - spread, mean + spread, alpha=0.2)
         axis.set_title(name, fontsize="medium")
         axis.set_xlabel("trials")
-        axis.set_ylim(0.4, 1.0)
+        axis.set_ylim(0.5, 1.0)
         axis.grid(alpha=0.25)
-    figure.axes[0].set_ylabel("hypervolume / true front's")
-    figure.axes[0].legend(loc="lower right", fontsize="small")
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path)
+    panels[0].set_ylabel("hypervolume / the true front's")
+    panels[0].legend(loc="lower right", fontsize="small")
+    options.picture.parent.mkdir(exist_ok=True)
+    figure.savefig(options.picture)
 
 
 def main() -> None:
@@ -170,57 +170,85 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS)
     parser.add_argument("--picture", type=pathlib.Path, default=PICTURE)
     options = parser.parse_args()
-    methods = ("ParetoOracle", "random", "KerasTuner's Bayesian, summed")
     cases = [
         (name, method, options.trials, seed)
-        for name in options.problems
         for seed in range(options.seeds)
-        for method in methods
+        for method in METHODS
+        for name in options.problems
     ]
+    runs: dict[str, dict] = {}
+    if options.out.is_file():
+        runs = json.loads(options.out.read_text(encoding="utf-8"))["runs"]
+    todo = [case for case in cases if key_of(case) not in runs]
     # TensorFlow, which KerasTuner loads, does not survive a fork.
     spawn = multiprocessing.get_context("spawn")
     with futures.ProcessPoolExecutor(options.jobs, mp_context=spawn) as pool:
-        results = pool.map(search, *zip(*cases, strict=True))
-        runs = dict(zip(cases, results, strict=True))
-    curves: dict[str, dict[str, list]] = {}
+        waiting = {pool.submit(search, *case): case for case in todo}
+        for done in futures.as_completed(waiting):
+            curve, seconds = done.result()
+            runs[key_of(waiting[done])] = {"seconds": seconds, "curve": curve}
+            write(options, runs)
+    print(json.dumps(write(options, runs)["summary"], indent=1))
+    draw(runs, options)
+
+
+def key_of(case: tuple) -> str:
+    """Returns a case as the results file names it."""
+    return "/".join(map(str, case))
+
+
+def runs_of(runs: dict, name: str, method: str, options: argparse.Namespace) -> list:
+    """Returns the finished runs of one method on one problem."""
+    keys = [key_of((name, method, options.trials, s)) for s in range(options.seeds)]
+    return [runs[key] for key in keys if key in runs]
+
+
+def write(options: argparse.Namespace, runs: dict) -> dict:
+    """Writes the results so far, and returns them."""
     summary: dict[str, dict] = {}
     half = options.trials // 2
     for name in options.problems:
-        curves[name] = {}
         summary[name] = {"true_front": true_volume(name)}
-        for method in methods:
-            own = [run for case, run in runs.items() if case[:2] == (name, method)]
-            curves[name][method] = [curve for curve, _ in own]
-            array = np.asarray(curves[name][method])
+        for method in METHODS:
+            own = runs_of(runs, name, method, options)
+            if not own:
+                continue
+            array = np.asarray([run["curve"] for run in own])
             summary[name][method] = {
+                "seeds": len(own),
                 f"after_{half}": mean_and_spread(array[:, half - 1]),
                 f"after_{options.trials}": mean_and_spread(array[:, -1]),
-                "cpu_seconds_per_search": float(np.mean([s for _, s in own])),
+                "cpu_seconds_per_search": float(np.mean([r["seconds"] for r in own])),
             }
-        mean = np.mean(curves[name]["ParetoOracle"], axis=0)
-        goal = summary[name]["random"][f"after_{options.trials}"]["mean"]
-        reached = np.flatnonzero(mean >= goal)
-        summary[name]["trials_to_reach_what_random_ends_with"] = (
-            int(reached[0]) + 1 if len(reached) else None
-        )
-        print(name, json.dumps(summary[name], indent=1), flush=True)
+        both = [runs_of(runs, name, m, options) for m in METHODS[:2]]
+        if all(both):
+            curves, ends = (np.asarray([r["curve"] for r in own]) for own in both)
+            reached = np.flatnonzero(curves.mean(0) >= ends[:, -1].mean())
+            summary[name]["trials_to_reach_what_random_ends_with"] = (
+                int(reached[0]) + 1 if len(reached) else None
+            )
     results = {
-        "command": "python benchmarks/search_fronts.py " + " ".join(sys.argv[1:]),
+        "command": " ".join(["python benchmarks/search_fronts.py", *sys.argv[1:]]),
         "versions": {
             "python": platform.python_version(),
             **{p: version(p) for p in ("keras-tuner", "scikit-learn", "numpy")},
         },
         "trials": options.trials,
-        "seeds": list(range(options.seeds)),
         "reference": {name: PROBLEMS[name][1] for name in options.problems},
         "summary": summary,
-        "curves": {
-            name: {m: np.round(c, 5).tolist() for m, c in methods_.items()}
-            for name, methods_ in curves.items()
+        "runs": {
+            key: {
+                "seconds": round(run["seconds"], 2),
+                "curve": np.round(run["curve"], 5).tolist(),
+            }
+            for key, run in sorted(runs.items())
         },
     }
-    options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    draw(curves, options.picture)
+    text = json.dumps(results, indent=1)
+    # One line for each curve.
+    text = re.sub(r"\[[^\[\]{}]*\]", lambda m: " ".join(m[0].split()), text)
+    options.out.write_text(text + "\n", encoding="utf-8")
+    return results
 
 
 def mean_and_spread(values: np.ndarray) -> dict[str, float]:
