@@ -210,10 +210,10 @@ def _tuner(
     """Makes the tuner, which reads the state of an earlier run, if there is one."""
     hypermodel = StudyHyperModel(study)
     state = out / STATE
-    if (state / "oracle.json").is_file() != (state / "tuner.json").is_file():
-        # Killed before the first trial, or broken; KerasTuner would begin anew.
-        if known:
-            raise _broken(state, "a file is missing")
+    files = [(state / name).is_file() for name in ("oracle.json", "tuner.json")]
+    if known and not all(files):
+        # KerasTuner would begin anew.
+        raise _broken(state, "a file is missing")
     try:
         # It announces on standard output that it reads its state.
         with contextlib.redirect_stdout(io.StringIO()):

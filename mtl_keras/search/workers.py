@@ -120,6 +120,9 @@ class Chief:
 class _Servicer(OracleServicer):
     """KerasTuner's, which also notes who has called, and answers one at a time."""
 
+    # The methods bear the names of the protocol.
+    # ruff: noqa: N802
+
     def __init__(self, oracle: StudyOracle):
         super().__init__(oracle)
         self.lock = threading.RLock()
