@@ -172,8 +172,8 @@ def main() -> None:
     options = parser.parse_args()
     cases = [
         (name, method, options.trials, seed)
-        for seed in range(options.seeds)
         for method in METHODS
+        for seed in range(options.seeds)
         for name in options.problems
     ]
     runs: dict[str, dict] = {}

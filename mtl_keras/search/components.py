@@ -225,15 +225,15 @@ def _searched(
 def _check_arguments(setting: str, name: str, given: list[str]) -> None:
     """Raises an InputError for an argument that the method's class lacks."""
     known: dict[str, None] = {}
-    for cls in type(_REGISTRIES[setting][0](name)).__mro__:
-        for parameter in inspect.signature(cls.__init__).parameters.values():
+    # Without `object`, whose signature names nothing.
+    for cls in type(_REGISTRIES[setting][0](name)).__mro__[:-1]:
+        for parameter in inspect.signature(cls).parameters.values():
             if parameter.kind in (
                 inspect.Parameter.POSITIONAL_OR_KEYWORD,
                 inspect.Parameter.KEYWORD_ONLY,
             ):
                 known[parameter.name] = None
-    for name_ in ("self", "name"):
-        known.pop(name_, None)
+    known.pop("name", None)
     for argument in given:
         if argument not in known:
             raise unknown_name(f"argument of {name!r}", argument, known)

@@ -81,7 +81,8 @@ class SpaceEncoding:
             values = np.empty(count, object)
             values[:] = [hp.prob_to_value(float(c)) for c in coordinates]
             # An inactive value of a name may be declared again for another parent.
-            drawn[hp.name] = np.where(active, values, drawn.get(hp.name))
+            others = drawn.get(hp.name, np.full(count, None, object))
+            drawn[hp.name] = np.where(active, values, others)
             values[~active] = hp.default
             if _is_choice(hp) and not hp.ordered:
                 # At a distance of 1 from each other, as the ends of a range are.

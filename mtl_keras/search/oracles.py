@@ -33,6 +33,9 @@ class StudyOracle(keras_tuner.Oracle):
             written, after `reload`.
     """
 
+    start_order: list[str]
+    end_order: list[str]
+    _retry_queue: list[str]
     stopped = False
     left_running: dict[str, str] = {}  # noqa: RUF012
 

@@ -18,6 +18,7 @@ PLOT = "trade_off.png"
 PARALLEL = "parallel.png"
 HYPERVOLUME = "hypervolume.png"
 PAGE = "report.html"
+FILES = (PLOT, PARALLEL, HYPERVOLUME, PAGE)
 
 
 def leaderboard(study: Study, records: Sequence[Record], top: int = 10) -> Table:
@@ -91,10 +92,10 @@ def outcome(study: Study, record: Record) -> str:
     return f"{score}; {words}"
 
 
-def write(study: Study, records: Sequence[Record], out: pathlib.Path) -> list[str]:
-    """Draws the pictures and the page; returns the names of the files written."""
+def write(study: Study, records: Sequence[Record], out: pathlib.Path) -> None:
+    """Draws the pictures and the page, those of `FILES` that there is data for."""
     pictures = [
-        path.name
+        path
         for path in (
             plots.draw_trade_off(study, records, out / PLOT),
             plots.draw_parallel(study, records, out / PARALLEL),
@@ -102,5 +103,4 @@ def write(study: Study, records: Sequence[Record], out: pathlib.Path) -> list[st
         )
         if path is not None
     ]
-    page.write_page(study, records, out / PAGE, [out / name for name in pictures])
-    return [*pictures, PAGE]
+    page.write_page(study, records, out / PAGE, pictures)
