@@ -109,11 +109,16 @@ def _show(
     console.print(report.leaderboard(checked, results))
     if len(checked.objectives) > 1:
         front = [record["trial"] for record in records.front_of(results)]
-        console.print(f"On the front: trials {', '.join(front)}", soft_wrap=True)
-    if records.finished(results):
         console.print(
-            f"Best: trial {results[0]['trial']}. To train it in full: "
-            f"mtl-keras tune {study} --out {out} --from-trial {results[0]['trial']}",
+            f"On the front: trials {', '.join(front)}. To train one in full: "
+            f"mtl-keras tune {study} --out {out} --from-trial {front[0]}",
+            soft_wrap=True,
+        )
+    if records.finished(results):
+        best = results[0]["trial"]
+        console.print(
+            f"Best: trial {best}. To train it in full: "
+            f"mtl-keras train --from-study {out}",
             soft_wrap=True,
         )
     files = [records.TRIALS + "/", records.TABLE]

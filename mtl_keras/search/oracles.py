@@ -58,6 +58,8 @@ class StudyOracle(keras_tuner.Oracle):
             return
         self._retry_queue = [i for i in self._retry_queue if i != trial.trial_id]
         super().end_trial(trial)
+        # KerasTuner's own state still names the trial as under way.
+        self.save()
 
     def ended(self, trial_id: str) -> bool:
         """Whether a trial has its result."""

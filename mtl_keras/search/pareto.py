@@ -171,7 +171,9 @@ class ParetoOracle(keras_tuner.oracles.BayesianOptimizationOracle):
         return self._random_populate_space()
 
     def _completed(self) -> list[Any]:
-        return [t for t in self.trials.values() if t.status == "COMPLETED"]
+        # A reloaded state has its trials in any order.
+        trials = [self.trials[trial_id] for trial_id in sorted(self.trials)]
+        return [trial for trial in trials if trial.status == "COMPLETED"]
 
     def _costs(self, trials: Sequence[Any]) -> np.ndarray:
         """Returns the objectives `[N, T]`, all to be minimised."""
