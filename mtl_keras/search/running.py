@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pathlib
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -22,7 +23,7 @@ from mtl_keras.search.local_workers import LocalWorkers
 from mtl_keras.search.objectives import DELTA_M
 from mtl_keras.search.study import Study
 from mtl_keras.search.tuner import STATE, StudyTuner
-from mtl_keras.search.workers import BEAT_SECONDS, SILENCE_SECONDS, Chief
+from mtl_keras.search.workers import BEAT_SECONDS, CHIEF_SECONDS, SILENCE_SECONDS, Chief
 
 
 def run_study(
@@ -136,7 +137,8 @@ def run_worker(
         console: Where to show progress; None runs in silence.
 
     Raises:
-        InputError: If `chief` is no address.
+        InputError: If `chief` is no address, or no chief writes `out` within ten
+            minutes, or it runs another study there.
     """
     out = pathlib.Path(out)
     host, _, port = chief.rpartition(":")
@@ -151,6 +153,17 @@ def run_worker(
         "KERASTUNER_ORACLE_IP": host,
         "KERASTUNER_ORACLE_PORT": port,
     }
+    # A folder that is not there yet is the chief's to make.
+    end = time.monotonic() + CHIEF_SECONDS
+    while not (out / records.STUDY).is_file():
+        if time.monotonic() > end:
+            raise InputError(
+                f"No chief has written to the study folder {str(out)!r} within ten "
+                "minutes. Workers and chief need the same folder, on a shared file "
+                "system."
+            )
+        time.sleep(BEAT_SECONDS)
+    _open(study, out)
     hypermodel = StudyHyperModel(study)
     tuner = StudyTuner(
         hypermodel,
