@@ -42,7 +42,7 @@ def main() -> None:
     """Measures one number of workers."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, required=True)
-    parser.add_argument("--trials", type=int, default=16)
+    parser.add_argument("--trials", type=int, default=32)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         study = pathlib.Path(folder) / "study.toml"

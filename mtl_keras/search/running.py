@@ -164,14 +164,8 @@ def run_worker(
             )
         time.sleep(BEAT_SECONDS)
     _open(study, out)
-    hypermodel = StudyHyperModel(study)
-    tuner = StudyTuner(
-        hypermodel,
-        oracles.make(hypermodel),
-        out,
-        console or Console(quiet=True),
-        follow=follow,
-    )
+    console = console or Console(quiet=True)
+    tuner = _make_tuner(StudyHyperModel(study), out, console, follow=follow)
     tuner.search()
 
 
@@ -228,9 +222,7 @@ def _tuner(
         # KerasTuner would begin anew.
         raise _broken(state, "a file is missing")
     try:
-        # It announces on standard output that it reads its state.
-        with contextlib.redirect_stdout(io.StringIO()):
-            tuner = StudyTuner(hypermodel, oracles.make(hypermodel), out, console)
+        tuner = _make_tuner(hypermodel, out, console)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise _broken(state, first_line(error)) from error
     lost = [r["trial"] for r in known if r["trial"] not in tuner.oracle.trials]
@@ -239,6 +231,19 @@ def _tuner(
     if any(objective.label == DELTA_M for objective in study.objectives):
         hypermodel.baselines = _baselines(study, out, console)
     return tuner
+
+
+def _make_tuner(
+    hypermodel: StudyHyperModel,
+    out: pathlib.Path,
+    console: Console,
+    *,
+    follow: bool = False,
+) -> StudyTuner:
+    # KerasTuner announces on standard output that it reads a state.
+    with contextlib.redirect_stdout(io.StringIO()):
+        oracle = oracles.make(hypermodel)
+        return StudyTuner(hypermodel, oracle, out, console, follow=follow)
 
 
 def _broken(state: pathlib.Path, why: str) -> InputError:

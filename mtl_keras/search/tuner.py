@@ -127,11 +127,13 @@ class StudyTuner(keras_tuner.engine.base_tuner.BaseTuner):
             words = report.outcome(self._model.study, record)
         self._spent.append(record["seconds"])
         spent = duration(record["seconds"])
+        lead = f"trial {trial.trial_id}: "  # lines of several workers mix
         if not self._is_worker():
+            lead = "    "
             todo = self._model.study.trials - int(trial.trial_id) - 1
             left = sum(self._spent) / len(self._spent) * max(todo, 0)
             spent += f", about {duration(left)} left"
-        self._console.print(f"    {words}; {spent}", soft_wrap=True, markup=False)
+        self._console.print(f"{lead}{words}; {spent}", soft_wrap=True, markup=False)
         # In this order: a trial that the oracle has noted as ended is not run
         # again, so its record has to be there by then.
         records.write_record(self._out, record)
