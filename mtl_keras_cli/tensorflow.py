@@ -27,6 +27,8 @@ def load() -> None:
 
     TF_CPP_MIN_LOG_LEVEL=0 in the environment shows everything.
     """
+    # Several processes may share a GPU, as the workers of a search and their chief do.
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2") == "0":
         return
     with _filtered_stderr():

@@ -49,6 +49,11 @@ def test_from_a_study_to_a_checked_export_and_again(run, tmp_path):
     assert "trial 1 (2/2)" in said
     assert "mtl-keras train --from-study runs/study-small" in said
     assert "nothing left to run" in ok(run("tune small.toml"))
+    again = ok(run("tune small.toml --workers 2"))  # which have nothing to do
+    assert "nothing left to run" in again
+    said = ok(run("tune small.toml --from-trial 1 --run runs/other"))
+    assert "Training trial 1 in full" in said
+    assert (tmp_path / "runs/other/model.keras").is_file()
     best = json.loads((tmp_path / "runs/study-small/trials/0.json").read_text())
     other = json.loads((tmp_path / "runs/study-small/trials/1.json").read_text())
     best = max(best, other, key=lambda record: record["score"])
@@ -136,6 +141,12 @@ def test_train_takes_options_and_numbers_its_runs(run, tmp_path):
         ("tune absent.toml", "no study file"),
         ("tune wrong.toml", "Did you mean 'trials'"),
         ("tune tuned.toml --out used", "in use"),
+        ("tune tuned.toml --workers 0", "--workers"),
+        ("tune tuned.toml --role cheif --chief here:1", "Did you mean 'chief'"),
+        ("tune tuned.toml --role worker", "together with --chief"),
+        ("tune tuned.toml --role worker --chief here", "HOST:PORT"),
+        ("tune tuned.toml --role chief --chief here:1 --workers 2", "either"),
+        ("tune tuned.toml --from-trial 0 --out used", "not a study folder"),
         ("evaluate absent", "no run folder"),
         ("evaluate used", "not a run folder"),
         ("export used --to served", "not a run folder"),
@@ -217,6 +228,7 @@ def test_doctor_tells_versions_and_devices(run):
     assert keras.__version__ in said
     assert "CPU" in said
     assert "balancing ops" in said
+    assert "a trial's precision" in said
 
 
 def command(*arguments, **environment):

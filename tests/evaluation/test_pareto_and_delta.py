@@ -47,6 +47,21 @@ def test_hypervolume_is_the_number_of_dominated_unit_squares(points):
     assert hypervolume(flipped, [0, 0], ["max", "min"]) == squares
 
 
+@given(
+    arrays(
+        np.float64,
+        st.tuples(st.integers(0, 8), st.integers(1, 4)),
+        elements=st.integers(0, 3),
+    )
+)
+@settings(max_examples=50, deadline=None)
+def test_hypervolume_is_the_number_of_dominated_unit_cubes(points):
+    tasks = points.shape[1]
+    cubes = np.stack(np.meshgrid(*[np.arange(1, 4)] * tasks), -1).reshape(-1, tasks)
+    inside = (points[:, None, :] >= cubes).all(-1).any(0).sum() if len(points) else 0
+    assert hypervolume(points, [0] * tasks, ["max"] * tasks) == inside
+
+
 def test_delta_m_by_hand():
     # 10% better accuracy and 20% lower error: 15% better on average.
     assert delta_m(
