@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 TUNED := runs/demo
 
-.PHONY: demo test test-native soak lint install clean
+.PHONY: demo test test-native soak lint docs notebooks install clean
 
 # The study, its best trial trained in full, evaluated on the test split,
 # exported, loaded back and compared with the Keras model.
@@ -38,6 +38,14 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check mtl_keras mtl_keras_cli tests benchmarks
 	$(BIN)/mypy mtl_keras mtl_keras_cli
 
+# The site, in build/site; nothing in it is loaded from elsewhere.
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# Runs every notebook and compares the kinds of its outputs with those committed.
+notebooks: $(VENV)/installed-docs
+	$(BIN)/python notebooks/execute.py
+
 install: $(VENV)/installed-dev
 
 # The compiled ops are built against the TensorFlow that they will run with, in the
@@ -58,6 +66,14 @@ $(VENV)/installed: $(SOURCES)
 $(VENV)/installed-dev: $(SOURCES)
 	$(call install,".[dev]")
 	@touch $@ $(VENV)/installed
+
+# The extras' packages alone: installing the project once more would compile it again.
+EXTRAS := import tomllib; \
+	extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+	print(*extras["docs"], *extras["notebooks"])
+$(VENV)/installed-docs: $(VENV)/installed-dev
+	@$(PIP) install --constraint constraints.txt $$($(BIN)/python -c '$(EXTRAS)')
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build runs

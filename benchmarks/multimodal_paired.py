@@ -72,7 +72,7 @@ def trained(fusion: str, modality: str | None, seed: int) -> keras.Model:
         train = train.filter(lambda x, *_: has_content(x[modality])).cache()
         count = sum(1 for _ in train)
         train = train.apply(tf.data.experimental.assert_cardinality(count))
-        train = train.shuffle(count, seed=seed).batch(defaults.batch_size)
+        train = train.shuffle(count, seed=seed).padded_batch(defaults.batch_size)
     model = application.build(backbone=fusion, tasks=["digit"])
     decay = keras.optimizers.schedules.CosineDecay(
         defaults.learning_rate, len(train) * defaults.epochs

@@ -8,7 +8,8 @@ The first two write benchmarks/results/sharing_times.json and sharing_sizes.json
 
 Times: 8 experts, 2 tasks, batch 1024. `loop over pairs` computes an expert where a task
 uses it, one small layer for each of the T x E pairs; `loop over experts` computes each
-expert once and stacks them. All take turns in one run.
+expert once and stacks them. Both are stock Keras layers. All are traced first and take
+turns in one run.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import itertools
 import json
 import os
 import pathlib
+import platform
 import time
 from collections.abc import Callable
 
@@ -38,16 +40,17 @@ from mtl_keras.sharing.base import copy_stage
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DRAWINGS = ROOT / "docs" / "images" / "sharing"
-EXPERTS, BATCH, WIDTH, ROUNDS = 8, 1024, 100, 40
+EXPERTS, BATCH, ROUNDS = 8, 1024, 100
 ESMM = {
     "class_name": "esmm",
     "config": {"click": "a", "conversion": "b", "click_and_conversion": "c"},
 }
 
 
-def dense(units: int) -> keras.layers.Layer:
-    """Returns an expert of one layer."""
-    return keras.layers.Dense(units, "relu", name="stage")
+def dense(*units: int) -> keras.layers.Layer:
+    """Returns an expert of dense layers."""
+    layers = [keras.layers.Dense(count, "relu") for count in units]
+    return keras.Sequential(layers, name="stage")
 
 
 def normalised() -> keras.layers.Layer:
@@ -63,10 +66,13 @@ def normalised() -> keras.layers.Layer:
     )
 
 
+# Width of the inputs, and the expert. The first is of the size in the MMoE paper.
 KINDS = {
-    "dense 16": lambda: dense(16),
-    "dense 64": lambda: dense(64),
-    "dense 32, batch normalisation, dropout": normalised,
+    "100 inputs, dense 16": (100, lambda: dense(16)),
+    "16 inputs, dense 16": (16, lambda: dense(16)),
+    "100 inputs, dense 64": (100, lambda: dense(64)),
+    "100 inputs, dense 32 and 16": (100, lambda: dense(32, 16)),
+    "100 inputs, dense 32, batch normalisation, dropout": (100, normalised),
 }
 
 
@@ -86,15 +92,15 @@ def loop(stage: Callable, inputs: keras.KerasTensor, once: bool) -> dict:
     return features
 
 
-def times(stage: Callable, jit_compile: bool) -> dict[str, float]:
+def times(width: int, stage: Callable, jit_compile: bool) -> dict[str, float]:
     """Returns median times of forward and backward, in ms."""
-    inputs = keras.Input((WIDTH,))
+    inputs = keras.Input((width,))
     features = {
         "together": sharing.MMoE(EXPERTS)(inputs, [stage()], ["a", "b"]),
         "loop over experts": loop(stage, inputs, once=True),
         "loop over pairs": loop(stage, inputs, once=False),
     }
-    x = tf.random.normal((BATCH, WIDTH), seed=0)
+    x = tf.random.normal((BATCH, width), seed=0)
 
     def compiled(model: keras.Model):
         @tf.function(jit_compile=jit_compile)
@@ -104,7 +110,7 @@ def times(stage: Callable, jit_compile: bool) -> dict[str, float]:
                 loss = tf.add_n([tf.reduce_mean(tf.square(y)) for y in outputs])
             return tape.gradient(loss, [v.value for v in model.trainable_variables])
 
-        return step
+        return step.get_concrete_function()
 
     steps = {n: compiled(keras.Model(inputs, f)) for n, f in features.items()}
     taken: dict[str, list[float]] = {name: [] for name in steps}
@@ -226,13 +232,15 @@ def main() -> None:
         return
     report: dict = {"command": f"python benchmarks/sharing.py {what}"}
     report["versions"] = versions()
+    report["machine"] = f"{os.cpu_count()} cores, {platform.machine()}"
     if what == "sizes":
         report["sizes"] = sizes()
     else:
-        for jit_compile, (kind, stage) in itertools.product(
+        report["compiled_ops"] = mtl_keras.ops.native_available()
+        for jit_compile, (kind, (width, stage)) in itertools.product(
             (False, True), KINDS.items()
         ):
-            median = times(stage, jit_compile)
+            median = times(width, stage, jit_compile)
             report[f"{kind}{', XLA' if jit_compile else ''}"] = {
                 "median_ms": median,
                 "speed_up": {

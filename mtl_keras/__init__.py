@@ -10,12 +10,20 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from mtl_keras import backbones, balancing, evaluation, model, ops, sharing
+from mtl_keras import (
+    backbones,
+    balancing,
+    callbacks,
+    evaluation,
+    model,
+    ops,
+    sharing,
+)
 from mtl_keras.model import MultiTaskModel
 
 __version__ = "0.1.0"
 
-_ON_FIRST_USE = ("applications", "data", "runs", "search", "serving")
+_ON_FIRST_USE = ("applications", "compare", "data", "runs", "search", "serving")
 
 __all__ = [
     "MultiTaskModel",
@@ -23,6 +31,8 @@ __all__ = [
     "applications",
     "backbones",
     "balancing",
+    "callbacks",
+    "compare",
     "data",
     "evaluation",
     "model",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from mtl_keras_cli import datasets, doctor, tensorflow
+from mtl_keras_cli import comparing, datasets, doctor, tensorflow
 from mtl_keras_cli.errors import Commands
 from mtl_keras_cli.text import examples, make_console, plain_table
 
@@ -37,6 +37,7 @@ def _version(show: bool) -> None:
     epilog=examples(
         "mtl-keras train vision",
         "mtl-keras tune tuning/vision.toml",
+        "mtl-keras compare vision --seeds 3",
         "mtl-keras export runs/vision-1 --to models/vision",
     ),
 )
@@ -49,7 +50,7 @@ def root(
         ),
     ] = False,
 ) -> None:
-    """Multi-task learning for Keras: search, train, evaluate, export."""
+    """Multi-task learning for Keras: search, train, compare, evaluate, export."""
     if context.invoked_subcommand is None:
         print(context.get_help())
         raise typer.Exit
@@ -229,7 +230,9 @@ def _print_metrics(console: Console, metrics: dict[str, dict[str, float]]) -> No
 @app.command(
     epilog=examples(
         "mtl-keras tune tuning/vision.toml",
-        "mtl-keras tune tuning/vision.toml --out runs/second",
+        "mtl-keras tune tuning/vision.toml --workers 2",
+        "mtl-keras tune tuning/vision.toml --from-trial 7 --run runs/best",
+        "mtl-keras tune tuning/vision.toml --role worker --chief 10.0.0.5:7000",
     )
 )
 def tune(
@@ -237,35 +240,62 @@ def tune(
     out: Annotated[
         pathlib.Path | None, typer.Option(help="Study folder; else runs/study-NAME.")
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Run trials in this many processes of this machine."),
+    ] = None,
+    role: Annotated[
+        str | None,
+        typer.Option(help="chief or worker: be one process of a search on many."),
+    ] = None,
+    chief: Annotated[
+        str | None, typer.Option(help="HOST:PORT of the chief, with --role.")
+    ] = None,
+    worker_timeout: Annotated[
+        float,
+        typer.Option(help="Seconds of silence after which a worker counts as dead."),
+    ] = 60.0,
+    name: Annotated[str | None, typer.Option(hidden=True)] = None,
+    from_trial: Annotated[
+        str | None,
+        typer.Option(help="Search nothing: train this trial of the study in full."),
+    ] = None,
+    run: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Run folder of --from-trial; else runs/APPLICATION-N."),
+    ] = None,
 ) -> None:
     """Search for good settings, as a study file says.
 
     Started again, it goes on where it stopped. The folder gets every trial as
-    JSON, all trials as results.csv, and the trade-off between the tasks as
-    trade_off.png.
+    JSON, all trials as results.csv, TensorBoard's HParams as logs/, pictures, and
+    report.html.
     """
     tensorflow.load()
-    from mtl_keras import search
-    from mtl_keras.search import records, report
+    from mtl_keras_cli import tuning
+
+    if from_trial is None:
+        tuning.tune(
+            study,
+            out,
+            workers=workers,
+            role=role,
+            chief=chief,
+            name=name,
+            worker_timeout=worker_timeout,
+        )
+        return
+    from mtl_keras import runs, search
+    from mtl_keras.runs import unfinished
 
     console = make_console()
-    checked = search.load_study(study)
-    out = out or pathlib.Path("runs") / f"study-{study.stem}"
-    try:
-        results = search.run_study(checked, out, console=console)
-    except KeyboardInterrupt:
-        again = "The same command, started again, goes on with the study."
-        raise KeyboardInterrupt(again) from None
-    console.print(report.leaderboard(checked, results))
-    if results and results[0]["score"] is not None:
-        console.print(
-            f"Best: trial {results[0]['trial']}. To train it in full: "
-            f"mtl-keras train --from-study {out}",
-            soft_wrap=True,
-        )
-    drawn = (out / records.PLOT).is_file()
-    files = [records.TRIALS + "/", records.TABLE, *([records.PLOT] if drawn else [])]
-    console.print(f"Wrote {out}: {', '.join(files)}", soft_wrap=True)
+    search.load_study(study)
+    trial, config = search.best_config(out or tuning.study_folder(study), from_trial)
+    console.print(f"Training trial {trial} in full")
+    run = run or unfinished.next_free("runs", config)
+    results = runs.train(config, run, console=console)
+    _print_metrics(console, results.metrics)
+    console.print(f"Wrote {run}", soft_wrap=True)
 
 
 @app.command(
@@ -383,5 +413,6 @@ def serve_check(
     )
 
 
+app.command(epilog=examples(*comparing.EXAMPLES))(comparing.compare)
 app.add_typer(datasets.app, name="datasets")
 app.command()(doctor.doctor)

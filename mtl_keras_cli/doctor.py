@@ -22,6 +22,7 @@ _PACKAGES = (
 def doctor() -> None:
     """Show versions, devices, and what is compiled in."""
     tensorflow.load()
+    import keras
     import tensorflow as tf
 
     import mtl_keras
@@ -37,6 +38,23 @@ def doctor() -> None:
         details = tf.config.experimental.get_device_details(device)
         name = details.get("device_name", f"{os.cpu_count()} cores")
         table.add_row(f"device {device.name.split(':', 1)[1]}", name)
+    table.add_row("a trial's device", _trial_device())
+    table.add_row("a trial's precision", keras.config.dtype_policy().name)
+    gpus = tf.config.list_physical_devices("GPU")
+    table.add_row("a trial's XLA", "on" if gpus else "off (on with a GPU)")
     table.add_row("balancing ops", "compiled" if ops.native_in_use() else "TensorFlow")
     table.add_row("data folder", str(resolve_data_dir()))
     make_console().print(table)
+
+
+def _trial_device() -> str:
+    """Says what one trial of `tune` has, and one of `tune --workers` in brackets."""
+    import tensorflow as tf
+
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    if not gpus:
+        cores = len(os.sched_getaffinity(0))
+        return f"{cores} cores (their share of them with --workers)"
+    growth = os.environ.get("TF_FORCE_GPU_ALLOW_GROWTH") == "true"
+    memory = "memory grows" if growth else "all of its memory"
+    return f"GPU 0 of {gpus}, {memory} (one GPU each with --workers)"

@@ -31,6 +31,8 @@ def load(starts: bool = True) -> None:
         starts: Whether to have TensorFlow start up, too, so that what it says of
             devices is filtered as well. One that joins a cluster must not yet.
     """
+    # Several processes may share a GPU, as the workers of a search and their chief do.
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2") == "0":
         return
     with _filtered_stderr():

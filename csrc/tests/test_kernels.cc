@@ -1,4 +1,5 @@
-// Gram matrices and combinations against plain loops, on every instruction set.
+// Gram matrices and combinations, on every instruction set, and mixtures of experts
+// against plain loops.
 
 #include <algorithm>
 #include <cstdlib>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "kernels/gram.h"
+#include "kernels/mixture.h"
 #include "kernels/sparse.h"
 #include "tests/check.h"
 
@@ -252,6 +254,40 @@ void TestSparse() {
   }
 }
 
+void TestMixtures() {
+  std::mt19937 random(5);
+  // Widths around the lanes, positions, one expert, and no samples at all.
+  for (const MixtureShape shape : {MixtureShape{5, 1, 3, 1}, {7, 1, 8, 16},
+                                   {3, 6, 2, 7}, {4, 2, 1, 13}, {0, 1, 2, 4}}) {
+    const auto [batch, positions, experts, width] = shape;
+    const int64_t size = batch * positions * width;
+    const std::vector<float> weights = Random(&random, batch * experts);
+    const std::vector<float> values = Random(&random, size * experts);
+    const std::vector<float> gradient = Random(&random, size);
+    for (int threads : {1, 3}) {
+      std::vector<float> mixture(size), of_weights(weights.size()),
+          of_values(values.size());
+      MixExperts(shape, weights.data(), values.data(), Threads(threads),
+                 mixture.data());
+      MixExpertsGradient(shape, weights.data(), values.data(), gradient.data(),
+                         Threads(threads), of_weights.data(), of_values.data());
+      std::vector<double> expected(size), weights_expected(weights.size());
+      for (int64_t i = 0; i < size * experts; ++i) {
+        const int64_t row = i / (experts * width), e = i / width % experts;
+        const int64_t weight = row / positions * experts + e;
+        const int64_t place = row * width + i % width;
+        expected[place] += static_cast<double>(weights[weight]) * values[i];
+        weights_expected[weight] += static_cast<double>(gradient[place]) * values[i];
+        CHECK_CLOSE(of_values[i], weights[weight] * gradient[place], 1e-6);
+      }
+      for (int64_t i = 0; i < size; ++i) CHECK_CLOSE(mixture[i], expected[i], 1e-5);
+      for (std::size_t i = 0; i < weights.size(); ++i) {
+        CHECK_CLOSE(of_weights[i], weights_expected[i], 1e-4);
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace mtl_keras
 
@@ -261,5 +297,6 @@ int main() {
   mtl_keras::TestUnaligned();
   mtl_keras::TestNarrowTypes();
   mtl_keras::TestSparse();
+  mtl_keras::TestMixtures();
   std::printf("kernels: all as expected\n");
 }

@@ -142,7 +142,13 @@ class Application(Served, abc.ABC):
         """
 
     def stages(self, backbone: str, width: int, depth: int) -> list[keras.layers.Layer]:
-        """Returns the new stages of a backbone; see `mtl_keras.backbones`."""
+        """Returns the new stages of a backbone.
+
+        Args:
+            backbone: One of `backbones`.
+            width: Its width, `width_factors` included.
+            depth: Number of stages; see `mtl_keras.backbones`.
+        """
         return backbone_registry.get(backbone)(width, depth)
 
     def preprocess(self, inputs: Mapping[str, keras.KerasTensor]) -> keras.KerasTensor:
@@ -164,7 +170,13 @@ class Application(Served, abc.ABC):
     def encode(
         self, inputs: Mapping[str, keras.KerasTensor], backbone: str, width: int
     ) -> keras.KerasTensor:
-        """Returns what the first stage reads; here the preprocessed inputs."""
+        """Returns what the first stage reads; here the preprocessed inputs.
+
+        Args:
+            inputs: What `inputs_of` gave.
+            backbone: One of `backbones`.
+            width: What `stages` was given.
+        """
         del backbone, width
         return self.preprocess(inputs)
 
@@ -177,7 +189,12 @@ class Application(Served, abc.ABC):
         return keras.optimizers.Adam(learning_rate)
 
     def head(self, task: Task, features: keras.KerasTensor) -> keras.KerasTensor:
-        """Returns a task's output, in a layer that bears the task's name."""
+        """Returns a task's output, in a layer that bears the task's name.
+
+        Args:
+            task: The task.
+            features: What the way to share gave for it.
+        """
         raise NotImplementedError
 
     def connect(

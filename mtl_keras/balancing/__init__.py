@@ -23,14 +23,11 @@ from mtl_keras.balancing.gram_based import (
     AlignedMTL,
     CAGrad,
     ConFIG,
-    DualProj,
-    FairGrad,
     GradVac,
     Krum,
-    Nash,
     PCGrad,
-    UPGrad,
 )
+from mtl_keras.balancing.gram_programs import DualProj, FairGrad, Nash, UPGrad
 from mtl_keras.balancing.gram_stochastic import CRMOGM, PCD, MoDo, SDMGrad
 from mtl_keras.balancing.loss_based import DWA, Equal, Static, Uncertainty
 from mtl_keras.balancing.loss_learned import FAMO, IMTLL, GradNorm

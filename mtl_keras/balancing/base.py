@@ -37,6 +37,10 @@ class Balancer:
             Python's generator, which `keras.utils.set_random_seed` seeds.
         name: Name of the instance, by which its state is saved. Defaults to the
             registered name of the method.
+
+    Raises:
+        InputError: For an argument of another type or out of its range; at `build`
+            where it does not fit the tasks.
     """
 
     method = "balancer"
@@ -89,7 +93,14 @@ class Balancer:
     def add_variable(
         self, name: str, shape: Sequence[int], initializer: Any, dtype: str = "float32"
     ) -> keras.Variable:
-        """Adds a tracked variable, the same on every replica."""
+        """Adds a tracked variable, the same on every replica.
+
+        Args:
+            name: Its key in `variables`.
+            shape: Its shape.
+            initializer: A number for all entries, or a Keras initializer.
+            dtype: Its dtype.
+        """
         if isinstance(initializer, (int, float)):
             initializer = keras.initializers.Constant(initializer)
         variable = keras.Variable(
@@ -141,20 +152,20 @@ class Probe(Protocol):
     """The present batch's losses at any weights of the model."""
 
     def weights(self) -> list[tf.Tensor]:
-        """Returns the trainable weights as they are."""
+        """Returns the trainable weights as they are, in their shapes and dtypes."""
 
     def losses(
         self, weights: Sequence[tf.Tensor], part: int | None = None
     ) -> list[tf.Tensor]:
-        """Returns this replica's share of the T losses at these weights.
+        """Returns this replica's share of the T losses, float32 scalars.
 
         Args:
-            weights: In the order of `weights()`.
+            weights: Where to take the losses; in the order of `weights()`.
             part: 0 or 1 for one half of the batch, `None` for all of it.
         """
 
     def total(self, value: tf.Tensor) -> tf.Tensor:
-        """Returns the sum of a tensor over the replicas."""
+        """Returns the sum of a tensor over the replicas, of its shape and dtype."""
 
 
 class LossStep(NamedTuple):
@@ -286,7 +297,11 @@ class GradientBalancer(Balancer):
         """Called once at the end of each step with its weights, float32 `[T]`."""
 
     def count_fallback(self, fell_back: tf.Tensor) -> None:
-        """Adds to the count of steps that fell back to the mean."""
+        """Adds to the count of steps that fell back to the mean.
+
+        Args:
+            fell_back: bool scalar.
+        """
         if self.built:
             counter = self._variables["fallbacks"]
             counter.assign_add(tf.cast(fell_back, "int64"))
@@ -346,7 +361,12 @@ class GramBalancer(GradientBalancer):
         return self.weights(gramian)
 
     def solved(self, weights: tf.Tensor, converged: tf.Tensor) -> tf.Tensor:
-        """Returns a solver's weights, and counts the step if it fell back."""
+        """Returns a solver's weights, and counts the step if it fell back.
+
+        Args:
+            weights: float64 `[T]`.
+            converged: bool scalar, False where the solver took the mean.
+        """
         self.count_fallback(~converged)
         return weights
 
@@ -389,7 +409,7 @@ class GramBalancer(GradientBalancer):
         return tf.where(due, weights, self.kept_weights())
 
     def rescaling(self, gramian: tf.Tensor) -> tf.Tensor:
-        """Returns the factor from the paper's scale to `self.scale`, a scalar."""
+        """Returns the factor from the paper's scale to `self.scale`, float64 scalar."""
         if self.scale == self.natural_scale:
             return tf.ones((), "float64")
         squares = tf.linalg.diag_part(tf.cast(gramian, "float64"))

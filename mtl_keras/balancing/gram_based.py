@@ -6,18 +6,12 @@ names and configures them. T counts the tasks that take part in a step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from mtl_keras.balancing.arguments import (
-    PerTask,
-    check_choice,
-    plain,
-    preference_per_task,
-)
+from mtl_keras.balancing.arguments import check_choice
 from mtl_keras.balancing.base import GramBalancer
 from mtl_keras.errors import InputError, check_integer, check_number
 from mtl_keras.ops import solvers
@@ -35,6 +29,10 @@ class MGDA(GramBalancer):
     Differs from the paper in that the small quadratic program is solved exactly,
     where the paper (and public code) stops Frank–Wolfe early. At a
     Pareto-stationary point the update is zero, by the method's own definition.
+
+    Cost: T backward.
+    Choose it when a step must hurt no task; it favours tasks with small gradients
+    (`normalization`).
 
     Args:
         normalization: What divides each gradient before solving: `"none"`, `"l2"`
@@ -85,6 +83,9 @@ class PCGrad(GramBalancer):
     Surgery for Multi-Task Learning", NeurIPS 2020, arXiv 2001.06782. Computed in
     the T × T space of coefficients, which gives the same update.
 
+    Cost: T backward; state: step count; needs: `seed`.
+    Choose it when you want a robust first try against conflicts.
+
     Args:
         **kwargs: See `GradientBalancer`. The paper's scale is `"sum"`. `seed` draws
             the orders.
@@ -113,6 +114,9 @@ class GradVac(GramBalancer):
     is added to g_i that the cosine becomes φ̂; then φ̂ ← (1 − β) φ̂ + β φ. Wang et
     al., "Gradient Vaccine", ICLR 2021, arXiv 2010.05874. Differs from the paper in
     that one average is kept for the whole shared gradient, not one per layer.
+
+    Cost: T backward; state: step count, T × T cosines; needs: `seed`.
+    Choose it when tasks should align more than not conflict; else as `pcgrad`.
 
     Args:
         beta: β; 0.01 in the paper (0.5 in LibMTL).
@@ -159,6 +163,9 @@ class IMTLG(GramBalancer):
     w ∝ G⁺ √diag(G). Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021.
     Weights may be negative. Where they cannot be made to sum to 1, the mean.
 
+    Cost: T backward.
+    Choose it when every task should gain alike, whatever the size of its gradient.
+
     Args:
         **kwargs: See `GradientBalancer`. The paper's scale is `"mean"`.
     """
@@ -179,6 +186,10 @@ class CAGrad(GramBalancer):
     g₀ + c‖g₀‖ g_w / ‖g_w‖. Liu et al., "Conflict-Averse Gradient Descent for
     Multi-task Learning", NeurIPS 2021, arXiv 2110.14048. The problem is solved
     exactly, and no absolute threshold stops it late in training.
+
+    Cost: T backward.
+    Choose it when the mean loss counts, and no task may be left behind; `c` sets
+    how strictly.
 
     Args:
         c: Radius of the ball relative to ‖g₀‖; 0.4 in the paper's main runs.
@@ -207,82 +218,6 @@ class CAGrad(GramBalancer):
         return {**super().get_config(), "c": self.c, "rescale": self.rescale}
 
 
-class _PowerRoot(GramBalancer):
-    """Solves G w = w^(−1/α); what Nash-MTL and FairGrad have in common."""
-
-    natural_scale = "sum"
-
-    def __init__(self, max_norm: float | None = None, **kwargs: Any):
-        super().__init__(**kwargs)
-        if max_norm is not None:
-            max_norm = check_number("max_norm", max_norm, low=0.0)
-        self.max_norm = max_norm
-
-    def root(self, gramian: tf.Tensor, alpha: float) -> tf.Tensor:
-        """Returns the root, shortened where the update exceeds `max_norm`."""
-        weights = self.solved(*solvers.power_root(gramian, alpha))
-        if self.max_norm is None:
-            return weights
-        square = tf.einsum("i,ij,j", weights, tf.cast(gramian, "float64"), weights)
-        norm = tf.sqrt(tf.maximum(square, 0.0))
-        shorter = tf.math.divide_no_nan(tf.cast(self.max_norm, "float64"), norm)
-        return tf.where(norm > self.max_norm, weights * shorter, weights)
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return {**super().get_config(), "max_norm": self.max_norm}
-
-
-@_register
-class Nash(_PowerRoot):
-    """The Nash bargaining solution between the tasks: G w = 1 / w, w > 0.
-
-    Navon et al., "Multi-Task Learning as a Bargaining Game", ICML 2022, arXiv
-    2202.01017. ‖update‖² = T at the solution, whatever the size of the gradients.
-    Solved exactly by Newton's method, where the paper solves a sequence of convex
-    approximations. Near Pareto-stationary points there is no solution: the weights
-    are then the plain sum's, and the step is counted as a fallback.
-
-    Args:
-        max_norm: Longest update; `None` for no limit (1 in the authors' code).
-        **kwargs: See `GradientBalancer`. The paper's scale is `"sum"`, the root
-            itself; `update_every` is the paper's way to save time.
-    """
-
-    method = "nash"
-
-    def weights(self, gramian: tf.Tensor) -> tf.Tensor:
-        """See `GramBalancer.weights`."""
-        return self.root(gramian, alpha=1.0)
-
-
-@_register
-class FairGrad(_PowerRoot):
-    """α-fair allocation of the progress to the tasks: G w = w^(−1/α), w > 0.
-
-    Ban & Ji, "Fair Resource Allocation in Multi-Task Learning", ICML 2024, arXiv
-    2402.15638. α = 1 is Nash-MTL; the authors ran 2 (LibMTL's default is 1).
-
-    Args:
-        alpha: α > 0; the larger, the fairer.
-        **kwargs: See `Nash`.
-    """
-
-    method = "fairgrad"
-
-    def __init__(self, alpha: float = 2.0, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.alpha = check_number("alpha", alpha, low=1e-3)
-
-    def weights(self, gramian: tf.Tensor) -> tf.Tensor:
-        """See `GramBalancer.weights`."""
-        return self.root(gramian, self.alpha)
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return {**super().get_config(), "alpha": self.alpha}
-
-
 @_register
 class AlignedMTL(GramBalancer):
     """Makes the gradients orthogonal and equally long before their mean is taken.
@@ -290,6 +225,9 @@ class AlignedMTL(GramBalancer):
     G = VΛVᵀ without negligible eigenvalues; w = √λ V Λ^(−1/2) Vᵀ 1/T. Senushkin et
     al., "Independent Component Alignment for Multi-Task Learning", CVPR 2023, arXiv
     2305.19000. Where all gradients cancel, the mean, counted as a fallback.
+
+    Cost: T backward.
+    Choose it when gradients are nearly dependent, or one dominates.
 
     Args:
         scale_mode: Which λ: `"min"` (the paper), `"median"` or `"rmse"` (the mean).
@@ -313,88 +251,6 @@ class AlignedMTL(GramBalancer):
         return {**super().get_config(), "scale_mode": self.scale_mode}
 
 
-class _ConeProjection(GramBalancer):
-    """Projection onto the dual cone of the gradients; UPGrad's and DualProj's base."""
-
-    natural_scale = "mean"
-
-    def __init__(
-        self,
-        preference: PerTask | None = None,
-        reg_eps: float = 1e-4,
-        **kwargs: Any,
-    ):
-        super().__init__(**kwargs)
-        self.preference = None if preference is None else plain(preference)
-        self.reg_eps = check_number("reg_eps", reg_eps, low=0.0)
-
-    def build_state(self, num_tasks: int) -> None:
-        """Checks the preference against the tasks."""
-        super().build_state(num_tasks)
-        self._preference()
-
-    def _preference(self) -> tf.Tensor | None:
-        if self.preference is None:
-            return None
-        if isinstance(self.preference, Mapping) and not self.tasks:
-            raise InputError(
-                "Expected a list for `preference` where the tasks have no names yet. "
-                f"Received: preference={self.preference}."
-            )
-        tasks = self.tasks or [""] * len(self.preference)
-        return tf.constant(preference_per_task(self.preference, tasks), "float64")
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return {
-            **super().get_config(),
-            "preference": self.preference,
-            "reg_eps": self.reg_eps,
-        }
-
-
-@_register
-class UPGrad(_ConeProjection):
-    """Projects every gradient onto the dual cone, then takes the mean.
-
-    w = Σ_i argmin over v ≥ u_i e_i of vᵀG̃v, with G̃ = G / tr G + ε I and u the
-    preference. Quinton & Rey, "Jacobian Descent for Multi-Objective Optimization",
-    arXiv 2406.16232. Conflicts with no task: J · update ≥ 0 (up to ε).
-
-    Args:
-        preference: Non-negative u, `{task: number}` or a list; `None` is 1/T.
-        reg_eps: ε.
-        **kwargs: See `GradientBalancer`. The paper's scale is `"mean"`.
-    """
-
-    method = "upgrad"
-
-    def weights(self, gramian: tf.Tensor) -> tf.Tensor:
-        """See `GramBalancer.weights`."""
-        return self.solved(*solvers.upgrad(gramian, self._preference(), self.reg_eps))
-
-
-@_register
-class DualProj(_ConeProjection):
-    """Projects the mean gradient onto the dual cone of the gradients.
-
-    argmin over v ≥ u of vᵀG̃v, with G̃ and u as in `UPGrad`. Lopez-Paz & Ranzato,
-    "Gradient Episodic Memory for Continual Learning", NeurIPS 2017, arXiv
-    1706.08840, as used for many objectives.
-
-    Args:
-        preference: As in `UPGrad`.
-        reg_eps: ε.
-        **kwargs: See `GradientBalancer`. The scale here is `"mean"`.
-    """
-
-    method = "dualproj"
-
-    def weights(self, gramian: tf.Tensor) -> tf.Tensor:
-        """See `GramBalancer.weights`."""
-        return self.solved(*solvers.dualproj(gramian, self._preference(), self.reg_eps))
-
-
 @_register
 class ConFIG(GramBalancer):
     """Equal positive cosines with all gradients, and the length they add up to.
@@ -402,6 +258,10 @@ class ConFIG(GramBalancer):
     Direction pinv(U) · 1 with U the unit gradients, length Σ ⟨g_i, direction⟩. Liu,
     Chu & Thuerey, "ConFIG: Towards Conflict-free Training of Physics Informed
     Neural Networks", arXiv 2408.11104.
+
+    Cost: T backward.
+    Choose it when there are few terms of very different size, as in
+    physics-informed networks.
 
     Args:
         **kwargs: See `GradientBalancer`. The paper's scale is `"sum"`.
@@ -423,10 +283,16 @@ class Krum(GramBalancer):
     Descent", NeurIPS 2017. Differs from the paper in that distances are not
     squared, as in public code.
 
+    Cost: T backward; needs: T ≥ `n_byzantine` + 3.
+    Choose it when there are many tasks, some of them corrupt.
+
     Args:
         n_byzantine: How many tasks may be far off; needs T ≥ n_byzantine + 3.
         n_selected: How many tasks to average.
         **kwargs: See `GradientBalancer`. The paper's scale is `"mean"`.
+
+    Raises:
+        InputError: At `build`, when there are too few tasks.
     """
 
     method = "krum"

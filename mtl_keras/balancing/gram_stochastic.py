@@ -25,6 +25,10 @@ class CRMOGM(GramBalancer):
     weights are taken as they are; an absent task keeps its old weight for later and
     gets 0 now.
 
+    Cost: T backward; state: T weights, the wrapped method's; needs: a method to
+    wrap.
+    Choose it when small batches make another method's weights jump.
+
     Args:
         balancer: The method to wrap: a name, a configuration or a `GramBalancer`,
             but none that reads halves of the batch. What belongs to every method
@@ -32,6 +36,9 @@ class CRMOGM(GramBalancer):
             the wrapper; the wrapped method's own is not read.
         alpha: α, the share of the old weights.
         **kwargs: See `GramBalancer`. The paper's scale is the wrapped method's.
+
+    Raises:
+        InputError: For a method that it cannot wrap.
     """
 
     method = "cr_mogm"
@@ -102,6 +109,9 @@ class PCD(GramBalancer):
     main task in the batch it is the mean of the others. ε is relative to the
     average, where the paper's 1e-8 is absolute.
 
+    Cost: T backward; state: T mean squares, T step counts; needs: `primary`.
+    Choose it when one task is the main one, the others auxiliary.
+
     Args:
         primary: Name of the main task; the first by name if `None`.
         tau: τ.
@@ -109,6 +119,9 @@ class PCD(GramBalancer):
         epsilon: ε, relative.
         **kwargs: See `GramBalancer`. The paper's scale, one main task's gradient,
             counts as `"sum"` here.
+
+    Raises:
+        InputError: At `build`, when `primary` is no task.
     """
 
     method = "pcd"
@@ -263,7 +276,11 @@ class MoDo(_HalfBatchBalancer):
 
     Chen et al., "Three-Way Trade-Off in Multi-Objective Learning", NeurIPS 2023,
     arXiv 2305.20057. G₁₂ holds inner products of gradients of two disjoint halves
-    of the batch, which makes the dual gradient unbiased.
+    of the batch, which makes the dual gradient unbiased. Differs from the paper in
+    that the update is the whole batch's, where the paper draws a further batch.
+
+    Cost: 3 T backward; state: T dual weights; needs: halves of the batch.
+    Choose it when `sdmgrad` would do, with slowly moving weights.
 
     Args:
         gamma: γ.
@@ -298,8 +315,13 @@ class SDMGrad(_HalfBatchBalancer):
     Dual steps w ← Π(w − η G₁₂ (w + λ w₀)) with w₀ = 1/T; the update is that of
     (w + λ w₀) / (1 + λ). Xiao, Ban & Ji, "Direction-oriented Multi-objective
     Learning: Simple and Provable Stochastic Algorithms", NeurIPS 2023, arXiv
-    2305.18409. η is relative to the mean diagonal of G₁₂ over the present tasks, so
-    that it does not depend on the size of the gradients.
+    2305.18409. G₁₂ is that of two halves of the batch; differs from the paper in that
+    the update is the whole batch's, where the paper draws a further batch, and in
+    that η is relative to the mean diagonal of G₁₂ over the present tasks, so that it
+    does not depend on the size of the gradients.
+
+    Cost: 3 T backward; state: T dual weights; needs: halves of the batch.
+    Choose it when `mgda` would do, and gradients are noisy.
 
     Args:
         strength: λ.

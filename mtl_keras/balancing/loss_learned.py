@@ -25,6 +25,9 @@ class IMTLL(LossBalancer):
     its own, at the rate of the model's optimizer unless `learning_rate` is given.
     `scale="sum"` is the paper's formula; `"mean"` divides it by T.
 
+    Cost: 1 backward; state: T log scales, Adam; needs: positive losses.
+    Choose it when all weighted losses should be of one size.
+
     Args:
         learning_rate: Rate for s; `None` follows the model's optimizer.
         **kwargs: See `Balancer`.
@@ -70,6 +73,11 @@ class FAMO(MeanScaleBalancer):
     2023, arXiv 2306.03792. The second forward pass draws the same dropout masks and
     leaves batch statistics and seeds alone, which the authors' code does not. The
     floor of D_i is relative to the largest, where theirs is an absolute 1e-8.
+
+    Cost: 1 backward, 1 forward; state: T logits, Adam; needs: losses above
+    `lower_bound`.
+    Choose it when many tasks should progress alike, at the price of one forward
+    pass.
 
     Args:
         learning_rate: Adam's rate for w.
@@ -143,6 +151,10 @@ class GradNorm(MeanScaleBalancer):
     Differs from the paper in the softmax, which keeps weights positive, where the
     paper renormalises after each step. As in the paper, and unlike LibMTL, norms
     are those of the last shared layer, so that T short backward passes suffice.
+
+    Cost: 1 + T on the last shared layer backward; state: T logits, Adam, T first
+    losses; needs: positive losses.
+    Choose it when gradient norms differ and passes must stay few.
 
     Args:
         alpha: α, how strongly slow tasks are pushed.

@@ -44,10 +44,11 @@ class RandomWeighting(MeanScaleBalancer):
     """Fresh random weights each step: softmax(N(0, I)).
 
     Lin et al., "Reasonable Effectiveness of Random Weighting: A Litmus Test for
-    Multi-Task Learning", TMLR 2022, arXiv 2111.10603 (RLW).
+    Multi-Task Learning", TMLR 2022, arXiv 2111.10603 (RLW). Takes the arguments of
+    `Balancer`, whose `seed` fixes the draws.
 
-    Args:
-        **kwargs: See `Balancer`; `seed` fixes the draws.
+    Cost: 1 backward; state: step count; needs: `seed`.
+    Choose it when you want a second baseline, which any method should beat.
     """
 
     method = "random"
@@ -71,6 +72,10 @@ class UWSO(MeanScaleBalancer):
     Kirchdorfer et al., "Analytical Uncertainty-Based Loss Weighting in Multi-Task
     Learning", arXiv 2408.07985. A loss of zero or less counts as the smallest
     positive number, which gives its task all the weight, as in the limit.
+
+    Cost: 1 backward; needs: positive losses.
+    Choose it when `uncertainty` would do, and nothing should be learned; its
+    temperature needs tuning.
 
     Args:
         temperature: τ.
@@ -100,10 +105,10 @@ class GLS(MeanScaleBalancer):
     Chennupati et al., "MultiNet++", CVPR Workshops 2019, arXiv 1904.08492. Computed
     as exp(mean log L), so that no product under- or overflows. Losses below 1e-12
     of the largest are taken as that, so that a finished task does not end the
-    training of the others.
+    training of the others. Takes the arguments of `Balancer`.
 
-    Args:
-        **kwargs: See `Balancer`.
+    Cost: 1 backward; needs: non-negative losses.
+    Choose it when losses differ by orders of magnitude.
 
     Raises:
         tf.errors.InvalidArgumentError: In the step, for a negative loss (XLA leaves
@@ -161,6 +166,10 @@ class STCH(_PreferenceBalancer):
     ICML 2024, arXiv 2402.19078. After `warmup_epochs` epochs of Σ log L_i, losses
     are divided by their means over the last of these (the nadir), as in the
     authors' multi-task runs. λ = T · preference, so that it is 1 for equal tasks.
+
+    Cost: 1 backward; state: T means, T nadirs; needs: epochs, warm-up.
+    Choose it when the worst task matters, or a point of the Pareto front by
+    `preference`.
 
     Args:
         mu: μ, the smoothing; the smaller, the nearer to the maximum.
@@ -236,6 +245,9 @@ class COSMOS(_PreferenceBalancer):
     Learning", ICDM 2021, arXiv 2103.13392. Differs from the paper in that r is
     fixed: the paper draws it each step and feeds it to the network.
 
+    Cost: 1 backward; needs: `preference`.
+    Choose it when you have a trade-off in mind, by `preference`.
+
     Args:
         strength: λ. Weights may become negative when it is large.
         preference: r, `{task: number}` or a list; uniform by default.
@@ -276,6 +288,9 @@ class PBI(_PreferenceBalancer):
     Differs from the paper in the default of θ, 5 there. A large θ drives up losses
     that are small against their preference; up to 0.5, five equally preferred tasks
     keep positive weights whatever their losses.
+
+    Cost: 1 backward; needs: `preference`.
+    Choose it when losses should keep given ratios.
 
     Args:
         penalty: θ.

@@ -119,6 +119,10 @@ class GradDrop(MatrixBalancer):
     variables, where the paper acts on those of a layer's activations; that is
     `gradients_of="representation"`.
 
+    Cost: T backward; state: step count; needs: `seed`.
+    Choose it when conflicts are local to some entries; with
+    `gradients_of="representation"` as in the paper.
+
     Args:
         leak: Share of each task's gradient that always passes: one number, or
             `{task: number}`.
@@ -153,7 +157,9 @@ class GradDrop(MatrixBalancer):
             )
             purity = 0.5 * (1.0 + agreement)
             draws = tf.random.stateless_uniform(
-                rows.shape[1:], seed + tf.constant([index, 0], "int64"), alg="philox"
+                tf.shape(rows)[1:],
+                seed + tf.constant([index, 0], "int64"),
+                alg="philox",
             )
             passes = ((rows > 0) & (purity > draws)) | ((rows < 0) & (purity < draws))
             leaks = tf.reshape(
@@ -175,6 +181,10 @@ class MoCo(AveragingBalancer):
     λ ← Π(λ − γ (YYᵀ + ρ I) λ) with Π the projection onto the simplex; the update is
     Yᵀλ. Fernando et al., "Mitigating Gradient Bias in Multi-objective Learning",
     ICLR 2023, arXiv 2210.12624. LibMTL uses a softmax in place of the projection.
+
+    Cost: T backward; state: T × P averages, T weights, step count.
+    Choose it when `mgda` would do, gradients are noisy and there is memory to
+    spare.
 
     Args:
         beta: β of the first step.
@@ -256,6 +266,9 @@ class DBMTL(AveragingBalancer):
     from public code in that the average, which starts at zero, is corrected for
     that bias, and that heads follow their own loss (not its logarithm).
 
+    Cost: T backward; state: T × P averages, T step counts; needs: positive losses.
+    Choose it when losses and gradients both differ in size.
+
     Args:
         beta: Share of the old average.
         **kwargs: See `GradientBalancer`. The paper's scale is `"sum"`.
@@ -306,6 +319,9 @@ class ExcessMTL(AveragingBalancer):
 
     S_i += g_i²; e_i = Σ g_i² / √(S_i + 1e-7); w ∝ w · exp(η e_i / e_i(0)). He et
     al., "Robust Multi-Task Learning with Excess Risks", ICML 2024, arXiv 2402.02009.
+
+    Cost: T backward; state: T × P sums, T weights, T first risks.
+    Choose it when labels of some tasks are noisy.
 
     Args:
         step_size: η.
@@ -361,9 +377,15 @@ class TrimmedMean(MatrixBalancer):
     Rates", ICML 2018, arXiv 1803.01498. With 2k or fewer tasks in the batch it is
     the mean, counted as a fallback.
 
+    Cost: T backward; needs: T > 2 `trim`.
+    Choose it when there are many tasks, some with outliers.
+
     Args:
         trim: k; needs T > 2k.
         **kwargs: See `GradientBalancer`. The paper's scale is `"mean"`.
+
+    Raises:
+        InputError: At `build`, when there are too few tasks.
     """
 
     method = "trimmed_mean"

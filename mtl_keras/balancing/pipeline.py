@@ -65,6 +65,7 @@ class ConflictMonitor(keras.metrics.Metric):
         self._conflicts = self.add_weight(
             shape=shape, initializer="zeros", name="conflicts"
         )
+        self._last = self.add_weight(shape=shape, initializer="zeros", name="last")
 
     def update_state(self, gramian: tf.Tensor) -> None:
         """Adds one step's Gram matrix, float64 `[T, T]`; absent tasks are left out."""
@@ -80,10 +81,22 @@ class ConflictMonitor(keras.metrics.Metric):
         self._conflicts.assign_add(tf.cast(pairs & (cosines < 0), "float32"))
 
     def cosines(self) -> tf.Tensor:
-        """Returns the mean cosine of every pair, float32 `[T, T]`."""
-        return tf.math.divide_no_nan(
-            tf.convert_to_tensor(self._cosines), tf.convert_to_tensor(self._pairs)
-        )
+        """Returns the mean cosine of every pair, float32 `[T, T]`.
+
+        Since the last reset; before the first step after it, those of before.
+        """
+        pairs = tf.convert_to_tensor(self._pairs)
+        means = tf.math.divide_no_nan(tf.convert_to_tensor(self._cosines), pairs)
+        return tf.where(tf.reduce_any(pairs > 0), means, self._last)
+
+    def reset_state(self) -> None:
+        """Starts anew, but keeps the mean cosines until the next step.
+
+        Validation resets all metrics, before a callback could read the epoch's.
+        """
+        last = self.cosines()
+        super().reset_state()
+        self._last.assign(last)
 
     def result(self) -> dict[str, tf.Tensor]:
         """Returns `{"conflicts": share}` of the pairs of different tasks."""

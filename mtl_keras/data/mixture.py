@@ -99,6 +99,9 @@ class Mixture:
         steps: Batches in an epoch.
         counts: `{source: draws in an epoch}`, in samples, or in batches where
             batches are homogeneous.
+
+    Raises:
+        InputError: See `mix`.
     """
 
     def __init__(

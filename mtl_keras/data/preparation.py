@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import io
 import lzma
@@ -36,7 +37,7 @@ def prepare(
     Args:
         name: One of `data.names()`.
         downloads: Folder with the data set's original files, or a folder that
-            has them in a subfolder named after the data set.
+            has them in its subfolders.
         data_dir: Folder for prepared data. Defaults to `MTL_KERAS_DATA_DIR`,
             else `TFDS_DATA_DIR`, else TensorFlow Datasets' own default.
 
@@ -116,24 +117,24 @@ def _checked_files(
 
     Args:
         builder: Knows the addresses, names and checksums.
-        downloads: The folder, or its parent.
+        downloads: The folder, or one with the folders of several data sets.
         names: Files that are wanted; empty for all.
     """
-    given = pathlib.Path(downloads or ".").expanduser()
-    folder = given / builder.name if (given / builder.name).is_dir() else given
+    folder = pathlib.Path(downloads or ".").expanduser()
     files = {}
     for url, expected in (builder.url_infos or {}).items():
         name = expected.filename or url.rsplit("/", 1)[-1]
         if names and name not in names:
             continue
-        path, wanted = folder / name, expected.checksum
-        variant = VARIANTS.get(name)
-        if variant and not path.is_file() and (folder / variant.filename).is_file():
-            path, wanted = folder / variant.filename, variant.checksum
-        if not path.is_file():
+        path, wanted = _find(name, folder, builder.name), expected.checksum
+        if path is None and (variant := VARIANTS.get(name)):
+            path = _find(variant.filename, folder, builder.name)
+            wanted = variant.checksum
+        if path is None:
             raise InputError(
-                f"Expected the original file {path.name} of {builder.name!r} in "
-                f"{folder}. Received: no such file. Get it from {url}"
+                f"Expected the original file {name} of {builder.name!r} in "
+                f"{folder}, or in a folder there. Received: no such file. "
+                f"Get it from {url}"
             )
         checksum = hashlib.sha256(path.read_bytes()).hexdigest()
         if checksum != wanted:
@@ -143,6 +144,15 @@ def _checked_files(
             )
         files[url] = path
     return files
+
+
+def _find(name: str, folder: pathlib.Path, data_set: str) -> pathlib.Path | None:
+    """Returns a file of a folder or of one in it, that of the data set first."""
+    within = sorted(folder.glob(f"*/{glob.escape(name)}"))
+    for path in (folder / data_set / name, folder / name, *within):
+        if path.is_file():
+            return path
+    return None
 
 
 @contextlib.contextmanager

@@ -58,35 +58,44 @@ def pareto_front(points: ArrayLike, directions: Sequence[str]) -> list[int]:
 def hypervolume(
     points: ArrayLike, reference: Sequence[float], directions: Sequence[str]
 ) -> float:
-    """Area that a set of results in two objectives dominates.
+    """Volume that a set of results dominates: an area in two objectives.
 
     The measure of Zitzler and Thiele, "Multiobjective evolutionary algorithms:
     a comparative case study and the strength Pareto approach" (IEEE
-    Transactions on Evolutionary Computation, 1999), computed exactly by one
-    sweep over the sorted front.
+    Transactions on Evolutionary Computation, 1999), computed exactly by slicing
+    one objective after the other. The time grows as `N^(T-1)`: results in more
+    than about five objectives take long.
 
     Args:
-        points: Array of shape `[N, 2]`.
-        reference: The worst point that counts, two numbers. Points that are not
-            better than it in both objectives add nothing.
-        directions: Two strings, `"max"` or `"min"`.
+        points: Array of shape `[N, T]`.
+        reference: The worst point that counts, T numbers. Points that are not
+            better than it in all objectives add nothing.
+        directions: T strings, `"max"` or `"min"`.
 
     Returns:
-        The area, in the product of the two objectives' units.
+        The volume, in the product of the objectives' units.
 
     Raises:
-        ValueError: If there are not exactly two objectives.
+        ValueError: If shapes and directions do not fit together.
     """
-    if len(directions) != 2:
-        raise ValueError(f"Expected 2 objectives. Received: {len(directions)}.")
     values = _to_maximise(points, directions)
-    worst = _to_maximise([reference], directions)[0]
-    values = values[(values > worst).all(axis=1)]
-    area, height = 0.0, worst[1]
-    # From the best first objective downwards, each point adds the strip by
-    # which it rises above all points before it.
-    for first, second in values[np.argsort(-values[:, 0], kind="stable")]:
-        if second > height:
-            area += (first - worst[0]) * (second - height)
-            height = second
-    return float(area)
+    above = values - _to_maximise([reference], directions)[0]
+    return _volume(above[(above > 0).all(axis=1)])
+
+
+def _volume(heights: np.ndarray) -> float:
+    """Returns the volume of the union of boxes `[N, T]` from 0."""
+    if not len(heights):
+        return 0.0
+    if heights.shape[1] == 1:
+        return float(heights.max())
+    heights = heights[pareto_front(heights, ["max"] * heights.shape[1])]
+    # From the best last objective downwards: between one point's and the next
+    # one's the slice is that of all points so far in the other objectives.
+    heights = heights[np.argsort(-heights[:, -1], kind="stable")]
+    ends = np.append(heights[1:, -1], 0.0)
+    return sum(
+        _volume(heights[: i + 1, :-1]) * (heights[i, -1] - end)
+        for i, end in enumerate(ends)
+        if heights[i, -1] > end
+    )

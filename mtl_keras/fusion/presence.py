@@ -43,10 +43,8 @@ class Absent(keras.layers.Layer):
     """Stands for a modality that is never there: zeros, and False.
 
     Called on features `[batch, d]`, whose values it does not read; returns
-    features `[batch, d]` and bool `[batch]`.
-
-    Args:
-        **kwargs: See `keras.layers.Layer`.
+    features `[batch, d]` and bool `[batch]`. Takes the arguments of
+    `keras.layers.Layer`.
     """
 
     def call(self, inputs: Any) -> tuple[Any, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -79,6 +79,21 @@ def sub_batch(labels: Labels, part: int, parts: int, size: tf.Tensor) -> Labels:
             mask = with_trailing_axes(inside, len(weight.shape) - 1)
             weights[task] = weight * tf.cast(mask, weight.dtype)
             labelled[task] = inside & labels.labelled[task]
+    return Labels(labels.y, weights, labelled)
+
+
+def without_tasks(labels: Labels, tasks: Iterable[str], size: tf.Tensor) -> Labels:
+    """Returns the labels with all of some tasks' marked absent.
+
+    Args:
+        labels: The batch's.
+        tasks: The tasks to leave out.
+        size: Samples in the batch, int32 scalar.
+    """
+    weights, labelled = dict(labels.weights), dict(labels.labelled)
+    for task in tasks:
+        weights[task] = tf.zeros([size])
+        labelled[task] = tf.zeros([size], "bool")
     return Labels(labels.y, weights, labelled)
 
 

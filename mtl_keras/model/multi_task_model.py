@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -12,7 +13,7 @@ import tensorflow as tf
 from mtl_keras import balancing as balancing_lib
 from mtl_keras.balancing.base import LossStep
 from mtl_keras.balancing.pipeline import Pipeline
-from mtl_keras.errors import InputError, check_number
+from mtl_keras.errors import InputError, check_number, unknown_name
 from mtl_keras.model.arguments import as_list, check_names, tasks_with_loss
 from mtl_keras.model.fit_hook import FitHook
 from mtl_keras.model.gradients import GradientStepper, norms_on_last_shared_layer
@@ -30,11 +31,10 @@ from mtl_keras.model.labels import (
     leave_out,
     replicas,
     sub_batch,
+    without_tasks,
 )
 from mtl_keras.model.multi_worker import MultiWorkerModel
-from mtl_keras.model.nonfinite import (
-    NonFiniteGuard,
-)
+from mtl_keras.model.nonfinite import NonFiniteGuard
 from mtl_keras.model.probe import BatchProbe
 from mtl_keras.model.representation import (
     SplitModel,
@@ -92,7 +92,9 @@ class MultiTaskModel(MultiWorkerModel):
     """
 
     # The signature of a functional model, so that Keras can restore it as one.
-    def __init__(self, inputs: Any, outputs: Any, name: str | None = None, **kwargs):
+    def __init__(
+        self, inputs: Any, outputs: Any, name: str | None = None, **kwargs: Any
+    ):
         if not isinstance(outputs, dict) or not all(
             isinstance(output, keras.KerasTensor) for output in outputs.values()
         ):
@@ -107,6 +109,7 @@ class MultiTaskModel(MultiWorkerModel):
         self._guard = NonFiniteGuard("raise")
         self.train_function: Any = None
         self._split: SplitModel | None = None
+        self._stopped: frozenset[str] = frozenset()
 
     @property
     def tasks(self) -> list[str]:
@@ -122,10 +125,10 @@ class MultiTaskModel(MultiWorkerModel):
         return self._pipeline.balancers if self._pipeline else ()
 
     def gradient_cosines(self) -> np.ndarray:
-        """Returns the mean cosine of each pair of task gradients, `[T, T]`.
+        """Returns the mean cosine of each pair of task gradients, float32 `[T, T]`.
 
-        Over the steps of the present epoch, in the order of `tasks`; 0 for pairs
-        that never met. Needs `compile(monitor="conflicts")`.
+        Over the steps of the present epoch, or of the last one, in the order of
+        `tasks`; 0 for pairs that never met. Needs `compile(monitor="conflicts")`.
 
         Raises:
             InputError: Without the monitor.
@@ -133,6 +136,32 @@ class MultiTaskModel(MultiWorkerModel):
         if self._pipeline is None or self._pipeline.monitor is None:
             raise InputError('Expected a model compiled with monitor="conflicts".')
         return self._pipeline.monitor.cosines().numpy()
+
+    @property
+    def shared_variables(self) -> list[keras.Variable]:
+        """Trainable variables that two or more tasks with a loss reach."""
+        return split_variables(self, self._reached).shared
+
+    def stop_tasks(self, tasks: Iterable[str]) -> None:
+        """Takes tasks out of the training steps to come, also within a `fit`.
+
+        A stopped task counts as absent from every batch: no loss, no gradient, no
+        weight. Metrics and `evaluate` see it as before. `compile` lets all take part.
+
+        Args:
+            tasks: The tasks to leave out; all others take part (again).
+
+        Raises:
+            InputError: For a name that is no task of the compiled model.
+        """
+        stopped = frozenset(tasks)
+        for task in stopped:
+            if task not in self.tasks:
+                raise unknown_name("task", task, self.tasks)
+        if stopped != self._stopped:
+            self._stopped = stopped
+            if self.train_function is not None:
+                self.make_train_function(force=True)
 
     def compile(
         self,
@@ -201,6 +230,7 @@ class MultiTaskModel(MultiWorkerModel):
         if not isinstance(balancers, list):
             balancers = [balancers]
         pipeline = Pipeline(balancers, monitor)
+        self._stopped = frozenset()
         guard = NonFiniteGuard(on_nonfinite)
         if task_clipnorm is not None:
             task_clipnorm = check_number("task_clipnorm", task_clipnorm, low=0.0)
@@ -355,6 +385,24 @@ class MultiTaskModel(MultiWorkerModel):
         losses = self._task_losses(self._labels(y, y_pred, sample_weight), y_pred)
         return tf.add_n([*losses.values, *self._added_losses()])
 
+    def task_losses(
+        self, y: Any, y_pred: dict[str, Any], sample_weight: Any = None
+    ) -> dict[str, tf.Tensor]:
+        """Returns each task's loss on a batch, as training sees it.
+
+        Args:
+            y: Labels, in a form that `fit` takes.
+            y_pred: The model's outputs.
+            sample_weight: As in `fit`; 0 marks an absent label.
+
+        Returns:
+            `{task: float32 scalar}` in the order of `tasks`, times the task's
+            `loss_weights`; 0 for a task without a label in the batch.
+        """
+        labels = self._labels(y, y_pred, sample_weight)
+        losses = self._untracked_losses(labels, y_pred)
+        return dict(zip(self.tasks, losses, strict=True))
+
     def compute_metrics(
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
     ) -> dict[str, Any]:
@@ -447,6 +495,7 @@ class MultiTaskModel(MultiWorkerModel):
         else:
             representation, y_pred = self._split.call(x)
         labels = self._labels(y, y_pred, sample_weight)
+        labels = without_tasks(labels, self._stopped, batch_size(y_pred))
         losses = self._task_losses(labels, y_pred)
         assert self._pipeline is not None
         sub_batches = self._sub_batch_losses(

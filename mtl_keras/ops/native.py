@@ -33,7 +33,7 @@ class _Choice:
 
 def native_available() -> bool:
     """Whether the compiled ops are there and fit the TensorFlow that runs."""
-    return _library() is not None
+    return library() is not None
 
 
 def native_in_use() -> bool:
@@ -71,10 +71,10 @@ def in_use() -> Any | None:
         return None
     if _Choice.name != "auto":
         _check(_Choice.name)
-        return _library()
+        return library()
     if tf.config.get_visible_devices("GPU") or _in_xla():
         return None
-    return _library()
+    return library()
 
 
 def _check(name: str) -> None:
@@ -83,7 +83,7 @@ def _check(name: str) -> None:
             f"Expected an implementation of the ops in {IMPLEMENTATIONS}. "
             f"Received: {name!r}."
         )
-    if name == "native" and _library() is None:
+    if name == "native" and library() is None:
         raise RuntimeError("The compiled ops are not available: see the log.")
 
 
@@ -100,7 +100,7 @@ def _in_xla() -> bool:
 
 
 @functools.cache
-def _library() -> Any | None:
+def library() -> Any | None:
     """Loads the library, once; says in one line why it cannot."""
     path = _find()
     if path is None:

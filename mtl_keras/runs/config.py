@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # A name, or {"class_name": ..., "config": ...}, as the registries take them.
 Spec = str | dict[str, Any]
+SCHEDULES = ("cosine", "warmup_cosine", "constant")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,12 @@ class RunConfig:
         depth: Depth of the backbone, in stages.
         epochs: Passes over the training split.
         batch_size: Samples per step.
-        learning_rate: The first learning rate of a cosine decay to 0.
+        learning_rate: The first learning rate.
+        optimizer: A Keras optimizer: a name or a config dictionary; None means the
+            application's own.
+        schedule: How the learning rate goes on: `"cosine"` (a decay to 0 over
+            all steps), `"warmup_cosine"` (the same, after a rise from 0 over a
+            twentieth of them) or `"constant"`.
         seed: Seed of weights, shuffling and dropout.
         loss_weights: Weight of each task's loss, `{task: weight}`; tasks left
             out weigh 1.
@@ -56,18 +62,22 @@ class RunConfig:
     seed: int = 0
     loss_weights: Mapping[str, float] | None = None
     limit: int | None = None
+    optimizer: Spec | None = None
+    schedule: str = "cosine"
 
     def validate(self) -> RunConfig:
         """Checks every field and fills in the application's defaults.
 
         Returns:
-            A config without None, except for `loss_weights` and `limit`.
+            A config without None, except for `loss_weights`, `limit` and
+            `optimizer`.
 
         Raises:
             InputError: If a name is unknown (with the nearest names) or a
                 number is out of range. Nothing has been written or trained.
         """
         from mtl_keras import balancing, sharing
+        from mtl_keras.runs.optimizers import make_optimizer
 
         application = self.get_application()
         defaults = application.defaults
@@ -93,6 +103,7 @@ class RunConfig:
         filled._check_numbers()
         balancing.get(filled.balancing)
         sharing.get(filled.sharing)
+        make_optimizer(filled.optimizer, filled.learning_rate)
         return filled
 
     def get_application(self) -> Application:
@@ -126,6 +137,8 @@ class RunConfig:
                 self.backbone,
                 application.backbones,
             )
+        if self.schedule not in SCHEDULES:
+            raise unknown_name("schedule", self.schedule, SCHEDULES)
         for task, weight in (self.loss_weights or {}).items():
             if task not in self.tasks:
                 raise unknown_name("task in loss_weights", task, self.tasks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import warnings
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
@@ -45,6 +46,7 @@ def train(
     *,
     checkpoint_steps: int | None = None,
     deterministic: bool = False,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
     strategy: tf.distribute.Strategy | None = None,
     console: Console | None = None,
 ) -> Results:
@@ -61,6 +63,8 @@ def train(
         checkpoint_steps: Steps between checkpoints within an epoch; None for none.
         deterministic: Whether TensorFlow may use deterministic ops only, for the
             whole process: the same weights then bit for bit.
+        callbacks: Further callbacks of the training, which come first. The model is
+            tested and saved as they leave it.
         strategy: Over what to train, as `strategies.make` gives it; None for one
             device. The batch size is that of all devices together.
         console: Where to show progress; None trains in silence.
@@ -89,7 +93,7 @@ def train(
         strategies.one_for_all(over),
     ):
         fitting = _Fitting(config, saved, over, console)
-        progress = fitting.run(run / folder.LOGS, checkpoint_steps)
+        progress = fitting.run(run / folder.LOGS, checkpoint_steps, callbacks)
         with console.status("Testing"):
             metrics = test_metrics(config, fitting.model, fitting.test)
         with folder.disk_errors(run):
@@ -153,7 +157,10 @@ class _Fitting:
             self.model.optimizer.build(self.model.trainable_variables)
 
     def run(
-        self, logs: pathlib.Path, checkpoint_steps: int | None
+        self,
+        logs: pathlib.Path,
+        checkpoint_steps: int | None,
+        callbacks: Sequence[keras.callbacks.Callback],
     ) -> checkpoints.Progress:
         """Trains up to the last epoch.
 
@@ -161,14 +168,16 @@ class _Fitting:
             logs: Folder for TensorBoard.
             checkpoint_steps: Steps between checkpoints within an epoch; None for
                 none.
+            callbacks: Further callbacks, which come first.
 
         Returns:
             The progress at the end, with the history of all epochs.
         """
         found = self._newest()
         self._announce(found)
-        callbacks: list[keras.callbacks.Callback] = [
-            EpochTensorBoard(logs, write_graph=False)
+        callbacks = [
+            *callbacks,
+            EpochTensorBoard(logs, write_graph=False),
         ]
         if not self._console.quiet:
             assert self._config.tasks is not None

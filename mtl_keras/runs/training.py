@@ -11,6 +11,7 @@ import tensorflow as tf
 from mtl_keras import sharing
 from mtl_keras.runs import folder
 from mtl_keras.runs.config import RunConfig
+from mtl_keras.runs.optimizers import learning_rate_schedule, make_optimizer
 from mtl_keras.runs.results import by_task, metric_names
 
 
@@ -58,8 +59,8 @@ def compiled_model(config: RunConfig, steps: int) -> keras.Model:
 
     Args:
         config: A config that `validate` has returned.
-        steps: Training steps in all, over which the learning rate decays to 0
-            along a half cosine.
+        steps: Training steps in all, over which the learning rate decays as the
+            config says.
     """
     application = config.get_application()
     keras.utils.set_random_seed(config.seed)
@@ -72,13 +73,14 @@ def compiled_model(config: RunConfig, steps: int) -> keras.Model:
     )
     losses = application.losses(config.tasks)
     losses |= dict.fromkeys(sharing.get(config.sharing).untrained(list(losses)))
-    decay = keras.optimizers.schedules.CosineDecay(config.learning_rate, steps)
+    assert config.learning_rate is not None
+    rate = learning_rate_schedule(config.schedule, config.learning_rate, steps)
     weights = None
     if config.loss_weights is not None:
         assert config.tasks is not None
         weights = {task: config.loss_weights.get(task, 1.0) for task in config.tasks}
     model.compile(
-        optimizer=application.optimizer(decay),
+        optimizer=make_optimizer(config.optimizer, rate, application),
         loss=losses,
         loss_weights=weights,
         metrics=application.metrics(config.tasks),

@@ -1,13 +1,16 @@
 """Search over balancing, sharing, loss weights and architecture.
 
-`run_study` runs a study file; `MultiTaskHyperModel` works with KerasTuner's own
-tuners as well.
+`run_study` runs a study file, `run_chief` and `run_worker` run one with many workers;
+`MultiTaskHyperModel` and `ParetoOracle` work with KerasTuner's own tuners and a model
+of one's own.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
+from mtl_keras.search.search_space import SearchSpace, parse_space
 from mtl_keras.search.space import Choice, Fixed, LossWeights, Range
 from mtl_keras.search.study import Study, load_study
 
@@ -16,26 +19,35 @@ __all__ = [
     "Fixed",
     "LossWeights",
     "MultiTaskHyperModel",
+    "ParetoOracle",
     "Range",
+    "SearchSpace",
     "Study",
+    "StudyHyperModel",
     "best_config",
     "load_study",
+    "parse_space",
+    "run_chief",
     "run_study",
+    "run_worker",
+    "train_baselines",
 ]
+
+# These load KerasTuner and TensorFlow; reading a study file needs neither.
+_MODULES = {
+    "MultiTaskHyperModel": "hypermodel",
+    "ParetoOracle": "pareto",
+    "StudyHyperModel": "hypermodel",
+    "best_config": "records",
+    "run_chief": "running",
+    "run_study": "running",
+    "run_worker": "running",
+    "train_baselines": "hypermodel",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # These load KerasTuner and TensorFlow; reading a study file needs neither.
-    if name == "MultiTaskHyperModel":
-        from mtl_keras.search.hypermodel import MultiTaskHyperModel
-
-        return MultiTaskHyperModel
-    if name == "run_study":
-        from mtl_keras.search.tuner import run_study
-
-        return run_study
-    if name == "best_config":
-        from mtl_keras.search.records import best_config
-
-        return best_config
-    raise AttributeError(f"module 'mtl_keras.search' has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'mtl_keras.search' has no attribute {name!r}")
+    module = importlib.import_module(f"mtl_keras.search.{_MODULES[name]}")
+    return getattr(module, name)

@@ -1,51 +1,185 @@
-"""The KerasTuner HyperModel over balancing, sharing, weights and architecture."""
+"""KerasTuner HyperModels over balancing, sharing, weights and architecture."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 import keras_tuner
+import tensorflow as tf
 
-from mtl_keras.runs.config import RunConfig
-from mtl_keras.runs.results import by_task, main_metrics, metric_names, score
+from mtl_keras import sharing as sharing_registry
+from mtl_keras.errors import InputError
+from mtl_keras.runs.config import RunConfig, check_count
+from mtl_keras.runs.optimizers import learning_rate_schedule, make_optimizer
+from mtl_keras.runs.results import by_task, metric_names
 from mtl_keras.runs.training import compiled_model, count_batches, load_split
-from mtl_keras.search.space import LossWeights
+from mtl_keras.search.objectives import oriented
+from mtl_keras.search.search_space import parse_space
+from mtl_keras.search.space import Fixed
 from mtl_keras.search.study import Study
 
-OBJECTIVE = "val_score"
+SUM = "multi_objective"  # KerasTuner's name for the sum of several objectives
 
 
 class MultiTaskHyperModel(keras_tuner.HyperModel):
-    """Builds and trains what a study's hyperparameters say.
+    """Searches over balancing, sharing and loss weights of a model of your own.
+
+    `build` makes the model from the settings that concern it, and the rest is done
+    here: the model is compiled with the drawn balancing, loss weights, optimizer and
+    schedule, and fitted with the drawn batch size.
+
+    ```python
+    def build(sharing, width, dropout=0.0):
+        inputs = keras.Input((32,))
+        stages = [keras.layers.Dense(width, "relu"), keras.layers.Dropout(dropout)]
+        features = mtl_keras.sharing.get(sharing)(inputs, stages, ["a", "b"])
+        outputs = {t: keras.layers.Dense(1, name=t)(x) for t, x in features.items()}
+        return mtl_keras.MultiTaskModel(inputs, outputs)
+
+    hypermodel = MultiTaskHyperModel(
+        build,
+        loss={"a": "mse", "b": "mse"},
+        space={
+            "sharing": ["hard", {"class_name": "mmoe", "search": True}],
+            "balancing": ["equal", {"class_name": "dwa", "search": True}],
+            "loss_weights": {"max_ratio": 4.0},
+            "learning_rate": {"min": 1e-4, "max": 1e-2, "log": True},
+            "width": [16, 32],
+            "dropout": {"min": 0.0, "max": 0.5},
+        },
+    )
+    tuner = keras_tuner.RandomSearch(hypermodel, objective="val_loss")
+    tuner.search(x, y, validation_data=(x_val, y_val), epochs=5)
+    ```
+
+    The space is written as `[space]` of a study file is: a value fixes a setting, a
+    list or `{"min": …, "max": …}` searches it, and the arguments of one method are
+    active in trials with that method alone. Settings of any other name are
+    `build`'s own.
+
+    Args:
+        build: Called with the settings that are not of the training, by keyword;
+            returns a `MultiTaskModel` that is not compiled.
+        loss: As in `compile`, a dictionary with the tasks as its keys.
+        space: The settings. Those of the training are `"balancing"`,
+            `"loss_weights"`, `"optimizer"`, `"learning_rate"`, `"schedule"` and
+            `"batch_size"`; a learning rate that is not named is 0.001.
+        metrics: As in `compile`; a function gives new ones to each model.
+        steps: Training steps in all, for schedules other than `"constant"`.
+        name: Name of the hypermodel.
+        tunable: As in KerasTuner.
+
+    Raises:
+        InputError: For a space that does not hold.
+    """
+
+    def __init__(
+        self,
+        build: Callable[..., keras.Model],
+        loss: Mapping[str, Any],
+        space: Mapping[str, Any],
+        *,
+        metrics: Callable[[], Any] | Mapping[str, Any] | None = None,
+        steps: int | None = None,
+        name: str | None = None,
+        tunable: bool = True,
+    ):
+        super().__init__(name=name, tunable=tunable)
+        if steps is not None:
+            check_count("steps", steps)
+        self._build_model = build
+        self._loss = dict(loss)
+        self._metrics = metrics
+        self._steps = steps
+        self.space = parse_space(space, others=True)
+        schedule = self.space.dimensions.get("schedule", Fixed("constant"))
+        if steps is None and schedule.examples() != ["constant"]:
+            raise InputError(
+                "Expected `steps`, over which the schedules of the space go. "
+                "Received: steps=None."
+            )
+
+    def settings(self, hp: keras_tuner.HyperParameters) -> dict[str, Any]:
+        """Returns every setting of a trial; registers the space in `hp`."""
+        return self.space.sample(hp, list(self._loss))
+
+    def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
+        """Builds and compiles one model of the space."""
+        settings = self.settings(hp)
+        training = {name: settings.pop(name, None) for name in _TRAINING}
+        model = self._build_model(**settings)
+        rate = learning_rate_schedule(
+            training["schedule"] or "constant",
+            training["learning_rate"] or 1e-3,
+            self._steps or 1,
+        )
+        metrics = self._metrics() if callable(self._metrics) else self._metrics
+        losses = dict(self._loss)
+        if "sharing" in settings:
+            way = sharing_registry.get(settings["sharing"])
+            losses |= dict.fromkeys(way.untrained(list(losses)))
+        model.compile(
+            optimizer=make_optimizer(training["optimizer"], rate),
+            loss=losses,
+            loss_weights=training["loss_weights"],
+            metrics=metrics,
+            balancing=training["balancing"] or "equal",
+        )
+        return model
+
+    def fit(
+        self, hp: keras_tuner.HyperParameters, model: keras.Model, *args, **kwargs
+    ) -> Any:
+        """Fits with the drawn batch size; returns what `model.fit` does."""
+        batch_size = self.settings(hp).get("batch_size")
+        if batch_size is not None:
+            kwargs["batch_size"] = batch_size
+        return model.fit(*args, **kwargs)
+
+
+_TRAINING = (
+    "balancing",
+    "loss_weights",
+    "optimizer",
+    "learning_rate",
+    "schedule",
+    "batch_size",
+)
+
+
+class StudyHyperModel(keras_tuner.HyperModel):
+    """Builds and trains what the hyperparameters of a study say.
 
     It brings its own data, so that KerasTuner's `search` needs none:
 
     ```python
     tuner = keras_tuner.RandomSearch(
-        MultiTaskHyperModel(study),
-        objective=keras_tuner.Objective("val_score", "max"),
+        StudyHyperModel(study),
+        objective=keras_tuner.Objective("val_mean", "max"),
     )
     tuner.search()
     ```
 
-    The objective `"val_score"` is computed on the validation split after the
-    last epoch, where the learning rate has decayed to 0: the mean over tasks of
-    each task's main metric, those to be minimised counted negative; or, when
-    the study's objective is a task, that task's main metric alone.
+    The objectives are those of the study, computed on the validation split after
+    the last epoch, where the learning rate has decayed.
 
     Args:
         study: The study, as `load_study` or `Study.validate` returns it.
-        name: Name of the hypermodel.
-        tunable: As in KerasTuner.
+        baselines: Main metric of each task trained alone, as `train_baselines`
+            gives it; needed where an objective is `"delta_m"`.
     """
 
-    def __init__(self, study: Study, name: str | None = None, tunable: bool = True):
-        super().__init__(name=name, tunable=tunable)
+    def __init__(self, study: Study, baselines: Mapping[str, float] | None = None):
+        super().__init__()
         self.study = study
+        self.baselines = baselines
+        self._application = study.base_config().get_application()
+        self._names = metric_names(self._application, study.tasks or ())
+        self._validation: dict[int | None, tf.data.Dataset] = {}
 
     def config(self, hp: keras_tuner.HyperParameters) -> RunConfig:
         """Returns the run that the hyperparameters stand for.
@@ -53,22 +187,20 @@ class MultiTaskHyperModel(keras_tuner.HyperModel):
         Registers them in `hp` on the way, as every KerasTuner space does.
         """
         study = self.study
-        drawn = {name: d.sample(hp, name) for name, d in study.space.items()}
-        if isinstance(study.loss_weights, LossWeights):
-            assert study.tasks is not None
-            drawn["loss_weights"] = study.loss_weights.sample(hp, study.tasks)
-        elif study.loss_weights is not None:
-            drawn["loss_weights"] = study.loss_weights.value
+        drawn = study.space.sample(hp, study.tasks or ())
         # Hyperband's oracle gives its short trials fewer epochs.
         drawn["epochs"] = hp.values.get("tuner/epochs", study.epochs)
         return dataclasses.replace(study.base_config(), **drawn).validate()
 
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
-        """Builds and compiles one model of the space."""
+        """Builds and compiles one model of the space.
+
+        The learning rate is scheduled over the study's epochs, so that a trial of
+        fewer epochs is the first part of a longer one.
+        """
         config = self.config(hp)
-        assert config.epochs is not None
         per_epoch = count_batches(load_split(config, "train"))
-        return compiled_model(config, per_epoch * config.epochs)
+        return compiled_model(config, per_epoch * self.study.epochs)
 
     def fit(
         self,
@@ -88,7 +220,11 @@ class MultiTaskHyperModel(keras_tuner.HyperModel):
             **kwargs: Further arguments of `keras.Model.fit`.
 
         Returns:
-            `"val_score"`, and `"val_<task>_<metric>"` for all metrics.
+            The objectives by name, with several of them their sum as KerasTuner has
+            it, and `"val_<task>_<metric>"` for all metrics.
+
+        Raises:
+            TypeError: For positional data.
         """
         if args:
             raise TypeError(
@@ -96,25 +232,96 @@ class MultiTaskHyperModel(keras_tuner.HyperModel):
                 f"Received: {len(args)} arguments."
             )
         config = self.config(hp)
-        assert config.tasks is not None
-        application = config.get_application()
+        first: list[keras.callbacks.Callback] = []
+        if self.study.patience is not None:
+            (objective,) = self.study.objectives
+            stop = keras.callbacks.EarlyStopping(
+                objective.name, mode=objective.direction, patience=self.study.patience
+            )
+            first = [_ObjectiveLog(self), stop]
         history = model.fit(
             load_split(config, "train"),
-            validation_data=load_split(config, "validation"),
-            callbacks=list(callbacks),
+            validation_data=self.validation_data(config),
+            callbacks=[*first, *callbacks],
             **{"epochs": config.epochs, "shuffle": False, "verbose": 0, **kwargs},
         ).history
-        last = {key: values[-1] for key, values in history.items()}
-        results = by_task(last, metric_names(application, config.tasks), "val_")
-        main = main_metrics(results, application)
-        if self.study.objective != "mean":
-            main = {self.study.objective: main[self.study.objective]}
-        losses_finite = math.isfinite(last.get("loss", math.nan))
+        return self.results({key: values[-1] for key, values in history.items()})
+
+    def validation_data(self, config: RunConfig) -> tf.data.Dataset:
+        """Returns the validation split, cached over the trials of a batch size."""
+        if config.batch_size not in self._validation:
+            self._validation[config.batch_size] = load_split(config, "validation")
+        return self._validation[config.batch_size]
+
+    def results(self, logs: Mapping[str, float]) -> dict[str, float]:
+        """Returns the objectives and all metrics out of an epoch's logs."""
+        results = by_task(logs, self._names, "val_")
+        objectives = self.study.objectives
+        values = [
+            objective.value(results, self._application, self.baselines)
+            for objective in objectives
+        ]
+        if not math.isfinite(logs.get("loss", math.nan)):
+            # A model whose loss is not a number may still score by chance.
+            values = [math.nan] * len(values)
         flat = {
             f"val_{task}_{name}": value
-            for task, values in results.items()
-            for name, value in values.items()
+            for task, own in results.items()
+            for name, value in own.items()
         }
-        # A model whose loss is not a number may still score by chance.
-        flat[OBJECTIVE] = score(main, application) if losses_finite else math.nan
+        flat |= {o.name: v for o, v in zip(objectives, values, strict=True)}
+        if len(objectives) > 1:
+            flat[SUM] = -sum(
+                oriented(o, v) for o, v in zip(objectives, values, strict=True)
+            )
         return flat
+
+
+class _ObjectiveLog(keras.callbacks.Callback):
+    """Adds the objective to an epoch's logs, for the callbacks after it."""
+
+    def __init__(self, hypermodel: StudyHyperModel):
+        super().__init__()
+        self._hypermodel = hypermodel
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Adds `"val_<objective>"`."""
+        results = self._hypermodel.results(logs)
+        (objective,) = self._hypermodel.study.objectives
+        logs[objective.name] = results[objective.name]
+
+
+def train_baselines(study: Study) -> dict[str, float]:
+    """Trains each task of a study alone, with the budget of one trial.
+
+    The application's defaults hold for all settings but the study's epochs, limit
+    and seed.
+
+    Args:
+        study: A validated study.
+
+    Returns:
+        The main metric of each task on the validation split.
+    """
+    baselines = {}
+    for task in study.tasks or ():
+        alone = dataclasses.replace(study.base_config(), tasks=(task,)).validate()
+        keras.utils.clear_session()
+        train = load_split(alone, "train")
+        assert alone.epochs is not None
+        model = compiled_model(alone, count_batches(train) * alone.epochs)
+        logs = model.fit(
+            train,
+            validation_data=load_split(alone, "validation"),
+            epochs=alone.epochs,
+            shuffle=False,
+            verbose=0,
+        ).history
+        application = alone.get_application()
+        results = by_task(
+            {key: values[-1] for key, values in logs.items()},
+            metric_names(application, (task,)),
+            "val_",
+        )
+        baselines[task] = results[task][application.tasks[task].objective]
+    return baselines

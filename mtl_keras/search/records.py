@@ -8,16 +8,23 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from mtl_keras.errors import InputError
+import numpy as np
+
+from mtl_keras.errors import InputError, unknown_name
+from mtl_keras.evaluation.pareto import hypervolume, pareto_front
 from mtl_keras.runs.config import RunConfig, spec_name
 from mtl_keras.runs.folder import read_json, write_json
 
 STUDY = "study.json"
 TRIALS = "trials"
 TABLE = "results.csv"
-PLOT = "trade_off.png"
+
+BASELINES = "baselines.json"
+# Raised when what a study folder holds is read in another way.
+VERSION = 2
 
 Record = dict[str, Any]
+_KEYS = ("trial", "status", "score", "objectives", "directions", "metrics", "config")
 
 
 def write_record(out: pathlib.Path, record: Record) -> None:
@@ -28,9 +35,74 @@ def write_record(out: pathlib.Path, record: Record) -> None:
 
 
 def read_records(out: pathlib.Path) -> list[Record]:
-    """Reads all trials' results, best score first, failed ones last."""
-    records = [read_json(path) for path in (out / TRIALS).glob("*.json")]
-    return sorted(records, key=_rank)
+    """Reads all trials' results, best first, failed ones last.
+
+    With several objectives those on the front come first, and on it those with the
+    best mean of their objectives, each scaled to the front's extent.
+    """
+    records = [read_json(path) for path in sorted((out / TRIALS).glob("*.json"))]
+    for record in records:
+        missing = [key for key in _KEYS if key not in record]
+        if missing:
+            raise InputError(
+                f"A trial's record in {str(out / TRIALS)!r} has no {missing[0]!r}: "
+                "the study folder is broken or of another version."
+            )
+    records.sort(key=_rank)
+    front = front_of(records)
+    if len(front) and len(records[0]["objectives"]) > 1:
+        points = objective_points(front)
+        low, high = points.min(axis=0), points.max(axis=0)
+        scaled = (points - low) / np.where(high > low, high - low, 1.0)
+        order = np.argsort(-scaled.mean(axis=1), kind="stable")
+        rest = [record for record in records if record not in front]
+        records = [front[i] for i in order] + rest
+    return records
+
+
+def finished(records: Sequence[Record]) -> list[Record]:
+    """Returns those that did not fail."""
+    return [record for record in records if record["score"] is not None]
+
+
+def objective_points(records: Sequence[Record]) -> np.ndarray:
+    """Returns the objectives `[N, T]` of finished trials, higher being better."""
+    return np.asarray(
+        [
+            [
+                value if record["directions"][name] == "max" else -value
+                for name, value in record["objectives"].items()
+            ]
+            for record in records
+        ],
+        np.float64,
+    )
+
+
+def front_of(records: Sequence[Record]) -> list[Record]:
+    """Returns the finished trials that no other one dominates."""
+    done = finished(records)
+    if not done:
+        return []
+    points = objective_points(done)
+    return [done[i] for i in pareto_front(points, ["max"] * points.shape[1])]
+
+
+def hypervolume_curve(records: Sequence[Record]) -> list[float]:
+    """Returns the hypervolume after each trial, in the order they started.
+
+    The reference is the worst value of each objective in any trial, so that only
+    curves of one search compare.
+    """
+    done = sorted(finished(records), key=lambda record: int(record["trial"]))
+    if not done:
+        return []
+    points = objective_points(done)
+    directions = ["max"] * points.shape[1]
+    return [
+        hypervolume(points[: n + 1], points.min(axis=0), directions)
+        for n in range(len(points))
+    ]
 
 
 def _rank(record: Record) -> tuple[float, int]:
@@ -42,15 +114,18 @@ def write_table(out: pathlib.Path, records: Sequence[Record]) -> None:
     """Writes `results.csv`: one row per trial, in the order they ran."""
     settings: dict[str, None] = {}
     metrics: dict[str, None] = {}
+    objectives: dict[str, None] = {}
     for record in records:
         settings.update(dict.fromkeys(flat_settings(record)))
         metrics.update(dict.fromkeys(_flat_metrics(record)))
-    first = ["trial", "status", "score", "seconds"]
+        objectives.update(dict.fromkeys(record["objectives"]))
+    first = ["trial", "status", "score", *objectives, "seconds"]
     with (out / TABLE).open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*first, *metrics, *settings, "error"])
         writer.writeheader()
         for record in sorted(records, key=lambda record: int(record["trial"])):
-            row = {name: record[name] for name in (*first, "error")}
+            row = {name: record.get(name, "") for name in (*first, "error")}
+            row |= record["objectives"]
             writer.writerow({**row, **_flat_metrics(record), **flat_settings(record)})
 
 
@@ -78,20 +153,25 @@ def _flat_metrics(record: Record) -> dict[str, float | None]:
     }
 
 
-def best_config(out: str | pathlib.Path) -> tuple[str, RunConfig]:
-    """Returns the best trial of a study, made ready for a full training.
+def best_config(
+    out: str | pathlib.Path, trial: str | None = None
+) -> tuple[str, RunConfig]:
+    """Returns a trial of a study, made ready for a full training.
 
     Epochs and the limit of training samples are what made the trial cheap;
     they go back to the application's defaults.
 
     Args:
         out: The folder that `mtl-keras tune` has written.
+        trial: The trial's name; None means the best one, which is with several
+            objectives one on the front.
 
     Returns:
         The trial's name and its config, with `epochs` and `limit` None.
 
     Raises:
-        InputError: If the folder holds no study, or no finished trial.
+        InputError: If the folder holds no study, no finished trial, or no trial of
+            that name.
     """
     out = pathlib.Path(out)
     if not (out / STUDY).is_file():
@@ -99,9 +179,15 @@ def best_config(out: str | pathlib.Path) -> tuple[str, RunConfig]:
             f"{str(out)!r} is not a study folder. `mtl-keras tune STUDY --out {out}` "
             "makes one."
         )
-    records = read_records(out)
-    if not records or records[0]["score"] is None:
+    done = finished(read_records(out))
+    if not done:
         raise InputError(f"The study in {str(out)!r} has no finished trial yet.")
-    best = records[0]
+    by_number = {int(record["trial"]): record for record in done}
+    best = done[0]
+    if trial is not None:
+        if not trial.isdecimal() or int(trial) not in by_number:
+            names = [record["trial"] for record in done]
+            raise unknown_name(f"finished trial of {str(out)!r}", trial, sorted(names))
+        best = by_number[int(trial)]
     settings = {**best["config"], "epochs": None, "limit": None}
     return str(best["trial"]), RunConfig.from_dict(settings)

@@ -1,33 +1,30 @@
-"""A study's results for people: the leaderboard and the trade-off plot."""
+"""A study's results for people: the leaderboard, and all that `write` draws."""
 
 from __future__ import annotations
 
-import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
 
-from mtl_keras.evaluation.plots import trade_off
 from mtl_keras.runs.progress import duration
-from mtl_keras.search.architectures import Architectures
-from mtl_keras.search.records import PLOT, Record, flat_settings
+from mtl_keras.search import page, plots
+from mtl_keras.search.records import Record, flat_settings, front_of
 from mtl_keras.search.study import Study
+from mtl_keras.search.values import main_values, short
 
-
-def main_values(study: Study, record: Record) -> list[float]:
-    """Returns the tasks' main metrics of a trial, NaN for a failed one."""
-    application = study.base_config().get_application()
-    values = []
-    for task in study.tasks or ():
-        value = record["metrics"].get(task, {}).get(application.tasks[task].objective)
-        values.append(math.nan if value is None else value)
-    return values
+PLOT = "trade_off.png"
+PARALLEL = "parallel.png"
+HYPERVOLUME = "hypervolume.png"
+PAGE = "report.html"
+FILES = (PLOT, PARALLEL, HYPERVOLUME, PAGE)
 
 
 def leaderboard(study: Study, records: Sequence[Record], top: int = 10) -> Table:
     """Lays out the best trials, with the settings that differ between trials.
+
+    With several objectives a star marks the trials on the front.
 
     Args:
         study: The study.
@@ -42,7 +39,10 @@ def leaderboard(study: Study, records: Sequence[Record], top: int = 10) -> Table
     weighted = "loss_weights" in study.searched
     table = Table(title=None, box=None, pad_edge=False, header_style="bold")
     table.add_column("trial", justify="right")
-    table.add_column("score", justify="right")
+    objectives = [objective.label for objective in study.objectives]
+    front = [record["trial"] for record in front_of(records)]
+    for label in objectives:
+        table.add_column(label.replace("_", "\n", 1), justify="right")
     for task in tasks:
         table.add_column(
             f"{task}\n{application.tasks[task].objective}", justify="right"
@@ -54,9 +54,14 @@ def leaderboard(study: Study, records: Sequence[Record], top: int = 10) -> Table
     table.add_column("time", justify="right")
     for record, values in zip(shown, settings, strict=True):
         failed = record["score"] is None
-        row = [record["trial"], "failed" if failed else f"{record['score']:.4f}"]
+        starred = len(objectives) > 1 and record["trial"] in front
+        row = [record["trial"] + ("*" if starred else "")]
+        row += [
+            "failed" if failed else f"{record['objectives'][label]:.4f}"
+            for label in objectives
+        ]
         row += ["" if failed else f"{v:.4f}" for v in main_values(study, record)]
-        row += [_short(values[name]) for name in names]
+        row += [short(values[name]) for name in names]
         if weighted:
             row.append(" ".join(f"{values[f'loss_weight/{t}']:.2f}" for t in tasks))
         table.add_row(*row, duration(record["seconds"]))
@@ -75,39 +80,27 @@ def describe(study: Study, settings: dict[str, Any]) -> str:
             ]
             words.append("weights " + " ".join(pairs))
         else:
-            words.append(f"{name.replace('_', ' ')} {_short(settings[name])}")
+            words.append(f"{name.replace('_', ' ')} {short(settings[name])}")
     return ", ".join(words)
 
 
-def plot(study: Study, records: Sequence[Record], out: pathlib.Path) -> str | None:
-    """Draws `trade_off.png`; returns its path, or None with nothing to draw."""
-    application = study.base_config().get_application()
-    tasks = list(study.tasks or ())
-    finished = [record for record in records if record["score"] is not None]
-    if len(tasks) < 2 or not finished:
-        return None
-    by = next(
-        (n for n in ("balancing", "sharing", "backbone") if n in study.searched), None
-    )
-    path = trade_off(
-        [main_values(study, record) for record in finished],
-        [f"{task} {application.tasks[task].objective}" for task in tasks],
-        [application.tasks[task].direction for task in tasks],
-        out / PLOT,
-        groups=[_group(study, flat_settings(r)[by], by) for r in finished]
-        if by
-        else None,
-        labels=[str(record["trial"]) for record in finished],
-        title=f"{study.application}: validation metrics of {len(finished)} trials",
-    )
-    return str(path)
+def outcome(study: Study, record: Record) -> str:
+    """Returns how a finished trial went in a few words."""
+    main = zip(study.tasks or (), main_values(study, record), strict=True)
+    words = ", ".join(f"{task} {value:.4f}" for task, value in main)
+    score = ", ".join(f"{n} {v:.4f}" for n, v in record["objectives"].items())
+    return f"{score}; {words}"
 
 
-def _group(study: Study, value: Any, name: str) -> str:
-    """Returns the name of a setting's value, without arguments that are searched."""
-    searched = isinstance(study.space[name], Architectures)
-    return _short(value).split("(")[0] if searched else _short(value)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def write(study: Study, records: Sequence[Record], out: pathlib.Path) -> None:
+    """Draws the pictures and the page, those of `FILES` that there is data for."""
+    pictures = [
+        path
+        for path in (
+            plots.draw_trade_off(study, records, out / PLOT),
+            plots.draw_parallel(study, records, out / PARALLEL),
+            plots.draw_hypervolume(records, out / HYPERVOLUME),
+        )
+        if path is not None
+    ]
+    page.write_page(study, records, out / PAGE, pictures)

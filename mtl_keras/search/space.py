@@ -7,6 +7,7 @@
 | `depth = { min = 2, max = 4 }`            | a range, both ends included      |
 | `learning_rate = { min = 1e-4, max = 1e-2, log = true }` | searched by magnitude |
 | `loss_weights = { max_ratio = 4.0 }`      | searched, see `LossWeights`      |
+| `sharing = { class_name = "mmoe", search = true }` | see `components`    |
 | `loss_weights = { left = 1.0, mask = 2.0 }` | fixed                          |
 """
 
@@ -21,11 +22,10 @@ from typing import Any
 from mtl_keras.errors import InputError, unknown_name
 from mtl_keras.runs.config import is_number
 
-# The settings of a run that a study may search, with the type of their values.
+# The plain settings of a run that a study may search, with the type of their values.
 SETTINGS: dict[str, type] = {
     "backbone": str,
-    "sharing": object,
-    "balancing": object,
+    "schedule": str,
     "width": int,
     "depth": int,
     "batch_size": int,
@@ -40,7 +40,12 @@ class Fixed:
     value: Any
 
     def sample(self, hp: Any, name: str) -> Any:
-        """Returns the value; nothing is searched."""
+        """Returns the value; nothing is searched.
+
+        Args:
+            hp: KerasTuner's hyperparameters, as for any hypermodel.
+            name: Name of the setting.
+        """
         return self.value
 
     def examples(self) -> list[Any]:
@@ -55,12 +60,18 @@ class Choice:
     values: tuple[Any, ...]
 
     def sample(self, hp: Any, name: str) -> Any:
-        """Draws from KerasTuner; configs travel through it as JSON text."""
+        """Draws from KerasTuner; configs travel through it as JSON text.
+
+        Args:
+            hp: KerasTuner's hyperparameters, as for any hypermodel.
+            name: Name of the setting.
+        """
         encoded = [
             json.dumps(v) if isinstance(v, (dict, list)) else v for v in self.values
         ]
         drawn = hp.Choice(name, encoded)
-        return self.values[encoded.index(drawn)]
+        # KerasTuner gives None for what the conditions around it switch off.
+        return None if drawn is None else self.values[encoded.index(drawn)]
 
     def examples(self) -> list[Any]:
         """Returns values that a check has to accept."""
@@ -85,7 +96,12 @@ class Range:
     log: bool = False
 
     def sample(self, hp: Any, name: str) -> Any:
-        """Draws from KerasTuner."""
+        """Draws from KerasTuner.
+
+        Args:
+            hp: KerasTuner's hyperparameters, as for any hypermodel.
+            name: Name of the setting.
+        """
         sampling = "log" if self.log else "linear"
         if isinstance(self.low, int) and isinstance(self.high, int):
             step = None if self.log else (self.step or 1)
@@ -102,10 +118,10 @@ class LossWeights:
     """Searched loss weights.
 
     Only the ratios of the weights matter to where a training converges; their
-    common factor acts like the learning rate. Each task's weight is therefore
-    searched as its ratio to the first task's, by magnitude, from
-    `1 / max_ratio` to `max_ratio`; the weights are then scaled to sum to the
-    number of tasks.
+    common factor acts like the learning rate. The weights are therefore points of
+    the simplex (scaled to sum to the number of tasks), by their log-ratios: each
+    task's weight is searched as its ratio to the first task's, by magnitude, from
+    `1 / max_ratio` to `max_ratio`.
 
     Attributes:
         max_ratio: The largest ratio to the first task's weight, above 1.
@@ -114,7 +130,12 @@ class LossWeights:
     max_ratio: float
 
     def sample(self, hp: Any, tasks: Sequence[str]) -> dict[str, float]:
-        """Draws one weight per task from KerasTuner."""
+        """Draws one weight per task from KerasTuner.
+
+        Args:
+            hp: KerasTuner's hyperparameters, as for any hypermodel.
+            tasks: Names of the tasks.
+        """
         ratios = {tasks[0]: 1.0}
         for task in tasks[1:]:
             ratios[task] = hp.Float(
@@ -208,15 +229,10 @@ def _value(name: str, kind: type, value: Any) -> Any:
         return value
     if kind is str and isinstance(value, str):
         return value
-    if kind is object and isinstance(value, (str, dict)):
-        return value
-    if name == "balancing" and isinstance(value, list) and value:
-        return [_value(name, kind, item) for item in value]
     expected = {
         float: "a number",
         int: "a whole number",
         str: "a name",
-        object: "a name or a table with class_name and config",
     }[kind]
     raise InputError(f"Expected space.{name} to be {expected}. Received: {value!r}.")
 

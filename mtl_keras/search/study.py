@@ -5,22 +5,15 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import tomllib
-from collections.abc import Mapping
 from typing import Any
 
 from mtl_keras.errors import InputError, unknown_name
 from mtl_keras.runs.config import RunConfig, check_count
-from mtl_keras.search.architectures import Architectures, parse_sharing
-from mtl_keras.search.space import (
-    SETTINGS,
-    Dimension,
-    Fixed,
-    LossWeights,
-    parse_dimension,
-    parse_loss_weights,
-)
+from mtl_keras.search.objectives import Objective, parse_objectives
+from mtl_keras.search.search_space import SearchSpace, parse_space
+from mtl_keras.search.space import Fixed
 
-ORACLES = ("bayesian", "grid", "hyperband", "random")
+ORACLES = ("bayesian", "grid", "hyperband", "pareto", "random")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,34 +26,41 @@ class Study:
         epochs: Epochs of one trial (`hyperband`: of its longest trials).
         space: The searched and fixed settings; what is left out takes the
             application's default.
-        loss_weights: How the losses are weighted; None means equally.
         data: Name of the data set; None means the application's default.
         tasks: The tasks; None means all of them.
         seed: Seed of the oracle, and of every trial.
-        oracle: `"random"`, `"bayesian"`, `"hyperband"` or `"grid"`.
+        oracle: `"random"`, `"bayesian"`, `"hyperband"`, `"grid"`, or `"pareto"` for
+            several objectives.
         limit: Training samples of a trial; None means all.
-        objective: `"mean"` (over the tasks' main metrics) or one task's name.
+        objective: `"mean"` (over the tasks' main metrics), `"delta_m"` (over
+            single-task baselines of the same budget), a task's name (its main
+            metric), `"<task>_<metric>"`, or a list of these for `"pareto"`.
+        patience: Epochs without a better objective after which a trial stops; None
+            means never.
     """
 
     application: str
     trials: int
     epochs: int
-    space: Mapping[str, Dimension | Architectures]
-    loss_weights: LossWeights | Fixed | None = None
+    space: SearchSpace
     data: str | None = None
     tasks: tuple[str, ...] | None = None
     seed: int = 0
     oracle: str = "bayesian"
     limit: int | None = None
-    objective: str = "mean"
+    objective: str | tuple[str, ...] = "mean"
+    patience: int | None = None
 
     @property
     def searched(self) -> list[str]:
         """The names of the settings that differ between trials."""
-        names = [n for n, d in self.space.items() if not isinstance(d, Fixed)]
-        if isinstance(self.loss_weights, LossWeights):
-            names.append("loss_weights")
-        return names
+        return self.space.searched
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """The objectives, one or several, of a validated study."""
+        application = self.base_config().get_application()
+        return parse_objectives(self.objective, application, self.tasks or ())
 
     def base_config(self) -> RunConfig:
         """Returns the settings that all trials share; the rest is None."""
@@ -86,17 +86,20 @@ class Study:
             check_count(name, getattr(self, name))
         if self.oracle not in ORACLES:
             raise unknown_name("oracle", self.oracle, ORACLES)
+        if self.patience is not None:
+            check_count("patience", self.patience)
         base = self.base_config()
         first = base.validate()
         assert first.tasks is not None
-        if self.objective not in ("mean", *first.tasks):
-            raise unknown_name("objective", self.objective, ("mean", *first.tasks))
-        for name, dimension in self.space.items():
+        study = dataclasses.replace(self, data=first.data, tasks=first.tasks)
+        study._check_objectives()
+        weights = self.space.loss_weights
+        for name, dimension in self.space.dimensions.items():
             for value in dimension.examples():
                 dataclasses.replace(base, **{name: value}).validate()
-        if isinstance(self.loss_weights, Fixed):
-            dataclasses.replace(base, loss_weights=self.loss_weights.value).validate()
-        elif self.loss_weights is not None and len(first.tasks) < 2:
+        if isinstance(weights, Fixed):
+            dataclasses.replace(base, loss_weights=weights.value).validate()
+        elif weights is not None and len(first.tasks) < 2:
             raise InputError(
                 "Expected at least two tasks to search loss_weights over. "
                 f"Received: {', '.join(first.tasks)}."
@@ -106,17 +109,25 @@ class Study:
                 "Expected [space] to leave something to search: a list of values, a "
                 "range { min = ..., max = ... }, or loss_weights = { max_ratio = ... }."
             )
-        return dataclasses.replace(self, data=first.data, tasks=first.tasks)
+        return study
+
+    def _check_objectives(self) -> None:
+        several = len(self.objectives) > 1
+        if several != (self.oracle == "pareto"):
+            raise InputError(
+                'Expected oracle = "pareto" with several objectives, and another one '
+                f"with a single objective. Received: oracle = {self.oracle!r} and "
+                f"objective = {self.objective!r}."
+            )
+        if several and self.patience is not None:
+            raise InputError(
+                "Expected no patience with several objectives, of which one may still "
+                f"improve. Received: patience = {self.patience}."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the study as JSON has it, to compare it with another one."""
-        values = {
-            field.name: getattr(self, field.name) for field in dataclasses.fields(self)
-        }
-        values["space"] = {n: dataclasses.asdict(d) for n, d in self.space.items()}
-        if self.loss_weights is not None:
-            values["loss_weights"] = dataclasses.asdict(self.loss_weights)
-        return values
+        return dataclasses.asdict(self)
 
 
 def load_study(path: str | pathlib.Path) -> Study:
@@ -150,7 +161,7 @@ def load_study(path: str | pathlib.Path) -> Study:
 
 
 def _parse(table: dict[str, Any]) -> Study:
-    types: dict[str, type] = {
+    types: dict[str, type | tuple[type, ...]] = {
         "application": str,
         "data": str,
         "tasks": list,
@@ -159,7 +170,8 @@ def _parse(table: dict[str, Any]) -> Study:
         "trials": int,
         "epochs": int,
         "limit": int,
-        "objective": str,
+        "objective": (str, list),
+        "patience": int,
         "space": dict,
     }
     for key, value in table.items():
@@ -173,30 +185,21 @@ def _parse(table: dict[str, Any]) -> Study:
         if key not in table:
             raise InputError(f"Expected the key {key!r}, which is missing.")
     values = dict(table)
-    space = values.pop("space")
-    dimensions: dict[str, Dimension | Architectures] = {}
-    weights = None
-    for name, value in space.items():
-        if name == "loss_weights":
-            weights = parse_loss_weights(value)
-        elif name == "sharing":
-            dimensions[name] = parse_sharing(value)
-        elif name in SETTINGS:
-            dimensions[name] = parse_dimension(name, value)
-        else:
-            raise unknown_name("key in [space]", name, (*SETTINGS, "loss_weights"))
-    if "tasks" in values:
-        for task in values["tasks"]:
-            if not isinstance(task, str):
-                raise InputError(
-                    f"Expected tasks to be a list of names. Received: {task!r}."
-                )
-        values["tasks"] = tuple(values["tasks"])
-    return Study(space=dimensions, loss_weights=weights, **values)
+    space = parse_space(values.pop("space"))
+    for key in ("tasks", "objective"):
+        if isinstance(values.get(key), list):
+            for name in values[key]:
+                if not isinstance(name, str):
+                    raise InputError(
+                        f"Expected {key} to be a list of names. Received: {name!r}."
+                    )
+            values[key] = tuple(values[key])
+    return Study(space=space, **values)
 
 
-_WORDS = {
+_WORDS: dict[Any, str] = {
     str: "a text",
+    (str, list): "a name or a list of names",
     list: "a list of names",
     int: "a whole number",
     dict: "a table",

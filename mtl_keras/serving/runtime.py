@@ -120,10 +120,11 @@ class Runtime:
 
         Args:
             signature: Name of a signature.
-            inputs: `{input: array}`, neither more nor fewer than the signature's.
+            inputs: `{input: array}`, neither more nor fewer than the signature's, in
+                its dtypes and shapes, the batch first: `[batch, …]`.
 
         Returns:
-            `{output: array}`; strings as arrays of `bytes` objects.
+            `{output: array}`, `[batch, …]`; strings as arrays of `bytes` objects.
 
         Raises:
             RefusedError: The signature or an input's name is wrong, or the runtime

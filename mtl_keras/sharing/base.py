@@ -74,7 +74,13 @@ class Sharing:
         stages: list[keras.layers.Layer],
         tasks: list[str],
     ) -> dict[str, keras.KerasTensor]:
-        """Does what `__call__` says; the part that each method implements."""
+        """Does what `__call__` says; the part that each method implements.
+
+        Args:
+            inputs: What the first stage reads.
+            stages: The backbone's stages, at least one.
+            tasks: Names of the tasks, each once.
+        """
         raise NotImplementedError
 
     def connect_outputs(
@@ -116,6 +122,35 @@ class Sharing:
     def from_config(cls, config: dict[str, Any]) -> Sharing:
         """Returns an instance made from `get_config`'s result."""
         return cls(**config)
+
+
+class Combination(keras.layers.Layer):
+    """Makes one tensor of several of one shape, `[batch, …, d]`: a base class.
+
+    Args:
+        **kwargs: See `keras.layers.Layer`.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
+    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
+        """Returns the mask of the last tensor, which stands for all."""
+        del inputs
+        return None if mask is None else mask[-1]
+
+    def compute_output_shape(
+        self, input_shape: list[tuple[int | None, ...]]
+    ) -> tuple[int | None, ...]:
+        """Returns the shape of one input."""
+        return tuple(input_shape[-1])
+
+
+def weighted_sum(weights: Any, tensors: Sequence[Any]) -> Any:
+    """Returns Σ_i weights[i] · tensors[i]; `weights` is a vector."""
+    parts = [weights[index] * x for index, x in enumerate(tensors)]
+    return sum(parts[1:], parts[0])
 
 
 def in_turn(

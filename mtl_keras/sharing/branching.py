@@ -8,13 +8,13 @@ import keras
 from keras import ops
 
 from mtl_keras.errors import check_integer, check_number
-from mtl_keras.sharing.base import Sharing, copy_stage
+from mtl_keras.sharing.base import Combination, Sharing, copy_stage, weighted_sum
 
 _register = keras.saving.register_keras_serializable(package="mtl_keras")
 
 
 @_register
-class BranchChoice(keras.layers.Layer):
+class BranchChoice(Combination):
     """A choice among B tensors of one shape.
 
     In training it is their sum, weighted by a sample of the Gumbel-softmax
@@ -46,7 +46,6 @@ class BranchChoice(keras.layers.Layer):
         self.annealing_steps = annealing_steps
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
-        self.supports_masking = True
 
     def build(self, input_shape: list[tuple[int | None, ...]]) -> None:
         """Creates the logits `[B]` and the count of steps."""
@@ -87,8 +86,7 @@ class BranchChoice(keras.layers.Layer):
         )
         weights = ops.softmax((logits - ops.log(-ops.log(uniform))) / temperature)
         weights = ops.cast(weights, self.compute_dtype)
-        parts = [weights[index] * x for index, x in enumerate(inputs)]
-        return sum(parts[1:], parts[0])
+        return weighted_sum(weights, inputs)
 
     def serving_call(self, inputs: list[Any], training: bool | None = None) -> Any:
         """Returns the chosen tensor itself: what else there was is not served."""
@@ -98,17 +96,6 @@ class BranchChoice(keras.layers.Layer):
     def usage(self) -> Any:
         """Returns the probability of each choice, `[B]`."""
         return ops.softmax(ops.convert_to_tensor(self.logits))
-
-    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
-        """Returns the mask of the first tensor, which all have."""
-        del inputs
-        return None if mask is None else mask[0]
-
-    def compute_output_shape(
-        self, input_shape: list[tuple[int | None, ...]]
-    ) -> tuple[int | None, ...]:
-        """Returns the shape of one input."""
-        return tuple(input_shape[0])
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

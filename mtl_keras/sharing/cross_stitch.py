@@ -8,13 +8,13 @@ import keras
 from keras import ops
 
 from mtl_keras.errors import check_number
-from mtl_keras.sharing.base import Sharing, copy_stage
+from mtl_keras.sharing.base import Combination, Sharing, copy_stage, weighted_sum
 
 _register = keras.saving.register_keras_serializable(package="mtl_keras")
 
 
 @_register
-class CrossStitch(keras.layers.Layer):
+class CrossStitch(Combination):
     """One task's linear combination Σ_j α_j x_j of what all tasks' columns give.
 
     Called on T tensors `[batch, …, d]`; returns one such tensor.
@@ -31,7 +31,6 @@ class CrossStitch(keras.layers.Layer):
         self.tasks = list(tasks)
         self.task = task
         self.own_weight = own_weight
-        self.supports_masking = True
 
     @property
     def sources(self) -> list[str]:
@@ -52,24 +51,12 @@ class CrossStitch(keras.layers.Layer):
 
     def call(self, inputs: list[Any]) -> Any:
         """Returns the combination."""
-        parts = [self.alpha[index] * x for index, x in enumerate(inputs)]
-        return sum(parts[1:], parts[0])
+        return weighted_sum(self.alpha, inputs)
 
     def usage(self) -> Any:
         """Returns |α| scaled to sum to 1, `[T]`: how much each column counts."""
         size = ops.abs(ops.convert_to_tensor(self.alpha))
         return size / ops.sum(size)
-
-    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
-        """Returns the mask of the first column, which all columns have."""
-        del inputs
-        return None if mask is None else mask[0]
-
-    def compute_output_shape(
-        self, input_shape: list[tuple[int | None, ...]]
-    ) -> tuple[int | None, ...]:
-        """Returns the shape of one input."""
-        return tuple(input_shape[0])
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

@@ -121,6 +121,9 @@ class DSelectK(MMoE):
         k: Experts that each task keeps.
         gamma: Width of the smooth step: the smaller, the sooner a bit is decided.
         entropy: Factor of the regularisation, which `add_loss` adds.
+
+    Raises:
+        InputError: When `k` exceeds `num_experts`, or a number is out of range.
     """
 
     method = "dselect_k"

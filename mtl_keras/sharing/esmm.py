@@ -49,6 +49,9 @@ class ESMM(Sharing):
             takes no loss.
         click_and_conversion: Name of the task whose output is the product; it has
             no features and no head.
+
+    Raises:
+        InputError: When two of the names are the same.
     """
 
     method = "esmm"

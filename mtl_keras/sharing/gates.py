@@ -8,6 +8,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from mtl_keras.ops import mix_experts
+
 _register = keras.saving.register_keras_serializable(package="mtl_keras")
 
 
@@ -38,7 +40,11 @@ class Gate(keras.layers.Layer):
 
     def call(self, inputs: Any, mask: Any = None) -> Any:
         """Returns the weights, which sum to 1."""
-        return ops.softmax(ops.matmul(self.pooled(inputs, mask), self.kernel))
+        logits = ops.matmul(self.pooled(inputs, mask), self.kernel)
+        wide = keras.backend.result_type(self.compute_dtype, "float32")
+        # A softmax, in the form that TensorFlow computes fast over few experts.
+        weights = ops.exp(ops.log_softmax(ops.cast(logits, wide)))
+        return ops.cast(weights, self.compute_dtype)
 
     def pooled(self, inputs: Any, mask: Any = None) -> Any:
         """Returns the mean over inner axes, `[batch, d]`."""
@@ -83,16 +89,14 @@ class Mixture(keras.layers.Layer):
         super().__init__(**kwargs)
         self.supports_masking = True
 
-    def call(self, inputs: list[Any]) -> Any:
+    def call(self, inputs: list[Any], training: bool | None = None) -> Any:
         """Returns the mixture."""
         weights, *groups = inputs
         mixed, begin = [], 0
         for experts in groups:
             count = experts.shape[-2]
-            inner = [1] * (len(experts.shape) - 3)
-            part = weights[:, begin : begin + count]
-            part = ops.reshape(part, (-1, *inner, count, 1))
-            mixed.append(ops.sum(part * experts, axis=-2))
+            part = weights[:, begin : begin + count] if len(groups) > 1 else weights
+            mixed.append(mix_experts(part, experts, portable=not training))
             begin += count
         return sum(mixed[1:], mixed[0])
 

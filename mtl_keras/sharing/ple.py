@@ -121,7 +121,7 @@ class PLE(Sharing):
 class CGC(PLE):
     """Customized gate control: shared and private experts in one level.
 
-    `PLE` with the last stage as its only level, from the same paper.
+    `PLE` with the last stage as its only level, from the same paper, RecSys 2020.
 
     Args:
         num_shared_experts: Shared experts, at least 1.

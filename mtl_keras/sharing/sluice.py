@@ -8,13 +8,13 @@ import keras
 from keras import ops
 
 from mtl_keras.errors import InputError, check_integer, check_number
-from mtl_keras.sharing.base import Sharing, copy_stage
+from mtl_keras.sharing.base import Combination, Sharing, copy_stage, weighted_sum
 
 _register = keras.saving.register_keras_serializable(package="mtl_keras")
 
 
 @_register
-class SubspaceStitch(keras.layers.Layer):
+class SubspaceStitch(Combination):
     """One task's combination of the subspaces of all tasks' columns.
 
     Called on T tensors `[batch, …, d]`, each of S subspaces of d / S channels;
@@ -47,7 +47,6 @@ class SubspaceStitch(keras.layers.Layer):
         self.subspaces = subspaces
         self.own_weight = own_weight
         self.orthogonality = orthogonality
-        self.supports_masking = True
 
     @property
     def sources(self) -> list[str]:
@@ -82,27 +81,13 @@ class SubspaceStitch(keras.layers.Layer):
         first = self.tasks.index(self.task) * self.subspaces
         own = parts[first : first + self.subspaces]
         self.add_loss(self.orthogonality * _overlap(own))
-        mixed = []
-        for s in range(self.subspaces):
-            terms = [self.alpha[s, j] * part for j, part in enumerate(parts)]
-            mixed.append(sum(terms[1:], terms[0]))
+        mixed = [weighted_sum(self.alpha[s], parts) for s in range(self.subspaces)]
         return ops.concatenate(mixed, axis=-1)
 
     def usage(self) -> Any:
         """Returns Σ_s |α_s| scaled to sum to 1, `[T · S]`."""
         size = ops.sum(ops.abs(ops.convert_to_tensor(self.alpha)), axis=0)
         return size / ops.sum(size)
-
-    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
-        """Returns the mask of the first column, which all columns have."""
-        del inputs
-        return None if mask is None else mask[0]
-
-    def compute_output_shape(
-        self, input_shape: list[tuple[int | None, ...]]
-    ) -> tuple[int | None, ...]:
-        """Returns the shape of one input."""
-        return tuple(input_shape[0])
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -132,7 +117,7 @@ def _overlap(parts: list[Any]) -> Any:
 
 
 @_register
-class LayerMixture(keras.layers.Layer):
+class LayerMixture(Combination):
     """Σ_l β_l x_l over the outputs of one column's stages, with trained β.
 
     Called on L tensors of one shape; β starts at 1 / L each.
@@ -140,10 +125,6 @@ class LayerMixture(keras.layers.Layer):
     Args:
         **kwargs: See `keras.layers.Layer`.
     """
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.supports_masking = True
 
     def build(self, input_shape: list[tuple[int | None, ...]]) -> None:
         """Creates β, `[L]`."""
@@ -156,19 +137,7 @@ class LayerMixture(keras.layers.Layer):
 
     def call(self, inputs: list[Any]) -> Any:
         """Returns the mixture."""
-        parts = [self.beta[index] * x for index, x in enumerate(inputs)]
-        return sum(parts[1:], parts[0])
-
-    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
-        """Returns the mask of the last stage's output."""
-        del inputs
-        return None if mask is None else mask[-1]
-
-    def compute_output_shape(
-        self, input_shape: list[tuple[int | None, ...]]
-    ) -> tuple[int | None, ...]:
-        """Returns the shape of one input."""
-        return tuple(input_shape[0])
+        return weighted_sum(self.beta, inputs)
 
 
 @_register

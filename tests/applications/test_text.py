@@ -248,7 +248,7 @@ def train_with(text, name, batches):
     return before, after
 
 
-FEW = ["upgrad"]
+FEW = ["graddrop", "upgrad"]
 GRAM_BASED = [
     name
     for name in balancing.names()

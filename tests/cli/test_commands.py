@@ -49,6 +49,11 @@ def test_from_a_study_to_a_checked_export_and_again(run, tmp_path):
     assert "trial 1 (2/2)" in said
     assert "mtl-keras train --from-study runs/study-small" in said
     assert "nothing left to run" in ok(run("tune small.toml"))
+    again = ok(run("tune small.toml --workers 2"))  # which have nothing to do
+    assert "nothing left to run" in again
+    said = ok(run("tune small.toml --from-trial 1 --run runs/other"))
+    assert "Training trial 1 in full" in said
+    assert (tmp_path / "runs/other/model.keras").is_file()
     best = json.loads((tmp_path / "runs/study-small/trials/0.json").read_text())
     other = json.loads((tmp_path / "runs/study-small/trials/1.json").read_text())
     best = max(best, other, key=lambda record: record["score"])
@@ -136,6 +141,12 @@ def test_train_takes_options_and_numbers_its_runs(run, tmp_path):
         ("tune absent.toml", "no study file"),
         ("tune wrong.toml", "Did you mean 'trials'"),
         ("tune tuned.toml --out used", "in use"),
+        ("tune tuned.toml --workers 0", "--workers"),
+        ("tune tuned.toml --role cheif --chief here:1", "Did you mean 'chief'"),
+        ("tune tuned.toml --role worker", "together with --chief"),
+        ("tune tuned.toml --role worker --chief here", "HOST:PORT"),
+        ("tune tuned.toml --role chief --chief here:1 --workers 2", "either"),
+        ("tune tuned.toml --from-trial 0 --out used", "not a study folder"),
         ("evaluate absent", "no run folder"),
         ("evaluate used", "not a run folder"),
         ("export used --to served", "not a run folder"),
@@ -143,6 +154,13 @@ def test_train_takes_options_and_numbers_its_runs(run, tmp_path):
         ("serve-check absent", "no export folder"),
         ("serve-check used", "no exported version"),
         ("serve-check used --tolerance -1", "tolerance"),
+        ("compare tiny --balancing equal,pcgard", "Did you mean 'pcgrad'"),
+        ("compare tiny --balancing dwa+famo --seeds 1", "a loss balancer and a"),
+        ("compare tiny --sharing mmeo", "Did you mean 'mmoe'"),
+        ("compare tiny --tasks way", "at least two tasks"),
+        ("compare tiny --seeds 0", "seeds"),
+        ("compare tiny --jobs 0", "jobs"),
+        ("compare tiny --out used", "in use"),
         ("datasets prepare multi_digit", "Did you mean 'multi_digits"),
         ("trian tiny", "trian"),
         ("--verison", "--verison"),
@@ -161,6 +179,20 @@ def test_wrong_input_is_one_line_and_code_2(run, tmp_path, monkeypatch, line, wo
     assert len(result.stderr.splitlines()) == 1
     assert result.stdout == ""
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_compare_says_how_it_goes_and_what_came_out(run, inline, tmp_path):
+    line = "compare tiny --tasks way,level --balancing equal,dwa+pcgrad --seeds 1"
+    line += " --epochs 1 --limit 32 --out both"
+    said = ok(run(line))
+    assert "4/4  dwa + pcgrad, seed 0: Δm" in said
+    assert "Wrote both: report.html" in said
+    record = json.loads(
+        (tmp_path / "both/cells/hard-dwa_pcgrad-seed0/record.json").read_text()
+    )
+    (row,) = [line for line in said.splitlines() if line.startswith("dwa + pcgrad ")]
+    assert f"{record['test']['level']['mae']:.4f}" in row
+    assert "Reused: 4 finished; none to go" in ok(run(line))
 
 
 def test_reuse_refuses_a_run_with_other_settings(run):
@@ -196,6 +228,7 @@ def test_doctor_tells_versions_and_devices(run):
     assert keras.__version__ in said
     assert "CPU" in said
     assert "balancing ops" in said
+    assert "a trial's precision" in said
 
 
 def command(*arguments, **environment):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -45,6 +47,21 @@ def test_hypervolume_is_the_number_of_dominated_unit_squares(points):
     assert hypervolume(flipped, [0, 0], ["max", "min"]) == squares
 
 
+@given(
+    arrays(
+        np.float64,
+        st.tuples(st.integers(0, 8), st.integers(1, 4)),
+        elements=st.integers(0, 3),
+    )
+)
+@settings(max_examples=50, deadline=None)
+def test_hypervolume_is_the_number_of_dominated_unit_cubes(points):
+    tasks = points.shape[1]
+    cubes = np.stack(np.meshgrid(*[np.arange(1, 4)] * tasks), -1).reshape(-1, tasks)
+    inside = (points[:, None, :] >= cubes).all(-1).any(0).sum() if len(points) else 0
+    assert hypervolume(points, [0] * tasks, ["max"] * tasks) == inside
+
+
 def test_delta_m_by_hand():
     # 10% better accuracy and 20% lower error: 15% better on average.
     assert delta_m(
@@ -66,3 +83,25 @@ def test_trade_off_is_a_picture(tmp_path, tasks):
         groups=["a", "b", "a", "b", "b"],
     )
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@given(st.integers(2, 4), st.integers(0, 9), st.integers(0, 2**20))
+@settings(max_examples=40, deadline=None)
+def test_hypervolume_is_the_volume_of_the_union_of_boxes(objectives, count, seed):
+    """By inclusion and exclusion over all subsets of points."""
+    rng = np.random.default_rng(seed)
+    points = rng.uniform(-0.5, 3.0, (count, objectives))
+    reference = rng.uniform(-0.5, 0.5, objectives)
+    sides = points - reference
+    sides = sides[(sides > 0).all(axis=1)]
+    expected = 0.0
+    for size in range(1, len(sides) + 1):
+        for chosen in itertools.combinations(sides, size):
+            expected -= (-1) ** size * np.min(chosen, axis=0).prod()
+    directions = ["max"] * objectives
+    assert hypervolume(points, reference, directions) == pytest.approx(expected)
+    flip = np.where(rng.random(objectives) < 0.5, -1, 1)
+    directions = ["max" if sign > 0 else "min" for sign in flip]
+    assert hypervolume(points * flip, reference * flip, directions) == pytest.approx(
+        expected
+    )

@@ -143,6 +143,11 @@ def test_monitored_cosines_are_those_of_the_task_gradients(balancing):
     np.testing.assert_allclose(model.gradient_cosines(), expected, atol=1e-4)
     share = np.mean(expected[np.triu_indices(3, 1)] < 0)
     assert logs["conflicts"] == pytest.approx(share)
+    # Validation resets the metrics before anybody has read the epoch's.
+    model.evaluate(x, y, verbose=0)
+    np.testing.assert_allclose(model.gradient_cosines(), expected, atol=1e-4)
+    model.train_on_batch(x, {task: -labels for task, labels in y.items()})
+    assert not np.allclose(model.gradient_cosines(), expected, atol=1e-4)
 
 
 def test_a_loss_and_a_gradient_balancer_combine():

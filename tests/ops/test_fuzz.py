@@ -79,7 +79,7 @@ def attempt(call):
 @fuzz
 @given(st.data())
 def test_dense_ops(data):
-    library = native._library()
+    library = native.library()
     same = data.draw(shapes)
     kind = data.draw(st.sampled_from(["any", "one shape"]))
     gradients = data.draw(
@@ -109,7 +109,7 @@ def test_dense_ops(data):
 @fuzz
 @given(st.data())
 def test_sparse_ops(data):
-    library = native._library()
+    library = native.library()
     pairs = data.draw(st.lists(slices(), min_size=1, max_size=3))
     values, ids = [list(x) for x in zip(*pairs, strict=True)]
     attributes = data.draw(places(len(pairs)))
@@ -130,7 +130,7 @@ def test_sparse_ops(data):
 @fuzz
 @given(st.data())
 def test_solvers(data):
-    library = native._library()
+    library = native.library()
     size = data.draw(st.sampled_from([0, 1, 2, 3, 9]))
     number = tensors("float64", []) | tensors("float64")
     gram = data.draw(tensors("float64", [size, size]) | tensors("float64"))

@@ -7,7 +7,7 @@ import keras_tuner
 import pytest
 
 from mtl_keras.errors import InputError
-from mtl_keras.search import MultiTaskHyperModel, load_study
+from mtl_keras.search import StudyHyperModel, load_study
 
 HEAD = """
 application = "tiny"
@@ -47,7 +47,7 @@ loss_weights = { max_ratio = 4.0 }
     )
     assert study.data == "stripes"
     assert study.tasks == ("way", "bright", "level")
-    hypermodel = MultiTaskHyperModel(study)
+    hypermodel = StudyHyperModel(study)
     hp = keras_tuner.HyperParameters()
     hypermodel.config(hp)
     assert {p.name for p in hp.space} == {
@@ -76,8 +76,8 @@ loss_weights = { max_ratio = 4.0 }
 def test_the_hypermodel_works_with_keras_tuners_own_tuners(tiny, tmp_path):
     study = load_study(write(tmp_path, HEAD + "[space]\nwidth = [4, 8]\n"))
     tuner = keras_tuner.RandomSearch(
-        MultiTaskHyperModel(study),
-        objective=keras_tuner.Objective("val_score", "max"),
+        StudyHyperModel(study),
+        objective=keras_tuner.Objective("val_mean", "max"),
         max_trials=1,
         directory=tmp_path / "kt",
     )
@@ -106,17 +106,17 @@ def test_an_architecture_is_searched_with_its_own_arguments(tiny, tmp_path):
     assert study.searched == ["sharing"]
     drawn = []
 
-    class Recorder(MultiTaskHyperModel):
+    class Recorder(StudyHyperModel):
         def build(self, hp):
             drawn.append((dict(hp.values), self.config(hp).sharing))
             return super().build(hp)
 
         def fit(self, hp, model, *args, **kwargs):
-            return {"val_score": 0.0}
+            return {"val_mean": 0.0}
 
     keras_tuner.RandomSearch(
         Recorder(study),
-        objective=keras_tuner.Objective("val_score", "max"),
+        objective=keras_tuner.Objective("val_mean", "max"),
         max_trials=12,
         directory=tmp_path / "kt",
         seed=1,
@@ -170,6 +170,27 @@ def test_an_architecture_is_searched_with_its_own_arguments(tiny, tmp_path):
         (HEAD + "[space]\nsharing = ['hard', 'mmeo']", "'mmoe'"),
         (HEAD + "[space]\nbackbone = ['cnn', 'rmm']", "backbone"),
         (HEAD + "[space]\nbalancing = [1, 2]", "balancing to be a name"),
+        (
+            HEAD + "[space]\nbalancing = [{ class_name = 'dwa', confg = {} }, 'equal']",
+            "'config'",
+        ),
+        (
+            HEAD + "[space]\nbalancing = [{ class_name = 'dwa', "
+            "config = { temprature = 1.0 } }, 'equal']",
+            "'temperature'",
+        ),
+        (
+            HEAD + "[space]\nbalancing = { class_name = 'cagrad', "
+            "search = { c = { min = -1.0, max = 1.0 } } }",
+            "`c` to be a number",
+        ),
+        (HEAD + "[space]\noptimizer = ['adm', 'sgd']", "'adm'"),
+        (HEAD + "[space]\nschedule = ['cosin', 'constant']", "'cosine'"),
+        (HEAD + 'objective = "bright_acuracy"\n[space]', "'bright_accuracy'"),
+        (HEAD + 'objective = ["way", "level"]\n[space]', 'oracle = "pareto"'),
+        (HEAD + 'objective = ["way", "way_accuracy"]\n[space]', "once"),
+        (HEAD + "objective = [1]\n[space]", "list of names"),
+        (HEAD + "patience = 0\n[space]", "patience to be a whole number"),
         (HEAD + "[space]\nwidth = []", "at least one value"),
         (HEAD + "[space]\nwidth = [4, 4]", "to differ"),
         (HEAD + "[space]\nwidth = [4, 8.5]", "width to be a whole number"),

@@ -71,11 +71,11 @@ def functional(sharing, inputs, stages, tasks=TASKS, source=None):
     return mtl_keras.MultiTaskModel(inputs, {task: outputs[task] for task in tasks})
 
 
-def model_of(sharing, backbone, **compile_arguments):
-    model = functional(sharing, *backbone())
+def model_of(sharing, backbone, tasks=TASKS, **compile_arguments):
+    model = functional(sharing, *backbone(), tasks)
     spec = SPECS[sharing] if isinstance(sharing, str) else sharing
-    untrained = sharing_lib.get(spec).untrained(TASKS)
-    loss = dict.fromkeys(TASKS, "mse") | dict.fromkeys(untrained)
+    untrained = sharing_lib.get(spec).untrained(tasks)
+    loss = dict.fromkeys(tasks, "mse") | dict.fromkeys(untrained)
     model.compile(keras.optimizers.Adam(0.01), loss=loss, **compile_arguments)
     return model
 
@@ -83,7 +83,7 @@ def model_of(sharing, backbone, **compile_arguments):
 def batch(model, n=16):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(n, *model.input_shape[1:])).astype("float32")
-    return x, {task: rng.uniform(size=(n, 1)).astype("float32") for task in TASKS}
+    return x, {t: rng.uniform(size=(n, 1)).astype("float32") for t in model.output}
 
 
 def outputs_of(model, x):

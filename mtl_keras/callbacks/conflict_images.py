@@ -19,8 +19,10 @@ class ConflictImages(keras.callbacks.Callback):
 
     At the end of each epoch, into `<log_dir>/balancing`: the image
     `gradient_cosines`, a heat map of the epoch's mean cosine of every pair of task
-    gradients, and the scalars `task_weights/<task>`. Needs a `MultiTaskModel`
-    compiled with `monitor="conflicts"`.
+    gradients, and the scalars `task_weights/<task>`. The tab *Custom Scalars* then
+    shows the weights of all tasks in one chart, and beside it the tasks' losses and
+    the share of conflicts that `keras.callbacks.TensorBoard` writes. Needs a
+    `MultiTaskModel` compiled with `monitor="conflicts"`.
 
     Args:
         log_dir: The folder that TensorBoard watches.
@@ -51,6 +53,8 @@ class ConflictImages(keras.callbacks.Callback):
             )
         self.model.gradient_cosines()  # raises without the monitor
         self._writer = tf.summary.create_file_writer(self.log_dir)
+        with self._writer.as_default(step=0):
+            tf.summary.experimental.write_raw_pb(_dashboard().SerializeToString())
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes the image and the scalars."""
@@ -68,6 +72,32 @@ class ConflictImages(keras.callbacks.Callback):
         """Closes the log."""
         del logs
         self._writer.close()
+
+
+def _dashboard() -> Any:
+    """Returns the layout of the tab of custom scalars, as TensorBoard reads it."""
+    # Loads what only a training with a log needs.
+    from tensorboard.plugins.custom_scalar import layout_pb2, summary
+
+    charts = {
+        "task weights": "^task_weights/",
+        "task losses": r"^epoch_.+_loss$",
+        "share of conflicting pairs": "^epoch_conflicts$",
+    }
+    chart = layout_pb2.Chart
+    content = layout_pb2.MultilineChartContent
+    layout = layout_pb2.Layout(
+        category=[
+            layout_pb2.Category(
+                title="Balancing",
+                chart=[
+                    chart(title=title, multiline=content(tag=[tag]))
+                    for title, tag in charts.items()
+                ],
+            )
+        ]
+    )
+    return summary.pb(layout)
 
 
 def heat_map(cosines: np.ndarray, tasks: Sequence[str]) -> np.ndarray:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 
 import mtl_keras
+from mtl_keras.callbacks.conflict_images import ConflictImages, heat_map
 from mtl_keras.errors import InputError
-from mtl_keras.evaluation.conflict_images import ConflictImages, heat_map
 
 
 def build(monitor):
@@ -37,6 +40,13 @@ def test_writes_cosines_and_weights_each_epoch(tmp_path):
     ).history
     log = EventAccumulator(str(tmp_path / "balancing"), size_guidance={"tensors": 0})
     log.Reload()
+    (layout,) = log.Tensors("custom_scalars__config__")
+    layout = layout_pb2.Layout.FromString(tf.make_ndarray(layout.tensor_proto)[()])
+    charts = {c.title: c.multiline.tag[0] for c in layout.category[0].chart}
+    weights = [
+        tag for tag in log.Tags()["tensors"] if re.search(charts["task weights"], tag)
+    ]
+    assert sorted(weights) == ["task_weights/left", "task_weights/right"]
     images = log.Tensors("gradient_cosines")
     assert [event.step for event in images] == [0, 1]
     width, height, encoded = tf.make_ndarray(images[-1].tensor_proto)
@@ -50,6 +60,27 @@ def test_writes_cosines_and_weights_each_epoch(tmp_path):
             for event in log.Tensors(f"task_weights/{task}")
         ]
         np.testing.assert_allclose(written, history[f"{task}_weight"], rtol=1e-6)
+
+
+def test_validation_leaves_the_cosines_of_the_epoch(tmp_path):
+    """Validation resets all metrics before callbacks see the epoch's end."""
+    x, y = data()
+    seen = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            seen.append(self.model.gradient_cosines())
+
+        def on_epoch_end(self, epoch, logs=None):
+            np.testing.assert_array_equal(self.model.gradient_cosines(), seen[-1])
+
+    model = build("conflicts")
+    fit = {"batch_size": 4, "verbose": 0, "validation_data": (x, y)}
+    model.fit(x, y, epochs=2, callbacks=[Watch(), ConflictImages(tmp_path)], **fit)
+    assert abs(seen[1][0, 1]) > 0.01
+    np.testing.assert_array_equal(model.gradient_cosines(), seen[-1])
+    # The second epoch's mean is over its own steps.
+    assert (seen[2] != seen[1]).any()
 
 
 def test_keras_logs_weights_conflicts_and_fallbacks(tmp_path):

@@ -1,0 +1,188 @@
+"""Methods whose weights solve a program in the Gram matrix: bargaining, dual cones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from mtl_keras.balancing.arguments import PerTask, plain, preference_per_task
+from mtl_keras.balancing.base import GramBalancer
+from mtl_keras.errors import InputError, check_number
+from mtl_keras.ops import solvers
+
+_register = keras.saving.register_keras_serializable(package="mtl_keras")
+
+
+class _PowerRoot(GramBalancer):
+    """Solves G w = w^(−1/α); what Nash-MTL and FairGrad have in common."""
+
+    natural_scale = "sum"
+
+    def __init__(self, max_norm: float | None = None, **kwargs: Any):
+        super().__init__(**kwargs)
+        if max_norm is not None:
+            max_norm = check_number("max_norm", max_norm, low=0.0)
+        self.max_norm = max_norm
+
+    def root(self, gramian: tf.Tensor, alpha: float) -> tf.Tensor:
+        """Returns the root, shortened where the update exceeds `max_norm`."""
+        weights = self.solved(*solvers.power_root(gramian, alpha))
+        if self.max_norm is None:
+            return weights
+        square = tf.einsum("i,ij,j", weights, tf.cast(gramian, "float64"), weights)
+        norm = tf.sqrt(tf.maximum(square, 0.0))
+        shorter = tf.math.divide_no_nan(tf.cast(self.max_norm, "float64"), norm)
+        return tf.where(norm > self.max_norm, weights * shorter, weights)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "max_norm": self.max_norm}
+
+
+@_register
+class Nash(_PowerRoot):
+    """The Nash bargaining solution between the tasks: G w = 1 / w, w > 0.
+
+    Navon et al., "Multi-Task Learning as a Bargaining Game", ICML 2022, arXiv
+    2202.01017. ‖update‖² = T at the solution, whatever the size of the gradients.
+    Solved exactly by Newton's method, where the paper solves a sequence of convex
+    approximations. Near Pareto-stationary points there is no solution: the weights
+    are then the plain sum's, and the step is counted as a fallback.
+
+    Cost: T backward.
+    Choose it when tasks differ in scale; the result does not depend on it. Updates
+    have length √T: set the learning rate, or `max_norm`.
+
+    Args:
+        max_norm: Longest update; `None` for no limit (1 in the authors' code).
+        **kwargs: See `GradientBalancer`. The paper's scale is `"sum"`, the root
+            itself; `update_every` is the paper's way to save time.
+    """
+
+    method = "nash"
+
+    def weights(self, gramian: tf.Tensor) -> tf.Tensor:
+        """See `GramBalancer.weights`."""
+        return self.root(gramian, alpha=1.0)
+
+
+@_register
+class FairGrad(_PowerRoot):
+    """α-fair allocation of the progress to the tasks: G w = w^(−1/α), w > 0.
+
+    Ban & Ji, "Fair Resource Allocation in Multi-Task Learning", ICML 2024, arXiv
+    2402.15638. α = 1 is Nash-MTL; the authors ran 2 (LibMTL's default is 1).
+
+    Cost: T backward.
+    Choose it when `nash` would do, with fairness set by `alpha`.
+
+    Args:
+        alpha: α > 0; the larger, the fairer.
+        **kwargs: See `Nash`.
+    """
+
+    method = "fairgrad"
+
+    def __init__(self, alpha: float = 2.0, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.alpha = check_number("alpha", alpha, low=1e-3)
+
+    def weights(self, gramian: tf.Tensor) -> tf.Tensor:
+        """See `GramBalancer.weights`."""
+        return self.root(gramian, self.alpha)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "alpha": self.alpha}
+
+
+class _ConeProjection(GramBalancer):
+    """Projection onto the dual cone of the gradients; UPGrad's and DualProj's base."""
+
+    natural_scale = "mean"
+
+    def __init__(
+        self,
+        preference: PerTask | None = None,
+        reg_eps: float = 1e-4,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.preference = None if preference is None else plain(preference)
+        self.reg_eps = check_number("reg_eps", reg_eps, low=0.0)
+
+    def build_state(self, num_tasks: int) -> None:
+        """Checks the preference against the tasks."""
+        super().build_state(num_tasks)
+        self._preference()
+
+    def _preference(self) -> tf.Tensor | None:
+        if self.preference is None:
+            return None
+        if isinstance(self.preference, Mapping) and not self.tasks:
+            raise InputError(
+                "Expected a list for `preference` where the tasks have no names yet. "
+                f"Received: preference={self.preference}."
+            )
+        tasks = self.tasks or [""] * len(self.preference)
+        return tf.constant(preference_per_task(self.preference, tasks), "float64")
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {
+            **super().get_config(),
+            "preference": self.preference,
+            "reg_eps": self.reg_eps,
+        }
+
+
+@_register
+class UPGrad(_ConeProjection):
+    """Projects every gradient onto the dual cone, then takes the mean.
+
+    w = Σ_i argmin over v ≥ u_i e_i of vᵀG̃v, with G̃ = G / tr G + ε I and u the
+    preference. Quinton & Rey, "Jacobian Descent for Multi-Objective Optimization",
+    arXiv 2406.16232. Conflicts with no task: J · update ≥ 0 (up to ε).
+
+    Cost: T backward.
+    Choose it when no task may lose in a step, yet large gradients may count more;
+    has `preference`.
+
+    Args:
+        preference: Non-negative u, `{task: number}` or a list; `None` is 1/T.
+        reg_eps: ε.
+        **kwargs: See `GradientBalancer`. The paper's scale is `"mean"`.
+    """
+
+    method = "upgrad"
+
+    def weights(self, gramian: tf.Tensor) -> tf.Tensor:
+        """See `GramBalancer.weights`."""
+        return self.solved(*solvers.upgrad(gramian, self._preference(), self.reg_eps))
+
+
+@_register
+class DualProj(_ConeProjection):
+    """Projects the mean gradient onto the dual cone of the gradients.
+
+    argmin over v ≥ u of vᵀG̃v, with G̃ and u as in `UPGrad`. Lopez-Paz & Ranzato,
+    "Gradient Episodic Memory for Continual Learning", NeurIPS 2017, arXiv
+    1706.08840, as used for many objectives.
+
+    Cost: T backward.
+    Choose it when `upgrad` would do, nearer to the mean.
+
+    Args:
+        preference: As in `UPGrad`.
+        reg_eps: ε.
+        **kwargs: See `GradientBalancer`. The scale here is `"mean"`.
+    """
+
+    method = "dualproj"
+
+    def weights(self, gramian: tf.Tensor) -> tf.Tensor:
+        """See `GramBalancer.weights`."""
+        return self.solved(*solvers.dualproj(gramian, self._preference(), self.reg_eps))

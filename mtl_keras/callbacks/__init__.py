@@ -1,0 +1,15 @@
+"""Callbacks for `fit`: by-task early stopping, best by Δm, conflicts, affinity."""
+
+from __future__ import annotations
+
+from mtl_keras.callbacks.conflict_images import ConflictImages
+from mtl_keras.callbacks.delta_checkpoint import DeltaCheckpoint
+from mtl_keras.callbacks.task_affinity import TaskAffinity
+from mtl_keras.callbacks.task_early_stopping import TaskEarlyStopping
+
+__all__ = [
+    "ConflictImages",
+    "DeltaCheckpoint",
+    "TaskAffinity",
+    "TaskEarlyStopping",
+]

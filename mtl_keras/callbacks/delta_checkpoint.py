@@ -1,0 +1,159 @@
+"""The best epoch by Δm, kept in a file that is always whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from mtl_keras.errors import InputError
+from mtl_keras.evaluation.delta import delta_m
+
+# An entry of the .keras archive beside Keras's own, which loading passes over. In
+# the same file as the model, what it says can never be about another model.
+_ENTRY = "delta_m.json"
+
+
+class DeltaCheckpoint(keras.callbacks.Callback):
+    """Saves the model of the epoch with the best Δm against given baselines.
+
+    Δm is the mean relative gain over single-task baselines, in percent; see
+    `mtl_keras.evaluation.delta_m`. With baselines of 1 it ranks epochs by the mean
+    of the metrics themselves.
+
+    The file is written beside `filepath` and renamed into place: it holds a whole
+    model at any time, the best one so far, whenever the process may end. A training
+    that starts at epoch 0 starts anew, and its first epoch replaces what was there;
+    one that goes on (`initial_epoch`, `keras.callbacks.BackupAndRestore`) replaces
+    only what it betters. List it before a callback that saves the training's state,
+    so that no epoch is skipped where the process ends between the two.
+
+    Args:
+        filepath: The file to write, which ends in `.keras`.
+        baseline: `{task: value}`, metrics of single-task models.
+        metrics: `{task: key}` in the epoch's logs, for example
+            `{"digit": "val_digit_accuracy"}`.
+        directions: `{task: "max" or "min"}`.
+        restore_best_weights: Whether the model gets the weights of the best epoch
+            when training ends.
+        verbose: 1 prints a line for each improvement.
+
+    Attributes:
+        best: The best Δm in percent; None before the first epoch.
+        best_epoch: Its epoch, from 0; None before the first epoch.
+
+    Raises:
+        InputError: For another ending of the file, or tasks that differ between the
+            arguments; at the end of an epoch, for a key that the logs lack.
+
+    Example:
+
+    ```python
+    keep = mtl_keras.callbacks.DeltaCheckpoint(
+        "best.keras",
+        baseline={"digit": 0.97, "even": 0.98},
+        metrics={"digit": "val_digit_accuracy", "even": "val_even_accuracy"},
+        directions={"digit": "max", "even": "max"},
+    )
+    model.fit(x, y, validation_data=validation, callbacks=[keep])
+    ```
+    """
+
+    def __init__(
+        self,
+        filepath: str | os.PathLike,
+        baseline: Mapping[str, float],
+        metrics: Mapping[str, str],
+        directions: Mapping[str, str],
+        restore_best_weights: bool = False,
+        verbose: int = 0,
+    ):
+        super().__init__()
+        self.filepath = pathlib.Path(filepath)
+        if self.filepath.suffix != ".keras":
+            raise InputError(
+                "Expected `filepath` to end in .keras. "
+                f"Received: {str(self.filepath)!r}."
+            )
+        # Checks tasks, baselines and directions before anything is trained.
+        delta_m(dict.fromkeys(metrics, 1.0), baseline, directions)
+        self.baseline = dict(baseline)
+        self.metrics = dict(metrics)
+        self.directions = dict(directions)
+        self.restore_best_weights = restore_best_weights
+        self.verbose = verbose
+        self.best: float | None = None
+        self.best_epoch: int | None = None
+        self._begun = False
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Forgets an earlier training."""
+        del logs
+        self.best = self.best_epoch = None
+        self._begun = False
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Reads what is there already, when the training goes on."""
+        del logs
+        if not self._begun and epoch > 0:
+            self._read()
+        self._begun = True
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Saves the model if it is the best so far."""
+        logs = logs or {}
+        missing = [key for key in self.metrics.values() if key not in logs]
+        if missing:
+            raise InputError(
+                f"Expected {missing[0]!r} among the epoch's logs for DeltaCheckpoint. "
+                f"Received: {', '.join(sorted(logs))}."
+            )
+        values = {task: float(logs[key]) for task, key in self.metrics.items()}
+        delta = delta_m(values, self.baseline, self.directions)
+        # A NaN is never better; as the first one it must not stay the best.
+        if self.best is None or delta > self.best or self.best != self.best:
+            self._save(epoch, delta, values)
+            self.best, self.best_epoch = delta, epoch
+            if self.verbose:
+                print(f"Epoch {epoch + 1}: Δm {delta:+.2f}%, saved {self.filepath}")
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Gives the model the best weights, on request."""
+        del logs
+        if not self._begun:
+            # A training that went on after its last epoch: nothing was left to do.
+            self._read()
+        if self.restore_best_weights and self.best_epoch is not None:
+            self.model.load_weights(self.filepath)
+
+    def _save(self, epoch: int, delta: float, values: dict[str, float]) -> None:
+        self.filepath.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.filepath.with_name(f".{os.getpid()}.{self.filepath.name}")
+        try:
+            self.model.save(beside)
+            with zipfile.ZipFile(beside, "a") as archive:
+                found = {"epoch": epoch, "delta_m": delta, "metrics": values}
+                archive.writestr(_ENTRY, json.dumps(found))
+            with beside.open("rb") as file:
+                os.fsync(file.fileno())
+            beside.replace(self.filepath)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def _read(self) -> None:
+        if not self.filepath.is_file():
+            return
+        try:
+            with zipfile.ZipFile(self.filepath) as archive:
+                found = json.loads(archive.read(_ENTRY))
+        except (zipfile.BadZipFile, KeyError) as error:
+            raise InputError(
+                f"{str(self.filepath)!r} is no file of DeltaCheckpoint, so the "
+                "training cannot go on with it. Name another file, or remove it."
+            ) from error
+        self.best, self.best_epoch = float(found["delta_m"]), int(found["epoch"])

@@ -1,0 +1,149 @@
+"""Which tasks help which, measured while a model trains."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import numpy as np
+
+from mtl_keras.errors import InputError, check_number
+
+
+class TaskAffinity(keras.callbacks.Callback):
+    """Measures at each epoch's end how the tasks' steps help each other.
+
+    The inter-task affinity of Fifty et al., "Efficiently Identifying Task Groupings
+    for Multi-Task Learning" (NeurIPS 2021, arXiv:2109.04617): how much a step on
+    task i alone, in the shared weights, lowers the loss of task j,
+
+    ```
+    Z[i, j] = 1 - L_j(θ_shared after a step on i, θ_j) / L_j(θ_shared, θ_j)
+    ```
+
+    and the cosines of the tasks' gradients in the shared weights. Training itself is
+    left as it is, and so is what a step logs and takes; compare `monitor="conflicts"`
+    of `compile`, which watches every step.
+
+    Departures from the paper: it measures on given batches at the end of epochs, not
+    on the training batches every few steps; in inference mode, so that dropout does
+    not drown small differences; and the look-ahead is a step of plain gradient
+    descent of a given length, the same for all tasks and epochs, not the optimizer's,
+    whose length follows the scale of the loss and the learning rate.
+
+    Costs T backward and T + 1 forward passes for each batch and epoch.
+
+    Args:
+        batches: What to measure on: batches `(x, y)` or `(x, y, sample_weight)`, as
+            in `fit`. A few suffice.
+        step_size: Length of the look-ahead, relative to the norm of the shared
+            weights.
+        path: JSON file to keep the measurements in, so that they outlast an
+            interruption; a training that goes on (`initial_epoch`) adds to it.
+
+    Attributes:
+        history: One dict for each epoch: `"epoch"` from 0, and `"cosines"` and
+            `"affinity"`, lists of T lists of T numbers in the order of the model's
+            `tasks`; None for pairs that never met in a batch.
+
+    Raises:
+        InputError: For a step size out of range; at the start of training, for a
+            model that is no MultiTaskModel, shares no weights, or has one task only.
+    """
+
+    def __init__(
+        self,
+        batches: Iterable[Any],
+        step_size: float = 1e-3,
+        path: str | os.PathLike | None = None,
+    ):
+        super().__init__()
+        self.batches = batches
+        self.step_size = check_number("step_size", step_size, low=1e-9, high=1.0)
+        self.path = None if path is None else pathlib.Path(path)
+        self.history: list[dict[str, Any]] = []
+        self._lookahead: Any = None
+        self._begun = False
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Checks the model."""
+        from mtl_keras.model.lookahead import Lookahead
+        from mtl_keras.model.multi_task_model import MultiTaskModel
+
+        del logs
+        if not isinstance(self.model, MultiTaskModel):
+            raise InputError(
+                "Expected a MultiTaskModel for TaskAffinity. "
+                f"Received: a {type(self.model).__name__}."
+            )
+        self._lookahead = Lookahead(self.model, self.step_size)
+        self.history = []
+        self._begun = False
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Reads what was measured before, when the training goes on."""
+        del logs
+        if not self._begun and epoch > 0 and self.path and self.path.is_file():
+            earlier = json.loads(self.path.read_text(encoding="utf-8"))
+            self.history = [found for found in earlier if found["epoch"] < epoch]
+        self._begun = True
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Measures on all batches."""
+        del logs
+        found = [self._lookahead(*_unpacked(batch)) for batch in self.batches]
+        cosines, affinity = (
+            _mean_where_finite(np.stack(values)) for values in zip(*found, strict=True)
+        )
+        self.history.append(
+            {
+                "epoch": epoch,
+                "cosines": _as_lists(cosines),
+                "affinity": _as_lists(affinity),
+            }
+        )
+        if self.path is not None:
+            beside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+            beside.write_text(json.dumps(self.history), encoding="utf-8")
+            beside.replace(self.path)
+
+    def mean(self, what: str) -> np.ndarray:
+        """Returns the mean over the epochs, float64 `[T, T]`, NaN where unknown.
+
+        Args:
+            what: `"affinity"` or `"cosines"`.
+        """
+        return mean_over_epochs(self.history, what)
+
+
+def mean_over_epochs(history: Iterable[dict[str, Any]], what: str) -> np.ndarray:
+    """Returns the mean of `TaskAffinity.history`, float64 `[T, T]`.
+
+    Args:
+        history: What the callback has measured.
+        what: `"affinity"` or `"cosines"`.
+    """
+    tables = [np.array(found[what], dtype=np.float64) for found in history]
+    if not tables:
+        raise InputError("Expected at least one measured epoch. Received: none.")
+    return _mean_where_finite(np.stack(tables))
+
+
+def _unpacked(batch: Any) -> tuple[Any, Any, Any]:
+    return keras.utils.unpack_x_y_sample_weight(batch)
+
+
+def _mean_where_finite(values: np.ndarray) -> np.ndarray:
+    """Returns the mean over the first axis, NaN where nothing is finite."""
+    there = np.isfinite(values)
+    count = there.sum(axis=0)
+    total = np.where(there, values, 0.0).sum(axis=0)
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+
+
+def _as_lists(table: np.ndarray) -> list[list[float | None]]:
+    return [[float(v) if np.isfinite(v) else None for v in row] for row in table]

@@ -1,0 +1,203 @@
+"""Trains one cell: picks its epoch on validation, tests it, measures its cost."""
+
+from __future__ import annotations
+
+import csv
+import math
+import pathlib
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from mtl_keras import runs
+from mtl_keras.callbacks import DeltaCheckpoint, TaskAffinity
+from mtl_keras.compare.comparison import COMBINATION
+from mtl_keras.errors import InputError
+from mtl_keras.runs import folder
+from mtl_keras.runs.config import RunConfig
+from mtl_keras.runs.results import by_task, main_metrics, metric_names
+from mtl_keras.runs.training import load_split
+
+RUN = "run"
+SETTINGS = "settings.json"
+RECORD = "record.json"
+_BEST = "best.keras"
+_AFFINITY = "affinity.json"
+
+# Batches of training data that task affinity is measured on, after each epoch.
+_PROBED = 2
+
+Record = dict[str, Any]
+
+
+def train_cell(path: pathlib.Path) -> Record:
+    """Trains a cell, or goes on with it, and writes its record.
+
+    Args:
+        path: The cell's folder, with `settings.json`: `kind`, `config` (a
+            `RunConfig` as a dictionary) and `baseline` (`{task: value}`, what the
+            tasks reach alone on validation, or None for 1).
+
+    Returns:
+        What `record.json` then holds.
+    """
+    settings = folder.read_json(path / SETTINGS)
+    config = RunConfig.from_dict(settings["config"]).validate()
+    application = config.get_application()
+    assert config.tasks is not None
+    baseline = settings["baseline"] or dict.fromkeys(config.tasks, 1.0)
+    started = time.monotonic()
+    keep = DeltaCheckpoint(
+        path / _BEST,
+        baseline,
+        validation_keys(application, config.tasks),
+        {task: application.tasks[task].direction for task in config.tasks},
+        restore_best_weights=True,
+    )
+    clock = StepClock()
+    callbacks: list[keras.callbacks.Callback] = [keep, clock]
+    affinity = None
+    if settings["kind"] == COMBINATION:
+        batches = list(load_split(config, "train").take(_PROBED))
+        affinity = TaskAffinity(batches, path=path / _AFFINITY)
+        callbacks.append(affinity)
+    out = path / RUN
+    if out.exists():
+        # Its process ended between the run and the record, which the callbacks know.
+        shutil.rmtree(out)
+    metrics = runs.train(config, out, callbacks=callbacks).metrics
+    if keep.best is None or keep.best_epoch is None or not math.isfinite(keep.best):
+        raise InputError(
+            "The training has no epoch to choose: its metrics on the validation split "
+            "are not numbers."
+        )
+    history = read_history(out / folder.HISTORY)
+    logs = {key: values[keep.best_epoch] for key, values in history.items()}
+    validation = by_task(logs, metric_names(application, config.tasks), "val_")
+    record = {
+        "status": "COMPLETED",
+        "epoch": keep.best_epoch + 1,
+        "validation": main_metrics(validation, application),
+        "validation_delta_m": None if settings["baseline"] is None else keep.best,
+        "test": metrics,
+        "step_ms": clock.step_ms,
+        "step_cpu_ms": clock.step_cpu_ms,
+        "peak_memory_mb": peak_memory_mb(),
+        "peak_gpu_memory_mb": peak_gpu_memory_mb(),
+        "seconds": round(time.monotonic() - started, 3),
+        "history": history,
+        "affinity": None if affinity is None else affinity.history,
+        "error": "",
+    }
+    folder.write_json(path / RECORD, record)
+    (path / _BEST).unlink(missing_ok=True)
+    return record
+
+
+def validation_keys(application: Any, tasks: tuple[str, ...]) -> dict[str, str]:
+    """Returns `{task: key}` of the tasks' main metrics in an epoch's logs.
+
+    Keras leaves the task out of a model with one output.
+    """
+    prefixes = {task: f"val_{task}_" if len(tasks) > 1 else "val_" for task in tasks}
+    return {
+        task: prefix + application.tasks[task].objective
+        for task, prefix in prefixes.items()
+    }
+
+
+def read_history(path: pathlib.Path) -> dict[str, list[float]]:
+    """Reads a run's `history.csv`, without the column of epochs."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    keys = [key for key in (rows[0] if rows else {}) if key != "epoch"]
+    return {key: [float(row[key] or "nan") for row in rows] for key in keys}
+
+
+class StepClock(keras.callbacks.Callback):
+    """Times the training steps, validation left out.
+
+    Medians over epochs of the mean of a step, in milliseconds, without the first
+    epoch, in which the step is traced; None where there was no other epoch.
+
+    Attributes:
+        step_ms: By the clock on the wall.
+        step_cpu_ms: Processor time of all cores together. On a machine that does
+            other things as well it says more; of a GPU's work it says nothing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._epochs: list[tuple[float, float]] = []
+        self._started = (0.0, 0.0)
+        self._steps = 0
+        self._measuring = False
+
+    @property
+    def step_ms(self) -> float | None:
+        """See the class."""
+        return self._median(0)
+
+    @property
+    def step_cpu_ms(self) -> float | None:
+        """See the class."""
+        return self._median(1)
+
+    def _median(self, index: int) -> float | None:
+        later = [times[index] for times in self._epochs[1:]]
+        return 1000 * float(np.median(later)) if later else None
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Starts the clocks."""
+        self._started = (time.perf_counter(), time.process_time())
+        self._steps = 0
+        self._measuring = True
+
+    def on_train_batch_end(
+        self, batch: int, logs: Mapping[str, Any] | None = None
+    ) -> None:
+        """Counts; with `steps_per_execution` a call is several steps."""
+        self._steps = batch + 1
+
+    def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Stops the clocks before validation."""
+        self._stop()
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Stops the clocks where there is no validation."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._measuring and self._steps:
+            wall, processor = self._started
+            self._epochs.append(
+                (
+                    (time.perf_counter() - wall) / self._steps,
+                    (time.process_time() - processor) / self._steps,
+                )
+            )
+        self._measuring = False
+
+
+def peak_memory_mb() -> float | None:
+    """Returns the most memory that this process has held, in MB; None on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Kilobytes on Linux, bytes on macOS.
+    return most / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def peak_gpu_memory_mb() -> float | None:
+    """Returns the most memory held on the first GPU, in MB; None without one."""
+    if not tf.config.list_logical_devices("GPU"):
+        return None
+    return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e6

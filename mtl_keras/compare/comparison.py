@@ -1,0 +1,198 @@
+"""What is compared: the settings, and the cells they lead to."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from typing import Any
+
+from mtl_keras import balancing
+from mtl_keras.balancing.pipeline import Pipeline
+from mtl_keras.errors import InputError
+from mtl_keras.runs.config import RunConfig, Spec, check_count, spec_name
+
+# Half of them weigh losses, half combine gradients; the first is the reference.
+DEFAULT_BALANCING = (
+    "equal",
+    "uncertainty",
+    "imtl_l",
+    "famo",
+    "pcgrad",
+    "cagrad",
+    "nash",
+    "upgrad",
+)
+
+SINGLE, PAIR, COMBINATION = "single", "pair", "combination"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One training of a comparison.
+
+    Attributes:
+        name: Name of its folder.
+        kind: `"single"` (one task alone), `"pair"` (two tasks, for affinity) or
+            `"combination"` (all tasks, one sharing and balancing).
+        method: Name of what is compared, the same for all seeds.
+        config: The validated settings.
+    """
+
+    name: str
+    kind: str
+    method: str
+    config: RunConfig
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that it trains."""
+        assert self.config.tasks is not None
+        return self.config.tasks
+
+    def __str__(self) -> str:
+        return f"{self.method}, seed {self.config.seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Ways to balance and to share, compared at the same budget and data order.
+
+    Attributes:
+        base: The settings that all trainings have in common: application, data,
+            tasks, backbone, sizes, epochs, limit. Its balancing, sharing and seed
+            are not read.
+        balancing: The ways to balance: each a name, a config dictionary, or a list
+            of a loss balancer and a gradient balancer. The first is the reference
+            that the others are tested against.
+        sharing: The ways to share: names or config dictionaries; None is the
+            application's default.
+        seeds: How many seeds, counted from 0. Seed s means the same first weights,
+            where models have the same layers, and the same order of the data.
+        pairs: Whether to train every pair of tasks as well, for the task affinity:
+            T · (T - 1) / 2 trainings for each seed.
+    """
+
+    base: RunConfig
+    balancing: tuple[Spec | list[Spec], ...] = DEFAULT_BALANCING
+    sharing: tuple[Spec, ...] | None = None
+    seeds: int = 3
+    pairs: bool = False
+
+    def validate(self) -> Comparison:
+        """Checks all settings and fills in the application's defaults.
+
+        Returns:
+            A comparison whose every cell can be trained.
+
+        Raises:
+            InputError: If a name is unknown, a number out of range, or something is
+                named twice.
+        """
+        check_count("seeds", self.seeds)
+        # The reference stands in for the settings that differ by cell.
+        base = dataclasses.replace(self.base, balancing="equal", seed=0).validate()
+        assert base.tasks is not None
+        assert base.sharing is not None
+        if len(base.tasks) < 2:
+            raise InputError(
+                "Expected at least two tasks to compare on. "
+                f"Received: {', '.join(base.tasks)}."
+            )
+        sharing = (base.sharing,) if self.sharing is None else tuple(self.sharing)
+        for what, values in (("balancing", self.balancing), ("sharing", sharing)):
+            names = [spec_name(value) for value in values]
+            if not names:
+                raise InputError(f"Expected at least one {what}. Received: none.")
+            twice = [name for name in names if names.count(name) > 1]
+            if twice:
+                raise InputError(
+                    f"Expected each {what} once. Received twice: {twice[0]}."
+                )
+        filled = dataclasses.replace(self, base=base, sharing=sharing)
+        for cell in filled.cells():
+            cell.config.validate()
+        for balance in self.balancing:
+            found = balancing.get(balance)
+            # Two methods of one kind are found here, and not in the training.
+            Pipeline(found if isinstance(found, list) else [found])
+        return filled
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks of a validated comparison."""
+        assert self.base.tasks is not None
+        return self.base.tasks
+
+    @property
+    def methods(self) -> list[str]:
+        """The names of the combinations, in order; the first is the reference."""
+        return [name for name, _, _ in self._combinations()]
+
+    def cells(self) -> list[Cell]:
+        """Returns all trainings of a validated comparison.
+
+        Seed by seed, so that a comparison that was stopped has whole seeds; of each
+        the single tasks first, which the others are measured against, pairs last.
+        """
+        return [cell for seed in range(self.seeds) for cell in self._of_seed(seed)]
+
+    def _of_seed(self, seed: int) -> list[Cell]:
+        cells = [
+            self._cell(SINGLE, f"single {task}", (task,), seed) for task in self.tasks
+        ]
+        cells += [
+            self._cell(COMBINATION, name, self.tasks, seed, share, balance)
+            for name, share, balance in self._combinations()
+        ]
+        if self.pairs:
+            cells += [
+                self._cell(PAIR, f"pair {' + '.join(pair)}", pair, seed)
+                for pair in itertools.combinations(self.tasks, 2)
+            ]
+        return cells
+
+    def _combinations(self) -> list[tuple[str, Any, Any]]:
+        assert self.sharing is not None
+        several = len(self.sharing) > 1
+        return [
+            (
+                f"{spec_name(share)}, {spec_name(balance)}"
+                if several
+                else spec_name(balance),
+                share,
+                balance,
+            )
+            for share in self.sharing
+            for balance in self.balancing
+        ]
+
+    def _cell(
+        self,
+        kind: str,
+        method: str,
+        tasks: tuple[str, ...],
+        seed: int,
+        sharing: Any = "hard",
+        balancing: Any = "equal",
+    ) -> Cell:
+        config = dataclasses.replace(
+            self.base, tasks=tasks, seed=seed, sharing=sharing, balancing=balancing
+        )
+        words = [method, f"seed{seed}"]
+        if kind == COMBINATION:
+            words = [spec_name(sharing), spec_name(balancing), f"seed{seed}"]
+        # What differs has to differ in the folder's name as well: arguments are part
+        # of it, and only what is no part of a number is replaced.
+        name = "-".join(re.sub(r"[^\w.]+", "_", word).strip("_") for word in words)
+        return Cell(name, kind, method, config)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the settings as JSON has them."""
+        return {
+            "base": self.base.to_dict(),
+            "balancing": list(self.balancing),
+            "sharing": list(self.sharing or ()),
+            "seeds": self.seeds,
+            "pairs": self.pairs,
+        }

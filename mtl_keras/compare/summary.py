@@ -1,0 +1,306 @@
+"""From the records of a comparison's cells to what they say together."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mtl_keras import evaluation, sharing
+from mtl_keras.callbacks.task_affinity import mean_over_epochs
+from mtl_keras.compare.comparison import COMBINATION, PAIR, SINGLE, Cell, Comparison
+from mtl_keras.runs.results import main_metrics
+
+Record = dict[str, Any]
+Summary = dict[str, Any]
+
+
+def summarise(comparison: Comparison, records: Mapping[str, Record]) -> Summary:
+    """Puts the results of all cells together.
+
+    Args:
+        comparison: What `validate` has returned.
+        records: `{cell name: record}` of its cells.
+
+    Returns:
+        What `results.json` holds; `docs/compare.md` names the keys.
+    """
+    return _Summary(comparison, records).all()
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Returns mean, sample standard deviation and the values of all seeds.
+
+    The deviation is None with fewer than two values, the mean with none.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    return {
+        "mean": float(array.mean()) if array.size else None,
+        "std": float(array.std(ddof=1)) if array.size > 1 else None,
+        "values": array.tolist(),
+    }
+
+
+def corrected_p(summary: Summary, family: str, method: str) -> float | None:
+    """Returns the corrected p-value of a paired t-test; None where none was made."""
+    tests = summary["tests"].get(family, {}).get("t", {})
+    return tests[method]["p_corrected"] if method in tests else None
+
+
+class _Summary:
+    def __init__(self, comparison: Comparison, records: Mapping[str, Record]):
+        self._comparison = comparison
+        self._records = records
+        self._application = comparison.base.get_application()
+        self._tasks = list(comparison.tasks)
+        self._directions = {
+            task: self._application.tasks[task].direction for task in self._tasks
+        }
+        self._cells = comparison.cells()
+        # {task: {seed: metric}} of the tasks alone, on the test split.
+        self._single: dict[str, dict[int, float]] = {task: {} for task in self._tasks}
+        for cell in self._finished(SINGLE):
+            (task,) = cell.tasks
+            self._single[task][self._seed(cell)] = self._test(cell)[task]
+
+    def _finished(self, kind: str, method: str | None = None) -> list[Cell]:
+        return [
+            cell
+            for cell in self._cells
+            if cell.kind == kind
+            and method in (None, cell.method)
+            and self._records[cell.name]["status"] == "COMPLETED"
+        ]
+
+    @staticmethod
+    def _seed(cell: Cell) -> int:
+        return cell.config.seed
+
+    def _test(self, cell: Cell) -> dict[str, float]:
+        """Returns the tasks' main metrics on the test split."""
+        return main_metrics(self._records[cell.name]["test"], self._application)
+
+    def all(self) -> Summary:
+        methods = {name: self._method(name) for name in self._comparison.methods}
+        self._add_ranks(methods)
+        self._add_front(methods)
+        tests = self._tests(methods)
+        return {
+            "comparison": self._comparison.to_dict(),
+            "tasks": {
+                task: {
+                    "metric": self._application.tasks[task].objective,
+                    "direction": self._directions[task],
+                }
+                for task in self._tasks
+            },
+            "single": {
+                task: self._common(f"single {task}", SINGLE)
+                | {"test": {task: spread(list(self._single[task].values()))}}
+                for task in self._tasks
+            },
+            "methods": methods,
+            "tests": tests,
+            "affinity": self._affinity(),
+            "failed": {
+                cell.name: self._records[cell.name]["error"]
+                for cell in self._cells
+                if self._records[cell.name]["status"] != "COMPLETED"
+            },
+        }
+
+    def _common(self, method: str, kind: str) -> dict[str, Any]:
+        """Returns what a method's cells cost, and which epochs they chose."""
+        cells = self._finished(kind, method)
+        records = [self._records[cell.name] for cell in cells]
+
+        def of(key: str) -> list[float]:
+            return [record[key] for record in records if record[key] is not None]
+
+        return {
+            "seeds": [self._seed(cell) for cell in cells],
+            "epochs": of("epoch"),
+            "step_ms": spread(of("step_ms")),
+            "step_cpu_ms": spread(of("step_cpu_ms")),
+            "peak_memory_mb": spread(of("peak_memory_mb")),
+            "peak_gpu_memory_mb": spread(of("peak_gpu_memory_mb")),
+            "seconds": spread(of("seconds")),
+        }
+
+    def _method(self, name: str) -> dict[str, Any]:
+        cells = self._finished(COMBINATION, name)
+        records = [self._records[cell.name] for cell in cells]
+        tests = [self._test(cell) for cell in cells]
+        # The gain over the task alone with the same seed: what a seed does to the
+        # order of the data does it to both.
+        gains = {
+            task: [
+                self._gain(task, test[task], self._single[task][self._seed(cell)])
+                for cell, test in zip(cells, tests, strict=True)
+            ]
+            for task in self._tasks
+        }
+        everything = {
+            task: {
+                metric: spread([record["test"][task][metric] for record in records])
+                for metric in (records[0]["test"][task] if records else ())
+            }
+            for task in self._tasks
+        }
+        return self._common(name, COMBINATION) | {
+            "test": {
+                task: spread([test[task] for test in tests]) for task in self._tasks
+            },
+            "gain": {task: spread(gains[task]) for task in self._tasks},
+            "delta_m": spread(np.mean(list(gains.values()), axis=0)),
+            "validation_delta_m": spread([r["validation_delta_m"] for r in records]),
+            "metrics": everything,
+            "history": _mean_history([record["history"] for record in records]),
+            "cosines": self._over_cells(cells, "cosines"),
+        }
+
+    def _gain(self, task: str, value: float, baseline: float) -> float:
+        """Returns the relative gain in percent; NaN where the baseline is 0."""
+        if baseline == 0:
+            return math.nan
+        return evaluation.delta_m({task: value}, {task: baseline}, self._directions)
+
+    def _complete(self, methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        """Returns the methods with a Δm for every seed, for paired statistics."""
+        return [
+            name
+            for name, found in methods.items()
+            if len(found["seeds"]) == self._comparison.seeds
+            and np.isfinite(found["delta_m"]["values"]).all()
+        ]
+
+    def _add_ranks(self, methods: dict[str, dict[str, Any]]) -> None:
+        complete = self._complete(methods)
+        for found in methods.values():
+            found["rank"] = spread([])
+        if not complete:
+            return
+        ranks = [
+            evaluation.average_rank(
+                {
+                    name: {
+                        t: methods[name]["test"][t]["values"][s] for t in self._tasks
+                    }
+                    for name in complete
+                },
+                self._directions,
+            )
+            for s in range(self._comparison.seeds)
+        ]
+        for name in complete:
+            methods[name]["rank"] = spread([rank[name] for rank in ranks])
+
+    def _add_front(self, methods: dict[str, dict[str, Any]]) -> None:
+        points = {
+            name: [found["test"][task]["mean"] for task in self._tasks]
+            for name, found in methods.items()
+            if found["seeds"]
+        }
+        front = evaluation.pareto_front(
+            list(points.values()), [self._directions[task] for task in self._tasks]
+        )
+        for index, name in enumerate(points):
+            methods[name]["on_front"] = index in front
+
+    def _tests(self, methods: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """Tests Δm against single tasks (0) and against the first combination."""
+        complete = self._complete(methods)
+        reference = self._comparison.methods[0]
+        deltas = {name: methods[name]["delta_m"]["values"] for name in complete}
+        others = {name: v for name, v in deltas.items() if name != reference}
+        seeds = self._comparison.seeds
+        families: dict[str, Any] = {"against_single": (deltas, 0.0)}
+        if reference in deltas:
+            families["against_reference"] = (others, deltas[reference])
+        tests: dict[str, Any] = {
+            "reference": reference,
+            "seeds": seeds,
+            "smallest_wilcoxon_p": 2.0 / 2.0**seeds,
+            "detectable": None,
+        }
+        if seeds > 1 and others:
+            tests["detectable"] = {
+                "one_comparison": evaluation.detectable_difference(seeds),
+                "all_comparisons": evaluation.detectable_difference(seeds, len(others)),
+            }
+        for family, (values, other) in families.items():
+            tests[family] = {
+                test: {
+                    name: dataclasses.asdict(found)
+                    for name, found in evaluation.paired_tests(
+                        values, other, test
+                    ).items()
+                }
+                for test in ("t", "wilcoxon")
+            }
+        return tests
+
+    def _over_cells(self, cells: Sequence[Cell], what: str) -> Any:
+        """Returns the mean table over cells and epochs, in the order of the tasks.
+
+        None where no two tasks ever met in a batch, as in streams that take the
+        batches of one task after those of another.
+        """
+        tables = []
+        for cell in cells:
+            # A model sorts its tasks by name, and leaves out those without a loss.
+            untrained = sharing.get(cell.config.sharing).untrained(self._tasks)
+            order = [
+                self._tasks.index(task)
+                for task in sorted(self._tasks)
+                if task not in untrained
+            ]
+            table = np.full((len(self._tasks),) * 2, np.nan)
+            found = mean_over_epochs(self._records[cell.name]["affinity"], what)
+            table[np.ix_(order, order)] = found
+            tables.append({"epoch": 0, what: table})
+        if not tables:
+            return None
+        mean = mean_over_epochs(tables, what)
+        between = mean[~np.eye(len(mean), dtype=bool)]
+        return mean.tolist() if np.isfinite(between).any() else None
+
+    def _affinity(self) -> dict[str, Any]:
+        """Returns who helps whom by each measure, and the groups they suggest."""
+        reference = self._finished(COMBINATION, self._comparison.methods[0])
+        found: dict[str, Any] = {
+            "lookahead": self._over_cells(reference, "affinity"),
+            "cosines": self._over_cells(reference, "cosines"),
+            "pairs": self._pair_gains(),
+        }
+        found["groups"] = {
+            name: evaluation.suggest_groups(table, self._tasks)._asdict()
+            for name, table in found.items()
+            if table is not None
+        }
+        return found
+
+    def _pair_gains(self) -> list[list[float]] | None:
+        by_seed = []
+        for seed in range(self._comparison.seeds):
+            cells = [c for c in self._finished(PAIR) if self._seed(c) == seed]
+            alone = {t: v[seed] for t, v in self._single.items() if seed in v}
+            if cells and len(alone) == len(self._tasks):
+                pairs = {(c.tasks[0], c.tasks[1]): self._test(c) for c in cells}
+                gains = evaluation.task_affinity(pairs, alone, self._directions)
+                by_seed.append({"epoch": seed, "pairs": gains})
+        return mean_over_epochs(by_seed, "pairs").tolist() if by_seed else None
+
+
+def _mean_history(
+    histories: Sequence[Mapping[str, Sequence[float]]],
+) -> dict[str, list[float]]:
+    """Returns the mean of each column over the seeds, epoch by epoch."""
+    keys = histories[0] if histories else ()
+    return {
+        key: np.mean([history[key] for history in histories], axis=0).tolist()
+        for key in keys
+    }

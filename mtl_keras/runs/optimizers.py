@@ -1,0 +1,68 @@
+"""The learning rate's schedule and the optimizer of a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import keras
+
+from mtl_keras.errors import InputError, unknown_name
+from mtl_keras.runs.config import SCHEDULES, Spec
+
+if TYPE_CHECKING:
+    from mtl_keras.applications import Application
+
+_WARMUP = 0.05  # of all steps
+
+
+def learning_rate_schedule(schedule: str, learning_rate: float, steps: int) -> Any:
+    """Returns what Keras's optimizers take as a learning rate.
+
+    Args:
+        schedule: One of `mtl_keras.runs.config.SCHEDULES`.
+        learning_rate: The learning rate at its highest.
+        steps: Training steps in all.
+
+    Raises:
+        InputError: If there is no such schedule.
+    """
+    if schedule not in SCHEDULES:
+        raise unknown_name("schedule", schedule, SCHEDULES)
+    if schedule == "constant":
+        return learning_rate
+    if schedule == "cosine":
+        return keras.optimizers.schedules.CosineDecay(learning_rate, steps)
+    warmup = max(1, round(_WARMUP * steps))
+    return keras.optimizers.schedules.CosineDecay(
+        0.0,
+        max(1, steps - warmup),
+        warmup_target=learning_rate,
+        warmup_steps=warmup,
+    )
+
+
+def make_optimizer(
+    spec: Spec | None, learning_rate: Any, application: Application | None = None
+) -> keras.optimizers.Optimizer:
+    """Makes a new optimizer.
+
+    Args:
+        spec: A name, a config dictionary, or None for the application's own.
+        learning_rate: A number or a schedule.
+        application: The application; None stands for Adam as its own.
+
+    Raises:
+        InputError: If Keras knows no such optimizer, or not with these arguments.
+    """
+    if spec is None:
+        if application is None:
+            return keras.optimizers.Adam(learning_rate)
+        return application.optimizer(learning_rate)
+    if isinstance(spec, str):
+        spec = {"class_name": spec, "config": {}}
+    config = {**spec.get("config", {}), "learning_rate": learning_rate}
+    try:
+        cls = type(keras.optimizers.get(spec["class_name"]))
+        return cls(**config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"The optimizer {spec!r} cannot be made: {error}") from error

@@ -1,0 +1,239 @@
+"""Searching a balancing method or a way to share together with its own arguments.
+
+    sharing = ["hard", "mmoe"]                                   as they are
+    sharing = { class_name = "ple", search = true }              what is searched of it
+    sharing = { class_name = "ple", search = { num_levels = [1, 2] } }
+    balancing = ["equal", { class_name = "dwa", search = true }] both kinds
+
+What `search` names is searched; arguments in `config` are fixed. The same forms hold
+for `optimizer`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+
+from mtl_keras import balancing, sharing
+from mtl_keras.errors import InputError, unknown_name
+from mtl_keras.search.space import Dimension, parse_argument
+
+_KEYS = ("class_name", "config", "search")
+
+# What `search = true` searches of a balancing method: the arguments that its paper
+# tunes, around their defaults.
+_BALANCING: dict[str, dict[str, Any]] = {
+    "cagrad": {"c": {"min": 0.1, "max": 0.9}},
+    "cosmos": {"strength": {"min": 0.1, "max": 10.0, "log": True}},
+    "dwa": {"temperature": {"min": 0.5, "max": 8.0, "log": True}},
+    "fairgrad": {"alpha": {"min": 0.5, "max": 4.0}},
+    "famo": {
+        "learning_rate": {"min": 1e-3, "max": 0.1, "log": True},
+        "weight_decay": {"min": 1e-4, "max": 1e-2, "log": True},
+    },
+    "gradnorm": {"alpha": {"min": 0.1, "max": 3.0}},
+    "gradvac": {"beta": {"min": 1e-3, "max": 0.5, "log": True}},
+    "pbi": {"penalty": {"min": 0.05, "max": 5.0, "log": True}},
+    "stch": {"mu": {"min": 0.1, "max": 10.0, "log": True}},
+    "uwso": {"temperature": {"min": 0.2, "max": 5.0, "log": True}},
+}
+_OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adamw": {"weight_decay": {"min": 1e-4, "max": 0.1, "log": True}},
+    "lion": {"weight_decay": {"min": 1e-4, "max": 0.1, "log": True}},
+    "rmsprop": {"momentum": {"min": 0.0, "max": 0.9}},
+    "sgd": {"momentum": {"min": 0.0, "max": 0.99}},
+}
+
+
+def _optimizer(name: str) -> keras.optimizers.Optimizer:
+    try:
+        return keras.optimizers.get(name)
+    except ValueError as error:
+        raise InputError(
+            f"Unknown optimizer {name!r}. Expected the name of a Keras optimizer, "
+            "for example 'adam', 'adamw' or 'sgd'."
+        ) from error
+
+
+# How each setting finds its objects by name, and what `search = true` means for one.
+_REGISTRIES: dict[str, tuple[Callable[[str], Any], Callable[[str], Mapping]]] = {
+    "balancing": (balancing.get, lambda name: _BALANCING.get(name, {})),
+    "sharing": (sharing.get, lambda name: sharing.get(name).search_space),
+    "optimizer": (_optimizer, lambda name: _OPTIMIZERS.get(name, {})),
+}
+SETTINGS = tuple(_REGISTRIES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Component:
+    """One method, with the arguments that are searched.
+
+    Attributes:
+        label: What stands for it in KerasTuner.
+        class_name: Its name; for a list of a loss balancer and a gradient
+            balancer, all of it.
+        config: Its fixed arguments.
+        arguments: Its searched arguments.
+    """
+
+    label: str
+    class_name: str | list[Any]
+    config: Mapping[str, Any]
+    arguments: Mapping[str, Dimension]
+
+    def spec(self, drawn: Mapping[str, Any]) -> Any:
+        """Returns what the registry's `get` takes, with values of the arguments."""
+        config = {**self.config, **drawn}
+        if not config:
+            return self.class_name
+        return {"class_name": self.class_name, "config": config}
+
+
+@dataclasses.dataclass(frozen=True)
+class Components:
+    """Methods to choose from, of which some have arguments to search.
+
+    KerasTuner sees `"<setting>"`, where there are several, and under it
+    `"<setting>/<name>/<argument>"`, which is active for that method alone.
+    """
+
+    values: tuple[Component, ...]
+
+    @property
+    def searched(self) -> bool:
+        """Whether trials differ in it."""
+        return len(self.values) > 1 or bool(self.values[0].arguments)
+
+    def sample(self, hp: Any, name: str) -> Any:
+        """Draws from KerasTuner."""
+        if len(self.values) == 1:
+            return self._draw(hp, name, self.values[0])
+        label = hp.Choice(name, [value.label for value in self.values])
+        drawn = None
+        for value in self.values:
+            # Entered for all, so that one call makes the whole space known.
+            with hp.conditional_scope(name, [value.label]):
+                spec = self._draw(hp, name, value)
+            drawn = spec if value.label == label else drawn
+        return drawn
+
+    def _draw(self, hp: Any, name: str, chosen: Component) -> Any:
+        return chosen.spec(
+            {
+                argument: dimension.sample(hp, f"{name}/{chosen.class_name}/{argument}")
+                for argument, dimension in chosen.arguments.items()
+            }
+        )
+
+    def examples(self) -> list[Any]:
+        """Returns values that a check has to accept."""
+        specs = []
+        for value in self.values:
+            ends = {name: d.examples() for name, d in value.arguments.items()}
+            for index in range(max(map(len, ends.values()), default=1)):
+                drawn = {n: e[min(index, len(e) - 1)] for n, e in ends.items()}
+                specs.append(value.spec(drawn))
+        return specs
+
+
+def parse_components(setting: str, value: Any) -> Components:
+    """Reads `space.sharing`, `space.balancing` or `space.optimizer`.
+
+    Args:
+        setting: One of `SETTINGS`.
+        value: What the study file has for it.
+
+    Raises:
+        InputError: If a key, type, name or argument is wrong.
+    """
+    values = value if isinstance(value, list) else [value]
+    if not values:
+        raise InputError(f"Expected space.{setting} to list at least one value.")
+    components = tuple(_component(setting, item) for item in values)
+    labels = [component.label for component in components]
+    if len(set(labels)) < len(labels):
+        raise InputError(
+            f"Expected the values of space.{setting} to differ. Received: {value!r}."
+        )
+    return Components(components)
+
+
+def _component(setting: str, value: Any) -> Component:
+    if isinstance(value, str):
+        _REGISTRIES[setting][0](value)
+        return Component(value, value, {}, {})
+    if setting == "balancing" and isinstance(value, list) and value:
+        for item in value:
+            if _component(setting, item).arguments:
+                raise InputError(
+                    "Expected the members of a list in space.balancing to have "
+                    f"nothing to search. Received: {item!r}."
+                )
+        return Component(json.dumps(value), value, {}, {})
+    if not isinstance(value, dict) or not isinstance(value.get("class_name"), str):
+        raise InputError(
+            f"Expected space.{setting} to be a name or a table with class_name. "
+            f"Received: {value!r}."
+        )
+    for key in value:
+        if key not in _KEYS:
+            raise unknown_name(f"key in space.{setting}", key, _KEYS)
+    name, config = value["class_name"], value.get("config", {})
+    if not isinstance(config, dict):
+        raise InputError(
+            f"Expected config in space.{setting} to be a table. Received: {config!r}."
+        )
+    searched = _searched(setting, name, config, value)
+    _check_arguments(setting, name, [*config, *searched])
+    arguments = {
+        argument: parse_argument(f"{setting}.{argument}", space)
+        for argument, space in searched.items()
+    }
+    return Component(
+        json.dumps(value) if config or searched else name, name, config, arguments
+    )
+
+
+def _searched(
+    setting: str, name: str, config: Mapping[str, Any], value: Mapping[str, Any]
+) -> dict[str, Any]:
+    get, declared = _REGISTRIES[setting]
+    get(name)
+    searched = value.get("search", {})
+    if searched is True:
+        searched = {k: v for k, v in declared(name).items() if k not in config}
+    if not isinstance(searched, dict) or ("search" in value and not searched):
+        raise InputError(
+            f"Expected space.{setting} to have search = true, where {name!r} declares "
+            "arguments to search, or a table of arguments. "
+            f"Received: search = {value['search']!r}."
+        )
+    for argument in searched:
+        if argument in config:
+            raise InputError(
+                f"Expected {argument!r} of {name!r} in space.{setting} to be either "
+                "fixed in config or searched, not both."
+            )
+    return searched
+
+
+def _check_arguments(setting: str, name: str, given: list[str]) -> None:
+    """Raises an InputError for an argument that the method's class lacks."""
+    known: dict[str, None] = {}
+    # Without `object`, whose signature names nothing.
+    for cls in type(_REGISTRIES[setting][0](name)).__mro__[:-1]:
+        for parameter in inspect.signature(cls).parameters.values():
+            if parameter.kind in (
+                inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                inspect.Parameter.KEYWORD_ONLY,
+            ):
+                known[parameter.name] = None
+    known.pop("name", None)
+    for argument in given:
+        if argument not in known:
+            raise unknown_name(f"argument of {name!r}", argument, known)

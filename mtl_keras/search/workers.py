@@ -1,0 +1,255 @@
+"""Many workers of one search: KerasTuner's chief and clients, made to outlive kills.
+
+The chief holds the oracle and trains nothing; workers ask it for trials over gRPC,
+by KerasTuner's own protocol. A worker says every few seconds that it lives. One that
+stops saying so loses its trial to another; its result, if it comes after all, counts
+when it is the first. A chief that is gone is waited for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from typing import Any
+
+import grpc
+from keras_tuner.src import protos
+from keras_tuner.src.distribute.oracle_chief import OracleServicer
+from keras_tuner.src.distribute.oracle_client import OracleClient
+
+from mtl_keras.errors import InputError
+from mtl_keras.search.oracles import StudyOracle
+
+BEAT_SECONDS = 2.0
+SILENCE_SECONDS = 60.0  # after which a worker counts as dead
+CHIEF_SECONDS = 600.0  # how long a worker waits for a chief
+_FAREWELL_SECONDS = 15.0  # for telling all workers that the search has ended
+_ID = "tuner-id"  # in the metadata of every call
+
+
+class Chief:
+    """Serves an oracle to workers until its search has ended.
+
+    Args:
+        oracle: The oracle.
+        address: `"host:port"` to listen on; port 0 takes a free one.
+        silence: Seconds without a word after which a worker counts as dead.
+        say: Called with a line of text for each event worth telling.
+
+    Raises:
+        InputError: If the address cannot be listened on.
+    """
+
+    def __init__(
+        self,
+        oracle: StudyOracle,
+        address: str,
+        *,
+        silence: float = SILENCE_SECONDS,
+        say: Callable[[str], None] = print,
+    ):
+        self._servicer = _Servicer(oracle)
+        self._oracle = oracle
+        self._silence = silence
+        self._say = say
+        self._server = grpc.server(
+            futures.ThreadPoolExecutor(max_workers=8),
+            # Two chiefs on one port would each get some of the calls.
+            options=[("grpc.so_reuseport", 0)],
+        )
+        protos.get_service_grpc().add_OracleServicer_to_server(
+            self._servicer, self._server
+        )
+        try:
+            self.port = self._server.add_insecure_port(address)
+        except RuntimeError:
+            self.port = 0
+        if not self.port:
+            raise InputError(
+                f"The chief cannot listen on {address!r}. Is another one running, or "
+                "the address not this machine's?"
+            )
+
+    def take_up(self) -> None:
+        """Gives workers that an earlier chief had the time to report again."""
+        for tuner_id, trial_id in self._oracle.left_running.items():
+            self._oracle.take_up(tuner_id, trial_id)
+            self._servicer.seen[tuner_id] = time.monotonic()
+
+    def give_back(self, tuner_id: str) -> None:
+        """Takes the trial of a worker that is known to be dead."""
+        with self._servicer.lock:
+            trial = self._oracle.give_back(tuner_id)
+            self._servicer.seen.pop(tuner_id, None)
+        if trial is not None:
+            self._say(f"{tuner_id} died; its trial {trial.trial_id} goes back")
+
+    def start(self) -> None:
+        """Starts to serve."""
+        self._server.start()
+
+    def ended(self) -> bool:
+        """Whether the search has ended; takes back trials of silent workers."""
+        now = time.monotonic()
+        with self._servicer.lock:
+            silent = [
+                tuner_id
+                for tuner_id in self._oracle.ongoing_trials
+                if now - self._servicer.seen.get(tuner_id, now) > self._silence
+            ]
+            over = self._servicer.stop_triggered and not (
+                self._oracle.ongoing_trials or self._oracle.waiting
+            )
+        for tuner_id in silent:
+            self.give_back(tuner_id)
+        return over or self._oracle.stopped
+
+    def stop(self) -> None:
+        """Tells the workers, for a while, that there is nothing left; then ends."""
+        end = time.monotonic() + _FAREWELL_SECONDS
+        while self._oracle.tuner_ids and time.monotonic() < end:
+            time.sleep(0.1)
+        self._server.stop(grace=1.0).wait()
+
+
+class _Servicer(OracleServicer):
+    """KerasTuner's, which also notes who has called, and answers one at a time."""
+
+    # The methods bear the names of the protocol.
+    # ruff: noqa: N802
+
+    def __init__(self, oracle: StudyOracle):
+        super().__init__(oracle)
+        self.lock = threading.RLock()
+        self.seen: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def _turn(self, context: Any) -> Iterator[None]:
+        caller = dict(context.invocation_metadata()).get(_ID)
+        with self.lock, _quiet():
+            if caller is not None:
+                self.seen[caller] = time.monotonic()
+            yield
+
+    def GetSpace(self, request: Any, context: Any) -> Any:
+        with self._turn(context):
+            return super().GetSpace(request, context)
+
+    def UpdateSpace(self, request: Any, context: Any) -> Any:
+        with self._turn(context):
+            return super().UpdateSpace(request, context)
+
+    def CreateTrial(self, request: Any, context: Any) -> Any:
+        with self._turn(context):
+            return super().CreateTrial(request, context)
+
+    def UpdateTrial(self, request: Any, context: Any) -> Any:
+        with self._turn(context):
+            if self.oracle.ended(request.trial_id):
+                trial = self.oracle.get_trial(request.trial_id)
+                return protos.get_service().UpdateTrialResponse(trial=trial.to_proto())
+            return super().UpdateTrial(request, context)
+
+    def EndTrial(self, request: Any, context: Any) -> Any:
+        with self._turn(context):
+            return super().EndTrial(request, context)
+
+    def GetTrial(self, request: Any, context: Any) -> Any:
+        with self._turn(context):
+            return super().GetTrial(request, context)
+
+    def GetBestTrials(self, request: Any, context: Any) -> Any:
+        with self._turn(context):
+            return super().GetBestTrials(request, context)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Drops what KerasTuner prints whenever it sends a condition of the space."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+class WorkerClient(OracleClient):
+    """KerasTuner's client, which says that it lives and waits for a lost chief.
+
+    It reads KERASTUNER_TUNER_ID, KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT.
+
+    Args:
+        oracle: The oracle whose place it takes.
+        follow: Whether to end with the process that started this one.
+    """
+
+    def __init__(self, oracle: StudyOracle, *, follow: bool = False):
+        super().__init__(oracle)
+        address = ":".join(
+            os.environ[f"KERASTUNER_ORACLE_{part}"] for part in ("IP", "PORT")
+        )
+        channel = grpc.insecure_channel(
+            address, options=[("grpc.max_reconnect_backoff_ms", 1000)]
+        )
+        self.stub = protos.get_service_grpc().OracleStub(
+            grpc.intercept_channel(channel, _Patience(self.tuner_id))
+        )
+        beat = threading.Thread(
+            target=_beat,
+            args=(protos.get_service_grpc().OracleStub(channel), self.tuner_id, follow),
+            daemon=True,
+        )
+        beat.start()
+
+    def create_trial(self, tuner_id: str) -> Any:
+        """Returns the next trial, after a pause when there is none for now."""
+        with _quiet():
+            trial = super().create_trial(tuner_id)
+        if trial.status == "IDLE":
+            time.sleep(1.0)
+        return trial
+
+    def end_trial(self, trial: Any) -> None:
+        """Reports that a trial has ended."""
+        with _quiet():
+            super().end_trial(trial)
+
+
+class _Patience(grpc.UnaryUnaryClientInterceptor):
+    """Signs every call, and repeats those that a dying chief left without answer.
+
+    Repeating is safe: a chief gives a worker the trial that it has, and ends a trial
+    once.
+    """
+
+    def __init__(self, tuner_id: str):
+        self._metadata = [(_ID, tuner_id)]
+
+    def intercept_unary_unary(self, continuation: Any, details: Any, request: Any):
+        details = details._replace(metadata=self._metadata)
+        while True:
+            call = continuation(details, request)
+            if call.code() is not grpc.StatusCode.UNAVAILABLE:
+                return call
+            time.sleep(0.5)
+
+
+def _beat(stub: Any, tuner_id: str, follow: bool) -> None:
+    """Calls the chief every few seconds; ends the process when there is none."""
+    parent, heard = os.getppid(), time.monotonic()
+    request = protos.get_service().GetBestTrialsRequest(num_trials=0)
+    while True:
+        try:
+            stub.GetBestTrials(
+                request, timeout=BEAT_SECONDS, metadata=[(_ID, tuner_id)]
+            )
+            heard = time.monotonic()
+        except grpc.RpcError:
+            if time.monotonic() - heard > CHIEF_SECONDS:
+                os.write(2, b"The chief has not answered for ten minutes.\n")
+                os._exit(2)
+        if follow and os.getppid() != parent:
+            os._exit(2)
+        time.sleep(BEAT_SECONDS)

@@ -1,0 +1,158 @@
+"""`mtl-keras compare`: ways to balance and to share, side by side."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shlex
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mtl_keras_cli import tensorflow
+from mtl_keras_cli.text import make_console, plain_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+EXAMPLES = (
+    "mtl-keras compare vision --seeds 3",
+    "mtl-keras compare vision --balancing equal,pcgrad,uncertainty+cagrad --epochs 5",
+    "mtl-keras compare recommendation --sharing hard,mmoe,ple --jobs 4",
+)
+
+
+def compare(
+    application: Annotated[
+        str, typer.Argument(help="What to train, for example vision.")
+    ],
+    balancing: Annotated[
+        str | None,
+        typer.Option(
+            help="Ways to balance, with commas between them; the first is the "
+            "reference. A loss balancer and a gradient balancer may be joined by a "
+            "plus. Else eight common ones."
+        ),
+    ] = None,
+    sharing: Annotated[
+        str | None,
+        typer.Option(
+            help="Ways to share, with commas between them; else the application's."
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="How many seeds, from 0.")] = 3,
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="Train every pair of tasks as well.")
+    ] = False,
+    data: Annotated[
+        str | None, typer.Option(help="Data set; see `mtl-keras datasets list`.")
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks, with commas between them; else all.")
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="Shared backbone.")] = None,
+    width: Annotated[int | None, typer.Option(help="Width of the backbone.")] = None,
+    depth: Annotated[int | None, typer.Option(help="Stages of the backbone.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples per step.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="First learning rate of the cosine decay.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Use only this many training samples.")
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option(help="Trainings at a time; cores and GPUs are shared out.")
+    ] = 1,
+    out: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Folder to write; else runs/compare-APPLICATION."),
+    ] = None,
+) -> None:
+    """Compare ways to balance and to share.
+
+    Each task alone, and every combination, with the same budget and the same order
+    of the data, for several seeds. Started again, it goes on where it stopped. The
+    folder gets report.html, results.json, summary.csv, cells.csv, and a run folder
+    for each training under cells/.
+    """
+    # The trainings run in processes of their own, which need the GPU's memory.
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    tensorflow.load()
+    from mtl_keras.compare import DEFAULT_BALANCING, Comparison, run_comparison
+    from mtl_keras.compare.results import FILES
+    from mtl_keras.runs import RunConfig
+
+    console = make_console()
+    ways: tuple[Any, ...] = DEFAULT_BALANCING
+    if balancing is not None:
+        ways = tuple(_joined(name) for name in _names(balancing))
+    comparison = Comparison(
+        RunConfig(
+            application,
+            data=data,
+            tasks=None if tasks is None else _names(tasks),
+            backbone=backbone,
+            width=width,
+            depth=depth,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            limit=limit,
+        ),
+        balancing=ways,
+        sharing=None if sharing is None else _names(sharing),
+        seeds=seeds,
+        pairs=pairs,
+    )
+    out = out or pathlib.Path("runs") / f"compare-{application}"
+    command = shlex.join(["mtl-keras", *sys.argv[1:]])
+    try:
+        summary = run_comparison(
+            comparison, out, jobs=jobs, command=command, console=console
+        )
+    except KeyboardInterrupt:
+        again = "The same command, started again, goes on with the comparison."
+        raise KeyboardInterrupt(again) from None
+    console.print(_leaderboard(summary))
+    for name, message in summary["failed"].items():
+        console.print(f"{name} failed: {message}", soft_wrap=True, markup=False)
+    console.print(f"Wrote {out}: {', '.join(FILES)}", soft_wrap=True)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _joined(text: str) -> str | list[str]:
+    several = [name.strip() for name in text.split("+")]
+    return several if len(several) > 1 else text
+
+
+def _leaderboard(summary: dict[str, Any]) -> Table:
+    """Lays out the combinations, best Δm first."""
+    from mtl_keras.compare.html_parts import mean_and_std, number, p_value
+    from mtl_keras.compare.summary import corrected_p
+
+    table = plain_table("method")
+    heads = ["Δm %", "p", "rank", *summary["tasks"], "ms a step", "MB"]
+    for head in heads:
+        table.add_column(head, justify="right")
+    single = summary["single"]
+    alone = [mean_and_std(single[task]["test"][task]) for task in summary["tasks"]]
+    table.add_row("single tasks", "", "", "", *alone, "", "")
+    methods = summary["methods"]
+    done = [name for name in methods if methods[name]["seeds"]]
+    for name in sorted(done, key=lambda name: -methods[name]["delta_m"]["mean"]):
+        found = methods[name]
+        table.add_row(
+            name,
+            mean_and_std(found["delta_m"], 2, sign=True),
+            p_value(corrected_p(summary, "against_single", name)),
+            mean_and_std(found["rank"], 1),
+            *(mean_and_std(found["test"][task]) for task in summary["tasks"]),
+            number(found["step_ms"]["mean"], 1),
+            number(found["peak_memory_mb"]["mean"], 0),
+        )
+    return table

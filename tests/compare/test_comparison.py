@@ -1,0 +1,307 @@
+"""What a comparison trains, what it makes of it, and how it goes on."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from rich.console import Console
+
+from mtl_keras.compare import Comparison, run_comparison, worker
+from mtl_keras.errors import InputError
+from mtl_keras.runs import RunConfig, evaluate
+from mtl_keras.runs.training import load_split
+
+MAIN = {"way": "accuracy", "level": "mae"}
+TWO_TASKS = RunConfig("tiny", tasks=tuple(MAIN), epochs=2)
+
+
+def comparison(**changes):
+    settings = {"balancing": ("equal", "pcgrad"), "seeds": 2, "pairs": True}
+    return Comparison(TWO_TASKS, **{**settings, **changes})
+
+
+def records(out):
+    return {
+        path.parent.name: json.loads(path.read_text())
+        for path in sorted((out / "cells").glob("*/record.json"))
+    }
+
+
+def main(record):
+    return {task: values[MAIN[task]] for task, values in record["test"].items()}
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """Counts the trainings."""
+    fits = []
+    fit = keras.Model.fit
+
+    def counted(self, *args, **kwargs):
+        fits.append(self)
+        return fit(self, *args, **kwargs)
+
+    monkeypatch.setattr(keras.Model, "fit", counted)
+    return fits
+
+
+def test_results_follow_from_the_cells(tiny, eagerly, inline, trainings, tmp_path):
+    out = tmp_path / "comparison"
+    console = Console(record=True, width=160, file=io.StringIO())
+    summary = run_comparison(
+        comparison(), out, console=console, command="mtl-keras <b>"
+    )
+    found = records(out)
+    assert len(found) == len(trainings) == 2 * (2 + 2 + 1)
+    assert "about" in console.export_text()
+
+    # The chosen epoch is the best on validation, and its model was tested and kept.
+    record = found["hard-pcgrad-seed1"]
+    history = record["history"]
+    alone = [found[f"single_{task}-seed1"]["validation"][task] for task in MAIN]
+    gains = [
+        np.mean(
+            [
+                (-1 if task == "level" else 1)
+                * (history[f"val_{task}_{MAIN[task]}"][epoch] / base - 1)
+                for task, base in zip(MAIN, alone, strict=True)
+            ]
+        )
+        for epoch in range(2)
+    ]
+    assert record["epoch"] == 1 + int(np.argmax(gains))
+    assert record["validation_delta_m"] == pytest.approx(100 * max(gains))
+    again = evaluate(out / "cells" / "hard-pcgrad-seed1" / "run")
+    for task, name in MAIN.items():
+        assert again[task][name] == pytest.approx(record["test"][task][name], rel=1e-5)
+        key = f"val_{task}_{name}"
+        assert record["validation"][task] == history[key][record["epoch"] - 1]
+
+    # Δm is against the single tasks of the same seed, on test.
+    method = summary["methods"]["pcgrad"]
+    for seed in range(2):
+        tested = main(found[f"hard-pcgrad-seed{seed}"])
+        by_task = []
+        for task in MAIN:
+            base = main(found[f"single_{task}-seed{seed}"])[task]
+            by_task.append((-1 if task == "level" else 1) * (tested[task] / base - 1))
+        assert method["delta_m"]["values"][seed] == pytest.approx(
+            100 * np.mean(by_task)
+        )
+    values = method["test"]["level"]["values"]
+    assert method["test"]["level"]["mean"] == pytest.approx(np.mean(values))
+    assert method["test"]["level"]["std"] == pytest.approx(np.std(values, ddof=1))
+
+    # In two methods the ranks of each seed are 1 and 2, or both 1.5.
+    ranks = np.array(
+        [summary["methods"][m]["rank"]["values"] for m in ("equal", "pcgrad")]
+    )
+    np.testing.assert_allclose(ranks.sum(axis=0), 3.0)
+
+    # Row: who helps. The pair's value of `level` against `level` alone.
+    pair = [main(found[f"pair_way_level-seed{seed}"])["level"] for seed in range(2)]
+    base = [main(found[f"single_level-seed{seed}"])["level"] for seed in range(2)]
+    gain = summary["affinity"]["pairs"][0][1]
+    assert gain == pytest.approx(
+        np.mean([100 * (1 - p / b) for p, b in zip(pair, base, strict=True)])
+    )
+
+    with (out / "summary.csv").open() as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert float(rows["pcgrad"]["delta_m_percent_mean"]) == method["delta_m"]["mean"]
+    with (out / "cells.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["metric"] == "mae"]
+    assert {row["cell"] for row in rows} == {
+        n for n in found if "level" in n or "hard" in n
+    }
+    assert json.loads((out / "results.json").read_text())["methods"]["equal"][
+        "seeds"
+    ] == [0, 1]
+    page = (out / "report.html").read_text()
+    assert "mtl-keras &lt;b&gt;" in page
+
+    # Again, with one method more: only that is trained.
+    del trainings[:]
+    more = comparison(balancing=("equal", "pcgrad", "dwa"))
+    summary = run_comparison(more, out, jobs=2)
+    assert len(trainings) == 2
+    assert list(summary["methods"]) == ["equal", "pcgrad", "dwa"]
+    assert summary["methods"]["pcgrad"]["delta_m"] == method["delta_m"]
+
+
+def test_cells_of_a_seed_differ_in_nothing_but_what_is_compared(tiny):
+    cells = comparison(sharing=("hard", "mmoe")).validate().cells()
+    assert len({cell.name for cell in cells}) == len(cells) == 2 * (2 + 4 + 1)
+    given = [cell.config.to_dict() for cell in cells if cell.config.seed == 1]
+    for key in set(given[0]) - {"tasks", "sharing", "balancing"}:
+        assert len({str(config[key]) for config in given}) == 1, key
+    orders = [
+        np.concatenate([x["image"] for x, _ in load_split(cell.config, "train")])
+        for cell in cells
+        if cell.name in ("single_way-seed1", "mmoe-pcgrad-seed1", "single_way-seed0")
+    ]
+    np.testing.assert_array_equal(orders[1], orders[2])
+    assert (orders[0] != orders[1]).any()
+
+
+def test_a_failed_cell_is_recorded_and_tried_again(
+    tiny, eagerly, inline, monkeypatch, tmp_path
+):
+    fit = keras.Model.fit
+
+    def diverging(self, *args, **kwargs):
+        if self.tasks == ["level"]:
+            self.set_weights([w + np.nan for w in self.get_weights()])
+        return fit(self, *args, **kwargs)
+
+    def failing(self, *args, **kwargs):
+        if self.balancers[0].method == "pcgrad":
+            raise MemoryError("no room for <this>")
+        return fit(self, *args, **kwargs)
+
+    out = tmp_path / "out"
+    one = comparison(seeds=1, pairs=False)
+    monkeypatch.setattr(keras.Model, "fit", diverging)
+    failed = run_comparison(one, out)["failed"]
+    assert set(failed) == {
+        "single_level-seed0",
+        "hard-equal-seed0",
+        "hard-pcgrad-seed0",
+    }
+    assert "are not numbers" in failed["single_level-seed0"]
+    assert "training 'level' alone with seed 0 failed" in failed["hard-equal-seed0"]
+
+    monkeypatch.setattr(keras.Model, "fit", failing)
+    summary = run_comparison(one, out)
+    assert summary["failed"] == {"hard-pcgrad-seed0": "MemoryError: no room for <this>"}
+    assert summary["methods"]["equal"]["seeds"] == [0]
+    assert "no room for &lt;this&gt;" in (out / "report.html").read_text()
+
+    monkeypatch.setattr(keras.Model, "fit", fit)
+    summary = run_comparison(one, out)
+    assert summary["failed"] == {}
+    # One seed: a mean, but neither spread nor tests.
+    assert summary["methods"]["pcgrad"]["seeds"] == [0]
+    assert summary["methods"]["pcgrad"]["delta_m"]["std"] is None
+
+
+# Kills itself after the first epoch of the third training.
+KILLED = """
+import os, signal, sys, types
+sys.path.insert(0, {tests!r})
+import keras, tensorflow as tf
+from tiny_application import Tiny
+from mtl_keras import applications
+from mtl_keras.compare import Comparison, run_comparison, worker
+from mtl_keras.runs import RunConfig
+
+application = Tiny()
+applications.get = lambda name: application
+tf.config.run_functions_eagerly(True)
+
+def start(path, *rest):
+    worker.run(path)
+    return types.SimpleNamespace(poll=int, returncode=0, terminate=int, wait=int)
+
+worker.start = start
+epochs = []
+
+class Kill(keras.callbacks.TensorBoard):
+    def on_epoch_end(self, epoch, logs=None):
+        epochs.append(epoch)
+        if len(epochs) == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+keras.callbacks.TensorBoard = Kill
+config = RunConfig("tiny", tasks=("way", "level"), epochs=2)
+run_comparison(Comparison(config, ("equal",), seeds=1), {out!r})
+"""
+
+
+def test_a_killed_comparison_goes_on(tiny, eagerly, inline, trainings, tmp_path):
+    """Killed by a signal that nothing can catch, within the third training."""
+    out = tmp_path / "out"
+    script = KILLED.format(tests=str(pathlib.Path(__file__).parents[1]), out=str(out))
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert set(records(out)) == {"single_way-seed0", "single_level-seed0"}
+    one = Comparison(TWO_TASKS, ("equal",), seeds=1)
+    summary = run_comparison(one, out)
+    assert len(trainings) == 1
+    assert records(out)["hard-equal-seed0"]["epoch"] in (1, 2)
+    assert summary["methods"]["equal"]["seeds"] == [0]
+    assert run_comparison(one, out)["methods"] == summary["methods"]
+    assert len(trainings) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"balancing": ("equal", "pcgard")}, "Did you mean 'pcgrad'"),
+        ({"balancing": ("equal", "equal")}, "Received twice: equal"),
+        ({"balancing": ()}, "at least one balancing"),
+        ({"sharing": ("mmeo",)}, "Did you mean 'mmoe'"),
+        ({"seeds": 0}, "seeds"),
+        ({"base": RunConfig("tiny", tasks=("way",))}, "at least two tasks"),
+        ({"base": RunConfig("tiny", limit=0)}, "limit"),
+    ],
+)
+def test_wrong_settings_stop_it_before_anything_is_written(
+    tiny, tmp_path, changes, words
+):
+    settings = {"base": RunConfig("tiny"), **changes}
+    with pytest.raises(InputError, match=words):
+        run_comparison(Comparison(**settings), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_other_settings_is_refused(tiny, eagerly, inline, tmp_path):
+    few = {"balancing": ("equal",), "seeds": 1}
+    run_comparison(Comparison(RunConfig("tiny", epochs=1), **few), tmp_path / "out")
+    other = Comparison(RunConfig("tiny", epochs=1, width=9), **few)
+    with pytest.raises(InputError, match="another width: 8 there, 9 here"):
+        run_comparison(other, tmp_path / "out")
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "file").write_text("kept")
+    with pytest.raises(InputError, match="in use"):
+        run_comparison(other, tmp_path / "used")
+
+
+@pytest.mark.slow
+def test_cells_run_in_processes_of_their_own(tmp_path):
+    """Two at a time; the third is killed from outside, as for want of memory."""
+    config = RunConfig("vision", tasks=("left", "even_sum"), epochs=1, limit=200)
+    start, started = worker.start, []
+
+    def killing(*args):
+        process = start(*args)
+        started.append(process)
+        if len(started) == 3:
+            os.kill(process.pid, signal.SIGKILL)
+        return process
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(worker, "start", killing)
+        summary = run_comparison(
+            Comparison(config, ("equal", "pcgrad"), seeds=1), tmp_path / "out", jobs=2
+        )
+    (message,) = summary["failed"].values()
+    assert "SIGKILL" in message
+    assert len({process.pid for process in started}) == 4
+    summary = run_comparison(
+        Comparison(config, ("equal", "pcgrad"), seeds=1), tmp_path / "out", jobs=2
+    )
+    assert summary["failed"] == {}
+    assert summary["methods"]["pcgrad"]["peak_memory_mb"]["mean"] > 100

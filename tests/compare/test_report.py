@@ -1,0 +1,171 @@
+"""What a summary and its report make of given records; nothing is trained."""
+
+from __future__ import annotations
+
+import html.parser
+import math
+import re
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mtl_keras.compare import Comparison
+from mtl_keras.compare.report import write_report
+from mtl_keras.compare.summary import summarise
+from mtl_keras.compare.svg import Bar, Point, bars, scatter
+from mtl_keras.evaluation import holm
+from mtl_keras.runs import RunConfig
+
+MAIN = {"way": "accuracy", "bright": "auc", "level": "mae"}
+METHODS = ("equal", {"class_name": "dwa", "config": {"temperature": 1.5}}, "famo")
+
+
+@pytest.fixture
+def given(tiny):
+    """A comparison of three methods and four seeds with made-up records."""
+    comparison = Comparison(RunConfig("tiny", epochs=2), METHODS, seeds=4).validate()
+    rng = np.random.default_rng(0)
+    records = {}
+    for cell in comparison.cells():
+        tasks = sorted(cell.tasks)
+        table = np.clip(
+            np.eye(len(tasks)) + rng.normal(0, 0.2, (len(tasks),) * 2), -1, 1
+        )
+        records[cell.name] = {
+            "status": "COMPLETED",
+            "epoch": 2,
+            "validation_delta_m": 1.0,
+            "test": {t: {MAIN[t]: rng.uniform(0.5, 0.9), "loss": 1.0} for t in tasks},
+            "step_ms": 5.0,
+            "step_cpu_ms": 7.0,
+            "peak_memory_mb": 600.0,
+            "peak_gpu_memory_mb": None,
+            "seconds": 3.0,
+            "history": {
+                **{f"val_{t}_loss": [2.0, math.nan] for t in tasks},
+                **{f"{t}_weight": [1.0, 1.5] for t in tasks},
+            },
+            "affinity": [
+                {"epoch": 0, "cosines": table.tolist(), "affinity": table.tolist()}
+            ],
+            "error": "",
+        }
+    return comparison, records
+
+
+def deltas(comparison, records, label):
+    """Δm of every seed, from the definition."""
+    found = []
+    for seed in range(4):
+        gains = []
+        for task, metric in MAIN.items():
+            value = records[f"hard-{label}-seed{seed}"]["test"][task][metric]
+            base = records[f"single_{task}-seed{seed}"]["test"][task][metric]
+            gains.append((-1 if task == "level" else 1) * (value / base - 1))
+        found.append(100 * np.mean(gains))
+    return np.array(found)
+
+
+def write(summary, path):
+    extra = {
+        "command": "mtl-keras compare 'x & <y>'",
+        "jobs": 1,
+        "machine": {"cores": 2},
+    }
+    write_report(path, summary | extra | {"versions": {"keras": "3"}})
+    return path.read_text(encoding="utf-8")
+
+
+def test_tests_are_those_of_scipy_over_the_seeds(given):
+    comparison, records = given
+    summary = summarise(comparison, records)
+    names = {"dwa(temperature=1.5)": "dwa_temperature_1.5", "famo": "famo"}
+    equal = deltas(comparison, records, "equal")
+    expected = [
+        stats.ttest_rel(deltas(comparison, records, label), equal).pvalue
+        for label in names.values()
+    ]
+    found = summary["tests"]["against_reference"]["t"]
+    assert list(found) == list(names)
+    assert [t["p"] for t in found.values()] == pytest.approx(expected)
+    assert [t["p_corrected"] for t in found.values()] == pytest.approx(holm(expected))
+    alone = summary["tests"]["against_single"]["t"]["equal"]
+    assert alone["p"] == pytest.approx(stats.ttest_1samp(equal, 0).pvalue)
+    # The order of the tasks, not that of their names: `way` comes first.
+    table = np.mean(
+        [records[f"hard-equal-seed{s}"]["affinity"][0]["cosines"] for s in range(4)],
+        axis=0,
+    )
+    assert summary["affinity"]["cosines"][0][1] == pytest.approx(table[2, 0])
+
+
+def test_what_has_no_value_is_shown_as_such(given, tmp_path):
+    comparison, records = given
+    records["hard-famo-seed2"]["test"]["way"]["accuracy"] = math.nan
+    records["single_level-seed1"]["test"]["level"]["mae"] = 0.0
+    never_met = np.where(np.eye(3), 1.0, np.nan).tolist()
+    for seed in range(4):
+        records[f"hard-famo-seed{seed}"]["affinity"][0]["cosines"] = never_met
+    records["hard-equal-seed0"] = {"status": "FAILED", "error": "E: <script>x</script>"}
+    summary = summarise(comparison, records)
+    # Each method lacks one seed's Δm: there is nothing to rank or to test.
+    assert summary["methods"]["famo"]["rank"]["mean"] is None
+    assert summary["tests"]["against_single"]["t"] == {}
+    assert summary["methods"]["famo"]["cosines"] is None
+    page = write(summary, tmp_path / "report.html")
+    assert "E: &lt;script&gt;x&lt;/script&gt;" in page
+    assert "<td>–</td>" in page
+    assert "nan" not in re.sub(r"<style>.*</style>", "", page, flags=re.DOTALL)
+
+
+class Checker(html.parser.HTMLParser):
+    """Notes open tags and all that would load something."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.loads = [], []
+
+    def handle_starttag(self, tag, attrs):
+        if tag in ("script", "link", "img", "iframe", "object"):
+            self.loads.append(tag)
+        self.loads += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        """Nothing stays open."""
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_loads_nothing(given, tmp_path):
+    page = write(summarise(*given), tmp_path / "report.html")
+    checker = Checker()
+    checker.feed(page)
+    assert checker.open == []
+    assert checker.loads == []
+    assert not re.search(r"https?:|url\(|@import", page)
+    assert "width=device-width" in page
+    assert "prefers-color-scheme: dark" in page
+    assert "compare &#x27;x &amp; &lt;y&gt;&#x27;" in page
+    assert page.count("<svg") == 4 + 3 + 3 + 3 + 3 + 2
+
+
+def test_bars_and_points_are_where_their_values_are():
+    drawn = bars([Bar("a", 2.0, 0.5, ""), Bar("b", -4.0, None, "")], "%", "")
+    boxes = re.findall(
+        r'<rect class="(\w+)" x="([\d.]+)" y="\d+" width="([\d.]+)"', drawn
+    )
+    (first, x1, width1), (second, x2, width2) = boxes
+    assert (first, second) == ("gain", "loss")
+    assert float(width2) == pytest.approx(2 * float(width1), abs=0.2)
+    # One starts where the other ends: at 0.
+    assert float(x1) == pytest.approx(float(x2) + float(width2), abs=0.2)
+    points = [Point("a", 0.0, 0.0), Point("b", 1.0, 2.0), Point("c", 0.5, 1.0)]
+    drawn = scatter(points, [1], "x", "y", "")
+    places = np.array(re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', drawn), float)
+    np.testing.assert_allclose(places[2], (places[0] + places[1]) / 2, atol=0.1)
+    assert places[1, 0] > places[0, 0]
+    assert places[1, 1] < places[0, 1]

@@ -1,0 +1,110 @@
+"""Ranks, paired tests and their correction against SciPy, tables and definitions."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from mtl_keras.errors import InputError
+from mtl_keras.evaluation import (
+    average_rank,
+    detectable_difference,
+    holm,
+    paired_tests,
+)
+
+
+def test_average_rank_by_hand():
+    results = {
+        "a": {"x": 0.9, "y": 3.0},
+        "b": {"x": 0.8, "y": 1.0},
+        "c": {"x": 0.9, "y": math.nan},
+    }
+    # x, higher is better: 1.5, 3, 1.5. y, lower is better: 2, 1, last.
+    ranks = average_rank(results, {"x": "max", "y": "min"})
+    assert ranks == {"a": 1.75, "b": 2.0, "c": 2.25}
+    with pytest.raises(InputError, match="'b': x"):
+        average_rank({"a": results["a"], "b": {"x": 1.0}}, {"x": "max", "y": "min"})
+    with pytest.raises(InputError, match="direction"):
+        average_rank(results, {"x": "max"})
+
+
+@given(st.integers(2, 6), st.integers(1, 5), st.integers(0, 2**20))
+@settings(max_examples=30, deadline=None)
+def test_average_rank_counts_who_is_better(methods, tasks, seed):
+    table = np.random.default_rng(seed).integers(0, 4, (methods, tasks))
+    results = {f"m{i}": dict(enumerate(map(float, row))) for i, row in enumerate(table)}
+    ranks = average_rank(results, dict.fromkeys(range(tasks), "min"))
+    for i in range(methods):
+        better = (table < table[i]).sum(axis=0)
+        equal = (table == table[i]).sum(axis=0) - 1
+        assert ranks[f"m{i}"] == pytest.approx(np.mean(1 + better + equal / 2))
+
+
+def test_paired_t_test_is_that_of_scipy():
+    rng = np.random.default_rng(0)
+    reference = rng.normal(size=5)
+    values = {name: rng.normal(size=5) + 0.5 for name in "abc"}
+    found = paired_tests(values, reference)
+    for name, sample in values.items():
+        expected = stats.ttest_rel(sample, reference)
+        assert found[name].p == pytest.approx(expected.pvalue)
+        assert found[name].difference == pytest.approx(np.mean(sample - reference))
+        interval = expected.confidence_interval()
+        assert (found[name].low, found[name].high) == pytest.approx(tuple(interval))
+    assert [f.p_corrected for f in found.values()] == holm(
+        [f.p for f in found.values()]
+    )
+    against_zero = paired_tests({"a": values["a"]}, 0.0)["a"]
+    assert against_zero.p == pytest.approx(stats.ttest_1samp(values["a"], 0).pvalue)
+    assert against_zero.p_corrected == against_zero.p
+
+
+@pytest.mark.parametrize("differences", [[1, 2, 3], [1, -2, 3, 4, -5, 6, 7]])
+def test_wilcoxon_is_the_share_of_signs_that_are_as_extreme(differences):
+    differences = np.array(differences, float)
+    ranks = stats.rankdata(np.abs(differences))
+    observed = abs(np.sum(ranks * np.sign(differences)))
+    signs = itertools.product((-1, 1), repeat=len(differences))
+    sums = np.array([abs(np.dot(ranks, s)) for s in signs])
+    found = paired_tests({"a": differences}, 0.0, test="wilcoxon")["a"]
+    assert found.p == pytest.approx(np.mean(sums >= observed))
+    # What the docstring says of few seeds.
+    assert found.p >= 2 / 2 ** len(differences)
+
+
+def test_without_spread_or_seeds_nothing_is_invented():
+    same = paired_tests({"a": [1.0, 2.0], "b": [1.5, 2.5]}, [1.0, 2.0])
+    assert (same["a"].p, same["b"].p) == (1.0, 0.0)
+    assert same["b"].low == same["b"].high == 0.5
+    single = paired_tests({"a": [2.0]}, [1.0])["a"]
+    assert single.difference == 1.0
+    assert math.isnan(single.p)
+    assert math.isnan(single.p_corrected)
+    with pytest.raises(InputError, match=r"\(2,\) and \(3,\)"):
+        paired_tests({"a": [1.0, 2.0]}, [1.0, 2.0, 3.0])
+    with pytest.raises(InputError, match="finite"):
+        paired_tests({"a": [1.0, math.nan]}, 0.0)
+
+
+def test_holm_by_hand():
+    # Times 4, 3, 2, 1 in order of size, and never below an earlier one.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    corrected = holm([0.01, math.nan, 0.02])
+    assert corrected[0] == pytest.approx(0.02)
+    assert math.isnan(corrected[1])
+
+
+def test_detectable_difference_is_found_as_often_as_said():
+    effect = detectable_difference(seeds=3, comparisons=7)
+    draws = np.random.default_rng(0).normal(effect, 1.0, (20_000, 3))
+    p = stats.ttest_1samp(draws, 0.0, axis=1).pvalue
+    assert np.mean(p < 0.05 / 7) == pytest.approx(0.8, abs=0.01)
+    assert detectable_difference(10) < detectable_difference(3) < effect

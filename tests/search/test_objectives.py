@@ -1,0 +1,251 @@
+"""What a study looks for, and what its trials cost."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import keras
+import keras_tuner
+import numpy as np
+import pytest
+
+from mtl_keras import MultiTaskModel
+from mtl_keras.errors import InputError
+from mtl_keras.evaluation import delta_m, pareto_front
+from mtl_keras.search import MultiTaskHyperModel, best_config, load_study, run_study
+from mtl_keras.sharing import get as get_sharing
+
+HEAD = 'application = "tiny"\nlimit = 32\n'
+SPACE = "[space]\nwidth = [4, 8, 12]\nlearning_rate = [0.001, 0.02]\n"
+
+
+@pytest.fixture
+def study_of(tiny, eagerly, tmp_path):
+    def make(lines, space=SPACE):
+        path = tmp_path / "study.toml"
+        path.write_text(HEAD + lines + "\n" + space)
+        return load_study(path)
+
+    return make
+
+
+def test_delta_m_is_over_tasks_trained_alone_once(study_of, tmp_path, monkeypatch):
+    study = study_of('trials = 2\nepochs = 1\nobjective = "delta_m"')
+    fitted = []
+    fit = keras.Model.fit
+    monkeypatch.setattr(
+        keras.Model,
+        "fit",
+        lambda self, *a, **k: fitted.append(len(self.outputs)) or fit(self, *a, **k),
+    )
+    results = run_study(study, tmp_path / "study")
+    assert fitted == [1, 1, 1, 3, 3]
+    baselines = json.loads((tmp_path / "study" / "baselines.json").read_text())
+    for record in results:
+        main = {
+            "way": record["metrics"]["way"]["accuracy"],
+            "bright": record["metrics"]["bright"]["auc"],
+            "level": record["metrics"]["level"]["mae"],
+        }
+        directions = {"way": "max", "bright": "max", "level": "min"}
+        expected = delta_m(main, baselines, directions)
+        assert record["objectives"] == {"delta_m": pytest.approx(expected)}
+    more = study_of('trials = 3\nepochs = 1\nobjective = "delta_m"')
+    run_study(more, tmp_path / "study")
+    assert fitted == [1, 1, 1, 3, 3, 3]
+
+
+def test_several_objectives_give_a_front(study_of, tmp_path, monkeypatch):
+    study = study_of(
+        'trials = 4\nepochs = 1\noracle = "pareto"\n'
+        'objective = ["way", "level", "bright_loss"]'
+    )
+    assert [(o.name, o.direction) for o in study.objectives] == [
+        ("val_way_accuracy", "max"),
+        ("val_level_mae", "min"),
+        ("val_bright_loss", "min"),
+    ]
+    out = tmp_path / "study"
+    results = run_study(study, out)
+    points = [list(record["objectives"].values()) for record in results]
+    front = pareto_front(points, ["max", "min", "min"])
+    assert front == list(range(len(front)))
+    for name in ("trade_off.png", "parallel.png", "hypervolume.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+    other = results[-1]
+    trial, config = best_config(out, other["trial"])
+    assert (trial, config.width) == (other["trial"], other["config"]["width"])
+    with pytest.raises(InputError, match="finished trial"):
+        best_config(out, "77")
+
+
+def test_a_trial_without_progress_stops(study_of, tmp_path, monkeypatch):
+    study = study_of(
+        'trials = 1\nepochs = 9\npatience = 2\nobjective = "level"',
+        "[space]\nlearning_rate = [1e-12, 2e-12]\n",
+    )
+    lengths = []
+    fit = keras.Model.fit
+
+    def counted(self, *args, **kwargs):
+        history = fit(self, *args, **kwargs)
+        lengths.append(len(history.epoch))
+        return history
+
+    monkeypatch.setattr(keras.Model, "fit", counted)
+    run_study(study, tmp_path / "study")
+    assert lengths == [3]
+
+
+def test_hyperband_goes_on_from_the_checkpoint(study_of, tmp_path, monkeypatch):
+    study = study_of('trials = 8\nepochs = 4\noracle = "hyperband"')
+    seen = []
+    fit = keras.Model.fit
+
+    def noted(self, *args, **kwargs):
+        before = int(self.optimizer.iterations)
+        start = [np.copy(w) for w in self.get_weights()]
+        history = fit(self, *args, **kwargs)
+        seen.append((before, start, len(history.epoch), self.get_weights()))
+        return history
+
+    monkeypatch.setattr(keras.Model, "fit", noted)
+    results = run_study(study, tmp_path / "study")
+    assert len(results) == 8
+    resumed = 0
+    by_trial = {record["trial"]: record for record in results}
+    for index, (before, start, epochs, _) in enumerate(seen):
+        values = by_trial[str(index)]["hyperparameters"]
+        first = values["tuner/initial_epoch"]
+        assert epochs == values["tuner/epochs"] - first
+        assert before == 2 * first  # two steps an epoch
+        if "tuner/trial_id" in values:
+            resumed += 1
+            ended = seen[int(values["tuner/trial_id"])][3]
+            for one, other in zip(start, ended, strict=True):
+                np.testing.assert_array_equal(one, other)
+    assert resumed >= 1
+
+
+def test_the_page_stands_alone_and_escapes_what_users_named(
+    study_of, tmp_path, monkeypatch
+):
+    study = study_of("trials = 2\nepochs = 1")
+    fit, calls = keras.Model.fit, []
+
+    def sometimes(self, *args, **kwargs):
+        calls.append(self)
+        if len(calls) == 1:
+            raise ValueError("<script>alert('&')</script>")
+        return fit(self, *args, **kwargs)
+
+    monkeypatch.setattr(keras.Model, "fit", sometimes)
+    out = tmp_path / "study"
+    run_study(study, out)
+    page = (out / "report.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(&#x27;&amp;&#x27;)" in page
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert sources
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    rows = {}
+    for folder in (out / "logs").iterdir():
+        events = EventAccumulator(str(folder))
+        events.Reload()
+        assert (
+            "hparams" in events.summary_metadata.__str__()
+            or events.PluginTagToContent("hparams")
+        )
+        rows[folder.name] = events.Tags()["tensors"]
+    assert set(rows) == {"0", "1"}
+    assert "objective/mean" in rows["1"]
+
+
+def test_a_folder_that_does_not_hold_is_told_in_one_line_and_kept(study_of, tmp_path):
+    study = study_of("trials = 1\nepochs = 1")
+    out = tmp_path / "study"
+    run_study(study, out)
+
+    def refused(path, text, words):
+        kept = path.read_text()
+        path.write_text(text)
+        files = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+        with pytest.raises(InputError, match=words) as caught:
+            run_study(study_of("trials = 2\nepochs = 1"), out)
+        assert "\n" not in str(caught.value)
+        assert files == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+        path.write_text(kept)
+
+    earlier = json.loads((out / "study.json").read_text())
+    older = json.dumps({**earlier, "version": 1})
+    refused(out / "study.json", older, "another version")
+    refused(out / "study.json", "{", "cannot be read")
+    refused(out / "trials" / "0.json", "{}", "broken or of another version")
+    refused(out / "trials" / "0.json", "[", "cannot be read")
+    refused(out / "state" / "oracle.json", "{}", "is broken")
+    refused(out / "state" / "oracle.json", "[]", "is broken")
+    refused(out / "state" / "trial_0" / "trial.json", "{}", "is broken")
+    (out / "state" / "oracle.json").rename(out / "state" / "elsewhere")
+    refused(out / "study.json", json.dumps(earlier), "is broken")
+
+
+def test_a_model_of_ones_own_is_searched_by_keras_tuner(tmp_path):
+    built = []
+
+    def build(sharing, units):
+        built.append(units)
+        inputs = keras.Input((3,))
+        stages = [keras.layers.Dense(units, "relu")]
+        features = get_sharing(sharing)(inputs, stages, ["a", "b"])
+        outputs = {t: keras.layers.Dense(1, name=t)(x) for t, x in features.items()}
+        return MultiTaskModel(inputs, outputs)
+
+    hypermodel = MultiTaskHyperModel(
+        build,
+        loss={"a": "mse", "b": "mse"},
+        space={
+            "sharing": ["hard", {"class_name": "mmoe", "search": True}],
+            "balancing": [
+                "equal",
+                {"class_name": "dwa", "search": True},
+                ["uncertainty", "pcgrad"],
+            ],
+            "loss_weights": {"max_ratio": 3.0},
+            "optimizer": ["adam", {"class_name": "sgd", "search": True}],
+            "schedule": ["cosine", "warmup_cosine", "constant"],
+            "learning_rate": 0.01,
+            "batch_size": [4, 8],
+            "units": [2, 3],
+        },
+        steps=10,
+    )
+    hp = keras_tuner.HyperParameters()
+    hypermodel.settings(hp)
+    names = {p.name for p in hp.space}
+    assert {"sharing/mmoe/num_experts", "balancing/dwa/temperature"} <= names
+    assert {"optimizer/sgd/momentum", "loss_weight/b", "units"} <= names
+    assert "learning_rate" not in names
+    x = np.ones((8, 3), "float32")
+    y = {"a": np.zeros((8, 1)), "b": np.ones((8, 1))}
+    tuner = keras_tuner.RandomSearch(
+        hypermodel,
+        objective=keras_tuner.Objective("val_loss", "min"),
+        max_trials=3,
+        directory=tmp_path,
+        seed=2,
+    )
+    tuner.search(x, y, validation_data=(x, y), epochs=1, verbose=0)
+    assert len(tuner.oracle.get_best_trials(3)) == 3
+    for trial in tuner.oracle.get_best_trials(3):
+        values = trial.hyperparameters.values
+        assert ("balancing/dwa/temperature" in values) == ("dwa" in values["balancing"])
+        model = hypermodel.build(trial.hyperparameters)
+        wanted = keras.optimizers.SGD if "sgd" in values["optimizer"] else None
+        assert type(model.optimizer) is (wanted or keras.optimizers.Adam)
+    assert set(built) <= {2, 3}
+    with pytest.raises(InputError, match="`steps`"):
+        MultiTaskHyperModel(build, {"a": "mse"}, {"schedule": ["cosine", "constant"]})

@@ -1,0 +1,192 @@
+"""What README and documentation show runs, and says what the code says."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import pathlib
+import re
+import shlex
+import tomllib
+from typing import NamedTuple
+
+import keras
+import pytest
+import typer
+
+from mtl_keras import balancing, sharing
+from mtl_keras_cli.app import app
+
+ROOT = pathlib.Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+MIGRATION = DOCS / "migrating" / "keras.md"
+_FENCE = re.compile(
+    r"^(<!-- slow -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL
+)
+
+
+class Block(NamedTuple):
+    """A fenced block of a page; slow ones stand below `<!-- slow -->`."""
+
+    slow: bool
+    language: str
+    code: str
+
+
+def _blocks(page: pathlib.Path) -> list[Block]:
+    found = _FENCE.findall(page.read_text(encoding="utf-8"))
+    return [Block(bool(slow), language, code) for slow, language, code in found]
+
+
+def _with_blocks(language: str) -> list[pathlib.Path]:
+    return [
+        page for page in PAGES if any(b.language == language for b in _blocks(page))
+    ]
+
+
+def _name(page: pathlib.Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def _run(page: pathlib.Path, with_slow: bool) -> None:
+    """Runs a page's Python from top to bottom, as one program."""
+    names: dict = {"__name__": "__main__"}
+    for block in _blocks(page):
+        if block.language == "python" and (with_slow or not block.slow):
+            exec(compile(block.code, page.name, "exec"), names)
+
+
+@pytest.mark.parametrize("page", _with_blocks("python"), ids=_name)
+def test_code_blocks_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _run(page, with_slow=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if any(b.slow for b in _blocks(p))], ids=_name
+)
+def test_slow_code_blocks_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _run(page, with_slow=True)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_no_block_is_left_out(page):
+    text = page.read_text(encoding="utf-8")
+    assert len(re.findall(r"^```", text, re.MULTILINE)) == 2 * len(_blocks(page))
+    languages = {block.language for block in _blocks(page)}
+    assert languages <= {"python", "bash", "toml", "diff", "text"}
+
+
+@pytest.mark.parametrize("page", _with_blocks("toml"), ids=_name)
+def test_toml_blocks_are_toml(page):
+    for block in _blocks(page):
+        if block.language == "toml":
+            tomllib.loads(block.code)
+
+
+@pytest.mark.parametrize("page", _with_blocks("bash"), ids=_name)
+def test_commands_are_there(page):
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for block in _blocks(page):
+        for line in block.code.replace("\\\n", "").splitlines():
+            words = shlex.split(line, comments=True)
+            if block.language != "bash" or not words:
+                continue
+            if words[0] == "mtl-keras":
+                _parse(words[1:])
+            elif words[0] == "make":
+                assert words[1] in targets
+            elif words[0] == "python" and words[1].endswith(".py"):
+                assert (ROOT / words[1]).is_file()
+
+
+def _parse(words: list[str]) -> None:
+    """Parses arguments of `mtl-keras` as it would, without running anything."""
+    command = typer.main.get_command(app)
+    context = command.make_context("mtl-keras", list(words))
+    while hasattr(command, "resolve_command"):
+        rest = [*context._protected_args, *context.args]
+        name, command, rest = command.resolve_command(context, rest)
+        context = command.make_context(name, rest, parent=context)
+
+
+def test_a_wrong_command_is_found():
+    with pytest.raises(Exception, match="No such option"):
+        _parse(["train", "vision", "--balanced", "pcgrad"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_linked_files_are_there(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text("utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_every_room_has_a_page_of_reference():
+    rooms = {
+        path.parent.name
+        for path in (ROOT / "mtl_keras").glob("*/__init__.py")
+        if "__all__" in path.read_text(encoding="utf-8")
+    }
+    assert {page.stem for page in (DOCS / "reference").glob("*.md")} == rooms
+    listed = re.findall(
+        r": reference/(\w+)\.md$", (ROOT / "mkdocs.yml").read_text(), re.M
+    )
+    assert set(listed) == rooms
+
+
+@pytest.fixture(scope="module")
+def generate():
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_balancing_page_says_what_the_docstrings_say(generate):
+    text = generate.PAGE.read_text(encoding="utf-8")
+    assert generate.page(text) == text, "python docs/generate.py writes it anew"
+
+
+@pytest.mark.parametrize("name", balancing.names())
+def test_costs_in_docstrings_are_those_of_the_code(generate, name):
+    config = {"static": {"task_weights": [1.0] * 4}}.get(name, {})
+    method = balancing.get({"class_name": name, "config": config})
+    cost = generate.read(type(method)).cost
+    method.build(["a", "b", "c", "d"])
+    if isinstance(method, balancing.GradientBalancer):
+        method.build_variables([keras.Variable([0.0])])
+    kept = set(method.variables) - {"fallbacks"}
+    assert bool(kept) == (cost["state"] is not None), kept
+    if isinstance(method, balancing.GradientBalancer):
+        assert cost["backward"] == ("3 T" if method.num_sub_batches else "T")
+    elif method.needs_gradient_norms:
+        assert cost["backward"] == "1 + T on the last shared layer"
+    elif not method.needs_probe:
+        assert cost["backward"] == "1"
+    probes = getattr(method, "needs_probe", False)
+    assert probes == (cost["forward"] is not None)
+    assert ("`seed`" in (cost["needs"] or "")) == method.uses_seed
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/comparison.md"])
+def test_methods_are_counted_right(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    counts = {
+        "methods": re.findall(r"\b(\d+) (?:published )?methods\b", text),
+        "ways": re.findall(r"\b(\d+)(?: ways\b|, over any)", text),
+    }
+    assert str(len(balancing.names())) in counts["methods"]
+    assert set(counts["ways"]) == {str(len(sharing.names()))}
+
+
+def test_migration_changes_three_lines_and_nothing_else():
+    before, after = (b.code for b in _blocks(MIGRATION)[:3] if b.language == "python")
+    diff = next(b.code for b in _blocks(MIGRATION) if b.language == "diff")
+    lines = list(difflib.ndiff(before.splitlines(), after.splitlines()))
+    changed = [line for line in lines if line[0] in "+-"]
+    shown = [line for line in diff.splitlines() if line[:1] in ("+", "-")]
+    assert [line[0] + line[2:] for line in changed] == shown
+    assert sum(line[0] == "+" for line in changed) == 3
