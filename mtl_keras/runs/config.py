@@ -203,6 +203,8 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "data": (str,),
     "tasks": (list, tuple),
     "backbone": (str,),
+    "optimizer": (str, dict),
+    "schedule": (str,),
     "sharing": (str, dict),
     "balancing": (str, dict, list),
     "loss_weights": (dict,),
