@@ -103,7 +103,7 @@ class RunConfig:
         filled._check_numbers()
         balancing.get(filled.balancing)
         sharing.get(filled.sharing)
-        make_optimizer(filled.optimizer, filled.learning_rate)
+        make_optimizer(filled.optimizer, float(filled.learning_rate))  # type: ignore[arg-type]
         return filled
 
     def get_application(self) -> Application:

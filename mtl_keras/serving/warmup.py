@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from mtl_keras.errors import InputError
@@ -99,6 +100,6 @@ def read_records(version: pathlib.Path) -> list[prediction_log_pb2.PredictLog]:
             f"{str(version)!r} has no warm-up records, {FILE}: it was not exported by "
             "mtl_keras."
         ) from error
-    except tf.errors.DataLossError as error:
+    except (tf.errors.DataLossError, DecodeError) as error:
         raise InputError(f"The warm-up records {str(file)!r} are broken.") from error
     return [record.predict_log for record in records]
