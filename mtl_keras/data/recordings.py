@@ -44,6 +44,8 @@ def read_wav(path: str | os.PathLike, rate: int = SAMPLE_RATE) -> np.ndarray:
         InputError: The file is missing, or is not a whole WAV file with sound.
     """
     path = pathlib.Path(path)
+    if path.exists() and not path.is_file():
+        raise InputError(f"Expected {path} to be a file. Received: something else.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", wavfile.WavFileWarning)  # other chunks
