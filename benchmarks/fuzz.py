@@ -439,6 +439,25 @@ def check_command(
     assert "Traceback" not in errors, f"{line}: {errors}"
 
 
+def check_whole(place: Place) -> None:
+    """Reads all that the cases damage, while it is whole: else they say little."""
+    run = runs.load_run(place.whole)
+    assert run.config.validate() == place.config
+    assert run.metrics == place.metrics
+    run.model()
+    path = place.renew() / "study.toml"
+    path.write_text("".join(f"{k} = {as_toml(v)}\n" for k, v in STUDY.items()))
+    search.load_study(path)
+    for name in ("int16", "float32", "uint8"):
+        assert len(data.read_wav(place.whole / f"{name}.wav")) == 800
+    found, broken = checkpoints.newest(place.checkpoint.parent)
+    assert found is not None
+    assert not broken
+    log = prediction_log_pb2.PredictionLog.FromString(place.record).predict_log
+    assert warmup.arrays(log.request.inputs)["image"].shape == (2, 36, 36, 1)
+    assert warmup.arrays(log.response.outputs)["left"].shape == (2, 10)
+
+
 CASES: dict[str, Case] = {
     "study": study,
     "run": run,
@@ -527,6 +546,7 @@ def main() -> None:
     keras.utils.disable_interactive_logging()
     with tempfile.TemporaryDirectory() as folder:
         place = Place(pathlib.Path(folder))
+        check_whole(place)
         for kind in kinds:
             counts: collections.Counter[str] = collections.Counter()
             for number in range(max(1, arguments.cases * SHARES[kind] // whole)):

@@ -113,7 +113,7 @@ def _read_metrics(path: pathlib.Path) -> dict[str, dict[str, float]]:
         ):
             raise InputError(
                 f"Expected {path} to hold numbers by task and metric. "
-                f"Received: {values!s:.100}."
+                f"Received: {str(values)[:100]!r}."
             )
     return metrics
 
