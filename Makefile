@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 TUNED := runs/demo
 
-.PHONY: demo test test-native soak lint docs notebooks install clean
+.PHONY: demo test test-native soak chaos fuzz lint docs notebooks install clean
 
 # The study, its best trial trained in full, evaluated on the test split,
 # exported, loaded back and compared with the Keras model.
@@ -32,6 +32,15 @@ test-native: $(VENV)/installed-dev
 # Memory and step time over 100,000 steps, with every callback on.
 soak: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/soak.py
+
+# Kills, damages and fills up, then looks whether what was promised holds.
+chaos: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/chaos.py
+	$(BIN)/python benchmarks/chaos.py --only further
+
+# 10,000 malformed inputs for every reader and the command line.
+fuzz: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/fuzz.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

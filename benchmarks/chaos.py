@@ -10,7 +10,8 @@ a random share of its bytes; or while the run folder is being written at the end
 time nothing may lie under a run's name that is not a finished run, and every
 checkpoint under a final name must be whole. A run that gets to its end must have the
 weights, optimizer, history and metrics of the reference, bit for bit. Further trials
-fill the disk, damage and remove checkpoints, and kill `tune` and `export`.
+(`--only further`) limit the size of files, damage and remove checkpoints and run
+folders, and kill `tune` and `export`.
 
 The processes are forked from one that has loaded TensorFlow and started none of it:
 what a kill meets is then the run, and not the loading. Moments are drawn in processor
@@ -406,9 +407,11 @@ def killed_study(rng: random.Random, folder: pathlib.Path) -> Iterator[dict[str,
     """Kills `tune` and lets it go on."""
     folder.mkdir()
     (folder / "small.toml").write_text(STUDY)
+    whole = run("tune small.toml --out whole", folder)
+    promise(whole.code == 0, whole.said)
     killed = 0
     for _ in range(4):
-        moment = rng.uniform(2, 12)
+        moment = rng.uniform(0.2, 0.9) * whole.cpu
         ended = run(
             "tune small.toml --out study",
             folder,
@@ -436,7 +439,7 @@ def main() -> None:
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if "libmtl" not in module.name:
                 importlib.import_module(module.name)
-    kinds = [arguments.only] if arguments.only else [*RUNS, "further"]
+    kinds = [arguments.only] if arguments.only else [*RUNS]
     applications = [kind for kind in kinds if kind in RUNS]
     records: list[dict[str, Any]] = []
     broken = None

@@ -21,6 +21,7 @@ import argparse
 import collections
 import contextlib
 import copy
+import io
 import json
 import os
 import pathlib
@@ -48,6 +49,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 from typer.testing import CliRunner
 
 from mtl_keras import balancing, data, runs, search, sharing
+from mtl_keras.data import catalog
 from mtl_keras.errors import InputError
 from mtl_keras.runs import checkpoints
 from mtl_keras.runs.training import versions
@@ -189,6 +191,7 @@ class Place:
             sharing={"class_name": "hard"},
             balancing=["dwa", "pcgrad"],
             loss_weights={"left": 2.0},
+            optimizer={"class_name": "Adam", "config": {"beta_1": 0.8}},
             limit=10,
         ).validate()
         model = runs.compiled_model(self.config, 3)
@@ -272,7 +275,7 @@ def metrics(rng: random.Random, place: Place) -> None:
     if rng.random() < 0.5:
         content = damaged(rng, content)
     (path / "metrics.json").write_bytes(content)
-    with contextlib.redirect_stdout(None):
+    with contextlib.redirect_stdout(io.StringIO()):
         _print_metrics(make_console(), runs.load_run(path).metrics)
 
 
@@ -302,7 +305,14 @@ def checkpoint(rng: random.Random, place: Place) -> None:
     path = folder / place.checkpoint.name
     path.write_bytes(damaged(rng, place.checkpoint.read_bytes()))
     found, broken = checkpoints.newest(folder)
-    assert (found is None) == bool(broken)
+    if found is None:
+        (line,) = broken
+        raise InputError(line)
+    whole, _ = checkpoints.newest(place.checkpoint.parent)
+    assert whole is not None
+    assert found.progress == whole.progress
+    for key in whole.values | found.values:
+        np.testing.assert_array_equal(whole.values[key], found.values[key])
 
 
 def recording(rng: random.Random, place: Place) -> None:
@@ -333,7 +343,7 @@ def originals(rng: random.Random, place: Place) -> None:
     names = [name for name in data.names() if data.info(name).needs_downloads]
     name = rng.choice(names)
     folder = place.renew()
-    builder = data.builder(name, folder / "data")
+    builder = catalog.builder(name, folder / "data")
     for info in (builder.url_infos or {}).values():
         if rng.random() < 0.9:
             (folder / (info.filename or "a")).write_bytes(rng.randbytes(64))
@@ -352,17 +362,19 @@ def prepared(rng: random.Random, place: Place) -> None:
         path.unlink()
     else:
         path.write_bytes(damaged(rng, path.read_bytes()))
-    for split in ("train", "test"):
-        for _ in data.load("mmoe_synthetic", split, data_dir=folder / "data").batch(
-            512
-        ):
-            pass
+    with catalog.reading("mmoe_synthetic", folder / "data"):
+        for split in ("train", "test"):
+            examples = data.load("mmoe_synthetic", split, data_dir=folder / "data")
+            for _ in examples.batch(512):
+                pass
 
 
 _OPTIONS = {
     "train": "--data --tasks --backbone --sharing --balancing --width --depth --epochs "
     "--batch-size --learning-rate --limit --seed --from-study --out --reuse "
-    "--checkpoint-steps --deterministic",
+    "--checkpoint-steps --deterministic --strategy",
+    "compare": "--balancing --sharing --seeds --pairs --data --tasks --backbone "
+    "--width --depth --epochs --batch-size --learning-rate --limit --jobs --out",
     "tune": "--out",
     "evaluate": "--json",
     "export": "--to --tasks --weights --check --reuse",
@@ -384,7 +396,7 @@ def command_line(rng: random.Random, place: Place) -> list[str]:
     ]
     line = [command]
     options = _OPTIONS.get(command, "").split()
-    if command == "train" and rng.random() < 0.8:
+    if command in ("train", "compare") and rng.random() < 0.8:
         line.append(rng.choice(("vision", "text", "recommendation", "multimodal")))
     for _ in range(rng.randrange(5)):
         if options and rng.random() < 0.7:
@@ -404,6 +416,7 @@ def command(rng: random.Random, place: Place) -> None:
         contextlib.chdir(folder),
         mock.patch("mtl_keras.runs.fitting._Fitting", accepted),
         mock.patch("mtl_keras.search.run_study", accepted),
+        mock.patch("mtl_keras.compare.results.run_cells", accepted),
         mock.patch("mtl_keras.data.preparation._build", accepted),
         mock.patch("mtl_keras.runs.training.load_split", accepted),
         mock.patch("mtl_keras_cli.exporting.load_split", accepted),
@@ -424,6 +437,25 @@ def check_command(
     assert code in (0, 2), f"{line}: code {code}"
     assert code == 0 or len(errors.splitlines()) == 1, f"{line}: {errors}"
     assert "Traceback" not in errors, f"{line}: {errors}"
+
+
+def check_whole(place: Place) -> None:
+    """Reads all that the cases damage, while it is whole: else they say little."""
+    run = runs.load_run(place.whole)
+    assert run.config.validate() == place.config
+    assert run.metrics == place.metrics
+    run.model()
+    path = place.renew() / "study.toml"
+    path.write_text("".join(f"{k} = {as_toml(v)}\n" for k, v in STUDY.items()))
+    search.load_study(path)
+    for name in ("int16", "float32", "uint8"):
+        assert len(data.read_wav(place.whole / f"{name}.wav")) == 800
+    found, broken = checkpoints.newest(place.checkpoint.parent)
+    assert found is not None
+    assert not broken
+    log = prediction_log_pb2.PredictionLog.FromString(place.record).predict_log
+    assert warmup.arrays(log.request.inputs)["image"].shape == (2, 36, 36, 1)
+    assert warmup.arrays(log.response.outputs)["left"].shape == (2, 10)
 
 
 CASES: dict[str, Case] = {
@@ -514,6 +546,7 @@ def main() -> None:
     keras.utils.disable_interactive_logging()
     with tempfile.TemporaryDirectory() as folder:
         place = Place(pathlib.Path(folder))
+        check_whole(place)
         for kind in kinds:
             counts: collections.Counter[str] = collections.Counter()
             for number in range(max(1, arguments.cases * SHARES[kind] // whole)):

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from mtl_keras import runs, serving
+from mtl_keras.data import catalog
 from mtl_keras.errors import InputError
 from mtl_keras.runs import folder
 from mtl_keras.runs.training import load_split, test_metrics, versions
@@ -60,7 +61,8 @@ def export_runs(
         models.append(application.serving_model(model))
         class_names |= application.class_names()
         # Inputs, labels, and sample weights where there are any.
-        inputs |= next(iter(load_split(run.config.validate(), "test")))[0]
+        with catalog.reading(str(run.config.data)):
+            inputs |= next(iter(load_split(run.config.validate(), "test")))[0]
         metrics |= measured
     settings = [run.config.to_dict() for run in loaded]
     version = serving.export(

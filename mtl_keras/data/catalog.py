@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
+from collections.abc import Iterator
 
+import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from mtl_keras import errors
@@ -194,8 +197,40 @@ def builder(
     Args:
         name: One of `names()`.
         data_dir: See `resolve_data_dir`.
+
+    Raises:
+        InputError: No data set has this name, or its prepared folder is damaged.
     """
-    return tfds.builder(find(name).name, data_dir=os.fspath(resolve_data_dir(data_dir)))
+    full, root = find(name).name, resolve_data_dir(data_dir)
+    try:
+        return tfds.builder(full, data_dir=os.fspath(root))
+    # Whatever TensorFlow Datasets raises while it reads what it has written before.
+    except Exception as error:
+        if not any(root.joinpath(*full.split("/")).rglob("dataset_info.json")):
+            raise
+        raise damaged(full, root) from error
+
+
+def damaged(name: str, root: pathlib.Path) -> errors.InputError:
+    """Returns the error for prepared data that cannot be read."""
+    return errors.InputError(
+        f"The prepared data of {name!r} in {root} are damaged. Remove their folder; "
+        "then they can be prepared again."
+    )
+
+
+@contextlib.contextmanager
+def reading(name: str, data_dir: str | os.PathLike | None = None) -> Iterator[None]:
+    """Tells in one line of prepared data that prove to be damaged in the block.
+
+    Args:
+        name: What is read, for the message.
+        data_dir: See `resolve_data_dir`.
+    """
+    try:
+        yield
+    except (tf.errors.DataLossError, tf.errors.NotFoundError) as error:
+        raise damaged(name, resolve_data_dir(data_dir)) from error
 
 
 def is_prepared(name: str, data_dir: str | os.PathLike | None = None) -> bool:

@@ -15,9 +15,16 @@ from scipy.io import wavfile
 from mtl_keras.data.speech import SAMPLE_RATE
 from mtl_keras.errors import InputError
 
+# The filter of a conversion grows with the rate: a broken header could ask for one
+# larger than memory. Nothing records at more.
+_HIGHEST_RATE = 768_000
 # What SciPy raises on bytes that are no WAV file; the NameError is one of its own,
 # of chunks that never came.
 _UNREADABLE = (
+    IndexError,
+    MemoryError,
+    OverflowError,
+    TypeError,
     ValueError,
     ZeroDivisionError,
     NameError,
@@ -41,9 +48,12 @@ def read_wav(path: str | os.PathLike, rate: int = SAMPLE_RATE) -> np.ndarray:
         float32 `[samples]`.
 
     Raises:
-        InputError: The file is missing, or is not a whole WAV file with sound.
+        InputError: The file is missing, is not a whole WAV file with sound, or has
+            more than 768,000 samples per second.
     """
     path = pathlib.Path(path)
+    if path.exists() and not path.is_file():
+        raise InputError(f"Expected {path} to be a file. Received: something else.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", wavfile.WavFileWarning)  # other chunks
@@ -56,6 +66,11 @@ def read_wav(path: str | os.PathLike, rate: int = SAMPLE_RATE) -> np.ndarray:
             f"Expected {path} to be a WAV file. Received: a file that is corrupt or "
             f"of another kind ({error})."
         ) from error
+    if recorded_rate > _HIGHEST_RATE:
+        raise InputError(
+            f"Expected {path} to have at most {_HIGHEST_RATE} samples per second. "
+            f"Received: {recorded_rate}."
+        )
     if not recorded_rate or not samples.size:
         raise InputError(f"Expected {path} to hold sound. Received: no samples.")
     waveform = _as_float(samples)

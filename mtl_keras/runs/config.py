@@ -186,7 +186,7 @@ class RunConfig:
             raise InputError("Expected a run config with the key 'application'.")
         values = dict(values)
         for name, value in values.items():
-            expected = _JSON_TYPES.get(name, (int, float))
+            expected = _JSON_TYPES[name]
             if value is not None and not isinstance(value, expected):
                 raise InputError(
                     f"Expected {name} to be {_described(expected)}. "
@@ -197,7 +197,7 @@ class RunConfig:
         return cls(**values)
 
 
-# What JSON has for a field; numbers for those that are not here.
+# What JSON has for each field, where it has not null.
 _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "application": (str,),
     "data": (str,),
@@ -208,6 +208,13 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "sharing": (str, dict),
     "balancing": (str, dict, list),
     "loss_weights": (dict,),
+    **dict.fromkeys(
+        (
+            *("width", "depth", "epochs", "batch_size", "learning_rate"),
+            *("seed", "limit"),
+        ),
+        (int, float),
+    ),
 }
 _WORDS = {str: "a name", list: "a list", dict: "a table", int: "a number"}
 

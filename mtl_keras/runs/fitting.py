@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 from rich.console import Console
 
+from mtl_keras.data import catalog
 from mtl_keras.errors import InputError
 from mtl_keras.model import MultiTaskModel
 from mtl_keras.runs import checkpoints, folder, strategies
@@ -91,6 +92,7 @@ def train(
     with (
         strategies.folders(over, out, config) as (run, saved),
         strategies.one_for_all(over),
+        catalog.reading(str(config.data)),
     ):
         fitting = _Fitting(config, saved, over, console)
         progress = fitting.run(run / folder.LOGS, checkpoint_steps, callbacks)

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import pathlib
+import stat
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -112,15 +113,37 @@ def _read_metrics(path: pathlib.Path) -> dict[str, dict[str, float]]:
         ):
             raise InputError(
                 f"Expected {path} to hold numbers by task and metric. "
-                f"Received: {values!s:.100}."
+                f"Received: {str(values)[:100]!r}."
             )
     return metrics
+
+
+def read_text(path: pathlib.Path) -> str:
+    """Reads a text file, and nothing that has no end or makes one wait for it.
+
+    Raises:
+        InputError: If there is a folder, a pipe or a device instead.
+        OSError: If it cannot be read.
+        ValueError: If it is not UTF-8.
+    """
+    with open(path, "rb", opener=_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise InputError(
+                f"Expected {path} to be a file. Received: a pipe or device."
+            )
+        return file.read().decode("utf-8")
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """Reads a JSON object; InputError when the file does not hold one."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
+    except InputError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {first_line(error)}") from error
     if not isinstance(values, dict):

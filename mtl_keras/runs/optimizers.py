@@ -60,9 +60,11 @@ def make_optimizer(
         return application.optimizer(learning_rate)
     if isinstance(spec, str):
         spec = {"class_name": spec, "config": {}}
-    config = {**spec.get("config", {}), "learning_rate": learning_rate}
     try:
+        config = {**(spec.get("config") or {}), "learning_rate": learning_rate}
         cls = type(keras.optimizers.get(spec["class_name"]))
         return cls(**config)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"The optimizer {spec!r} cannot be made: {error}") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"The optimizer {spec!r} cannot be made: {' '.join(str(error).split())}"
+        ) from error

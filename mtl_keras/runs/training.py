@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from mtl_keras import sharing
+from mtl_keras.data import catalog
 from mtl_keras.runs import folder
 from mtl_keras.runs.config import RunConfig
 from mtl_keras.runs.optimizers import learning_rate_schedule, make_optimizer
@@ -103,7 +104,8 @@ def evaluate(path: str | pathlib.Path) -> dict[str, dict[str, float]]:
     """
     run = folder.load_run(path)
     config = run.config.validate()
-    return test_metrics(config, run.model(), load_split(config, "test"))
+    with catalog.reading(str(config.data)):
+        return test_metrics(config, run.model(), load_split(config, "test"))
 
 
 def test_metrics(

@@ -96,13 +96,15 @@ def opened(
                 (work / name).mkdir(exist_ok=True)
             yield work / _RUN, work / CHECKPOINTS
             (work / _RUN).rename(out)
-        except BaseException:
+        except BaseException as error:
             if not any((work / CHECKPOINTS).glob("*")):
                 shutil.rmtree(work, ignore_errors=True)
                 for parent in made:
                     # Another run may have put its results there in the meantime.
                     with contextlib.suppress(OSError):
                         parent.rmdir()
+            elif isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(AGAIN) from None
             raise
         shutil.rmtree(work, ignore_errors=True)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from mtl_keras.errors import InputError, unknown_name
 from mtl_keras.runs.config import RunConfig, check_count
+from mtl_keras.runs.folder import read_text
 from mtl_keras.search.objectives import Objective, parse_objectives
 from mtl_keras.search.search_space import SearchSpace, parse_space
 from mtl_keras.search.space import Fixed
@@ -145,14 +146,16 @@ def load_study(path: str | pathlib.Path) -> Study:
     """
     path = pathlib.Path(path)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(read_text(path))
     except FileNotFoundError as error:
         raise InputError(f"There is no study file {str(path)!r}.") from error
     except OSError as error:
         raise InputError(
             f"The study file {str(path)!r} cannot be read: {error.strerror}."
         ) from error
-    except ValueError as error:
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a TOML file: {error}") from error
     try:
         return _parse(table).validate()

@@ -6,12 +6,13 @@ wherever it is, without the Keras model.
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
-from google.protobuf.message import DecodeError
+from google.protobuf import message
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from mtl_keras.errors import InputError
@@ -39,8 +40,24 @@ def predict_request(
 
 
 def arrays(tensors: Mapping[str, tf.compat.v1.TensorProto]) -> dict[str, np.ndarray]:
-    """Returns the tensors of a PredictRequest or PredictResponse as arrays."""
-    return {name: tf.make_ndarray(proto) for name, proto in tensors.items()}
+    """Returns the tensors of a PredictRequest or PredictResponse as arrays.
+
+    Raises:
+        InputError: If one of them holds other values than it says.
+    """
+    values = {}
+    for name, proto in tensors.items():
+        size = math.prod(dim.size for dim in proto.tensor_shape.dim)
+        if size > proto.ByteSize() and not proto.string_val:
+            # Values that repeat: whole records have none, and they need no memory.
+            raise InputError(f"The warm-up records hold {name!r} in part only.")
+        try:
+            values[name] = tf.make_ndarray(proto)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"The warm-up records hold {name!r} as another tensor than they say."
+            ) from error
+    return values
 
 
 def write_records(
@@ -100,6 +117,6 @@ def read_records(version: pathlib.Path) -> list[prediction_log_pb2.PredictLog]:
             f"{str(version)!r} has no warm-up records, {FILE}: it was not exported by "
             "mtl_keras."
         ) from error
-    except (tf.errors.DataLossError, DecodeError) as error:
+    except (tf.errors.DataLossError, message.DecodeError) as error:
         raise InputError(f"The warm-up records {str(file)!r} are broken.") from error
     return [record.predict_log for record in records]

@@ -1,0 +1,59 @@
+"""Damaged files and odd command lines end in one line, in every reader."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+# `model_config` loads models, `originals` and `prepared` make data sets: slower each.
+CASES = {
+    "study": 60,
+    "run": 60,
+    "metrics": 20,
+    "model": 40,
+    "model_config": 6,
+    "checkpoint": 40,
+    "recording": 40,
+    "records": 30,
+    "originals": 6,
+    "command": 60,
+}
+
+
+@pytest.fixture(scope="module")
+def script():
+    path = ROOT / "benchmarks" / "fuzz.py"
+    spec = importlib.util.spec_from_file_location("fuzz", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def place(script, tmp_path_factory):
+    return script.Place(tmp_path_factory.mktemp("fuzz"))
+
+
+def test_whole_inputs_are_read(script, place):
+    script.check_whole(place)
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_damaged_inputs_are_read_or_refused(script, place, kind):
+    outcomes = [script.outcome(kind, n, 12, place) for n in range(CASES[kind])]
+    assert set(outcomes) <= {"read", "refused"}, outcomes
+    assert "refused" in outcomes
+
+
+def test_the_committed_run_found_nothing(script):
+    results = json.loads((script.RESULTS / "fuzz.json").read_text(encoding="utf-8"))
+    assert results["cases"] >= 10_000
+    assert results["defects"] == []
+    assert set(results["by_kind"]) == set(script.CASES)
+    for process in results["processes"]:
+        assert process["code"] == 2, process
