@@ -29,8 +29,11 @@ FOLDER = pathlib.Path(__file__).parent.resolve()
 # Of CPU time, which does not depend on what else the machine does.
 SECONDS = 120
 BYTES = 400_000
-# What TensorFlow writes while it is loaded, whatever the log level.
-START_UP = re.compile(r"WARNING: All log messages before absl|I\d{4} |\s*$")
+# What TensorFlow and TensorFlow Datasets write whatever the log level.
+START_UP = re.compile(
+    r"WARNING: All log messages before absl|I\d{4} |INFO:tensorflow:Assets written"
+    r"|WARNING:absl:`FeatureConnector.dtype` is deprecated|\s*$"
+)
 
 
 def main() -> int:

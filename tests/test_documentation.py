@@ -77,7 +77,7 @@ def test_no_block_is_left_out(page):
     text = page.read_text(encoding="utf-8")
     assert len(re.findall(r"^```", text, re.MULTILINE)) == 2 * len(_blocks(page))
     languages = {block.language for block in _blocks(page)}
-    assert languages <= {"python", "bash", "toml", "diff", "text"}
+    assert languages <= {"python", "bash", "toml", "yaml", "diff", "text"}
 
 
 @pytest.mark.parametrize("page", _with_blocks("toml"), ids=_name)

@@ -103,7 +103,7 @@ class RunConfig:
         filled._check_numbers()
         balancing.get(filled.balancing)
         sharing.get(filled.sharing)
-        make_optimizer(filled.optimizer, filled.learning_rate)
+        make_optimizer(filled.optimizer, float(filled.learning_rate))  # type: ignore[arg-type]
         return filled
 
     def get_application(self) -> Application:
@@ -203,11 +203,11 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "data": (str,),
     "tasks": (list, tuple),
     "backbone": (str,),
+    "optimizer": (str, dict),
+    "schedule": (str,),
     "sharing": (str, dict),
     "balancing": (str, dict, list),
     "loss_weights": (dict,),
-    "optimizer": (str, dict),
-    "schedule": (str,),
     **dict.fromkeys(
         (
             *("width", "depth", "epochs", "batch_size", "learning_rate"),

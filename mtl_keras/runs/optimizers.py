@@ -29,7 +29,7 @@ def learning_rate_schedule(schedule: str, learning_rate: float, steps: int) -> A
     if schedule not in SCHEDULES:
         raise unknown_name("schedule", schedule, SCHEDULES)
     if schedule == "constant":
-        return learning_rate
+        return float(learning_rate)
     if schedule == "cosine":
         return keras.optimizers.schedules.CosineDecay(learning_rate, steps)
     warmup = max(1, round(_WARMUP * steps))

@@ -178,7 +178,7 @@ def test_a_failed_cell_is_recorded_and_tried_again(
         "hard-equal-seed0",
         "hard-pcgrad-seed0",
     }
-    assert "are not numbers" in failed["single_level-seed0"]
+    assert "NaN or infinity" in failed["single_level-seed0"]
     assert "training 'level' alone with seed 0 failed" in failed["hard-equal-seed0"]
 
     monkeypatch.setattr(keras.Model, "fit", failing)
@@ -203,7 +203,7 @@ import keras, tensorflow as tf
 from tiny_application import Tiny
 from mtl_keras import applications
 from mtl_keras.compare import Comparison, run_comparison, worker
-from mtl_keras.runs import RunConfig
+from mtl_keras.runs import RunConfig, fitting
 
 application = Tiny()
 applications.get = lambda name: application
@@ -216,13 +216,13 @@ def start(path, *rest):
 worker.start = start
 epochs = []
 
-class Kill(keras.callbacks.TensorBoard):
+class Kill(fitting.EpochTensorBoard):
     def on_epoch_end(self, epoch, logs=None):
         epochs.append(epoch)
         if len(epochs) == 5:
             os.kill(os.getpid(), signal.SIGKILL)
 
-keras.callbacks.TensorBoard = Kill
+fitting.EpochTensorBoard = Kill
 config = RunConfig("tiny", tasks=("way", "level"), epochs=2)
 run_comparison(Comparison(config, ("equal",), seeds=1), {out!r})
 """

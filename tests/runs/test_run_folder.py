@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mtl_keras.errors import InputError
-from mtl_keras.runs import RunConfig, evaluate, load_run, train
+from mtl_keras.runs import RunConfig, compiled_model, evaluate, load_run, train
 from mtl_keras.runs.unfinished import opened
 
 
@@ -158,3 +158,11 @@ def test_broken_runs_are_one_line(tiny, eagerly, tmp_path):
     (tmp_path / "run" / "config.json").write_text('{"application": ')
     with pytest.raises(InputError, match=r"config\.json"):
         load_run(tmp_path / "run")
+
+
+def test_a_learning_rate_may_be_a_whole_number(tiny):
+    """As a JSON file may have it; Keras's optimizers take floats alone."""
+    for schedule in ("constant", "cosine"):
+        config = RunConfig("tiny", learning_rate=1, schedule=schedule).validate()
+        rate = compiled_model(config, steps=10).optimizer.learning_rate
+        np.testing.assert_allclose(float(rate), 1.0)

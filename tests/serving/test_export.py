@@ -137,6 +137,10 @@ def test_check_sees_other_weights_and_lost_records(shop, tmp_path):
     records.write_bytes(records.read_bytes()[:-3])
     with pytest.raises(InputError, match="broken"):
         serving.check(lost)
+    with tf.io.TFRecordWriter(str(records)) as writer:
+        writer.write(b"no message")
+    with pytest.raises(InputError, match="broken"):
+        serving.check(lost)
     records.unlink()
     with pytest.raises(InputError, match="no warm-up records"):
         serving.check(lost)
