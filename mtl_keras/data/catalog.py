@@ -230,6 +230,9 @@ def reading(name: str, data_dir: str | os.PathLike | None = None) -> Iterator[No
     try:
         yield
     except (tf.errors.DataLossError, tf.errors.NotFoundError) as error:
+        is_elsewhere = ".tfrecord" not in str(error)
+        if isinstance(error, tf.errors.NotFoundError) and is_elsewhere:
+            raise
         raise damaged(name, resolve_data_dir(data_dir)) from error
 
 

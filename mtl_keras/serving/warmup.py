@@ -48,8 +48,8 @@ def arrays(tensors: Mapping[str, tf.compat.v1.TensorProto]) -> dict[str, np.ndar
     values = {}
     for name, proto in tensors.items():
         size = math.prod(dim.size for dim in proto.tensor_shape.dim)
-        if size > proto.ByteSize() and not proto.string_val:
-            # Values that repeat: whole records have none, and they need no memory.
+        if size > proto.ByteSize():
+            # One value for many: in a record a way to ask for all memory.
             raise InputError(f"The warm-up records hold {name!r} in part only.")
         try:
             values[name] = tf.make_ndarray(proto)

@@ -115,6 +115,20 @@ def test_broken_checkpoints_are_told_of_and_left_out(stopped, broken):
     assert_same(stopped / "run", stopped / "whole")
 
 
+def test_an_interrupted_run_says_that_it_can_be_gone_on_with(
+    tiny, eagerly, tmp_path, monkeypatch
+):
+    real = checkpoints.save
+
+    def interrupted(*args):
+        real(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="goes on with the run"):
+        train(config(), tmp_path / "run")
+
+
 def test_what_cannot_be_gone_on_with_is_refused_and_kept(stopped, monkeypatch):
     monkeypatch.setattr(keras.Model, "fit", lambda *a, **k: pytest.fail("trained"))
     work = stopped / ".run.partial"
