@@ -324,6 +324,6 @@ def test_a_library_for_another_tensorflow_is_not_opened(tmp_path, monkeypatch, c
     path = tmp_path / "libmtl_keras_ops.so"
     path.write_bytes(content.replace(version, b"built for TensorFlow 1.99.0"))
     monkeypatch.setattr(native, "_find", lambda: path)
-    assert native._library.__wrapped__() is None
+    assert native.library.__wrapped__() is None
     assert len(caplog.messages) == 1
     assert "1.99.0" in caplog.text
