@@ -191,4 +191,7 @@ def make(hypermodel: StudyHyperModel) -> StudyOracle:
         # dimension, would leave a small study no guided trial.
         oracle = _Bayesian(num_initial_points=max(2, study.trials // 2), **common)
     oracle.max_trials = study.trials
+    # The tuner reports trials. KerasTuner's own display fails, while it holds the
+    # oracle's lock, on a trial that began before a restart.
+    oracle.verbose = 0
     return oracle

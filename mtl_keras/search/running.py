@@ -53,7 +53,7 @@ def run_study(
     console = console or Console(quiet=True)
     tuner = _prepare(study, out, console)
     with _known_warnings():
-        tuner.search(verbose=0)
+        tuner.search()
     return _finish(study, out, tuner.oracle)
 
 

@@ -78,6 +78,19 @@ def test_what_a_kill_between_two_writes_leaves_is_put_in_order(oracle_of, tmp_pa
     assert again.create_trial("e").trial_id == begun.trial_id
 
 
+def test_a_restarted_chief_takes_the_result_of_a_trial_begun_before(oracle_of):
+    oracle = oracle_of(4)
+    begun = oracle.create_trial("a")
+
+    again = oracle_of(4)
+    again.reload()
+    assert again.left_running == {"a": begun.trial_id}
+    again.take_up("a", begun.trial_id)
+    finish(again, begun)
+    assert again.end_order == [begun.trial_id]
+    assert again.create_trial("a").trial_id == "1"
+
+
 def test_a_second_result_of_a_trial_changes_nothing(oracle_of):
     oracle = oracle_of(3)
     slow = oracle.create_trial("slow")
