@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from mtl_keras.runs.folder import whole_file
 from mtl_keras.runs.progress import duration
 from mtl_keras.search.records import Record, flat_settings, front_of
 from mtl_keras.search.study import Study
@@ -55,7 +56,8 @@ def write_page(
             f'<p><img alt="{_text(picture.stem)}" src="data:image/png;base64,{data}">'
         )
     parts += [_table(study, records), "</body></html>"]
-    path.write_text("\n".join(parts) + "\n", encoding="utf-8")
+    with whole_file(path) as beside:
+        beside.write_text("\n".join(parts) + "\n", encoding="utf-8")
 
 
 def _summary(study: Study, records: Sequence[Record]) -> str:
