@@ -362,6 +362,8 @@ def goes_on(
     with without_training():
         if not whole.exists():
             work(whole)
+            # Undamaged, it is gone on with.
+            work(whole)
         folder = place.renew() / kind
         shutil.copytree(whole, folder)
         files = sorted(folder.rglob("*.json"))
@@ -383,8 +385,8 @@ def study_folder(rng: random.Random, place: Place) -> None:
     checked = search.load_study(path)
 
     def work(folder: pathlib.Path) -> None:
-        search.best_config(folder) if (folder / "trials").exists() else None
         search.run_study(checked, folder)
+        search.best_config(folder)
 
     goes_on(rng, place, f"study-{number}", work)
 
