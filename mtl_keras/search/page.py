@@ -8,10 +8,11 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from mtl_keras.runs.folder import write_text
 from mtl_keras.runs.progress import duration
 from mtl_keras.search.records import Record, flat_settings, front_of
 from mtl_keras.search.study import Study
-from mtl_keras.search.values import main_values, short
+from mtl_keras.search.values import epochs, main_values, short
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem;
@@ -55,14 +56,14 @@ def write_page(
             f'<p><img alt="{_text(picture.stem)}" src="data:image/png;base64,{data}">'
         )
     parts += [_table(study, records), "</body></html>"]
-    path.write_text("\n".join(parts) + "\n", encoding="utf-8")
+    write_text(path, "\n".join(parts) + "\n")
 
 
 def _summary(study: Study, records: Sequence[Record]) -> str:
     failed = sum(record["score"] is None for record in records)
     objectives = ", ".join(o.label for o in study.objectives)
     return (
-        f"{len(records)} trials of {study.epochs} epochs by {study.oracle} search for "
+        f"{len(records)} trials of {epochs(study)} by {study.oracle} search for "
         f"{objectives} over {', '.join(study.searched)}; {failed} failed. Values are "
         "those of the validation split; rows in bold are on the front."
     )
@@ -72,7 +73,7 @@ def _table(study: Study, records: Sequence[Record]) -> str:
     application = study.base_config().get_application()
     objectives = [objective.label for objective in study.objectives]
     tasks = [f"{t} {application.tasks[t].objective}" for t in study.tasks or ()]
-    settings = [flat_settings(record) for record in records]
+    settings = [flat_settings(record, short) for record in records]
     names = [
         name
         for name in dict.fromkeys(name for values in settings for name in values)

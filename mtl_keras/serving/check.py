@@ -8,15 +8,22 @@ import time
 from collections.abc import Mapping
 
 import numpy as np
+from tensorflow.core.framework import types_pb2
 
 from mtl_keras.errors import InputError
 from mtl_keras.serving.runtime import RefusedError, Runtime, stock_operations
-from mtl_keras.serving.stock_ops import operations
+from mtl_keras.serving.stock_ops import nodes
 from mtl_keras.serving.versions import latest_version
 from mtl_keras.serving.warmup import arrays, read_records
 
-# Float32 outputs of the same graph, compiled twice, differ by rounding only.
-TOLERANCE = 1e-5
+# Outputs of the same graph, compiled twice, differ by rounding only: of float32, and
+# of what the products of a mixed-precision model are computed in (four roundings).
+_TOLERANCES = {
+    types_pb2.DT_BFLOAT16: 4 * 2.0**-7,
+    types_pb2.DT_HALF: 4 * 2.0**-10,
+    types_pb2.DT_FLOAT: 1e-5,
+}
+_PRODUCTS = {"BatchMatMulV2", "Conv2D", "DepthwiseConv2dNative", "Einsum", "MatMul"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +84,7 @@ class Report:
 
 
 def check(
-    path: str | pathlib.Path, *, tolerance: float = TOLERANCE, seconds: float = 0.2
+    path: str | pathlib.Path, *, tolerance: float | None = None, seconds: float = 0.2
 ) -> Report:
     """Loads an export as TensorFlow Serving does, and compares it with Keras.
 
@@ -86,7 +93,9 @@ def check(
 
     Args:
         path: Folder of a version, or of versions, of which the newest is taken.
-        tolerance: Largest difference between floats, absolute and relative.
+        tolerance: Largest difference between floats, absolute and relative. None
+            means 1e-5, or four roundings of the type that a mixed-precision model
+            computes in: 0.0039 for float16, 0.031 for bfloat16.
         seconds: How long to measure each signature and batch size; 0 for not at all.
 
     Returns:
@@ -98,12 +107,17 @@ def check(
     version = _version(pathlib.Path(path))
     records = read_records(version)
     with Runtime(version) as runtime:
-        foreign = operations(runtime.meta_graph.graph_def) - stock_operations()
+        graph = runtime.meta_graph.graph_def
+        foreign = {node.op for node in nodes(graph)} - stock_operations()
         if foreign:
             raise InputError(
                 f"{str(version)!r} uses operations that a server does not have: "
                 f"{', '.join(sorted(foreign))}."
             )
+        if tolerance is None:
+            kinds = {n.attr["T"].type for n in nodes(graph) if n.op in _PRODUCTS}
+            kinds.add(types_pb2.DT_FLOAT)
+            tolerance = max(_TOLERANCES.get(kind, 0.0) for kind in kinds)
         reports = {}
         for name in runtime.signatures:
             own = [
