@@ -16,13 +16,10 @@ from mtl_keras.serving.stock_ops import nodes
 from mtl_keras.serving.versions import latest_version
 from mtl_keras.serving.warmup import arrays, read_records
 
-# Outputs of the same graph, compiled twice, differ by rounding only: of float32, and
-# of what the products of a mixed-precision model are computed in (four roundings).
-_TOLERANCES = {
-    types_pb2.DT_BFLOAT16: 4 * 2.0**-7,
-    types_pb2.DT_HALF: 4 * 2.0**-10,
-    types_pb2.DT_FLOAT: 1e-5,
-}
+# Outputs of the same graph, compiled twice, differ by rounding only. Features of a deep
+# model that computes in float16 were seen to differ by 17 of its roundings.
+TOLERANCE = 1e-5
+MIXED_TOLERANCE = 2.0**-5
 _PRODUCTS = {"BatchMatMulV2", "Conv2D", "DepthwiseConv2dNative", "Einsum", "MatMul"}
 
 
@@ -94,8 +91,7 @@ def check(
     Args:
         path: Folder of a version, or of versions, of which the newest is taken.
         tolerance: Largest difference between floats, absolute and relative. None
-            means 1e-5, or four roundings of the type that a mixed-precision model
-            computes in: 0.0039 for float16, 0.031 for bfloat16.
+            means 1e-5, or 0.031 for a model that computes in float16 or bfloat16.
         seconds: How long to measure each signature and batch size; 0 for not at all.
 
     Returns:
@@ -115,9 +111,12 @@ def check(
                 f"{', '.join(sorted(foreign))}."
             )
         if tolerance is None:
-            kinds = {n.attr["T"].type for n in nodes(graph) if n.op in _PRODUCTS}
-            kinds.add(types_pb2.DT_FLOAT)
-            tolerance = max(_TOLERANCES.get(kind, 0.0) for kind in kinds)
+            mixed = any(
+                node.attr["T"].type in (types_pb2.DT_HALF, types_pb2.DT_BFLOAT16)
+                for node in nodes(graph)
+                if node.op in _PRODUCTS
+            )
+            tolerance = MIXED_TOLERANCE if mixed else TOLERANCE
         reports = {}
         for name in runtime.signatures:
             own = [
