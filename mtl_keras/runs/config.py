@@ -106,7 +106,7 @@ class RunConfig:
         filled._check_names(application)
         filled._check_numbers()
         balancing.get(filled.balancing)
-        sharing.get(filled.sharing)
+        sharing.get(filled.sharing).check_tasks(filled.tasks or ())
         make_optimizer(filled.optimizer, float(filled.learning_rate))  # type: ignore[arg-type]
         return filled
 
