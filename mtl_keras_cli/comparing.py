@@ -132,16 +132,16 @@ def _joined(text: str) -> str | list[str]:
 
 def _leaderboard(summary: dict[str, Any]) -> Table:
     """Lays out the combinations, best Δm first."""
-    from mtl_keras.compare.html_parts import mean_and_std, number, p_value
+    from mtl_keras.compare.html_parts import mean_and_std, number, p_value, span
     from mtl_keras.compare.summary import corrected_p
 
     table = plain_table("method")
-    heads = ["Δm %", "p", "rank", *summary["tasks"], "ms a step", "MB"]
+    heads = ["Δm %", "p", "rank", *summary["tasks"], "jobs", "ms a step", "MB"]
     for head in heads:
         table.add_column(head, justify="right")
     single = summary["single"]
     alone = [mean_and_std(single[task]["test"][task]) for task in summary["tasks"]]
-    table.add_row("single tasks", "", "", "", *alone, "", "")
+    table.add_row("single tasks", "", "", "", *alone, "", "", "")
     methods = summary["methods"]
     done = [name for name in methods if methods[name]["seeds"]]
     for name in sorted(done, key=lambda name: -methods[name]["delta_m"]["mean"]):
@@ -152,6 +152,7 @@ def _leaderboard(summary: dict[str, Any]) -> Table:
             p_value(corrected_p(summary, "against_single", name)),
             mean_and_std(found["rank"], 1),
             *(mean_and_std(found["test"][task]) for task in summary["tasks"]),
+            span(found["jobs"]),
             number(found["step_ms"]["mean"], 1),
             number(found["peak_memory_mb"]["mean"], 0),
         )

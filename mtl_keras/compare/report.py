@@ -106,7 +106,7 @@ class _Report:
     def _results(self) -> str:
         heads = ["method", "Δm %", "p, single", "p, reference", "rank"]
         heads += [f"{task}\n{self._axis(task)}" for task in self._tasks]
-        heads += ["epoch", "ms a step", "CPU ms", "MB"]
+        heads += ["epoch", "jobs", "ms a step", "CPU ms", "MB"]
         single = self._summary["single"]
         rows = [
             [
@@ -114,7 +114,7 @@ class _Report:
                 *("0", "", "", ""),
                 *(mean_and_std(single[task]["test"][task]) for task in self._tasks),
                 span(epoch for task in self._tasks for epoch in single[task]["epochs"]),
-                *("", "", ""),
+                *("", "", "", ""),
             ]
         ]
         rows += [self._row(name, found) for name, found in self._methods.items()]
@@ -122,8 +122,9 @@ class _Report:
             "Mean ± standard deviation over seeds; the best of a column is bold. Δm is "
             "the mean relative gain over the single tasks of the same seed. Rank is "
             "the mean over tasks and seeds. ◆ marks methods on the Pareto front of all "
-            "tasks. CPU ms is the processor time of a step, memory the most that the "
-            "whole process held, TensorFlow and data included."
+            "tasks. Times of a step compare only where as many jobs, or trainings, "
+            "shared the machine; CPU ms is its processor time. Memory is the most that "
+            "the whole process held, TensorFlow and data included."
         )
         return section("Results", words, table(rows, heads, self._best()))
 
@@ -136,6 +137,7 @@ class _Report:
             mean_and_std(found["rank"], 1),
             *(mean_and_std(found["test"][task]) for task in self._tasks),
             span(found["epochs"]),
+            span(found["jobs"]),
             number(found["step_ms"]["mean"], 1),
             number(found["step_cpu_ms"]["mean"], 1),
             number(found["peak_memory_mb"]["mean"], 0),
@@ -321,8 +323,7 @@ class _Report:
         given = {k: v for k, v in self._base.items() if k not in left_out}
         sharing = self._summary["comparison"]["sharing"]
         given["sharing"] = ", ".join(map(spec_name, sharing))
-        given |= self._summary["machine"] | {"jobs": self._summary["jobs"]}
-        given |= self._summary["versions"]
+        given |= self._summary["machine"] | self._summary["versions"]
         rows = [
             [key.replace("_", " "), str(value)]
             for key, value in given.items()

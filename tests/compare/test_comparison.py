@@ -136,6 +136,8 @@ def test_results_follow_from_the_cells(tiny, eagerly, inline, trainings, tmp_pat
     summary = run_comparison(more, out, jobs=2)
     assert len(trainings) == 2
     assert list(summary["methods"]) == ["equal", "pcgrad", "dwa"]
+    assert summary["methods"]["pcgrad"]["jobs"] == [1, 1]
+    assert summary["methods"]["dwa"]["jobs"] == [2, 2]
     assert summary["methods"]["pcgrad"]["delta_m"] == method["delta_m"]
 
 

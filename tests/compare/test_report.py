@@ -37,6 +37,7 @@ def given(tiny):
             "epoch": 2,
             "validation_delta_m": 1.0,
             "test": {t: {MAIN[t]: rng.uniform(0.5, 0.9), "loss": 1.0} for t in tasks},
+            "jobs": 1 + cell.config.seed % 2,
             "step_ms": 5.0,
             "step_cpu_ms": 7.0,
             "peak_memory_mb": 600.0,
@@ -70,7 +71,6 @@ def deltas(comparison, records, label):
 def write(summary, path):
     extra = {
         "command": "mtl-keras compare 'x & <y>'",
-        "jobs": 1,
         "machine": {"cores": 2},
     }
     write_report(path, summary | extra | {"versions": {"keras": "3"}})
@@ -150,6 +150,8 @@ def test_the_page_is_whole_and_loads_nothing(given, tmp_path):
     assert "width=device-width" in page
     assert "prefers-color-scheme: dark" in page
     assert "compare &#x27;x &amp; &lt;y&gt;&#x27;" in page
+    # Two of the four seeds were timed with two jobs side by side.
+    assert page.count("<td>1–2</td><td>5.0</td>") == len(METHODS)
     assert page.count("<svg") == 4 + 3 + 3 + 3 + 3 + 2
 
 
