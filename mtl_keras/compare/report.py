@@ -5,8 +5,9 @@ from __future__ import annotations
 import html
 import importlib.resources
 import itertools
+import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtl_keras.compare import svg
@@ -104,9 +105,9 @@ class _Report:
         return f"<h1>{html.escape(self._title)}</h1>\n{paragraph(words)}\n"
 
     def _results(self) -> str:
-        heads = ["method", "Δm %", "p, single", "p, reference", "rank"]
+        heads = ["method", "Δm %", "p\nsingle", "p\nreference", "rank"]
         heads += [f"{task}\n{self._axis(task)}" for task in self._tasks]
-        heads += ["epoch", "jobs", "ms a step", "CPU ms", "MB"]
+        heads += ["epoch", "jobs", "ms\na step", "CPU\nms", "MB"]
         single = self._summary["single"]
         rows = [
             [
@@ -253,20 +254,26 @@ class _Report:
         return section("Task weights", words, legend(self._tasks) + charts(figures))
 
     def _cosines(self) -> str:
+        tables = {
+            name: found["cosines"]
+            for name, found in self._methods.items()
+            if found["cosines"] is not None
+        }
+        largest = max(map(_largest_between, tables.values()), default=1.0)
         figures = [
             figure(
                 name,
                 svg.heat(
-                    found["cosines"], self._tasks, 2, 1.0, f"Gradient cosines of {name}"
+                    cosines, self._tasks, 2, largest, f"Gradient cosines of {name}"
                 ),
             )
-            for name, found in self._methods.items()
-            if found["cosines"] is not None
+            for name, cosines in tables.items()
         ]
         words = (
             "Cosine between the gradients of two tasks in the shared weights, where "
             "the method has brought the model: mean over epochs and seeds, on the same "
-            "batches for all. Below 0, the tasks pull against each other."
+            "batches for all. Below 0, the tasks pull against each other. All have one "
+            "scale of colours, whose end is the largest value between two tasks."
         )
         if not figures:
             return ""
@@ -284,19 +291,13 @@ class _Report:
                 [factor * value if is_finite(value) else None for value in row]
                 for row in affinity[name]
             ]
-            between = [
-                abs(value)
-                for i, row in enumerate(shown)
-                for j, value in enumerate(row)
-                if i != j and value is not None
-            ]
             groups = affinity["groups"][name]["groups"]
             named = "; ".join(" + ".join(group) for group in groups)
             drawn = svg.heat(
                 shown,
                 self._tasks,
                 2,
-                max(between, default=1.0),
+                _largest_between(shown),
                 f"{title} of task pairs",
             )
             below = paragraph(f"Suggested groups: {named}")
@@ -340,3 +341,14 @@ class _Report:
     def _axis(self, task: str) -> str:
         arrow = "↑" if self._direction(task) == "max" else "↓"
         return f"{self._summary['tasks'][task]['metric'].replace('_', ' ')} {arrow}"
+
+
+def _largest_between(table: Sequence[Sequence[float | None]]) -> float:
+    """Returns the largest size of a value off the diagonal; 1 with none."""
+    between = [
+        abs(value)
+        for i, row in enumerate(table)
+        for j, value in enumerate(row)
+        if i != j and value is not None and math.isfinite(value)
+    ]
+    return max(between, default=1.0)

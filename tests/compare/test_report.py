@@ -152,7 +152,7 @@ def test_the_page_is_whole_and_loads_nothing(given, tmp_path):
     assert "compare &#x27;x &amp; &lt;y&gt;&#x27;" in page
     # Two of the four seeds were timed with two jobs side by side.
     assert page.count("<td>1–2</td><td>5.0</td>") == len(METHODS)
-    assert page.count("<svg") == 4 + 3 + 3 + 3 + 3 + 2
+    assert page.count('<svg viewBox="0 0 340') == 4 + 3 + 3 + 3 + 3 + 2
 
 
 def test_bars_and_points_are_where_their_values_are():
@@ -171,3 +171,18 @@ def test_bars_and_points_are_where_their_values_are():
     np.testing.assert_allclose(places[2], (places[0] + places[1]) / 2, atol=0.1)
     assert places[1, 0] > places[0, 0]
     assert places[1, 1] < places[0, 1]
+
+
+def test_numbers_of_points_close_together_do_not_cover_each_other():
+    far = [Point("far", 0.0, 0.0)]
+    close = [Point(str(n), 1.0 + 0.001 * n, 1.0 - 0.001 * n) for n in range(8)]
+    drawn = scatter(far + close, [], "x", "y", "")
+    circles = re.findall(r'cx="([\d.]+)" cy="([\d.]+)" r="(\d)"', drawn)
+    marks = np.array([place for *place, r in circles if r == "9"], float)
+    dots = np.array([place for *place, r in circles if r == "3"], float)
+    gaps = np.linalg.norm(marks[:, None] - marks, axis=-1) + 99 * np.eye(len(marks))
+    assert len(marks) == 9
+    assert gaps.min() > 18
+    # What stands aside is tied to its place, which nothing covers.
+    assert drawn.count('class="tie"') == len(dots) == 7
+    assert np.linalg.norm(dots[:, None] - marks[2:], axis=-1).min() > 9
