@@ -332,7 +332,9 @@ class _Report:
         ]
         command = self._summary["command"]
         words = "The budget is the same for all. Made by:" if command else ""
-        shown = f"<pre>{html.escape(command)}</pre>\n" if command else ""
+        # Lines break between words, and not after the hyphens of an option.
+        parts = [f"<span>{html.escape(part)}</span>" for part in command.split(" ")]
+        shown = f"<pre>{' '.join(parts)}</pre>\n" if command else ""
         return section("Settings", words, shown + table(rows))
 
     def _direction(self, task: str) -> str:

@@ -149,7 +149,7 @@ def test_the_page_is_whole_and_loads_nothing(given, tmp_path):
     assert not re.search(r"https?:|url\(|@import", page)
     assert "width=device-width" in page
     assert "prefers-color-scheme: dark" in page
-    assert "compare &#x27;x &amp; &lt;y&gt;&#x27;" in page
+    assert "&#x27;x</span> <span>&amp;</span> <span>&lt;y&gt;&#x27;<" in page
     # Two of the four seeds were timed with two jobs side by side.
     assert page.count("<td>1–2</td><td>5.0</td>") == len(METHODS)
     assert page.count('<svg viewBox="0 0 340') == 4 + 3 + 3 + 3 + 3 + 2
