@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mtl_keras_cli import tensorflow
-from mtl_keras_cli.text import make_console, plain_table
+from mtl_keras_cli.text import joined, make_console, plain_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -87,7 +87,7 @@ def compare(
     console = make_console()
     ways: tuple[Any, ...] = DEFAULT_BALANCING
     if balancing is not None:
-        ways = tuple(_joined(name) for name in _names(balancing))
+        ways = tuple(joined(name) for name in _names(balancing))
     comparison = Comparison(
         RunConfig(
             application,
@@ -123,11 +123,6 @@ def compare(
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _joined(text: str) -> str | list[str]:
-    several = [name.strip() for name in text.split("+")]
-    return several if len(several) > 1 else text
 
 
 def _leaderboard(summary: dict[str, Any]) -> Table:
