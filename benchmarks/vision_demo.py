@@ -2,8 +2,8 @@
 
     python benchmarks/vision_demo.py --work WORK
 
-Clones this repository into an empty folder and takes the time of `make demo` there, with
-installation and compilation; then trains `mtl-keras train vision` in the same clone.
+Clones this repository into an empty folder and takes the time of `make demo` there,
+with installation and compilation; then trains `mtl-keras train vision` in the clone.
 Scores are those of the test split. Needs the network for packages. Writes
 benchmarks/results/vision_demo.json.
 """
