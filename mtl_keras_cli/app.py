@@ -93,6 +93,10 @@ def train(
         int | None, typer.Option(help="Use only this many training samples.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed; else 0.")] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="float32, mixed_float16 or mixed_bfloat16; else Keras's."),
+    ] = None,
     from_study: Annotated[
         pathlib.Path | None,
         typer.Option(help="Take the settings of a study's best trial."),
@@ -148,6 +152,7 @@ def train(
         "learning_rate": learning_rate,
         "limit": limit,
         "seed": seed,
+        "precision": precision,
     }
     config = _base_config(application, from_study, console)
     config = dataclasses.replace(
@@ -388,8 +393,12 @@ def serve_check(
         typer.Argument(help="Folder of a version, or of versions: the newest."),
     ],
     tolerance: Annotated[
-        float, typer.Option(help="Largest difference from the Keras model.")
-    ] = 1e-5,
+        float | None,
+        typer.Option(
+            help="Largest difference from the Keras model; else 1e-5, and more for "
+            "a model of mixed precision."
+        ),
+    ] = None,
     seconds: Annotated[
         float, typer.Option(help="How long to measure each; 0 for not at all.")
     ] = 0.2,

@@ -281,6 +281,10 @@ class MultiTaskModel(MultiWorkerModel):
             config["monitor"] = self._pipeline.monitored
             config["on_nonfinite"] = self._guard.policy
             config["task_clipnorm"] = self._task_clipnorm
+            # Keras saves the optimizer that `compile` was given, not the one that it
+            # put around it to scale losses. Under another global policy than that of
+            # the training the state would then be of no use, and dropped.
+            config["optimizer"] = keras.saving.serialize_keras_object(self.optimizer)
         return config
 
     def compile_from_config(self, config: dict[str, Any]) -> None:

@@ -154,10 +154,15 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def write_json(path: pathlib.Path, values: Any) -> None:
-    """Writes JSON through a file beside it, so that readers never see half."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    """Writes JSON as `write_text` writes; NaN and infinity become null."""
     text = json.dumps(without_nan(values), indent=2, ensure_ascii=False)
-    beside.write_text(text + "\n", encoding="utf-8")
+    write_text(path, text + "\n")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes through a file beside it, so that readers never see half."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
     beside.replace(path)
 
 

@@ -7,10 +7,11 @@ import html
 import pathlib
 from collections.abc import Sequence
 
+from mtl_keras.runs.folder import write_text
 from mtl_keras.runs.progress import duration
 from mtl_keras.search.records import Record, flat_settings, front_of
 from mtl_keras.search.study import Study
-from mtl_keras.search.values import main_values, short
+from mtl_keras.search.values import epochs, main_values, short
 
 # What the pictures show, by the names of their files.
 _ABOUT = {
@@ -86,7 +87,7 @@ def write_page(
             f'src="data:image/png;base64,{data}"></div>'
         )
     parts.append("</body></html>")
-    path.write_text("\n".join(parts) + "\n", encoding="utf-8")
+    write_text(path, "\n".join(parts) + "\n")
 
 
 def _summary(study: Study, records: Sequence[Record]) -> str:
@@ -95,7 +96,7 @@ def _summary(study: Study, records: Sequence[Record]) -> str:
     several = len(study.objectives) > 1
     bold = "rows in bold are on the front" if several else "the best row is bold"
     return (
-        f"{len(records)} trials of {study.epochs} epochs by {study.oracle} search for "
+        f"{len(records)} trials of {epochs(study)} by {study.oracle} search for "
         f"{objectives} over {', '.join(study.searched)}; {failed} failed. Values are "
         f"those of the validation split; {bold}."
     )
@@ -105,7 +106,7 @@ def _table(study: Study, records: Sequence[Record]) -> str:
     application = study.base_config().get_application()
     objectives = [objective.label for objective in study.objectives]
     tasks = [f"{t}\n{application.tasks[t].objective}" for t in study.tasks or ()]
-    settings = [flat_settings(record) for record in records]
+    settings = [flat_settings(record, short) for record in records]
     names = [
         name
         for name in dict.fromkeys(name for values in settings for name in values)

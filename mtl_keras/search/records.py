@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from mtl_keras.errors import InputError, unknown_name
 from mtl_keras.evaluation.pareto import hypervolume, pareto_front
 from mtl_keras.runs.config import RunConfig, spec_name
-from mtl_keras.runs.folder import read_json, write_json
+from mtl_keras.runs.folder import read_json, write_json, write_text
 
 STUDY = "study.json"
 TRIALS = "trials"
@@ -120,17 +121,24 @@ def write_table(out: pathlib.Path, records: Sequence[Record]) -> None:
         metrics.update(dict.fromkeys(_flat_metrics(record)))
         objectives.update(dict.fromkeys(record["objectives"]))
     first = ["trial", "status", "score", *objectives, "seconds"]
-    with (out / TABLE).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*first, *metrics, *settings, "error"])
-        writer.writeheader()
-        for record in sorted(records, key=lambda record: int(record["trial"])):
-            row = {name: record.get(name, "") for name in (*first, "error")}
-            row |= record["objectives"]
-            writer.writerow({**row, **_flat_metrics(record), **flat_settings(record)})
+    columns = [*first, *metrics, *settings, "error"]
+    file = io.StringIO()
+    writer = csv.DictWriter(file, columns, lineterminator="\n")
+    writer.writeheader()
+    for record in sorted(records, key=lambda record: int(record["trial"])):
+        row = {name: record.get(name, "") for name in (*first, "error")}
+        row |= record["objectives"]
+        writer.writerow({**row, **_flat_metrics(record), **flat_settings(record)})
+    write_text(out / TABLE, file.getvalue())
 
 
-def flat_settings(record: Record) -> dict[str, Any]:
-    """Returns a trial's settings with one entry per loss weight."""
+def flat_settings(record: Record, write: Callable[[Any], str] = repr) -> dict[str, Any]:
+    """Returns a trial's settings with one entry per loss weight.
+
+    Args:
+        record: The trial.
+        write: How to write the arguments of methods.
+    """
     settings: dict[str, Any] = {}
     for name, value in record["config"].items():
         if name == "loss_weights":
@@ -139,7 +147,7 @@ def flat_settings(record: Record) -> dict[str, Any]:
         elif name == "tasks":
             settings[name] = ",".join(value)
         elif isinstance(value, (dict, list)):
-            settings[name] = spec_name(value)
+            settings[name] = spec_name(value, write)
         else:
             settings[name] = value
     return settings

@@ -51,9 +51,13 @@ def test_delta_m_is_over_tasks_trained_alone_once(study_of, tmp_path, monkeypatc
         directions = {"way": "max", "bright": "max", "level": "min"}
         expected = delta_m(main, baselines, directions)
         assert record["objectives"] == {"delta_m": pytest.approx(expected)}
+    # Stopped while the second of the baselines trained.
+    path = tmp_path / "study" / "baselines.json"
+    path.write_text(json.dumps({"way": baselines["way"]}))
     more = study_of('trials = 3\nepochs = 1\nobjective = "delta_m"')
     run_study(more, tmp_path / "study")
-    assert fitted == [1, 1, 1, 3, 3, 3]
+    assert fitted == [1, 1, 1, 3, 3, 1, 1, 3]
+    assert json.loads(path.read_text()) == baselines
 
 
 def test_several_objectives_give_a_front(study_of, tmp_path, monkeypatch):
