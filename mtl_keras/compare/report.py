@@ -28,6 +28,7 @@ from mtl_keras.compare.html_parts import (
 from mtl_keras.compare.summary import Summary, corrected_p
 from mtl_keras.evaluation import pareto_front
 from mtl_keras.runs.config import spec_name
+from mtl_keras.runs.folder import write_text
 
 _MEASURES = {
     "lookahead": (
@@ -56,7 +57,7 @@ def write_report(path: pathlib.Path, summary: Summary) -> None:
         path: The file.
         summary: What `results.json` holds.
     """
-    path.write_text(_Report(summary).page(), encoding="utf-8")
+    write_text(path, _Report(summary).page())
 
 
 class _Report:
