@@ -128,7 +128,7 @@ def test_results_follow_from_the_cells(tiny, eagerly, inline, trainings, tmp_pat
         "seeds"
     ] == [0, 1]
     page = (out / "report.html").read_text()
-    assert "mtl-keras &lt;b&gt;" in page
+    assert "<span>&lt;b&gt;</span>" in page
 
     # Again, with one method more: only that is trained.
     del trainings[:]
