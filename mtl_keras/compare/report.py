@@ -124,9 +124,9 @@ class _Report:
             "Mean ± standard deviation over seeds; the best of a column is bold. Δm is "
             "the mean relative gain over the single tasks of the same seed. Rank is "
             "the mean over tasks and seeds. ◆ marks methods on the Pareto front of all "
-            "tasks. Times of a step compare only where as many jobs, or trainings, "
-            "shared the machine; CPU ms is its processor time. Memory is the most that "
-            "the whole process held, TensorFlow and data included."
+            "tasks. Jobs is how many trainings shared the machine: times of a step "
+            "compare only where it is the same. CPU ms is the processor time of a step, "
+            "memory the most that the whole process held, TensorFlow and data included."
         )
         return section("Results", words, table(rows, heads, self._best()))
 
