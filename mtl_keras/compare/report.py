@@ -125,8 +125,8 @@ class _Report:
             "the mean relative gain over the single tasks of the same seed. Rank is "
             "the mean over tasks and seeds. ◆ marks methods on the Pareto front of all "
             "tasks. Jobs is how many trainings shared the machine: times of a step "
-            "compare only where it is the same. CPU ms is the processor time of a step, "
-            "memory the most that the whole process held, TensorFlow and data included."
+            "compare only where it is the same. CPU ms is its processor time; "
+            "MB the most that the whole process held, TensorFlow and data included."
         )
         return section("Results", words, table(rows, heads, self._best()))
 
