@@ -13,7 +13,7 @@ from rich.console import Console
 
 from mtl_keras_cli import comparing, datasets, doctor, tensorflow
 from mtl_keras_cli.errors import Commands
-from mtl_keras_cli.text import examples, make_console, plain_table
+from mtl_keras_cli.text import examples, joined, make_console, plain_table
 
 if TYPE_CHECKING:
     from mtl_keras.runs import RunConfig
@@ -79,7 +79,7 @@ def train(
         str | None,
         typer.Option(
             help="How tasks are balanced; else equal. A loss balancer and a "
-            "gradient balancer may be joined by a comma."
+            "gradient balancer may be joined by a plus."
         ),
     ] = None,
     width: Annotated[int | None, typer.Option(help="Width of the backbone.")] = None,
@@ -144,7 +144,7 @@ def train(
         "tasks": None if tasks is None else _split(tasks),
         "backbone": backbone,
         "sharing": sharing,
-        "balancing": None if balancing is None else _one_or_list(balancing),
+        "balancing": None if balancing is None else joined(balancing),
         "width": width,
         "depth": depth,
         "epochs": epochs,
@@ -179,11 +179,6 @@ def train(
 
 def _split(tasks: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in tasks.split(",") if name.strip())
-
-
-def _one_or_list(names: str) -> str | list[str]:
-    several = list(_split(names))
-    return several if len(several) > 1 else names
 
 
 def _base_config(

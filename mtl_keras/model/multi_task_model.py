@@ -96,7 +96,8 @@ class MultiTaskModel(ModelWithTrainingState):
             isinstance(output, keras.KerasTensor) for output in outputs.values()
         ):
             raise InputError(
-                "Expected `outputs` to be a dict {task name: KerasTensor}. "
+                "Expected `outputs` to be a dict {task name: KerasTensor}, as "
+                '{"digit": digit, "even": even} in place of [digit, even]. '
                 f"Received: {outputs!r}."
             )
         super().__init__(inputs, outputs, name=name, **kwargs)

@@ -77,10 +77,12 @@ class RunConfig:
             `optimizer` and `precision`.
 
         Raises:
-            InputError: If a name is unknown (with the nearest names) or a
-                number is out of range. Nothing has been written or trained.
+            InputError: If a name is unknown (with the nearest names), a number is
+                out of range, or two balancing methods are of one kind. Nothing has
+                been written or trained.
         """
         from mtl_keras import balancing, sharing
+        from mtl_keras.balancing.pipeline import Pipeline
         from mtl_keras.runs.optimizers import make_optimizer
 
         application = self.get_application()
@@ -105,7 +107,9 @@ class RunConfig:
         )
         filled._check_names(application)
         filled._check_numbers()
-        balancing.get(filled.balancing)
+        found = balancing.get(filled.balancing)
+        # Two methods of one kind are refused here, and not by `compile` later.
+        Pipeline(found if isinstance(found, list) else [found])
         sharing.get(filled.sharing).check_tasks(filled.tasks or ())
         make_optimizer(filled.optimizer, float(filled.learning_rate))  # type: ignore[arg-type]
         return filled

@@ -83,6 +83,7 @@ def test_a_subset_of_tasks_down_to_one(tiny, eagerly, tmp_path):
         ({"tasks": ()}, "at least one task"),
         ({"backbone": "cn"}, "Did you mean 'cnn'"),
         ({"balancing": "pcgard"}, "Did you mean 'pcgrad'"),
+        ({"balancing": ["dwa", "uncertainty"]}, "and a gradient balancer. Received"),
         ({"sharing": "mmeo"}, "Did you mean 'mmoe'"),
         ({"loss_weights": {"wy": 1.0}}, "Did you mean 'way'"),
         ({"loss_weights": {"way": -1.0}}, "at least 0"),
