@@ -10,8 +10,8 @@ a random share of its bytes; or while the run folder is being written at the end
 time nothing may lie under a run's name that is not a finished run, and every
 checkpoint under a final name must be whole. A run that gets to its end must have the
 weights, optimizer, history and metrics of the reference, bit for bit. Further trials
-(`--only further`) limit the size of files, damage and remove checkpoints and run
-folders, and kill `tune` and `export`.
+(`--only further`) fill a disk, limit the size of files, damage and remove checkpoints
+and run folders, and kill `tune`, `export` and `compare`.
 
 The processes are forked from one that has loaded TensorFlow and started none of it:
 what a kill meets is then the run, and not the loading. Moments are drawn in processor
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import importlib
 import io
@@ -34,6 +35,7 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -74,6 +76,12 @@ tasks = ["click", "watch_time"]
 [space]
 width = [8, 16, 24]
 """
+COMPARE = (
+    "compare vision --tasks left,mask --balancing equal,pcgrad --seeds 1 --limit 256 "
+    "--epochs 2 --batch-size 64 --width 4 --out"
+)
+# What a training costs, which no two have alike.
+COSTS = ("step_ms", "step_cpu_ms", "peak_memory_mb", "peak_gpu_memory_mb", "seconds")
 MODES = ("time", "time", "write", "close")
 
 
@@ -121,23 +129,50 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def tree_cpu_seconds(pid: int) -> float:
+    """Returns the processor time of a process and of its children, in seconds."""
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    ended = (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
+    total = cpu_seconds(pid) + ended
+    for child in children(pid):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            total += cpu_seconds(child)
+    return total
+
+
+def children(pid: int) -> list[int]:
+    """Returns the processes that a process has started."""
+    found: list[int] = []
+    for path in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
+        # Threads come and go.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found += map(int, path.read_text().split())
+    return found
+
+
 def run(
     line: str,
     folder: pathlib.Path,
     prepare: Callable[[], Any] = lambda: None,
     kill_when: Callable[[float], bool] = lambda cpu: False,
+    cpu_of: Callable[[int], float] = cpu_seconds,
 ) -> Ended:
     """Runs a command line to its end, or until `kill_when` says so."""
     folder.mkdir(exist_ok=True)
     pid, killed = start(line, folder, prepare), False
+    started: set[int] = set()
     while True:
         done, status, usage = os.wait4(pid, os.WNOHANG)
         if done:
             break
-        if not killed and kill_when(cpu_seconds(pid)):
+        started.update(children(pid))
+        if not killed and kill_when(cpu_of(pid)):
             os.kill(pid, signal.SIGKILL)
             killed = True
         time.sleep(0.002)
+    while any(pathlib.Path(f"/proc/{child}").exists() for child in started):
+        # They end by themselves once they see that their parent has.
+        time.sleep(0.01)
     said = "".join(
         (folder.parent / f"{name}.log").read_text() for name in ("said", "errors")
     )
@@ -174,11 +209,11 @@ def check_same(out: pathlib.Path, reference: dict[str, Any]) -> None:
     promise(not wrong, f"{out.name} differs from the reference in {wrong[:5]}")
 
 
-def check_stopped(folder: pathlib.Path, name: str) -> str:
+def check_stopped(folder: pathlib.Path, name: str, among_others: bool = False) -> str:
     """Checks what a killed training has left; returns how far it had come."""
     work = unfinished.work_folder(folder / name)
     names = {path.name for path in folder.iterdir()} - {work.name}
-    promise(names <= {name}, f"unexpected files {names}")
+    promise(among_others or names <= {name}, f"unexpected files {names}")
     if name in names:
         promise(
             {p.name for p in (folder / name).iterdir()}
@@ -428,6 +463,140 @@ def killed_study(rng: random.Random, folder: pathlib.Path) -> Iterator[dict[str,
     yield {"trial": "tune killed", "kills": killed, "ended": "all trials recorded"}
 
 
+def killed_comparison(
+    rng: random.Random, folder: pathlib.Path
+) -> Iterator[dict[str, Any]]:
+    """Kills `compare`, and with it the training of a cell, and lets it go on."""
+
+    def ran(name: str, **how: Any) -> Ended:
+        return run(f"{COMPARE} {name}", folder, cpu_of=tree_cpu_seconds, **how)
+
+    folder.mkdir()
+    # The trainings are processes of their own, which take no --deterministic.
+    os.environ["TF_DETERMINISTIC_OPS"] = "1"
+    whole = ran("whole")
+    promise(whole.code == 0, whole.said)
+    reference = without_costs(folder / "whole")
+    kills, left = 0, collections.Counter[str]()
+    for trial in range(3):
+        name = f"victim-{trial}"
+        for _ in range(4):
+            moment = rng.uniform(0.05, 0.6) * whole.cpu
+            ended = ran(name, kill_when=lambda cpu, moment=moment: cpu > moment)
+            killed = ended.code == -signal.SIGKILL
+            promise(killed or ended.code == 0, f"code {ended.code}: {ended.said}")
+            kills += killed
+            left[check_comparison(folder / name)] += killed
+        ended = ran(name)
+        promise(ended.code == 0, ended.said)
+        check_comparison(folder / name)
+        found = without_costs(folder / name)
+        wrong = [n for n in reference | found if reference.get(n) != found.get(n)]
+        promise(not wrong, f"{name} differs from the reference in {wrong[:5]}")
+    yield {
+        "trial": "compare killed",
+        "kills": kills,
+        "cells_finished_at_a_kill": dict(sorted(left.items())),
+        "comparisons": 3,
+        "ended": "same results as the reference, times and memory aside",
+    }
+
+
+def without_costs(out: pathlib.Path) -> dict[str, Any]:
+    """Returns the record and the weights of every cell of a finished comparison."""
+    found: dict[str, Any] = {}
+    for path in sorted((out / "cells").iterdir()):
+        record = json.loads((path / "record.json").read_text())
+        promise(record["status"] == "COMPLETED", f"{path.name}: {record['error']}")
+        found |= {
+            f"{path.name}: {key}": value
+            for key, value in record.items()
+            if key not in COSTS
+        }
+        run_of_it = contents(path / "run")
+        found |= {f"{path.name}: {name}": value for name, value in run_of_it.items()}
+    return found
+
+
+def check_comparison(out: pathlib.Path) -> str:
+    """Checks what a killed comparison has left; returns how far it had come."""
+    done = 0
+    for path in out.rglob("*.json") if out.exists() else ():
+        json.loads(path.read_text())
+        done += path.name == "record.json"
+    for path in out.glob("cells/*/best.keras"):
+        promise(zipfile.ZipFile(path).testzip() is None, f"{path} is half written")
+    for path in out.glob("cells/*"):
+        check_stopped(path, "run", among_others=True)
+    ends = {"report.html": "</html>", "summary.csv": "", "cells.csv": ""}
+    for name, end in ends.items():
+        if (out / name).exists():
+            text = (out / name).read_text()
+            promise(text.endswith(f"{end}\n"), f"{name} is half written")
+    return f"{done} of 4"
+
+
+@contextlib.contextmanager
+def small_disk(folder: pathlib.Path, size: int) -> Iterator[bool]:
+    """Makes a folder a disk of its own of so many bytes, where that is allowed."""
+    folder.mkdir()
+    options = ["-t", "tmpfs", "-o", f"size={size}", "tmpfs"]
+    made = subprocess.run(["mount", *options, folder], capture_output=True, check=False)
+    try:
+        yield made.returncode == 0
+    finally:
+        if made.returncode == 0:
+            subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def full_disks(rng: random.Random, folder: pathlib.Path) -> Iterator[dict[str, Any]]:
+    """Trains, searches, exports and compares onto disks that are too small."""
+    folder.mkdir()
+    (folder / "small.toml").write_text(STUDY)
+    train = f"train recommendation {RUNS['recommendation']} {COMMON} --out"
+    promise(run(f"{train} whole", folder / "reference").code == 0, "the reference")
+    reference = contents(folder / "reference" / "whole")
+    disk = folder / "disk"
+    lines = {
+        "train": f"{train} ../disk/out",
+        "tune": "tune ../small.toml --out ../disk/out",
+        "export": "export ../reference/whole --to ../disk/out",
+        "compare": f"{COMPARE} ../disk/out",
+    }
+    for what, line in lines.items():
+        disk.mkdir()
+        promise(run(line, folder / "at").code == 0, what)
+        files = [p for p in disk.rglob("*") if p.is_file()]
+        needed = sum(-(-p.stat().st_size // 4096) * 4096 for p in files)
+        shutil.rmtree(disk)
+        for share in (0.05, rng.uniform(0.1, 0.4), rng.uniform(0.4, 0.8)):
+            room = max(int(share * needed), 4096)
+            with small_disk(disk, room) as real:
+                if not real:
+                    disk.rmdir()
+                    yield {"trial": "full disk", "ended": "no disk can be mounted here"}
+                    return
+                ended = run(line, folder / "at")
+                promise("Traceback" not in ended.said, ended.said)
+                if what == "compare" and ended.code == 0:
+                    # A cell that met the full disk is recorded as failed.
+                    promise("No space left" in ended.said, ended.said)
+                else:
+                    fails_in_one_line(ended, "No space left")
+                enlarged = ["mount", "-o", "remount,size=1g", disk]
+                subprocess.run(enlarged, check=True)
+                again = run(line, folder / "at")
+                promise(again.code == 0, again.said)
+                promise("No space left" not in again.said, again.said)
+                if what == "train":
+                    check_same(disk / "out", reference)
+            disk.rmdir()
+            yield {
+                "trial": f"{what} on a tmpfs of {room} bytes",
+                "ended": f"code {ended.code}; whole, once the disk was larger",
+            }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=52)
@@ -469,6 +638,8 @@ def main() -> None:
 def _further(rng: random.Random, place: pathlib.Path) -> Iterator[dict[str, Any]]:
     yield from damaged_checkpoints(rng, place)
     yield from killed_study(rng, place / "study")
+    yield from killed_comparison(rng, place / "comparison")
+    yield from full_disks(rng, place / "disks")
 
 
 def write(

@@ -48,10 +48,11 @@ from scipy.io import wavfile
 from tensorflow_serving.apis import prediction_log_pb2
 from typer.testing import CliRunner
 
-from mtl_keras import balancing, data, runs, search, sharing
+from mtl_keras import balancing, callbacks, compare, data, runs, search, sharing
 from mtl_keras.data import catalog
 from mtl_keras.errors import InputError
 from mtl_keras.runs import checkpoints
+from mtl_keras.runs.results import metric_names
 from mtl_keras.runs.training import versions
 from mtl_keras.serving import warmup
 from mtl_keras_cli.app import app
@@ -60,8 +61,11 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 SECONDS = 20
 # How many of 10,000 cases go to each kind.
 SHARES = {
-    "study": 2_700,
-    "run": 2_000,
+    "study": 2_300,
+    "study_folder": 400,
+    "comparison": 400,
+    "callback": 200,
+    "run": 1_600,
     "metrics": 300,
     "model": 700,
     "model_config": 60,
@@ -70,7 +74,7 @@ SHARES = {
     "records": 700,
     "originals": 300,
     "prepared": 100,
-    "command": 1_200,
+    "command": 1_000,
 }
 
 WORDS = (
@@ -176,6 +180,13 @@ STUDY = {
 }
 
 
+# Two searches, whose folders differ in what they hold.
+STUDIES: tuple[dict[str, Any], ...] = (
+    {"objective": "delta_m"},
+    {"oracle": "pareto", "objective": ["left", "mask"]},
+)
+
+
 class Place:
     """Whole inputs to start from, made once, and a folder for damaged ones."""
 
@@ -264,6 +275,148 @@ def run(rng: random.Random, place: Place) -> None:
         content = damaged(rng, content)
     (path / "config.json").write_bytes(content)
     runs.load_run(path).config.validate()
+
+
+def damage_file(rng: random.Random, path: pathlib.Path) -> None:
+    """Removes a file, or damages its bytes or, mostly, what its JSON holds."""
+    what = rng.random()
+    if what < 0.1:
+        path.unlink()
+    elif what < 0.3 or path.suffix != ".json":
+        path.write_bytes(damaged(rng, path.read_bytes()))
+    else:
+        tree = replaced(rng, json.loads(path.read_bytes()))
+        path.write_text(json.dumps(tree))
+
+
+def contents(folder: pathlib.Path) -> dict[str, bytes]:
+    """Returns all files of a folder."""
+    return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@contextlib.contextmanager
+def without_training() -> Iterator[None]:
+    """Gives trials and cells results that nobody has trained for."""
+    # One seed for all: a trial that is run again gets what it had.
+    rng = np.random.default_rng(0)
+
+    def fit(model: Any, hp: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
+        keys = [f"val_{t}_{m}" for t, own in model._names.items() for m in own]
+        return model.results({key: float(rng.random()) for key in [*keys, "loss"]})
+
+    def start(path: pathlib.Path, *_: Any) -> Any:
+        code = 0 if compare.worker.run(path) else 1
+        return mock.Mock(poll=lambda: code, returncode=code)
+
+    def train_cell(path: pathlib.Path) -> None:
+        settings = json.loads((path / "settings.json").read_bytes())
+        config = runs.RunConfig.from_dict(settings["config"])
+        (path / "record.json").write_text(json.dumps(cell_record(settings, config)))
+
+    model = "mtl_keras.search.hypermodel.StudyHyperModel"
+    with (
+        mock.patch(f"{model}.build"),
+        mock.patch(f"{model}.fit", fit),
+        mock.patch("mtl_keras.search.running.load_split"),
+        mock.patch("mtl_keras.search.running.count_batches"),
+        mock.patch(
+            "mtl_keras.search.running.train_baselines",
+            lambda study: dict.fromkeys(study.tasks, 0.5),
+        ),
+        mock.patch("mtl_keras.compare.worker.start", start),
+        mock.patch("mtl_keras.compare.cell.train_cell", train_cell),
+    ):
+        yield
+
+
+def cell_record(settings: dict[str, Any], config: runs.RunConfig) -> dict[str, Any]:
+    """Returns what the training of a cell might have recorded."""
+    assert config.tasks is not None
+    tasks = metric_names(config.get_application(), config.tasks)
+    test = {t: dict.fromkeys([*own, "loss"], 0.4) for t, own in tasks.items()}
+    table = [[1.0 / (1 + abs(i - j)) for j in range(2)] for i in range(2)]
+    found = {"epoch": 0, "cosines": table, "affinity": table}
+    single = settings["kind"] == "single"
+    return {
+        "status": "COMPLETED",
+        "epoch": 1,
+        "validation": dict.fromkeys(tasks, 0.5),
+        "validation_delta_m": None if single else 1.5,
+        "test": test,
+        **dict.fromkeys(("step_ms", "step_cpu_ms", "seconds"), 2.0),
+        **{"peak_memory_mb": 900.0, "peak_gpu_memory_mb": None},
+        "history": {f"val_{task}_loss": [0.3] for task in tasks},
+        "affinity": [found] if settings["kind"] == "combination" else None,
+        "error": "",
+    }
+
+
+def goes_on(
+    rng: random.Random, place: Place, kind: str, work: Callable[[pathlib.Path], Any]
+) -> None:
+    """Makes a folder whole, damages one of its files, and goes on with it.
+
+    A folder that is refused must be left as it was.
+    """
+    whole = place.whole / kind
+    with without_training():
+        if not whole.exists():
+            work(whole)
+            # Undamaged, it is gone on with.
+            work(whole)
+        folder = place.renew() / kind
+        shutil.copytree(whole, folder)
+        files = sorted(folder.rglob("*.json"))
+        damage_file(rng, rng.choice(files))
+        before = contents(folder)
+        try:
+            work(folder)
+        except InputError:
+            assert contents(folder) == before, "refused, but written to"
+            raise
+
+
+def study_folder(rng: random.Random, place: Place) -> None:
+    changes = rng.choice(STUDIES)
+    number = STUDIES.index(changes)
+    text = "".join(f"{k} = {as_toml(v)}\n" for k, v in {**STUDY, **changes}.items())
+    path = place.whole / f"study-{number}.toml"
+    path.write_text(text)
+    checked = search.load_study(path)
+
+    def work(folder: pathlib.Path) -> None:
+        search.run_study(checked, folder)
+        search.best_config(folder)
+
+    goes_on(rng, place, f"study-{number}", work)
+
+
+def comparison(rng: random.Random, place: Place) -> None:
+    base = runs.RunConfig("vision", tasks=("left", "mask"), epochs=1, limit=10)
+    settings = compare.Comparison(base, balancing=("equal", "pcgrad"), seeds=2)
+
+    def work(folder: pathlib.Path) -> None:
+        with mock.patch("mtl_keras.compare.running._POLL_SECONDS", 0):
+            compare.run_comparison(settings, folder)
+
+    goes_on(rng, place, "comparison", work)
+
+
+def callback(rng: random.Random, place: Place) -> None:
+    """What callbacks keep, read when a training goes on."""
+    folder = place.renew()
+    best, affinity = folder / "best.keras", folder / "affinity.json"
+    with zipfile.ZipFile(best, "w", zipfile.ZIP_DEFLATED) as file:
+        found = {"epoch": 0, "delta_m": 1.5, "metrics": {"a": 0.5}}
+        file.writestr("delta_m.json", json.dumps(found))
+    table = [[1.0, None], [0.5, 1.0]]
+    found = {"epoch": 0, "cosines": table, "affinity": table}
+    affinity.write_text(json.dumps([found, {**found, "epoch": 1}]))
+    damage_file(rng, rng.choice((best, affinity)))
+    keep = callbacks.DeltaCheckpoint(best, {"a": 1.0}, {"a": "a"}, {"a": "max"})
+    measure = callbacks.TaskAffinity([], path=affinity)
+    for one in (keep, measure):
+        one.on_epoch_begin(2)
 
 
 def metrics(rng: random.Random, place: Place) -> None:
@@ -460,6 +613,9 @@ def check_whole(place: Place) -> None:
 
 CASES: dict[str, Case] = {
     "study": study,
+    "study_folder": study_folder,
+    "comparison": comparison,
+    "callback": callback,
     "run": run,
     "metrics": metrics,
     "model": model,

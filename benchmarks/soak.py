@@ -30,7 +30,7 @@ import numpy as np
 import tensorflow as tf
 
 import mtl_keras
-from mtl_keras import evaluation, sharing
+from mtl_keras import sharing
 from mtl_keras.runs.progress import EpochTensorBoard
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "soak.json"
@@ -96,8 +96,15 @@ def data(batches: int, bad: bool) -> tf.data.Dataset:
 def callbacks(folder: pathlib.Path) -> list[keras.callbacks.Callback]:
     """Returns every callback that has work to do in a training."""
     probe = data(4, bad=False)
+    watched = {task: f"val_{task}_mae" for task in ("a", "b")}
+    lower = dict.fromkeys(watched, "min")
     return [
-        evaluation.ConflictImages(folder / "logs"),
+        mtl_keras.callbacks.ConflictImages(folder / "logs"),
+        mtl_keras.callbacks.DeltaCheckpoint(
+            folder / "best.keras", dict.fromkeys(watched, 1.0), watched, lower
+        ),
+        mtl_keras.callbacks.TaskAffinity(probe, path=folder / "affinity.json"),
+        mtl_keras.callbacks.TaskEarlyStopping(watched, lower, patience=10**6),
         sharing.ExpertMetrics(probe),
         keras.callbacks.BackupAndRestore(folder / "backup"),
         keras.callbacks.CSVLogger(folder / "log.csv"),

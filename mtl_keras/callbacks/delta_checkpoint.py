@@ -151,9 +151,10 @@ class DeltaCheckpoint(keras.callbacks.Callback):
         try:
             with zipfile.ZipFile(self.filepath) as archive:
                 found = json.loads(archive.read(_ENTRY))
-        except (zipfile.BadZipFile, KeyError) as error:
+            self.best, self.best_epoch = float(found["delta_m"]), int(found["epoch"])
+        # Whatever the parsers raise at a file that was damaged, or is of others.
+        except Exception as error:
             raise InputError(
                 f"{str(self.filepath)!r} is no file of DeltaCheckpoint, so the "
                 "training cannot go on with it. Name another file, or remove it."
             ) from error
-        self.best, self.best_epoch = float(found["delta_m"]), int(found["epoch"])

@@ -88,8 +88,7 @@ class TaskAffinity(keras.callbacks.Callback):
         """Reads what was measured before, when the training goes on."""
         del logs
         if not self._begun and epoch > 0 and self.path and self.path.is_file():
-            earlier = json.loads(self.path.read_text(encoding="utf-8"))
-            self.history = [found for found in earlier if found["epoch"] < epoch]
+            self.history = self._read(self.path, epoch)
         self._begun = True
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -110,6 +109,21 @@ class TaskAffinity(keras.callbacks.Callback):
             beside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
             beside.write_text(json.dumps(self.history), encoding="utf-8")
             beside.replace(self.path)
+
+    def _read(self, path: pathlib.Path, epoch: int) -> list[dict[str, Any]]:
+        """Reads the measurements of the epochs before `epoch`."""
+        try:
+            earlier = json.loads(path.read_text(encoding="utf-8"))
+            history = [found for found in earlier if found["epoch"] < epoch]
+            for what in ("affinity", "cosines") if history else ():
+                # Raises unless they are tables of one size.
+                mean_over_epochs(history, what)
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise InputError(
+                f"{str(path)!r} holds no measurements of TaskAffinity, so the training "
+                "cannot go on with it. Name another file, or remove it."
+            ) from error
+        return history
 
     def mean(self, what: str) -> np.ndarray:
         """Returns the mean over the epochs, float64 `[T, T]`, NaN where unknown.

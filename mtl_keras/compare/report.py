@@ -28,7 +28,7 @@ from mtl_keras.compare.html_parts import (
 from mtl_keras.compare.summary import Summary, corrected_p
 from mtl_keras.evaluation import pareto_front
 from mtl_keras.runs.config import spec_name
-from mtl_keras.runs.folder import write_text
+from mtl_keras.runs.folder import whole_file
 
 _MEASURES = {
     "lookahead": (
@@ -57,7 +57,9 @@ def write_report(path: pathlib.Path, summary: Summary) -> None:
         path: The file.
         summary: What `results.json` holds.
     """
-    write_text(path, _Report(summary).page())
+    page = _Report(summary).page()
+    with whole_file(path) as beside:
+        beside.write_text(page, encoding="utf-8")
 
 
 class _Report:

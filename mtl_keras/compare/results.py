@@ -18,7 +18,7 @@ from mtl_keras.compare.html_parts import span
 from mtl_keras.compare.report import write_report
 from mtl_keras.compare.running import run_cells
 from mtl_keras.compare.summary import Record, Summary, corrected_p, summarise
-from mtl_keras.runs.folder import write_json
+from mtl_keras.runs.folder import disk_errors, whole_file, write_json
 from mtl_keras.runs.training import versions
 
 RESULTS = "results.json"
@@ -65,6 +65,17 @@ def run_comparison(
     """
     comparison = comparison.validate()
     out = pathlib.Path(out)
+    with disk_errors(out):
+        return _run(comparison, out, jobs, command, console)
+
+
+def _run(
+    comparison: Comparison,
+    out: pathlib.Path,
+    jobs: int,
+    command: str,
+    console: Console | None,
+) -> Summary:
     records = run_cells(comparison, out, jobs=jobs, console=console)
     summary = summarise(comparison, records) | {
         "command": command,
@@ -95,7 +106,10 @@ def _write_summary(path: pathlib.Path, summary: Summary) -> None:
         head: summary["single"][task]["test"][task]
         for head, task in zip(heads, tasks, strict=True)
     }
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with (
+        whole_file(path) as beside,
+        beside.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.DictWriter(file, fields)
         writer.writeheader()
         writer.writerow({"method": "single tasks", **_mean_and_std(single)})
@@ -131,7 +145,10 @@ def _write_cells(
 ) -> None:
     """Writes one row for each value of each cell."""
     fields = ["cell", "kind", "method", "seed", "status", "epoch", "task", "metric"]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with (
+        whole_file(path) as beside,
+        beside.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.writer(file)
         costs = ["jobs", "step_ms", "step_cpu_ms", "peak_memory_mb"]
         writer.writerow([*fields, "test", *costs, "error"])

@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from mtl_keras.compare import worker
-from mtl_keras.compare.cell import RECORD, SETTINGS, Record
+from mtl_keras.compare.cell import RECORD, SETTINGS
 from mtl_keras.compare.comparison import COMBINATION, SINGLE, Cell, Comparison
+from mtl_keras.compare.records import Record, read_record
 from mtl_keras.errors import InputError
 from mtl_keras.runs.config import check_count
-from mtl_keras.runs.folder import check_free, read_json, write_json
+from mtl_keras.runs.folder import check_free, check_no_links, read_json, write_json
 from mtl_keras.runs.progress import duration
 
 COMPARISON = "comparison.json"
@@ -63,7 +64,13 @@ def _open(comparison: Comparison, out: pathlib.Path) -> None:
         check_free(out)
         out.mkdir(parents=True, exist_ok=True)
     else:
-        earlier = read_json(file)["base"]
+        check_no_links(*out.rglob("*"))
+        earlier = read_json(file).get("base")
+        if not isinstance(earlier, dict):
+            raise InputError(
+                f"{file} is broken: it has no settings under 'base'. Name another "
+                "folder with --out, or remove that one."
+            )
         for key, value in now["base"].items():
             if earlier.get(key) != value:
                 raise InputError(
@@ -96,7 +103,7 @@ class _Queue:
         for cell in self._cells:
             file = self._folder / cell.name / RECORD
             if file.is_file():
-                record = read_json(file)
+                record = read_record(file, cell)
                 # A failure may have had a cause outside, such as a full disk.
                 if record["status"] == "COMPLETED":
                     self._records[cell.name] = record
@@ -213,7 +220,7 @@ class _Queue:
             # The process itself was ended, most likely for want of memory.
             message = f"Its process ended with {_exit_words(code)}; see {worker.LOG}."
             write_json(file, worker.failure(message))
-        record = self._records[cell.name] = read_json(file)
+        record = self._records[cell.name] = read_record(file, cell)
         number = f"{len(self._records)}/{len(self._cells)}"
         if record["status"] == "COMPLETED":
             self._spent.setdefault((cell.kind, cell.method), []).append(seconds)

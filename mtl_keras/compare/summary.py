@@ -146,7 +146,7 @@ class _Summary:
         }
         everything = {
             task: {
-                metric: spread([record["test"][task][metric] for record in records])
+                metric: spread([r["test"][task].get(metric, math.nan) for r in records])
                 for metric in (records[0]["test"][task] if records else ())
             }
             for task in self._tasks
@@ -300,7 +300,8 @@ def _mean_history(
     histories: Sequence[Mapping[str, Sequence[float]]],
 ) -> dict[str, list[float]]:
     """Returns the mean of each column over the seeds, epoch by epoch."""
-    keys = histories[0] if histories else ()
+    first = histories[0] if histories else {}
+    keys = [key for key in first if all(key in history for history in histories)]
     return {
         key: np.mean([history[key] for history in histories], axis=0).tolist()
         for key in keys

@@ -14,6 +14,7 @@ import math
 import os
 import pathlib
 import stat
+import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -153,17 +154,22 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     return values
 
 
-def write_json(path: pathlib.Path, values: Any) -> None:
-    """Writes JSON as `write_text` writes; NaN and infinity become null."""
-    text = json.dumps(without_nan(values), indent=2, ensure_ascii=False)
-    write_text(path, text + "\n")
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes through a file beside it, so that readers never see half."""
+@contextlib.contextmanager
+def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a file beside `path` to write, so that readers never see half of it."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    try:
+        yield beside
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_json(path: pathlib.Path, values: Any) -> None:
+    """Writes JSON, the file as a whole or not at all."""
+    text = json.dumps(without_nan(values), indent=2, ensure_ascii=False)
+    with whole_file(path) as beside:
+        beside.write_text(text + "\n", encoding="utf-8")
 
 
 def without_nan(values: Any) -> Any:
@@ -175,6 +181,11 @@ def without_nan(values: Any) -> Any:
     if isinstance(values, float) and not math.isfinite(values):
         return None
     return values
+
+
+def is_json_number(value: Any) -> bool:
+    """Whether this is a finite number, or null, which stands for the others."""
+    return value is None or (is_number(value) and abs(value) < sys.float_info.max)
 
 
 def write_history(path: pathlib.Path, history: Mapping[str, list[float]]) -> None:
@@ -214,6 +225,16 @@ def check_free(out: str | pathlib.Path) -> None:
             f"The output folder {str(out)!r} cannot be made: "
             f"{str(parent)!r} is not writable."
         )
+
+
+def check_no_links(*paths: pathlib.Path) -> None:
+    """Raises an InputError if writing to the paths could change a file elsewhere."""
+    for path in paths:
+        if path.is_symlink():
+            raise InputError(
+                "Expected no symbolic link in a folder that is gone on with. "
+                f"Received: {path}. Remove it, or name another --out."
+            )
 
 
 @contextlib.contextmanager

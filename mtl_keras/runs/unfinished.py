@@ -17,7 +17,13 @@ from typing import Any
 
 from mtl_keras.errors import InputError
 from mtl_keras.runs.config import RunConfig
-from mtl_keras.runs.folder import CONFIG, check_free, read_json, write_json
+from mtl_keras.runs.folder import (
+    CONFIG,
+    check_free,
+    check_no_links,
+    read_json,
+    write_json,
+)
 
 CHECKPOINTS = "checkpoints"
 AGAIN = "The same command, started again, goes on with the run."
@@ -88,7 +94,7 @@ def opened(
         raise InputError(
             f"The output folder {str(out)!r} cannot be made: {error.strerror}."
         ) from error
-    _check_no_links(work)
+    check_no_links(work, *work.rglob("*"))
     with held(work):
         _check_settings(work, config, out)
         try:
@@ -113,16 +119,6 @@ def _remove_leftover(work: pathlib.Path, out: pathlib.Path) -> None:
     """Removes what a process leaves that ends right after its run has its name."""
     if out.is_dir() and work.is_dir() and not (work / _RUN).exists():
         shutil.rmtree(work, ignore_errors=True)
-
-
-def _check_no_links(work: pathlib.Path) -> None:
-    """Raises an InputError if writing here could change a file elsewhere."""
-    for path in (work, *work.rglob("*")):
-        if path.is_symlink():
-            raise InputError(
-                f"Expected no symbolic link in an unfinished run. Received: {path}. "
-                "Remove it, or name another --out."
-            )
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import html
 import pathlib
 from collections.abc import Sequence
 
-from mtl_keras.runs.folder import write_text
+from mtl_keras.runs.folder import whole_file
 from mtl_keras.runs.progress import duration
 from mtl_keras.search.records import Record, flat_settings, front_of
 from mtl_keras.search.study import Study
@@ -87,7 +87,8 @@ def write_page(
             f'src="data:image/png;base64,{data}"></div>'
         )
     parts.append("</body></html>")
-    write_text(path, "\n".join(parts) + "\n")
+    with whole_file(path) as beside:
+        beside.write_text("\n".join(parts) + "\n", encoding="utf-8")
 
 
 def _summary(study: Study, records: Sequence[Record]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mtl_keras.evaluation.plots import trade_off
+from mtl_keras.runs.folder import whole_file
 from mtl_keras.search.components import Components
 from mtl_keras.search.records import (
     Record,
@@ -47,15 +48,18 @@ def draw_trade_off(
     by = next(
         (n for n in ("balancing", "sharing", "backbone") if n in study.searched), None
     )
-    return trade_off(
-        points,
-        names,
-        directions,
-        path,
-        groups=[_group(study, flat_settings(r)[by], by) for r in done] if by else None,
-        labels=[str(record["trial"]) for record in done],
-        title=f"{study.application}: validation metrics of {len(done)} trials",
-    )
+    groups = [_group(study, flat_settings(r)[by], by) for r in done] if by else None
+    with whole_file(path) as beside:
+        trade_off(
+            points,
+            names,
+            directions,
+            beside,
+            groups=groups,
+            labels=[str(record["trial"]) for record in done],
+            title=f"{study.application}: validation metrics of {len(done)} trials",
+        )
+    return path
 
 
 def draw_parallel(
@@ -107,7 +111,8 @@ def draw_parallel(
     axis.set_ylim(-0.06, 1.06)
     axis.spines[:].set_visible(False)
     axis.set_title(f"{study.application}: {len(done)} trials", loc="left")
-    figure.savefig(path, format="png")
+    with whole_file(path) as beside:
+        figure.savefig(beside, format="png")
     return path
 
 
@@ -136,7 +141,8 @@ def draw_hypervolume(
     axis.set_xlabel("finished trials")
     axis.set_ylabel("hypervolume")
     axis.grid(alpha=0.25)
-    figure.savefig(path, format="png")
+    with whole_file(path) as beside:
+        figure.savefig(beside, format="png")
     return path
 
 

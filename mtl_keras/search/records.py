@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
 import pathlib
 from collections.abc import Callable, Sequence
@@ -14,7 +13,12 @@ import numpy as np
 from mtl_keras.errors import InputError, unknown_name
 from mtl_keras.evaluation.pareto import hypervolume, pareto_front
 from mtl_keras.runs.config import RunConfig, spec_name
-from mtl_keras.runs.folder import read_json, write_json, write_text
+from mtl_keras.runs.folder import (
+    is_json_number,
+    read_json,
+    whole_file,
+    write_json,
+)
 
 STUDY = "study.json"
 TRIALS = "trials"
@@ -25,7 +29,6 @@ BASELINES = "baselines.json"
 VERSION = 2
 
 Record = dict[str, Any]
-_KEYS = ("trial", "status", "score", "objectives", "directions", "metrics", "config")
 
 
 def write_record(out: pathlib.Path, record: Record) -> None:
@@ -41,13 +44,12 @@ def read_records(out: pathlib.Path) -> list[Record]:
     With several objectives those on the front come first, and on it those with the
     best mean of their objectives, each scaled to the front's extent.
     """
-    records = [read_json(path) for path in sorted((out / TRIALS).glob("*.json"))]
-    for record in records:
-        missing = [key for key in _KEYS if key not in record]
-        if missing:
+    records = [_read(path) for path in sorted((out / TRIALS).glob("*.json"))]
+    for record in records[1:]:
+        if record["directions"] != records[0]["directions"]:
             raise InputError(
-                f"A trial's record in {str(out / TRIALS)!r} has no {missing[0]!r}: "
-                "the study folder is broken or of another version."
+                f"The trials in {str(out / TRIALS)!r} have different objectives: "
+                "the study folder is broken."
             )
     records.sort(key=_rank)
     front = front_of(records)
@@ -59,6 +61,52 @@ def read_records(out: pathlib.Path) -> list[Record]:
         rest = [record for record in records if record not in front]
         records = [front[i] for i in order] + rest
     return records
+
+
+def _read(path: pathlib.Path) -> Record:
+    """Reads and checks one trial's record."""
+    record = read_json(path)
+    for key, is_right in _CHECKS.items():
+        if key not in record or not is_right(record[key]):
+            raise InputError(
+                f"Expected another {key!r} in {path}: the study folder is broken or "
+                f"of another version. Received: {str(record.get(key))!r:.100}."
+            )
+    try:
+        RunConfig.from_dict(record["config"]).validate()
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    done = record["score"] is not None
+    if (
+        record["trial"] != path.stem
+        or done != (record["status"] == _DONE)
+        or list(record["objectives"]) != list(record["directions"])
+        or (done and None in record["objectives"].values())
+    ):
+        raise InputError(f"{path} contradicts itself: the study folder is broken.")
+    return record
+
+
+def _is_table_of(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: (
+        isinstance(value, dict) and all(is_right(item) for item in value.values())
+    )
+
+
+_DONE = "COMPLETED"
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "trial": lambda value: (
+        isinstance(value, str) and value.isdecimal() and len(value) < 10
+    ),
+    "status": lambda value: value in (_DONE, "FAILED"),
+    "score": is_json_number,
+    "objectives": lambda value: value and _is_table_of(is_json_number)(value),
+    "directions": _is_table_of(lambda value: value in ("min", "max")),
+    "seconds": lambda value: value is not None and is_json_number(value),
+    "error": lambda value: isinstance(value, str),
+    "metrics": _is_table_of(_is_table_of(is_json_number)),
+    "config": lambda value: isinstance(value, dict),
+}
 
 
 def finished(records: Sequence[Record]) -> list[Record]:
@@ -121,15 +169,16 @@ def write_table(out: pathlib.Path, records: Sequence[Record]) -> None:
         metrics.update(dict.fromkeys(_flat_metrics(record)))
         objectives.update(dict.fromkeys(record["objectives"]))
     first = ["trial", "status", "score", *objectives, "seconds"]
-    columns = [*first, *metrics, *settings, "error"]
-    file = io.StringIO()
-    writer = csv.DictWriter(file, columns, lineterminator="\n")
-    writer.writeheader()
-    for record in sorted(records, key=lambda record: int(record["trial"])):
-        row = {name: record.get(name, "") for name in (*first, "error")}
-        row |= record["objectives"]
-        writer.writerow({**row, **_flat_metrics(record), **flat_settings(record)})
-    write_text(out / TABLE, file.getvalue())
+    with (
+        whole_file(out / TABLE) as beside,
+        beside.open("w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.DictWriter(file, [*first, *metrics, *settings, "error"])
+        writer.writeheader()
+        for record in sorted(records, key=lambda record: int(record["trial"])):
+            row = {name: record.get(name, "") for name in (*first, "error")}
+            row |= record["objectives"]
+            writer.writerow({**row, **_flat_metrics(record), **flat_settings(record)})
 
 
 def flat_settings(record: Record, write: Callable[[Any], str] = repr) -> dict[str, Any]:

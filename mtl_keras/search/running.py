@@ -16,7 +16,14 @@ from rich.console import Console
 
 from mtl_keras.errors import InputError
 from mtl_keras.runs.config import is_number
-from mtl_keras.runs.folder import check_free, first_line, read_json, write_json
+from mtl_keras.runs.folder import (
+    check_free,
+    check_no_links,
+    disk_errors,
+    first_line,
+    read_json,
+    write_json,
+)
 from mtl_keras.runs.training import count_batches, load_split
 from mtl_keras.search import oracles, records, report
 from mtl_keras.search.hypermodel import StudyHyperModel, train_baseline
@@ -54,7 +61,7 @@ def run_study(
     out = pathlib.Path(out)
     console = console or Console(quiet=True)
     tuner = _prepare(study, out, console)
-    with _known_warnings():
+    with _known_warnings(), disk_errors(out):
         tuner.search()
     return _finish(study, out, tuner.oracle)
 
@@ -108,6 +115,7 @@ def run_chief(
     host = address.rsplit(":", 1)[0]
     with (
         _known_warnings(),
+        disk_errors(out),
         LocalWorkers(command, f"{host}:{chief.port}", workers, chief) as group,
     ):
         chief.start()
@@ -168,7 +176,8 @@ def run_worker(
     _open(study, out)
     console = console or Console(quiet=True)
     tuner = _make_tuner(StudyHyperModel(study), out, console, follow=follow)
-    tuner.search()
+    with disk_errors(out):
+        tuner.search()
 
 
 def _prepare(study: Study, out: pathlib.Path, console: Console) -> StudyTuner:
@@ -197,6 +206,7 @@ def _open(study: Study, out: pathlib.Path) -> list[records.Record]:
     if not (out / records.STUDY).is_file():
         check_free(out)
         return []
+    check_no_links(*out.rglob("*"))
     earlier = read_json(out / records.STUDY)
     if earlier.get("version") != records.VERSION:
         raise InputError(
@@ -308,6 +318,7 @@ def _finish(study: Study, out: pathlib.Path, oracle: Any) -> list[records.Record
             f"The study in {str(out)!r} stopped: three trials in a row failed. "
             f"The last error: {' '.join(failed['error'].split())}"
         )
-    records.write_table(out, results)
-    report.write(study, results, out)
+    with disk_errors(out):
+        records.write_table(out, results)
+        report.write(study, results, out)
     return results

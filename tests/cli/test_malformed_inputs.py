@@ -13,6 +13,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 # `model_config` loads models, `originals` and `prepared` make data sets: slower each.
 CASES = {
     "study": 60,
+    "study_folder": 15,
+    "comparison": 15,
+    "callback": 30,
     "run": 60,
     "metrics": 20,
     "model": 40,

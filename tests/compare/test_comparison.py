@@ -269,6 +269,17 @@ def test_wrong_settings_stop_it_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_links_in_the_folder_are_refused(tiny, inline, tmp_path):
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    for path in (out, elsewhere):
+        path.mkdir()
+    (out / "comparison.json").write_text(json.dumps(comparison().to_dict()))
+    (out / "cells").symlink_to(elsewhere)
+    with pytest.raises(InputError, match="no symbolic link"):
+        run_comparison(comparison(), out)
+    assert not any(elsewhere.iterdir())
+
+
 def test_a_folder_of_other_settings_is_refused(tiny, eagerly, inline, tmp_path):
     few = {"balancing": ("equal",), "seeds": 1}
     run_comparison(Comparison(RunConfig("tiny", epochs=1), **few), tmp_path / "out")

@@ -142,6 +142,17 @@ def test_another_study_or_foreign_files_are_not_touched(study_of, tmp_path):
     assert [p.name for p in (tmp_path / "used").iterdir()] == ["precious.txt"]
 
 
+def test_links_in_the_folder_are_refused(study_of, tmp_path):
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    for path in (out, elsewhere):
+        path.mkdir()
+    (out / "study.json").write_text("{}")
+    (out / "trials").symlink_to(elsewhere)
+    with pytest.raises(InputError, match="no symbolic link"):
+        run_study(study_of(2), out)
+    assert not any(elsewhere.iterdir())
+
+
 def test_a_failed_trial_is_recorded_and_skipped(
     study_of, tmp_path, monkeypatch, console, capfd
 ):
