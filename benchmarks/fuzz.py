@@ -319,10 +319,7 @@ def without_training() -> Iterator[None]:
         mock.patch(f"{model}.fit", fit),
         mock.patch("mtl_keras.search.running.load_split"),
         mock.patch("mtl_keras.search.running.count_batches"),
-        mock.patch(
-            "mtl_keras.search.running.train_baselines",
-            lambda study: dict.fromkeys(study.tasks, 0.5),
-        ),
+        mock.patch("mtl_keras.search.running.train_baseline", lambda study, task: 0.5),
         mock.patch("mtl_keras.compare.worker.start", start),
         mock.patch("mtl_keras.compare.cell.train_cell", train_cell),
     ):
