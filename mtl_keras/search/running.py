@@ -25,7 +25,7 @@ from mtl_keras.runs.folder import (
     write_json,
 )
 from mtl_keras.runs.training import count_batches, load_split
-from mtl_keras.search import oracles, records, report
+from mtl_keras.search import oracles, records, report, tensorboard
 from mtl_keras.search.hypermodel import StudyHyperModel, train_baseline
 from mtl_keras.search.local_workers import LocalWorkers
 from mtl_keras.search.objectives import DELTA_M
@@ -193,6 +193,8 @@ def _prepare(study: Study, out: pathlib.Path, console: Console) -> StudyTuner:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / records.STUDY, {"version": records.VERSION, **study.to_dict()})
         tuner.save()
+        if not any((out / tensorboard.LOGS).glob("events.*")):
+            tensorboard.write_columns(out, study)
     except OSError as error:
         raise InputError(
             f"The study folder {str(out)!r} cannot be written: {error.strerror}."
