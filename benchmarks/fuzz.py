@@ -319,10 +319,7 @@ def without_training() -> Iterator[None]:
         mock.patch(f"{model}.fit", fit),
         mock.patch("mtl_keras.search.running.load_split"),
         mock.patch("mtl_keras.search.running.count_batches"),
-        mock.patch(
-            "mtl_keras.search.running.train_baselines",
-            lambda study: dict.fromkeys(study.tasks, 0.5),
-        ),
+        mock.patch("mtl_keras.search.running.train_baseline", return_value=0.5),
         mock.patch("mtl_keras.compare.worker.start", start),
         mock.patch("mtl_keras.compare.cell.train_cell", train_cell),
     ):
@@ -343,6 +340,7 @@ def cell_record(settings: dict[str, Any], config: runs.RunConfig) -> dict[str, A
         "validation": dict.fromkeys(tasks, 0.5),
         "validation_delta_m": None if single else 1.5,
         "test": test,
+        "jobs": settings["jobs"],
         **dict.fromkeys(("step_ms", "step_cpu_ms", "seconds"), 2.0),
         **{"peak_memory_mb": 900.0, "peak_gpu_memory_mb": None},
         "history": {f"val_{task}_loss": [0.3] for task in tasks},

@@ -23,9 +23,10 @@ _COST = re.compile(
 )
 _SECTION = re.compile(r"\n\n(?:Args|Raises):\n")
 _ARXIV = re.compile(r"arXiv (\d{4}\.\d{5})")
+_INDEX = re.compile(r"([^\W\d_]+)_([a-z]+)")
 _VENUE = re.compile(r"\b([A-Z][A-Za-z]+(?: [A-Z][a-z]+)? \d{4})\b")
 _HEADER = (
-    "| Name | Backward | Extra forward | State | Needs | Choose it when | Paper |\n"
+    "| Name | Choose it when | Backward | Extra forward | State | Needs | Paper |\n"
     "|---|---|---|---|---|---|---|\n"
 )
 
@@ -82,14 +83,22 @@ def row(method: Method) -> str:
     cost = {key: value or "–" for key, value in method.cost.items()}
     cells = (
         f"[`{method.name}`](#{method.name})",
+        cost["when"],
         cost["backward"],
         method.cost["forward"] or "0",
         cost["state"],
         cost["needs"],
-        cost["when"],
         method.paper,
     )
     return f"| {' | '.join(cells)} |\n"
+
+
+def text_of(method: Method) -> str:
+    """Returns what the docstring says, with the indices of formulas lowered."""
+    pieces = method.text.split("`")
+    # Every other piece is code, where an underscore stays one.
+    pieces[::2] = [_INDEX.sub(r"\1<sub>\2</sub>", piece) for piece in pieces[::2]]
+    return "`".join(pieces)
 
 
 def parts() -> dict[str, str]:
@@ -104,7 +113,7 @@ def parts() -> dict[str, str]:
         )
     }
     found["methods"] = "\n".join(
-        f"### {m.name}\n\n`{m.cls.__name__}`: {m.text}\n" for m in all_methods
+        f"### {m.name}\n\n`{m.cls.__name__}`: {text_of(m)}\n" for m in all_methods
     )
     return found
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from mtl_keras_cli import comparing, datasets, doctor, tensorflow
 from mtl_keras_cli.errors import Commands
-from mtl_keras_cli.text import examples, make_console, plain_table
+from mtl_keras_cli.text import examples, joined, make_console, plain_table
 
 if TYPE_CHECKING:
     from mtl_keras.runs import RunConfig
@@ -79,7 +79,7 @@ def train(
         str | None,
         typer.Option(
             help="How tasks are balanced; else equal. A loss balancer and a "
-            "gradient balancer may be joined by a comma."
+            "gradient balancer may be joined by a plus."
         ),
     ] = None,
     width: Annotated[int | None, typer.Option(help="Width of the backbone.")] = None,
@@ -93,6 +93,10 @@ def train(
         int | None, typer.Option(help="Use only this many training samples.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed; else 0.")] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="float32, mixed_float16 or mixed_bfloat16; else Keras's."),
+    ] = None,
     from_study: Annotated[
         pathlib.Path | None,
         typer.Option(help="Take the settings of a study's best trial."),
@@ -140,7 +144,7 @@ def train(
         "tasks": None if tasks is None else _split(tasks),
         "backbone": backbone,
         "sharing": sharing,
-        "balancing": None if balancing is None else _one_or_list(balancing),
+        "balancing": None if balancing is None else joined(balancing),
         "width": width,
         "depth": depth,
         "epochs": epochs,
@@ -148,6 +152,7 @@ def train(
         "learning_rate": learning_rate,
         "limit": limit,
         "seed": seed,
+        "precision": precision,
     }
     config = _base_config(application, from_study, console)
     config = dataclasses.replace(
@@ -174,11 +179,6 @@ def train(
 
 def _split(tasks: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in tasks.split(",") if name.strip())
-
-
-def _one_or_list(names: str) -> str | list[str]:
-    several = list(_split(names))
-    return several if len(several) > 1 else names
 
 
 def _base_config(
@@ -393,8 +393,12 @@ def serve_check(
         typer.Argument(help="Folder of a version, or of versions: the newest."),
     ],
     tolerance: Annotated[
-        float, typer.Option(help="Largest difference from the Keras model.")
-    ] = 1e-5,
+        float | None,
+        typer.Option(
+            help="Largest difference from the Keras model; else 1e-5, and more for "
+            "a model of mixed precision."
+        ),
+    ] = None,
     seconds: Annotated[
         float, typer.Option(help="How long to measure each; 0 for not at all.")
     ] = 0.2,

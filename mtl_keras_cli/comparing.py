@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mtl_keras_cli import tensorflow
-from mtl_keras_cli.text import make_console, plain_table
+from mtl_keras_cli.text import joined, make_console, plain_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -87,7 +87,7 @@ def compare(
     console = make_console()
     ways: tuple[Any, ...] = DEFAULT_BALANCING
     if balancing is not None:
-        ways = tuple(_joined(name) for name in _names(balancing))
+        ways = tuple(joined(name) for name in _names(balancing))
     comparison = Comparison(
         RunConfig(
             application,
@@ -125,23 +125,18 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _joined(text: str) -> str | list[str]:
-    several = [name.strip() for name in text.split("+")]
-    return several if len(several) > 1 else text
-
-
 def _leaderboard(summary: dict[str, Any]) -> Table:
     """Lays out the combinations, best Δm first."""
-    from mtl_keras.compare.html_parts import mean_and_std, number, p_value
+    from mtl_keras.compare.html_parts import mean_and_std, number, p_value, span
     from mtl_keras.compare.summary import corrected_p
 
     table = plain_table("method")
-    heads = ["Δm %", "p", "rank", *summary["tasks"], "ms a step", "MB"]
+    heads = ["Δm %", "p", "rank", *summary["tasks"], "jobs", "ms a step", "MB"]
     for head in heads:
         table.add_column(head, justify="right")
     single = summary["single"]
     alone = [mean_and_std(single[task]["test"][task]) for task in summary["tasks"]]
-    table.add_row("single tasks", "", "", "", *alone, "", "")
+    table.add_row("single tasks", "", "", "", *alone, "", "", "")
     methods = summary["methods"]
     done = [name for name in methods if methods[name]["seeds"]]
     for name in sorted(done, key=lambda name: -methods[name]["delta_m"]["mean"]):
@@ -152,6 +147,7 @@ def _leaderboard(summary: dict[str, Any]) -> Table:
             p_value(corrected_p(summary, "against_single", name)),
             mean_and_std(found["rank"], 1),
             *(mean_and_std(found["test"][task]) for task in summary["tasks"]),
+            span(found["jobs"]),
             number(found["step_ms"]["mean"], 1),
             number(found["peak_memory_mb"]["mean"], 0),
         )

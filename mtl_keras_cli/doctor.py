@@ -39,7 +39,8 @@ def doctor() -> None:
         name = details.get("device_name", f"{os.cpu_count()} cores")
         table.add_row(f"device {device.name.split(':', 1)[1]}", name)
     table.add_row("a trial's device", _trial_device())
-    table.add_row("a trial's precision", keras.config.dtype_policy().name)
+    precision = f"{keras.config.dtype_policy().name} where the study names none"
+    table.add_row("a trial's precision", precision)
     gpus = tf.config.list_physical_devices("GPU")
     table.add_row("a trial's XLA", "on" if gpus else "off (on with a GPU)")
     table.add_row("balancing ops", "compiled" if ops.native_in_use() else "TensorFlow")

@@ -131,7 +131,7 @@ def _megabytes(model: keras.Model) -> float:
 
 
 def check_export(
-    path: pathlib.Path, *, tolerance: float, seconds: float, console: Console
+    path: pathlib.Path, *, tolerance: float | None, seconds: float, console: Console
 ) -> None:
     """Checks an export and prints what was found.
 
@@ -139,7 +139,7 @@ def check_export(
         InputError: If there is no export, or it cannot be loaded.
         typer.Exit: With code 1, if anything differs.
     """
-    if not tolerance >= 0 or not seconds >= 0:
+    if not (tolerance is None or tolerance >= 0) or not seconds >= 0:
         raise InputError(
             "Expected --tolerance and --seconds of at least 0. Received: "
             f"{tolerance}, {seconds}."

@@ -1,4 +1,4 @@
-"""Small helpers of the commands' output."""
+"""Small helpers for what commands read and print."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from rich.table import Table
 def examples(*lines: str) -> str:
     """Returns a help page's epilog with one example per line."""
     return "\n\n".join(["[bold]Examples[/bold]", *(f"  {line}" for line in lines)])
+
+
+def joined(text: str) -> str | list[str]:
+    """Reads a name, or several that are joined by a plus."""
+    several = [name.strip() for name in text.split("+")]
+    return several if len(several) > 1 else text
 
 
 def make_console() -> Console:

@@ -81,8 +81,11 @@ class SequenceGRU(keras.layers.Layer):
     def __init__(self, units: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.units = units
+        policy = self.dtype_policy
         self.gru = keras.layers.Bidirectional(
-            keras.layers.GRU(units, return_sequences=True), name="gru"
+            keras.layers.GRU(units, return_sequences=True, dtype=policy),
+            dtype=policy,
+            name="gru",
         )
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -123,8 +126,11 @@ class BagDense(keras.layers.Layer):
     def __init__(self, units: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.units = units
-        self.own = keras.layers.Dense(units, name="own")
-        self.average = keras.layers.Dense(units, use_bias=False, name="average")
+        policy = self.dtype_policy
+        self.own = keras.layers.Dense(units, dtype=policy, name="own")
+        self.average = keras.layers.Dense(
+            units, use_bias=False, dtype=policy, name="average"
+        )
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Builds both parts."""
@@ -168,14 +174,17 @@ class TransformerBlock(keras.layers.Layer):
         super().__init__(**kwargs)
         self.units = units
         self.positions = positions
-        self.entry = keras.layers.Dense(units, name="entry")
-        self.first_norm = keras.layers.LayerNormalization(name="first_norm")
-        self.attention = keras.layers.MultiHeadAttention(
-            _HEADS, max(1, units // _HEADS), name="attention"
+        layers, policy = keras.layers, self.dtype_policy
+        self.entry = layers.Dense(units, dtype=policy, name="entry")
+        self.first_norm = layers.LayerNormalization(dtype=policy, name="first_norm")
+        self.attention = layers.MultiHeadAttention(
+            _HEADS, max(1, units // _HEADS), dtype=policy, name="attention"
         )
-        self.second_norm = keras.layers.LayerNormalization(name="second_norm")
-        self.hidden = keras.layers.Dense(4 * units, activation="gelu", name="hidden")
-        self.exit = keras.layers.Dense(units, name="exit")
+        self.second_norm = layers.LayerNormalization(dtype=policy, name="second_norm")
+        self.hidden = layers.Dense(
+            4 * units, activation="gelu", dtype=policy, name="hidden"
+        )
+        self.exit = layers.Dense(units, dtype=policy, name="exit")
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Builds the parts."""

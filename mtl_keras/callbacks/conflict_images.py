@@ -13,16 +13,26 @@ import tensorflow as tf
 
 from mtl_keras.errors import InputError
 
+# Charts of the tab of custom scalars: what a tag has to match.
+_CHARTS = {
+    "task weights": "^task_weight$",
+    "share of conflicting pairs": "^epoch_conflicts$",
+    "training losses": "^task_loss$",
+    "validation losses": "^task_val_loss$",
+}
+
 
 class ConflictImages(keras.callbacks.Callback):
     """Writes the tasks' gradient cosines as an image, and their weights as scalars.
 
     At the end of each epoch, into `<log_dir>/balancing`: the image
     `gradient_cosines`, a heat map of the epoch's mean cosine of every pair of task
-    gradients, and the scalars `task_weights/<task>`. The tab *Custom Scalars* then
-    shows the weights of all tasks in one chart, and beside it the tasks' losses and
-    the share of conflicts that `keras.callbacks.TensorBoard` writes. Needs a
-    `MultiTaskModel` compiled with `monitor="conflicts"`.
+    gradients. Into `<log_dir>/balancing/<task>`, so that TensorBoard draws the tasks
+    in one chart, each with a colour of its own: the scalars `task_weight`,
+    `task_loss` and, with validation, `task_val_loss`. The tab *Custom Scalars* has
+    these charts side by side, with the share of conflicts that
+    `keras.callbacks.TensorBoard` writes. Needs a `MultiTaskModel` compiled with
+    `monitor="conflicts"`.
 
     Args:
         log_dir: The folder that TensorBoard watches.
@@ -42,6 +52,7 @@ class ConflictImages(keras.callbacks.Callback):
         super().__init__()
         self.log_dir = os.path.join(os.fspath(log_dir), "balancing")
         self._writer: Any = None
+        self._by_task: dict[str, Any] = {}
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Checks the model and opens the log."""
@@ -53,25 +64,37 @@ class ConflictImages(keras.callbacks.Callback):
             )
         self.model.gradient_cosines()  # raises without the monitor
         self._writer = tf.summary.create_file_writer(self.log_dir)
+        self._by_task = {
+            task: tf.summary.create_file_writer(os.path.join(self.log_dir, task))
+            for task in self.model.tasks
+        }
         with self._writer.as_default(step=0):
             tf.summary.experimental.write_raw_pb(_dashboard().SerializeToString())
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes the image and the scalars."""
-        tasks = self.model.tasks
-        picture = heat_map(self.model.gradient_cosines(), tasks)
+        picture = heat_map(self.model.gradient_cosines(), self.model.tasks)
         with self._writer.as_default(step=epoch):
             tf.summary.image("gradient_cosines", picture[None])
-            for task in tasks:
-                weight = (logs or {}).get(f"{task}_weight")
-                if weight is not None:
-                    tf.summary.scalar(f"task_weights/{task}", weight)
         self._writer.flush()
+        logs = logs or {}
+        for task, writer in self._by_task.items():
+            values = {
+                "task_weight": logs.get(f"{task}_weight"),
+                "task_loss": logs.get(f"{task}_loss"),
+                "task_val_loss": logs.get(f"val_{task}_loss"),
+            }
+            with writer.as_default(step=epoch):
+                for name, value in values.items():
+                    if value is not None:
+                        tf.summary.scalar(name, value)
+            writer.flush()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Closes the log."""
+        """Closes the logs."""
         del logs
-        self._writer.close()
+        for writer in (self._writer, *self._by_task.values()):
+            writer.close()
 
 
 def _dashboard() -> Any:
@@ -79,11 +102,6 @@ def _dashboard() -> Any:
     # Loads what only a training with a log needs.
     from tensorboard.plugins.custom_scalar import layout_pb2, summary
 
-    charts = {
-        "task weights": "^task_weights/",
-        "task losses": r"^epoch_.+_loss$",
-        "share of conflicting pairs": "^epoch_conflicts$",
-    }
     chart = layout_pb2.Chart
     content = layout_pb2.MultilineChartContent
     layout = layout_pb2.Layout(
@@ -92,7 +110,7 @@ def _dashboard() -> Any:
                 title="Balancing",
                 chart=[
                     chart(title=title, multiline=content(tag=[tag]))
-                    for title, tag in charts.items()
+                    for title, tag in _CHARTS.items()
                 ],
             )
         ]
@@ -115,7 +133,7 @@ def heat_map(cosines: np.ndarray, tasks: Sequence[str]) -> np.ndarray:
     from matplotlib.figure import Figure
 
     count = len(tasks)
-    side = 2.2 + 0.6 * count
+    side = 1.8 + 0.5 * count  # small, as TensorBoard shrinks it with its words
     figure = Figure(figsize=(side + 0.8, side), dpi=90, layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
@@ -132,6 +150,7 @@ def heat_map(cosines: np.ndarray, tasks: Sequence[str]) -> np.ndarray:
                 ha="center",
                 va="center",
                 color="white" if abs(value) > 0.6 else "black",
+                fontsize=10,
             )
     figure.colorbar(image, label="cosine of the task gradients")
     buffer = io.BytesIO()

@@ -87,8 +87,8 @@ class TaskAffinity(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Reads what was measured before, when the training goes on."""
         del logs
-        if not self._begun and epoch > 0 and self.path and self.path.is_file():
-            self.history = self._read(self.path, epoch)
+        if not self._begun and epoch > 0:
+            self._go_on(epoch)
         self._begun = True
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -109,6 +109,16 @@ class TaskAffinity(keras.callbacks.Callback):
             beside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
             beside.write_text(json.dumps(self.history), encoding="utf-8")
             beside.replace(self.path)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Reads what was measured before, when there was no epoch left to train."""
+        del logs
+        if not self._begun:
+            self._go_on(self.params["epochs"])
+
+    def _go_on(self, epoch: int) -> None:
+        if self.path is not None and self.path.is_file():
+            self.history = self._read(self.path, epoch)
 
     def _read(self, path: pathlib.Path, epoch: int) -> list[dict[str, Any]]:
         """Reads the measurements of the epochs before `epoch`."""

@@ -41,8 +41,9 @@ def train_cell(path: pathlib.Path) -> Record:
 
     Args:
         path: The cell's folder, with `settings.json`: `kind`, `config` (a
-            `RunConfig` as a dictionary) and `baseline` (`{task: value}`, what the
-            tasks reach alone on validation, or None for 1).
+            `RunConfig` as a dictionary), `baseline` (`{task: value}`, what the
+            tasks reach alone on validation, or None for 1) and `jobs` (how many
+            trainings share the machine, this one included).
 
     Returns:
         What `record.json` then holds.
@@ -86,6 +87,7 @@ def train_cell(path: pathlib.Path) -> Record:
         "validation": main_metrics(validation, application),
         "validation_delta_m": None if settings["baseline"] is None else keep.best,
         "test": metrics,
+        "jobs": settings["jobs"],
         "step_ms": clock.step_ms,
         "step_cpu_ms": clock.step_cpu_ms,
         "peak_memory_mb": peak_memory_mb(),

@@ -7,8 +7,6 @@ import itertools
 import re
 from typing import Any
 
-from mtl_keras import balancing
-from mtl_keras.balancing.pipeline import Pipeline
 from mtl_keras.errors import InputError
 from mtl_keras.runs.config import RunConfig, Spec, check_count, spec_name
 
@@ -112,10 +110,6 @@ class Comparison:
         filled = dataclasses.replace(self, base=base, sharing=sharing)
         for cell in filled.cells():
             cell.config.validate()
-        for balance in self.balancing:
-            found = balancing.get(balance)
-            # Two methods of one kind are found here, and not in the training.
-            Pipeline(found if isinstance(found, list) else [found])
         return filled
 
     @property

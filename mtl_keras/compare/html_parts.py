@@ -12,7 +12,8 @@ from mtl_keras.compare import svg
 
 def section(title: str, words: str, content: str) -> str:
     """Returns a titled part of the page, with a paragraph before its content."""
-    return f"<h2>{html.escape(title)}</h2>\n{paragraph(words)}\n{content}\n"
+    inner = f"<h2>{html.escape(title)}</h2>\n{paragraph(words)}\n{content}"
+    return f"<section>\n{inner}\n</section>\n"
 
 
 def charts(figures: Sequence[str]) -> str:
@@ -31,12 +32,13 @@ def paragraph(words: str) -> str:
 
 
 def legend(names: Iterable[str], numbered: bool = False) -> str:
-    """Returns the names with their colours, and their numbers on request."""
+    """Returns the names with their lines, or else with their numbered points."""
     items = []
     for index, name in enumerate(names):
-        mark = str(index + 1) if numbered else "&nbsp;"
-        colour = f"f{index % svg.COLOURS}"
-        items.append(f'<li><b class="{colour}">{mark}</b>{html.escape(name)}</li>')
+        mark = svg.line_key(index)
+        if numbered:
+            mark = f'<b class="f{index % svg.COLOURS}">{index + 1}</b>'
+        items.append(f"<li>{mark}{html.escape(name)}</li>")
     return f'<ul class="legend">{"".join(items)}</ul>\n'
 
 
@@ -48,7 +50,7 @@ def table(
     """Lays out rows of cells, which scroll sideways where the page is narrow.
 
     Args:
-        rows: The cells.
+        rows: The cells; what follows a mean, `± ...`, stands below it.
         heads: Names of the columns; a line break stays one.
         bold: `{(row, column): True}` for cells that stand out.
     """
@@ -60,11 +62,14 @@ def table(
         for column, cell in enumerate(cells):
             strong = (bold or {}).get((number, column))
             opening = '<td class="best">' if strong else "<td>"
-            parts.append(f"{opening}{html.escape(cell)}</td>")
+            mean, sign, rest = html.escape(cell).partition(" ± ")
+            below = f"<small>± {rest}</small>" if sign else ""
+            parts.append(f"{opening}{mean}{below}</td>")
         lines.append(f"<tr>{''.join(parts)}</tr>\n")
     top = f"<thead><tr>{head}</tr></thead>" if heads else ""
     body = f"<tbody>{''.join(lines)}</tbody>"
-    return f'<div class="wide"><table>{top}{body}</table></div>\n'
+    kind = "" if heads else ' class="pairs"'
+    return f'<div class="wide"><table{kind}>{top}{body}</table></div>\n'
 
 
 def is_finite(value: Any) -> bool:

@@ -77,6 +77,7 @@ def _checks(cell: Cell) -> dict[str, Callable[[Any], bool]]:
         "test": is_test,
         "history": is_history,
         "affinity": is_affinity,
+        "jobs": lambda value: type(value) is int and value >= 1,
         **dict.fromkeys(_COSTS, is_json_number),
     }
 

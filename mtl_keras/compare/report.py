@@ -5,8 +5,9 @@ from __future__ import annotations
 import html
 import importlib.resources
 import itertools
+import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtl_keras.compare import svg
@@ -107,9 +108,9 @@ class _Report:
         return f"<h1>{html.escape(self._title)}</h1>\n{paragraph(words)}\n"
 
     def _results(self) -> str:
-        heads = ["method", "Δm %", "p, single", "p, reference", "rank"]
+        heads = ["method", "Δm %", "p\nsingle", "p\nreference", "rank"]
         heads += [f"{task}\n{self._axis(task)}" for task in self._tasks]
-        heads += ["epoch", "ms a step", "CPU ms", "MB"]
+        heads += ["epoch", "jobs", "ms\na step", "CPU\nms", "MB"]
         single = self._summary["single"]
         rows = [
             [
@@ -117,7 +118,7 @@ class _Report:
                 *("0", "", "", ""),
                 *(mean_and_std(single[task]["test"][task]) for task in self._tasks),
                 span(epoch for task in self._tasks for epoch in single[task]["epochs"]),
-                *("", "", ""),
+                *("", "", "", ""),
             ]
         ]
         rows += [self._row(name, found) for name, found in self._methods.items()]
@@ -125,8 +126,9 @@ class _Report:
             "Mean ± standard deviation over seeds; the best of a column is bold. Δm is "
             "the mean relative gain over the single tasks of the same seed. Rank is "
             "the mean over tasks and seeds. ◆ marks methods on the Pareto front of all "
-            "tasks. CPU ms is the processor time of a step, memory the most that the "
-            "whole process held, TensorFlow and data included."
+            "tasks. Jobs is how many trainings shared the machine: times of a step "
+            "compare only where it is the same. CPU ms is its processor time; "
+            "MB the most that the whole process held, TensorFlow and data included."
         )
         return section("Results", words, table(rows, heads, self._best()))
 
@@ -139,6 +141,7 @@ class _Report:
             mean_and_std(found["rank"], 1),
             *(mean_and_std(found["test"][task]) for task in self._tasks),
             span(found["epochs"]),
+            span(found["jobs"]),
             number(found["step_ms"]["mean"], 1),
             number(found["step_cpu_ms"]["mean"], 1),
             number(found["peak_memory_mb"]["mean"], 0),
@@ -254,20 +257,26 @@ class _Report:
         return section("Task weights", words, legend(self._tasks) + charts(figures))
 
     def _cosines(self) -> str:
+        tables = {
+            name: found["cosines"]
+            for name, found in self._methods.items()
+            if found["cosines"] is not None
+        }
+        largest = max(map(_largest_between, tables.values()), default=1.0)
         figures = [
             figure(
                 name,
                 svg.heat(
-                    found["cosines"], self._tasks, 2, 1.0, f"Gradient cosines of {name}"
+                    cosines, self._tasks, 2, largest, f"Gradient cosines of {name}"
                 ),
             )
-            for name, found in self._methods.items()
-            if found["cosines"] is not None
+            for name, cosines in tables.items()
         ]
         words = (
             "Cosine between the gradients of two tasks in the shared weights, where "
             "the method has brought the model: mean over epochs and seeds, on the same "
-            "batches for all. Below 0, the tasks pull against each other."
+            "batches for all. Below 0, the tasks pull against each other. All have one "
+            "scale of colours, whose end is the largest value between two tasks."
         )
         if not figures:
             return ""
@@ -285,19 +294,13 @@ class _Report:
                 [factor * value if is_finite(value) else None for value in row]
                 for row in affinity[name]
             ]
-            between = [
-                abs(value)
-                for i, row in enumerate(shown)
-                for j, value in enumerate(row)
-                if i != j and value is not None
-            ]
             groups = affinity["groups"][name]["groups"]
             named = "; ".join(" + ".join(group) for group in groups)
             drawn = svg.heat(
                 shown,
                 self._tasks,
                 2,
-                max(between, default=1.0),
+                _largest_between(shown),
                 f"{title} of task pairs",
             )
             below = paragraph(f"Suggested groups: {named}")
@@ -324,8 +327,7 @@ class _Report:
         given = {k: v for k, v in self._base.items() if k not in left_out}
         sharing = self._summary["comparison"]["sharing"]
         given["sharing"] = ", ".join(map(spec_name, sharing))
-        given |= self._summary["machine"] | {"jobs": self._summary["jobs"]}
-        given |= self._summary["versions"]
+        given |= self._summary["machine"] | self._summary["versions"]
         rows = [
             [key.replace("_", " "), str(value)]
             for key, value in given.items()
@@ -333,7 +335,9 @@ class _Report:
         ]
         command = self._summary["command"]
         words = "The budget is the same for all. Made by:" if command else ""
-        shown = f"<pre>{html.escape(command)}</pre>\n" if command else ""
+        # Lines break between words, and not after the hyphens of an option.
+        parts = [f"<span>{html.escape(part)}</span>" for part in command.split(" ")]
+        shown = f"<pre>{' '.join(parts)}</pre>\n" if command else ""
         return section("Settings", words, shown + table(rows))
 
     def _direction(self, task: str) -> str:
@@ -342,3 +346,14 @@ class _Report:
     def _axis(self, task: str) -> str:
         arrow = "↑" if self._direction(task) == "max" else "↓"
         return f"{self._summary['tasks'][task]['metric'].replace('_', ' ')} {arrow}"
+
+
+def _largest_between(table: Sequence[Sequence[float | None]]) -> float:
+    """Returns the largest size of a value off the diagonal; 1 with none."""
+    between = [
+        abs(value)
+        for i, row in enumerate(table)
+        for j, value in enumerate(row)
+        if i != j and value is not None and math.isfinite(value)
+    ]
+    return max(between, default=1.0)

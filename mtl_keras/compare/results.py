@@ -14,6 +14,7 @@ from rich.console import Console
 
 from mtl_keras.compare import worker
 from mtl_keras.compare.comparison import Cell, Comparison
+from mtl_keras.compare.html_parts import span
 from mtl_keras.compare.report import write_report
 from mtl_keras.compare.running import run_cells
 from mtl_keras.compare.summary import Record, Summary, corrected_p, summarise
@@ -50,7 +51,8 @@ def run_comparison(
         out: Folder to write: `report.html`, `results.json`, `summary.csv`,
             `cells.csv`, and `cells/`, with a run folder in each.
         jobs: Cells to train at a time. Cores are divided between them, and GPUs given
-            in turn. Times of a step are only fair among cells of the same `jobs`.
+            in turn. Each cell records it, as times of a step compare only among cells
+            of the same `jobs`.
         command: The command line, to be named in the report.
         console: Where to show progress; None for nowhere.
 
@@ -77,7 +79,6 @@ def _run(
     records = run_cells(comparison, out, jobs=jobs, console=console)
     summary = summarise(comparison, records) | {
         "command": command,
-        "jobs": jobs,
         "machine": {
             "platform": platform.platform(),
             "cores": worker.cores(),
@@ -99,7 +100,7 @@ def _write_summary(path: pathlib.Path, summary: Summary) -> None:
     costs = ["step_ms", "step_cpu_ms", "peak_memory_mb"]
     columns = ["delta_m_percent", "rank", *heads, *costs]
     fields = ["method", "seeds"]
-    fields += [f"{c}_{part}" for c in columns for part in ("mean", "std")]
+    fields += [f"{c}_{part}" for c in columns for part in ("mean", "std")] + ["jobs"]
     fields += ["p_single_holm", "p_reference_holm"]
     single = {
         head: summary["single"][task]["test"][task]
@@ -124,6 +125,7 @@ def _write_summary(path: pathlib.Path, summary: Summary) -> None:
                     "method": name,
                     "seeds": len(found["seeds"]),
                     **_mean_and_std(values),
+                    "jobs": span(found["jobs"]),
                     "p_single_holm": corrected_p(summary, "against_single", name),
                     "p_reference_holm": corrected_p(summary, "against_reference", name),
                 }
@@ -148,13 +150,13 @@ def _write_cells(
         beside.open("w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.writer(file)
-        costs = ["step_ms", "step_cpu_ms", "peak_memory_mb"]
+        costs = ["jobs", "step_ms", "step_cpu_ms", "peak_memory_mb"]
         writer.writerow([*fields, "test", *costs, "error"])
         for cell in cells:
             record = records[cell.name]
             first = [cell.name, cell.kind, cell.method, cell.config.seed]
             if record["status"] != "COMPLETED":
-                rest = [""] * 7
+                rest = [""] * (len(fields) + len(costs) - 4)
                 writer.writerow([*first, record["status"], *rest, record["error"]])
                 continue
             cost = [*(record[name] for name in costs), ""]

@@ -208,6 +208,7 @@ class _Queue:
             "kind": cell.kind,
             "config": cell.config.to_dict(),
             "baseline": baseline,
+            "jobs": self._jobs,
         }
         write_json(path / SETTINGS, settings)
         process = worker.start(path, slot, self._jobs, self._gpus)

@@ -123,6 +123,7 @@ class _Summary:
         return {
             "seeds": [self._seed(cell) for cell in cells],
             "epochs": of("epoch"),
+            "jobs": of("jobs"),
             "step_ms": spread(of("step_ms")),
             "step_cpu_ms": spread(of("step_cpu_ms")),
             "peak_memory_mb": spread(of("peak_memory_mb")),

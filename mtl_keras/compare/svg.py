@@ -16,8 +16,9 @@ from matplotlib.ticker import MaxNLocator
 
 WIDTH = 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 14, 10, 38
-_DASHES = ("", "7 3", "2 3", "9 3 2 3")
+_DASHES = ("", "7 4", "2 4")  # with ten colours, thirty different lines
 COLOURS = 10
+_RADIUS = 9
 
 
 class Bar(NamedTuple):
@@ -112,12 +113,22 @@ def lines(rows: Sequence[Series], x_name: str, y_name: str, about: str) -> str:
                 pen = "L"
             else:
                 pen = "M"
-        dashes = _DASHES[number // COLOURS % len(_DASHES)]
-        parts.append(
-            f'<path class="line s{number % COLOURS}" stroke-dasharray="{dashes}" '
-            f'd="{"".join(path)}">{_title(row.label)}</path>'
-        )
+        parts.append(_line(number, "".join(path), _title(row.label)))
     return _svg(height, parts, about)
+
+
+def line_key(number: int) -> str:
+    """Returns a piece of a chart's line, for a legend."""
+    return f'<svg class="key" viewBox="0 0 30 8">{_line(number, "M0 4H30")}</svg>'
+
+
+def _line(number: int, path: str, inside: str = "") -> str:
+    # Dashed, so that one which covers another lets it be seen.
+    return (
+        f'<path class="line s{number % COLOURS}" '
+        f'stroke-dasharray="{_DASHES[number % len(_DASHES)]}" d="{path}">'
+        f"{inside}</path>"
+    )
 
 
 def scatter(
@@ -128,6 +139,8 @@ def scatter(
     about: str,
 ) -> str:
     """Draws numbered points, those of a front joined by a line.
+
+    A number that would cover another stands beside its point, tied to it by a line.
 
     Args:
         points: The points; they bear the numbers 1, 2, … What is not finite is not
@@ -145,20 +158,58 @@ def scatter(
     if joined:
         path = "L".join(f"{x.place(p.x):.1f} {y.place(p.y):.1f}" for p in joined)
         parts.append(f'<path class="front" d="M{path}"/>')
-    for number, point in enumerate(points):
-        if not (math.isfinite(point.x) and math.isfinite(point.y)):
-            continue
-        at = f'cx="{x.place(point.x):.1f}" cy="{y.place(point.y):.1f}"'
+    drawn = [
+        number
+        for number, point in enumerate(points)
+        if math.isfinite(point.x) and math.isfinite(point.y)
+    ]
+    places = [(x.place(points[n].x), y.place(points[n].y)) for n in drawn]
+    marks = _apart(places, height)
+    for number, place, mark in zip(drawn, places, marks, strict=True):
+        if mark != place:
+            parts.append(
+                f'<path class="tie" d="M{place[0]:.1f} {place[1]:.1f}'
+                f'L{mark[0]:.1f} {mark[1]:.1f}"/>'
+                f'<circle class="f{number % COLOURS}" cx="{place[0]:.1f}" '
+                f'cy="{place[1]:.1f}" r="3"/>'
+            )
+    for number, mark in zip(drawn, marks, strict=True):
+        point = points[number]
         ring = " ring" if number in front else ""
         label = f"{point.label}: {point.x:.4g}, {point.y:.4g}"
         parts.append(
-            f'<circle class="f{number % COLOURS}{ring}" {at} r="9">'
-            f"{_title(label)}</circle>"
-            + _text(
-                x.place(point.x), y.place(point.y) + 4, str(number + 1), "middle", "dot"
-            )
+            f'<circle class="f{number % COLOURS}{ring}" cx="{mark[0]:.1f}" '
+            f'cy="{mark[1]:.1f}" r="{_RADIUS}">{_title(label)}</circle>'
+            + _text(mark[0], mark[1] + 4, str(number + 1), "middle", "dot")
         )
     return _svg(height, parts, about)
+
+
+def _apart(
+    places: Sequence[tuple[float, float]], height: int
+) -> list[tuple[float, float]]:
+    """Returns where to mark each place: there, or nearby if another is in the way."""
+    marks: list[tuple[float, float]] = []
+    for place in places:
+        around = (
+            (place[0] + far * math.cos(turn), place[1] + far * math.sin(turn))
+            for far in range(2 * _RADIUS, 7 * _RADIUS, 6)
+            for turn in (math.tau * step / 16 for step in range(16))
+        )
+        others = [other for other in places if other != place]
+        free = (
+            spot
+            for spot in around
+            if spot[0] - _RADIUS > _LEFT
+            and spot[0] + _RADIUS < WIDTH
+            and spot[1] - _RADIUS > 0
+            and spot[1] + _RADIUS < height - _BOTTOM
+            and all(math.dist(spot, other) > _RADIUS + 4 for other in others)
+            and all(math.dist(spot, mark) > 2 * _RADIUS + 2 for mark in marks)
+        )
+        crowded = any(math.dist(place, mark) < 2 * _RADIUS for mark in marks)
+        marks.append(next(free, place) if crowded else place)
+    return marks
 
 
 def heat(

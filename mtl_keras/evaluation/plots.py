@@ -169,5 +169,6 @@ def _panel(axis, points, directions, everywhere, groups, labels) -> None:
         axis.annotate(
             label, point, xytext=(4, 4), textcoords="offset points", fontsize=7
         )
+    axis.margins(0.1)
     axis.locator_params(nbins=4)
     axis.grid(alpha=0.25)

@@ -33,7 +33,6 @@ from mtl_keras.model.labels import (
     sub_batch,
     without_tasks,
 )
-from mtl_keras.model.multi_worker import MultiWorkerModel
 from mtl_keras.model.nonfinite import NonFiniteGuard
 from mtl_keras.model.probe import BatchProbe
 from mtl_keras.model.representation import (
@@ -45,13 +44,11 @@ from mtl_keras.model.step import Forward, StepContext
 from mtl_keras.model.task_losses import TaskLosses, task_losses, track_total
 from mtl_keras.model.task_metrics import update_metrics
 from mtl_keras.model.task_variables import reached_variables, split_variables
-
-_OWN_ARGUMENTS = ("balancing", "monitor", "on_nonfinite", "task_clipnorm")
-_STATE_PREFIXES = ("balancing.", "seed_states.")
+from mtl_keras.model.training_state import ModelWithTrainingState
 
 
 @keras.saving.register_keras_serializable(package="mtl_keras")
-class MultiTaskModel(MultiWorkerModel):
+class MultiTaskModel(ModelWithTrainingState):
     """A `keras.Model` that trains several tasks and balances them.
 
     Functional: layers reached by two or more outputs are shared, the others belong
@@ -99,7 +96,8 @@ class MultiTaskModel(MultiWorkerModel):
             isinstance(output, keras.KerasTensor) for output in outputs.values()
         ):
             raise InputError(
-                "Expected `outputs` to be a dict {task name: KerasTensor}. "
+                "Expected `outputs` to be a dict {task name: KerasTensor}, as "
+                '{"digit": digit, "even": even} in place of [digit, even]. '
                 f"Received: {outputs!r}."
             )
         super().__init__(inputs, outputs, name=name, **kwargs)
@@ -269,75 +267,6 @@ class MultiTaskModel(MultiWorkerModel):
         self._guard = guard
         self._task_clipnorm = task_clipnorm
         self._stepper = GradientStepper(pipeline, guard, task_clipnorm)
-
-    def get_compile_config(self) -> dict[str, Any]:
-        """Returns Keras's compile configuration with that of the balancing."""
-        config = super().get_compile_config()
-        if config and self._pipeline is not None:
-            config["balancing"] = [
-                balancing_lib.serialize(b) for b in self._pipeline.balancers
-            ]
-            config["monitor"] = self._pipeline.monitored
-            config["on_nonfinite"] = self._guard.policy
-            config["task_clipnorm"] = self._task_clipnorm
-        return config
-
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compiles from `get_compile_config`'s result, as `load_model` does."""
-        config = dict(config)
-        own = {key: config.pop(key) for key in _OWN_ARGUMENTS if key in config}
-        config = keras.saving.deserialize_keras_object(config)
-        self.compile(**config, **own)
-        self.optimizer.build(self.trainable_variables)
-
-    def save_own_variables(self, store: Any) -> None:
-        """Saves, beside Keras's own, what training needs to go on as before.
-
-        That is the state of the balancers, and the seed states of layers such as
-        `Dropout`, which Keras leaves out.
-        """
-        super().save_own_variables(store)
-        for key, variable in self._training_state().items():
-            store[key] = variable.numpy()
-
-    def load_own_variables(self, store: Any) -> None:
-        """Loads what `save_own_variables` saved.
-
-        State of a method that this model was not compiled with is left alone, so
-        that weights can be carried between methods and stock Keras models.
-        """
-        keys = set(store.keys())
-        super().load_own_variables(
-            {key: store[key] for key in keys if not key.startswith(_STATE_PREFIXES)}
-        )
-        for key, variable in self._training_state().items():
-            if key in keys and tuple(store[key].shape) == tuple(variable.shape):
-                variable.assign(store[key])
-
-    def state(self, *, epoch_means: bool = False) -> dict[str, keras.Variable]:
-        """Returns all that training changes, by a stable key.
-
-        Weights, seed states, and the variables of the optimizer and the balancing:
-        a training that sets them goes on as if it had never stopped.
-
-        Args:
-            epoch_means: Whether to add what the logs of the present epoch are means
-                of. Some metrics have it from the first batch on only.
-        """
-        assert self._pipeline is not None
-        variables = [*self.variables, *self.optimizer.variables]
-        if epoch_means:
-            for metric in (*self.metrics, *self._pipeline.metrics):
-                variables += metric.variables
-            variables += self._guard.counts
-        numbered = {f"variable.{index}": v for index, v in enumerate(variables)}
-        return numbered | self._pipeline.state
-
-    def _training_state(self) -> dict[str, keras.Variable]:
-        weights = {id(v) for v in self.weights}
-        seeds = [v for v in self.non_trainable_variables if id(v) not in weights]
-        state = {f"seed_states.{index}": v for index, v in enumerate(seeds)}
-        return state | (self._pipeline.state if self._pipeline is not None else {})
 
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """Trains the model; see `keras.Model.fit`."""

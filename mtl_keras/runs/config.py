@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mtl_keras.errors import InputError, unknown_name
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # A name, or {"class_name": ..., "config": ...}, as the registries take them.
 Spec = str | dict[str, Any]
 SCHEDULES = ("cosine", "warmup_cosine", "constant")
+PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,8 @@ class RunConfig:
         schedule: How the learning rate goes on: `"cosine"` (a decay to 0 over
             all steps), `"warmup_cosine"` (the same, after a rise from 0 over a
             twentieth of them) or `"constant"`.
+        precision: A Keras dtype policy for the whole model, one of `PRECISIONS`;
+            None means Keras's global one. Outputs stay float32.
         seed: Seed of weights, shuffling and dropout.
         loss_weights: Weight of each task's loss, `{task: weight}`; tasks left
             out weigh 1.
@@ -64,19 +67,22 @@ class RunConfig:
     limit: int | None = None
     optimizer: Spec | None = None
     schedule: str = "cosine"
+    precision: str | None = None
 
     def validate(self) -> RunConfig:
         """Checks every field and fills in the application's defaults.
 
         Returns:
-            A config without None, except for `loss_weights`, `limit` and
-            `optimizer`.
+            A config without None, except for `loss_weights`, `limit`,
+            `optimizer` and `precision`.
 
         Raises:
-            InputError: If a name is unknown (with the nearest names) or a
-                number is out of range. Nothing has been written or trained.
+            InputError: If a name is unknown (with the nearest names), a number is
+                out of range, or two balancing methods are of one kind. Nothing has
+                been written or trained.
         """
         from mtl_keras import balancing, sharing
+        from mtl_keras.balancing.pipeline import Pipeline
         from mtl_keras.runs.optimizers import make_optimizer
 
         application = self.get_application()
@@ -101,8 +107,10 @@ class RunConfig:
         )
         filled._check_names(application)
         filled._check_numbers()
-        balancing.get(filled.balancing)
-        sharing.get(filled.sharing)
+        found = balancing.get(filled.balancing)
+        # Two methods of one kind are refused here, and not by `compile` later.
+        Pipeline(found if isinstance(found, list) else [found])
+        sharing.get(filled.sharing).check_tasks(filled.tasks or ())
         make_optimizer(filled.optimizer, float(filled.learning_rate))  # type: ignore[arg-type]
         return filled
 
@@ -139,6 +147,8 @@ class RunConfig:
             )
         if self.schedule not in SCHEDULES:
             raise unknown_name("schedule", self.schedule, SCHEDULES)
+        if self.precision is not None and self.precision not in PRECISIONS:
+            raise unknown_name("precision", self.precision, PRECISIONS)
         for task, weight in (self.loss_weights or {}).items():
             if task not in self.tasks:
                 raise unknown_name("task in loss_weights", task, self.tasks)
@@ -212,6 +222,7 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "backbone": (str,),
     "optimizer": (str, dict),
     "schedule": (str,),
+    "precision": (str,),
     "sharing": (str, dict),
     "balancing": (str, dict, list),
     "loss_weights": (dict,),
@@ -230,17 +241,21 @@ def _described(types: tuple[type, ...]) -> str:
     return " or ".join(_WORDS[kind] for kind in types if kind in _WORDS)
 
 
-def spec_name(spec: Any) -> str:
+def spec_name(spec: Any, write: Callable[[Any], str] = repr) -> str:
     """Writes a name or config as people read it.
 
     `{"class_name": "dwa", "config": {"temperature": 1}}` is `dwa(temperature=1)`,
     and a list is its members with a plus between them.
+
+    Args:
+        spec: What a registry's `get` takes.
+        write: How to write an argument's value.
     """
     if isinstance(spec, dict):
-        given = ", ".join(f"{k}={v!r}" for k, v in spec.get("config", {}).items())
+        given = ", ".join(f"{k}={write(v)}" for k, v in spec.get("config", {}).items())
         return f"{spec.get('class_name')}({given})"
     if isinstance(spec, (list, tuple)):
-        return " + ".join(map(spec_name, spec))
+        return " + ".join(spec_name(member, write) for member in spec)
     return str(spec)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import platform
+from collections.abc import Iterator
 
 import keras
 import tensorflow as tf
@@ -65,13 +67,14 @@ def compiled_model(config: RunConfig, steps: int) -> keras.Model:
     """
     application = config.get_application()
     keras.utils.set_random_seed(config.seed)
-    model = application.build(
-        backbone=config.backbone,
-        sharing=config.sharing,
-        width=config.width,
-        depth=config.depth,
-        tasks=config.tasks,
-    )
+    with _dtype_policy(config.precision):
+        model = application.build(
+            backbone=config.backbone,
+            sharing=config.sharing,
+            width=config.width,
+            depth=config.depth,
+            tasks=config.tasks,
+        )
     losses = application.losses(config.tasks)
     losses |= dict.fromkeys(sharing.get(config.sharing).untrained(list(losses)))
     assert config.learning_rate is not None
@@ -88,6 +91,17 @@ def compiled_model(config: RunConfig, steps: int) -> keras.Model:
         balancing=config.balancing,
     )
     return model
+
+
+@contextlib.contextmanager
+def _dtype_policy(name: str | None) -> Iterator[None]:
+    """Makes a dtype policy Keras's global one for a while; None changes nothing."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name or before)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def evaluate(path: str | pathlib.Path) -> dict[str, dict[str, float]]:

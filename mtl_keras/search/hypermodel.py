@@ -303,25 +303,27 @@ def train_baselines(study: Study) -> dict[str, float]:
     Returns:
         The main metric of each task on the validation split.
     """
-    baselines = {}
-    for task in study.tasks or ():
-        alone = dataclasses.replace(study.base_config(), tasks=(task,)).validate()
-        keras.utils.clear_session()
-        train = load_split(alone, "train")
-        assert alone.epochs is not None
-        model = compiled_model(alone, count_batches(train) * alone.epochs)
-        logs = model.fit(
-            train,
-            validation_data=load_split(alone, "validation"),
-            epochs=alone.epochs,
-            shuffle=False,
-            verbose=0,
-        ).history
-        application = alone.get_application()
-        results = by_task(
-            {key: values[-1] for key, values in logs.items()},
-            metric_names(application, (task,)),
-            "val_",
-        )
-        baselines[task] = results[task][application.tasks[task].objective]
-    return baselines
+    return {task: train_baseline(study, task) for task in study.tasks or ()}
+
+
+def train_baseline(study: Study, task: str) -> float:
+    """Trains one task as `train_baselines` does, and returns its main metric."""
+    alone = dataclasses.replace(study.base_config(), tasks=(task,)).validate()
+    keras.utils.clear_session()
+    train = load_split(alone, "train")
+    assert alone.epochs is not None
+    model = compiled_model(alone, count_batches(train) * alone.epochs)
+    logs = model.fit(
+        train,
+        validation_data=load_split(alone, "validation"),
+        epochs=alone.epochs,
+        shuffle=False,
+        verbose=0,
+    ).history
+    application = alone.get_application()
+    results = by_task(
+        {key: values[-1] for key, values in logs.items()},
+        metric_names(application, (task,)),
+        "val_",
+    )
+    return results[task][application.tasks[task].objective]

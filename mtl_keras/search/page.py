@@ -6,23 +6,49 @@ import base64
 import html
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 from mtl_keras.runs.folder import whole_file
 from mtl_keras.runs.progress import duration
 from mtl_keras.search.records import Record, flat_settings, front_of
 from mtl_keras.search.study import Study
-from mtl_keras.search.values import main_values, short
+from mtl_keras.search.values import epochs, main_values, short
 
+# What the pictures show, by the names of their files.
+_ABOUT = {
+    "trade_off": "Every trial in each pair of objectives or, with one objective, of "
+    "the tasks' metrics. A line joins the front of the pair, a ring marks the front "
+    "of all together.",
+    "parallel": "Every trial as a line through its settings to its objectives: the "
+    "more it stands out, the better; thick lines are those in bold above.",
+    "hypervolume": "How much the trials so far dominate.",
+}
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem;
-       padding: 0 1rem; color: #1b1b1b; }
-table { border-collapse: collapse; display: block; overflow-x: auto; }
-th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd;
-         white-space: nowrap; }
+:root { color-scheme: light dark; --page: #fff; --text: #1b1f24; --quiet: #57606a;
+  --rule: #d8dee4; }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 75rem;
+  padding: 1rem; background: var(--page); color: var(--text);
+  overflow-wrap: break-word; }
+h1 { font-size: 1.6rem; line-height: 1.25; }
+p { max-width: 46rem; color: var(--quiet); }
+.wide { overflow-x: auto; border: 1px solid var(--rule); border-radius: 6px;
+  margin: 1rem 0; }
+table { border-collapse: collapse; width: 100%; font-size: .88rem;
+  font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .6rem; text-align: right; border-bottom: 1px solid var(--rule);
+  white-space: nowrap; }
+th { color: var(--quiet); vertical-align: bottom; }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--page); }
+tr:last-child td { border-bottom: 0; }
 tr.front td { font-weight: 600; }
-tr.failed td { color: #777; }
-img { max-width: 100%; }
+tr.failed td { color: var(--quiet); }
+td div { position: sticky; left: .6rem; text-align: left; white-space: normal;
+  width: max-content; max-width: min(70rem, calc(100vw - 4rem)); }
+img { display: block; max-width: max(100%, 45rem); }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #14181d; --text: #e8ebef; --quiet: #a3adb8; --rule: #333b44; }
+  /* Black on white becomes white on black, and colours keep their hue. */
+  img { filter: invert(.92) hue-rotate(180deg); }
+}
 """
 
 
@@ -34,7 +60,8 @@ def write_page(
 ) -> None:
     """Writes the page: what was searched, all trials, and the pictures in it.
 
-    Whatever a user named (tasks, data, errors) is escaped; there are no scripts.
+    Whatever a user named (tasks, data, errors) is escaped; there are no scripts. What
+    is wider than the screen is moved sideways by itself.
 
     Args:
         study: The study.
@@ -46,16 +73,20 @@ def write_page(
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{_text(title)}</title><style>{_STYLE}</style></head><body>",
         f"<h1>{_text(title)}</h1>",
         f"<p>{_text(_summary(study, records))}</p>",
+        _table(study, records),
     ]
     for picture in pictures:
         data = base64.b64encode(picture.read_bytes()).decode("ascii")
         parts.append(
-            f'<p><img alt="{_text(picture.stem)}" src="data:image/png;base64,{data}">'
+            f"<p>{_text(_ABOUT[picture.stem])}</p>"
+            f'<div class="wide"><img alt="{_text(picture.stem)}" '
+            f'src="data:image/png;base64,{data}"></div>'
         )
-    parts += [_table(study, records), "</body></html>"]
+    parts.append("</body></html>")
     with whole_file(path) as beside:
         beside.write_text("\n".join(parts) + "\n", encoding="utf-8")
 
@@ -63,40 +94,57 @@ def write_page(
 def _summary(study: Study, records: Sequence[Record]) -> str:
     failed = sum(record["score"] is None for record in records)
     objectives = ", ".join(o.label for o in study.objectives)
+    several = len(study.objectives) > 1
+    bold = "rows in bold are on the front" if several else "the best row is bold"
     return (
-        f"{len(records)} trials of {study.epochs} epochs by {study.oracle} search for "
+        f"{len(records)} trials of {epochs(study)} by {study.oracle} search for "
         f"{objectives} over {', '.join(study.searched)}; {failed} failed. Values are "
-        "those of the validation split; rows in bold are on the front."
+        f"those of the validation split; {bold}."
     )
 
 
 def _table(study: Study, records: Sequence[Record]) -> str:
     application = study.base_config().get_application()
     objectives = [objective.label for objective in study.objectives]
-    tasks = [f"{t} {application.tasks[t].objective}" for t in study.tasks or ()]
-    settings = [flat_settings(record) for record in records]
+    tasks = [f"{t}\n{application.tasks[t].objective}" for t in study.tasks or ()]
+    settings = [flat_settings(record, short) for record in records]
     names = [
         name
         for name in dict.fromkeys(name for values in settings for name in values)
         if name in study.searched or name.startswith("loss_weight/")
     ]
     front = [record["trial"] for record in front_of(records)]
-    rows = [_row("th", ["trial", *objectives, *tasks, *names, "time", ""])]
+    heads = ["trial", *objectives, *tasks]
+    heads += [name.replace("/", "\n").replace("_", " ") for name in names]
+    rows = [_row("th", [*heads, "time"])]
     for record, values in zip(records, settings, strict=True):
         failed = record["score"] is None
-        cells: list[Any] = [record["trial"]]
-        cells += ["" if failed else record["objectives"][name] for name in objectives]
-        cells += ["" if failed else value for value in main_values(study, record)]
-        cells += [values.get(name, "") for name in names]
-        cells += [duration(record["seconds"]), record["error"]]
+        cells = [record["trial"]]
+        if failed:
+            cells += [""] * (len(objectives) + len(tasks))
+        else:
+            cells += [f"{record['objectives'][name]:.4f}" for name in objectives]
+            cells += [f"{value:.4f}" for value in main_values(study, record)]
+        cells += [short(values.get(name, "")) for name in names]
+        cells.append(duration(record["seconds"]))
         kind = "failed" if failed else "front" if record["trial"] in front else ""
         rows.append(_row("td", cells, kind))
-    return "<table>" + "\n".join(rows) + "</table>"
+        if failed:
+            words = _text(record["error"])
+            rows.append(
+                f'<tr class="failed"><td colspan="{len(cells)}"><div>{words}</div>'
+                "</td></tr>"
+            )
+    return '<div class="wide"><table>' + "\n".join(rows) + "</table></div>"
 
 
-def _row(tag: str, cells: Sequence[Any], kind: str = "") -> str:
-    inner = "".join(f"<{tag}>{_text(short(cell))}</{tag}>" for cell in cells)
+def _row(tag: str, cells: Sequence[str], kind: str = "") -> str:
+    inner = "".join(f"<{tag}>{_lines(cell)}</{tag}>" for cell in cells)
     return f'<tr class="{kind}">{inner}</tr>'
+
+
+def _lines(text: str) -> str:
+    return _text(text).replace("\n", "<br>")
 
 
 def _text(value: str) -> str:

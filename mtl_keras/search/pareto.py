@@ -17,6 +17,7 @@ _SAMPLES = 64  # of the objectives' values, under the Gaussian processes
 _STARTS = 512  # of the acquisition's search, all over the space
 _ELITE = 16  # starts that are improved at a time
 _ROUNDS = 10  # of improving them, in ever smaller steps
+_NEAR = 0.01  # a hundredth of each range: nearer to a trial is the trial again
 
 
 class ParetoOracle(keras_tuner.oracles.BayesianOptimizationOracle):
@@ -48,7 +49,8 @@ class ParetoOracle(keras_tuner.oracles.BayesianOptimizationOracle):
     - The weights are uniform on the simplex rather than on a lattice, and the
       first trials are few and spread by a Sobol sequence.
     - Expected improvement is maximised from many starts by evolution, which suits
-      names and whole numbers as well.
+      names and whole numbers as well. Settings within a hundredth of each range of
+      a trial's are left out: trainings are noisy, and would tell nothing new.
 
     Trials that run meanwhile on other workers count with the values that the
     processes expect of them. All randomness follows from the seed and the number
@@ -152,7 +154,7 @@ class ParetoOracle(keras_tuner.oracles.BayesianOptimizationOracle):
         return (ranked + rest)[:num_trials]
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
-        """Returns the next trial's values, none of which was tried before."""
+        """Returns the next trial's values: nothing that was tried before."""
         encoding = SpaceEncoding(self.hyperparameters.space)
         started = len(self.trials)
         rng = np.random.default_rng([self.seed, started])
@@ -215,7 +217,9 @@ class ParetoOracle(keras_tuner.oracles.BayesianOptimizationOracle):
 
         near = points[rng.choice(front, _STARTS)]
         starts = np.concatenate([starts, _mutate(near, 0.1, rng)])
-        return _maximise(improvement, starts, rng)
+        found = _maximise(improvement, starts, rng)
+        known = [encoding.point(t.hyperparameters) for t in self.trials.values()]
+        return found[_distances(encoding, found, np.stack(known)) > _NEAR]
 
     def _models(
         self, encoding: SpaceEncoding, points: np.ndarray, costs: np.ndarray
@@ -247,6 +251,14 @@ def _predict(models: Sequence[Any], features: np.ndarray) -> tuple[Any, Any]:
     pairs = [model.predict(features, return_std=True) for model in models]
     means, deviations = zip(*pairs, strict=True)
     return np.stack(means, axis=1), np.stack(deviations, axis=1)
+
+
+def _distances(
+    encoding: SpaceEncoding, points: np.ndarray, known: np.ndarray
+) -> np.ndarray:
+    """Returns how far each point is from the nearest known one, in one feature."""
+    differences = encoding.features(points)[:, None] - encoding.features(known)
+    return np.abs(differences).max(axis=-1).min(axis=-1)
 
 
 def _mutate(points: np.ndarray, size: float, rng: np.random.Generator) -> np.ndarray:

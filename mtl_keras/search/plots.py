@@ -71,13 +71,14 @@ def draw_parallel(
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.patheffects import withStroke
 
     done = finished(records)
     if not done:
         return None
     columns = _columns(study, done)
     figure = Figure(
-        figsize=(1.2 + 1.5 * len(columns), 4.2), dpi=110, layout="constrained"
+        figsize=(1.0 + 1.05 * len(columns), 4.4), dpi=110, layout="constrained"
     )
     FigureCanvasAgg(figure)
     axis = figure.subplots()
@@ -85,6 +86,7 @@ def draw_parallel(
     scores = np.array([record["score"] for record in done])
     order = np.argsort(scores, kind="stable")
     colours = np.linspace(0.15, 1.0, len(done))
+    halo = [withStroke(linewidth=3, foreground="white")]
     best = [r["trial"] for r in front_of(done)]
     for place, index in enumerate(order):
         axis.plot(
@@ -98,12 +100,16 @@ def draw_parallel(
     ):
         axis.axvline(position, color="0.7", linewidth=1, zorder=0)
         for text, at in _ticks(values, height):
-            axis.text(position + 0.03, at, text, fontsize=7, va="center")
+            axis.text(
+                position + 0.05, at, text, fontsize=9, va="center", path_effects=halo
+            )
     axis.set_xticks(
-        range(len(columns)), [name.replace("_", "\n") for name in columns], fontsize=8
+        range(len(columns)), [_broken(name) for name in columns], fontsize=9
     )
     axis.set_yticks([])
-    axis.set_xlim(-0.1, len(columns) - 0.5)
+    axis.set_xlim(-0.1, len(columns) - 0.3)
+    axis.set_ylim(-0.06, 1.06)
+    axis.spines[:].set_visible(False)
     axis.set_title(f"{study.application}: {len(done)} trials", loc="left")
     with whole_file(path) as beside:
         figure.savefig(beside, format="png")
@@ -138,6 +144,11 @@ def draw_hypervolume(
     with whole_file(path) as beside:
         figure.savefig(beside, format="png")
     return path
+
+
+def _broken(name: str) -> str:
+    """Returns the name of a setting on several lines."""
+    return name.replace("loss_weight/", "weight\n").replace("_", "\n")
 
 
 def _columns(study: Study, done: Sequence[Record]) -> dict[str, list[Any]]:

@@ -181,8 +181,13 @@ def write_table(out: pathlib.Path, records: Sequence[Record]) -> None:
             writer.writerow({**row, **_flat_metrics(record), **flat_settings(record)})
 
 
-def flat_settings(record: Record) -> dict[str, Any]:
-    """Returns a trial's settings with one entry per loss weight."""
+def flat_settings(record: Record, write: Callable[[Any], str] = repr) -> dict[str, Any]:
+    """Returns a trial's settings with one entry per loss weight.
+
+    Args:
+        record: The trial.
+        write: How to write the arguments of methods.
+    """
     settings: dict[str, Any] = {}
     for name, value in record["config"].items():
         if name == "loss_weights":
@@ -191,7 +196,7 @@ def flat_settings(record: Record) -> dict[str, Any]:
         elif name == "tasks":
             settings[name] = ",".join(value)
         elif isinstance(value, (dict, list)):
-            settings[name] = spec_name(value)
+            settings[name] = spec_name(value, write)
         else:
             settings[name] = value
     return settings

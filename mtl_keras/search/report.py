@@ -34,7 +34,7 @@ def leaderboard(study: Study, records: Sequence[Record], top: int = 10) -> Table
     application = study.base_config().get_application()
     tasks = list(study.tasks or ())
     shown = records[:top]
-    settings = [flat_settings(record) for record in shown]
+    settings = [flat_settings(record, short) for record in shown]
     names = [name for name in study.searched if name != "loss_weights"]
     weighted = "loss_weights" in study.searched
     table = Table(title=None, box=None, pad_edge=False, header_style="bold")

@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from mtl_keras.errors import InputError
+from mtl_keras.runs.config import is_number
 from mtl_keras.runs.folder import (
     check_free,
     check_no_links,
@@ -24,12 +25,13 @@ from mtl_keras.runs.folder import (
     write_json,
 )
 from mtl_keras.runs.training import count_batches, load_split
-from mtl_keras.search import oracles, records, report
-from mtl_keras.search.hypermodel import StudyHyperModel, train_baselines
+from mtl_keras.search import oracles, records, report, tensorboard
+from mtl_keras.search.hypermodel import StudyHyperModel, train_baseline
 from mtl_keras.search.local_workers import LocalWorkers
 from mtl_keras.search.objectives import DELTA_M
 from mtl_keras.search.study import Study
 from mtl_keras.search.tuner import STATE, StudyTuner
+from mtl_keras.search.values import epochs
 from mtl_keras.search.workers import BEAT_SECONDS, CHIEF_SECONDS, SILENCE_SECONDS, Chief
 
 
@@ -191,6 +193,8 @@ def _prepare(study: Study, out: pathlib.Path, console: Console) -> StudyTuner:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / records.STUDY, {"version": records.VERSION, **study.to_dict()})
         tuner.save()
+        if not any((out / tensorboard.LOGS).glob("events.*")):
+            tensorboard.write_columns(out, study)
     except OSError as error:
         raise InputError(
             f"The study folder {str(out)!r} cannot be written: {error.strerror}."
@@ -264,18 +268,18 @@ def _broken(state: pathlib.Path, why: str) -> InputError:
 
 
 def _baselines(study: Study, out: pathlib.Path, console: Console) -> dict[str, float]:
-    """Returns the single-task baselines, trained once and kept in the folder."""
+    """Returns the single-task baselines, each trained once and kept in the folder."""
     path = out / records.BASELINES
-    if path.is_file():
-        baselines = read_json(path)
-        if set(baselines) != set(study.tasks or ()):
-            raise InputError(f"{path} does not hold the baselines of this study.")
-        return baselines
-    tasks = ", ".join(study.tasks or ())
-    with console.status(f"Training each task alone: {tasks}"):
-        baselines = train_baselines(study)
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(path, baselines)
+    baselines = read_json(path) if path.is_file() else {}
+    tasks = study.tasks or ()
+    if not set(baselines) <= set(tasks) or not all(map(is_number, baselines.values())):
+        raise InputError(f"{path} does not hold the baselines of this study.")
+    for task in tasks:
+        if task not in baselines:
+            with console.status(f"Training {task} alone, with a trial's budget"):
+                baselines[task] = train_baseline(study, task)
+            out.mkdir(parents=True, exist_ok=True)
+            write_json(path, baselines)
     return baselines
 
 
@@ -284,7 +288,7 @@ def _announce(
 ) -> None:
     console.print(
         f"Study of {study.application} on {study.data}: up to {study.trials} trials of "
-        f"{study.epochs} epochs by {study.oracle} search over "
+        f"{epochs(study)} by {study.oracle} search over "
         f"{', '.join(study.searched)}",
         soft_wrap=True,
     )

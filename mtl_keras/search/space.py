@@ -26,6 +26,7 @@ from mtl_keras.runs.config import is_number
 SETTINGS: dict[str, type] = {
     "backbone": str,
     "schedule": str,
+    "precision": str,
     "width": int,
     "depth": int,
     "batch_size": int,

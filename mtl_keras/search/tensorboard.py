@@ -9,8 +9,35 @@ import tensorflow as tf
 from tensorboard.plugins.hparams import api as hparams
 
 from mtl_keras.search.records import Record, flat_settings
+from mtl_keras.search.study import Study
 
 LOGS = "logs"
+
+
+def write_columns(out: pathlib.Path, study: Study) -> None:
+    """Writes to `logs` which columns the table of trials has, and in which order.
+
+    These are what is searched, the objectives and then the tasks' main metrics.
+    Without this the table would have all settings, and metrics in any order.
+
+    Args:
+        out: The study folder.
+        study: Its study.
+    """
+    tasks = study.tasks or ()
+    searched = [name for name in study.searched if name != "loss_weights"]
+    if "loss_weights" in study.searched:
+        searched += [f"loss_weight/{task}" for task in tasks]
+    application = study.base_config().get_application()
+    metrics = [f"objective/{objective.label}" for objective in study.objectives]
+    metrics += [f"{task}/{application.tasks[task].objective}" for task in tasks]
+    writer = tf.summary.create_file_writer(str(out / LOGS))
+    with writer.as_default(step=0):
+        hparams.hparams_config(
+            hparams=[hparams.HParam(name) for name in searched],
+            metrics=[hparams.Metric(name) for name in metrics],
+        )
+    writer.close()
 
 
 def write_trial(out: pathlib.Path, record: Record) -> None:

@@ -19,6 +19,7 @@ from mtl_keras.search import records, report, tensorboard
 from mtl_keras.search.hypermodel import SUM, StudyHyperModel
 from mtl_keras.search.objectives import DELTA_M, oriented
 from mtl_keras.search.oracles import StudyOracle
+from mtl_keras.search.values import short
 from mtl_keras.search.workers import WorkerClient
 
 STATE = "state"
@@ -68,7 +69,8 @@ class StudyTuner(keras_tuner.engine.base_tuner.BaseTuner):
         """Says what the trial tries."""
         self._started = time.monotonic()
         record = self._record(trial)
-        words = report.describe(self._model.study, records.flat_settings(record))
+        settings = records.flat_settings(record, short)
+        words = report.describe(self._model.study, settings)
         number = f"{int(trial.trial_id) + 1}/{self._model.study.trials}"
         self._console.print(
             f"trial {trial.trial_id} ({number}): {words}", soft_wrap=True, markup=False

@@ -19,6 +19,11 @@ def main_values(study: Study, record: Record) -> list[float]:
     return values
 
 
+def epochs(study: Study) -> str:
+    """Says how many epochs a trial has."""
+    return f"{study.epochs} epoch{'s' if study.epochs > 1 else ''}"
+
+
 def short(value: Any) -> str:
     """Writes a setting's value."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -39,11 +39,11 @@ def check_stock(signature: str, function: Any, model: keras.Model) -> None:
             )
 
 
-def operations(graph: Any) -> set[str]:
-    """Returns the names of all operations of a `GraphDef`, functions included."""
-    nodes = [*graph.node, *(n for f in graph.library.function for n in f.node_def)]
+def nodes(graph: Any) -> list[Any]:
+    """Returns all nodes of a `GraphDef`, functions included, but calls of these."""
+    every = [*graph.node, *(n for f in graph.library.function for n in f.node_def)]
     functions = {f.signature.name for f in graph.library.function}
-    return {node.op for node in nodes} - functions
+    return [node for node in every if node.op not in functions]
 
 
 def _foreign(node: Any, library: Mapping[str, Any], seen: set[str]) -> str | None:

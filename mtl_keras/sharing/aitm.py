@@ -164,12 +164,14 @@ class AITM(Sharing):
             )(pair)
         return calibrated
 
-    def _steps(self, tasks: list[str]) -> list[tuple[str, str]]:
-        chain = tasks if self.chain is None else self.chain
-        for task in chain:
+    def check_tasks(self, tasks: Sequence[str]) -> None:
+        """See `Sharing.check_tasks`: those of the chain have to be there."""
+        for task in self.chain or ():
             if task not in tasks:
                 raise unknown_name("task in the chain of aitm", task, tasks)
-        return list(itertools.pairwise(chain))
+
+    def _steps(self, tasks: list[str]) -> list[tuple[str, str]]:
+        return list(itertools.pairwise(tasks if self.chain is None else self.chain))
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

@@ -59,13 +59,14 @@ class Sharing:
             stage's output.
 
         Raises:
-            InputError: Without stages or tasks.
+            InputError: Without stages or tasks, or as `check_tasks`.
         """
         if not stages or not tasks:
             raise InputError(
                 "Expected at least one backbone stage and one task. "
                 f"Received: {len(stages)} stages, tasks={list(tasks)}."
             )
+        self.check_tasks(tasks)
         return self.connect(inputs, list(stages), list(tasks))
 
     def connect(
@@ -101,6 +102,17 @@ class Sharing:
             InputError: When a task is missing or shapes differ.
         """
         return dict(outputs)
+
+    def check_tasks(self, tasks: Sequence[str]) -> None:
+        """Checks that the tasks are those that this way to share is for.
+
+        Args:
+            tasks: Task names.
+
+        Raises:
+            InputError: If one is missing that an argument names.
+        """
+        del tasks
 
     def untrained(self, tasks: Sequence[str]) -> tuple[str, ...]:
         """Returns those of the tasks whose outputs take no loss of their own.

@@ -76,12 +76,6 @@ class ESMM(Sharing):
         tasks: list[str],
     ) -> dict[str, keras.KerasTensor]:
         """See `Sharing.connect`."""
-        missing = [name for name in self.get_config().values() if name not in tasks]
-        if missing:
-            raise InputError(
-                f"Expected the tasks {list(self.get_config().values())} for esmm; its "
-                f"arguments name them. Received: tasks={tasks}."
-            )
         with_head = [task for task in tasks if task != self.click_and_conversion]
         return task_towers(inputs, stages, with_head)
 
@@ -92,6 +86,15 @@ class ESMM(Sharing):
         factors = [outputs[self.click], outputs[self.conversion]]
         product = ConditionalProduct(name=self.click_and_conversion)(factors)
         return {**outputs, self.click_and_conversion: product}
+
+    def check_tasks(self, tasks: Sequence[str]) -> None:
+        """See `Sharing.check_tasks`: all three have to be there."""
+        missing = [name for name in self.get_config().values() if name not in tasks]
+        if missing:
+            raise InputError(
+                f"Expected the tasks {list(self.get_config().values())} for esmm; its "
+                f"arguments name them. Received: tasks={list(tasks)}."
+            )
 
     def untrained(self, tasks: Sequence[str]) -> tuple[str, ...]:
         """See `Sharing.untrained`: the conversion task."""

@@ -72,6 +72,10 @@ def test_equals_the_closed_form_and_leaves_the_model_alone(tmp_path):
     model.fit(x, y, epochs=3, initial_epoch=1, **{**fit, "callbacks": [again]})
     assert [found["epoch"] for found in again.history] == [0, 1, 2]
     assert again.history[0] == measured.history[0]
+    # Stopped behind the last epoch, there is none left to train.
+    ended = TaskAffinity(batches, step_size=STEP, path=tmp_path / "affinity.json")
+    model.fit(x, y, epochs=3, initial_epoch=3, **{**fit, "callbacks": [ended]})
+    assert ended.history == again.history
 
 
 def test_an_absent_task_is_unknown_not_zero():

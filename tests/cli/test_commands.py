@@ -112,7 +112,7 @@ def test_runs_of_one_task_are_served_together_and_checked(run, tmp_path):
 
 def test_train_takes_options_and_numbers_its_runs(run, tmp_path):
     said = ok(
-        run("train tiny --epochs 1 --tasks way,level --balancing dwa,mgda --seed 4")
+        run("train tiny --epochs 1 --tasks way,level --balancing dwa+mgda --seed 4")
     )
     assert "Wrote runs/tiny-1" in said
     assert "Wrote runs/tiny-2" in ok(run("train tiny --epochs 1 --sharing mmoe"))
@@ -128,6 +128,7 @@ def test_train_takes_options_and_numbers_its_runs(run, tmp_path):
         ("train", "Expected an application"),
         ("train tiny --tasks way,brigth", "Did you mean 'bright'"),
         ("train tiny --balancing pcgard", "Did you mean 'pcgrad'"),
+        ("train tiny --balancing dwa+famo", "a loss balancer and a"),
         ("train tiny --sharing mmeo", "Did you mean 'mmoe'"),
         ("train tiny --backbone cnm", "Did you mean 'cnn'"),
         ("train tiny --data stripe", "Did you mean 'stripes'"),

@@ -128,7 +128,7 @@ def test_results_follow_from_the_cells(tiny, eagerly, inline, trainings, tmp_pat
         "seeds"
     ] == [0, 1]
     page = (out / "report.html").read_text()
-    assert "mtl-keras &lt;b&gt;" in page
+    assert "<span>&lt;b&gt;</span>" in page
 
     # Again, with one method more: only that is trained.
     del trainings[:]
@@ -136,6 +136,8 @@ def test_results_follow_from_the_cells(tiny, eagerly, inline, trainings, tmp_pat
     summary = run_comparison(more, out, jobs=2)
     assert len(trainings) == 2
     assert list(summary["methods"]) == ["equal", "pcgrad", "dwa"]
+    assert summary["methods"]["pcgrad"]["jobs"] == [1, 1]
+    assert summary["methods"]["dwa"]["jobs"] == [2, 2]
     assert summary["methods"]["pcgrad"]["delta_m"] == method["delta_m"]
 
 

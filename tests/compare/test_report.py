@@ -37,6 +37,7 @@ def given(tiny):
             "epoch": 2,
             "validation_delta_m": 1.0,
             "test": {t: {MAIN[t]: rng.uniform(0.5, 0.9), "loss": 1.0} for t in tasks},
+            "jobs": 1 + cell.config.seed % 2,
             "step_ms": 5.0,
             "step_cpu_ms": 7.0,
             "peak_memory_mb": 600.0,
@@ -70,7 +71,6 @@ def deltas(comparison, records, label):
 def write(summary, path):
     extra = {
         "command": "mtl-keras compare 'x & <y>'",
-        "jobs": 1,
         "machine": {"cores": 2},
     }
     write_report(path, summary | extra | {"versions": {"keras": "3"}})
@@ -149,8 +149,10 @@ def test_the_page_is_whole_and_loads_nothing(given, tmp_path):
     assert not re.search(r"https?:|url\(|@import", page)
     assert "width=device-width" in page
     assert "prefers-color-scheme: dark" in page
-    assert "compare &#x27;x &amp; &lt;y&gt;&#x27;" in page
-    assert page.count("<svg") == 4 + 3 + 3 + 3 + 3 + 2
+    assert "&#x27;x</span> <span>&amp;</span> <span>&lt;y&gt;&#x27;<" in page
+    # Two of the four seeds were timed with two jobs side by side.
+    assert page.count("<td>1–2</td><td>5.0</td>") == len(METHODS)
+    assert page.count('<svg viewBox="0 0 340') == 4 + 3 + 3 + 3 + 3 + 2
 
 
 def test_bars_and_points_are_where_their_values_are():
@@ -169,3 +171,18 @@ def test_bars_and_points_are_where_their_values_are():
     np.testing.assert_allclose(places[2], (places[0] + places[1]) / 2, atol=0.1)
     assert places[1, 0] > places[0, 0]
     assert places[1, 1] < places[0, 1]
+
+
+def test_numbers_of_points_close_together_do_not_cover_each_other():
+    far = [Point("far", 0.0, 0.0)]
+    close = [Point(str(n), 1.0 + 0.001 * n, 1.0 - 0.001 * n) for n in range(8)]
+    drawn = scatter(far + close, [], "x", "y", "")
+    circles = re.findall(r'cx="([\d.]+)" cy="([\d.]+)" r="(\d)"', drawn)
+    marks = np.array([place for *place, r in circles if r == "9"], float)
+    dots = np.array([place for *place, r in circles if r == "3"], float)
+    gaps = np.linalg.norm(marks[:, None] - marks, axis=-1) + 99 * np.eye(len(marks))
+    assert len(marks) == 9
+    assert gaps.min() > 18
+    # What stands aside is tied to its place, which nothing covers.
+    assert drawn.count('class="tie"') == len(dots) == 7
+    assert np.linalg.norm(dots[:, None] - marks[2:], axis=-1).min() > 9

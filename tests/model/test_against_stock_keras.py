@@ -101,7 +101,7 @@ def test_ways_to_run_a_step_agree_with_stock_keras(arguments):
 
 
 @pytest.mark.parametrize("balancing", ["equal", "pcgrad"])
-def test_mixed_precision_scales_losses_and_trains(balancing):
+def test_mixed_precision_scales_losses_trains_and_is_saved(balancing, tmp_path):
     keras.config.set_dtype_policy("mixed_float16")
     try:
         keras.utils.set_random_seed(3)
@@ -114,6 +114,14 @@ def test_mixed_precision_scales_losses_and_trains(balancing):
     losses = model.fit(x, y, epochs=15, batch_size=24, verbose=0).history["loss"]
     assert np.all(np.isfinite(losses))
     assert losses[-1] < 0.9 * losses[0]
+
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for one, two in zip(
+        model.optimizer.variables, loaded.optimizer.variables, strict=True
+    ):
+        assert one.path.split("/")[-1] == two.path.split("/")[-1]
+        np.testing.assert_array_equal(one, two)
 
 
 def test_gradient_accumulation_is_stock_keras():

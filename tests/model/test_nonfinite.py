@@ -59,18 +59,31 @@ def weights_before(model, x, y, batches, **fit):
     return model
 
 
+REPRESENTATION = {"class_name": "upgrad", "config": {"gradients_of": "representation"}}
+EVERY_SECOND = {"class_name": "upgrad", "config": {"update_every": 2}}
+LOSS, GRADIENT = (np.nan, "the loss of 'b'"), (7.0, "the gradient of 'b'")
+
+
 @pytest.mark.parametrize(
-    ("value", "blamed"), [(np.nan, "the loss of 'b'"), (7.0, "the gradient of 'b'")]
-)
-@pytest.mark.parametrize(
-    ("method", "arguments"),
+    ("value", "blamed", "method", "arguments"),
     [
-        ("equal", {}),
-        ("equal", {"steps_per_execution": 8}),
-        ("equal", {"jit_compile": True}),
-        ("upgrad", {}),
-        ({"class_name": "upgrad", "config": {"gradients_of": "representation"}}, {}),
-        ({"class_name": "upgrad", "config": {"update_every": 2}}, {}),
+        (*LOSS, "equal", {}),
+        (*LOSS, "equal", {"steps_per_execution": 8}),
+        (*LOSS, "upgrad", {}),
+        (*GRADIENT, "equal", {"jit_compile": True}),
+        (*GRADIENT, EVERY_SECOND, {}),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (*LOSS, "equal", {"jit_compile": True}),
+                (*LOSS, REPRESENTATION, {}),
+                (*LOSS, EVERY_SECOND, {}),
+                (*GRADIENT, "equal", {}),
+                (*GRADIENT, "equal", {"steps_per_execution": 8}),
+                (*GRADIENT, "upgrad", {}),
+                (*GRADIENT, REPRESENTATION, {}),
+            )
+        ),
     ],
     ids=str,
 )
@@ -104,7 +117,7 @@ def test_a_regularisation_loss_is_no_tasks_fault():
 
 SKIPPING = [
     "dwa",
-    {"class_name": "upgrad", "config": {"gradients_of": "representation"}},
+    REPRESENTATION,
     *(
         pytest.param(method, marks=pytest.mark.slow)
         for method in (
@@ -117,7 +130,7 @@ SKIPPING = [
             "db_mtl",
             "modo",
             ["dwa", {"class_name": "pcgrad", "config": {"seed": 4}}],
-            {"class_name": "upgrad", "config": {"update_every": 2}},
+            EVERY_SECOND,
         )
     ),
 ]

@@ -83,6 +83,7 @@ def test_a_subset_of_tasks_down_to_one(tiny, eagerly, tmp_path):
         ({"tasks": ()}, "at least one task"),
         ({"backbone": "cn"}, "Did you mean 'cnn'"),
         ({"balancing": "pcgard"}, "Did you mean 'pcgrad'"),
+        ({"balancing": ["dwa", "uncertainty"]}, "and a gradient balancer. Received"),
         ({"sharing": "mmeo"}, "Did you mean 'mmoe'"),
         ({"loss_weights": {"wy": 1.0}}, "Did you mean 'way'"),
         ({"loss_weights": {"way": -1.0}}, "at least 0"),
@@ -166,3 +167,17 @@ def test_a_learning_rate_may_be_a_whole_number(tiny):
         config = RunConfig("tiny", learning_rate=1, schedule=schedule).validate()
         rate = compiled_model(config, steps=10).optimizer.learning_rate
         np.testing.assert_allclose(float(rate), 1.0)
+
+
+def test_the_precision_of_a_run_is_of_its_model_alone(tiny, tmp_path):
+    config = RunConfig("tiny", epochs=1, precision="mixed_float16")
+    train(config, tmp_path / "run")
+    assert keras.config.dtype_policy().name == "float32"
+    run = load_run(tmp_path / "run")
+    assert run.config.precision == "mixed_float16"
+    for model in (compiled_model(config.validate(), steps=3), run.model()):
+        dense = [x for x in model.layers if isinstance(x, keras.layers.Dense)]
+        assert dense
+        assert {layer.compute_dtype for layer in dense} == {"float16"}
+        assert {layer.kernel.dtype for layer in dense} == {"float32"}
+        assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)

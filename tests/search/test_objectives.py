@@ -51,9 +51,13 @@ def test_delta_m_is_over_tasks_trained_alone_once(study_of, tmp_path, monkeypatc
         directions = {"way": "max", "bright": "max", "level": "min"}
         expected = delta_m(main, baselines, directions)
         assert record["objectives"] == {"delta_m": pytest.approx(expected)}
+    # Stopped while the second of the baselines trained.
+    path = tmp_path / "study" / "baselines.json"
+    path.write_text(json.dumps({"way": baselines["way"]}))
     more = study_of('trials = 3\nepochs = 1\nobjective = "delta_m"')
     run_study(more, tmp_path / "study")
-    assert fitted == [1, 1, 1, 3, 3, 3]
+    assert fitted == [1, 1, 1, 3, 3, 1, 1, 3]
+    assert json.loads(path.read_text()) == baselines
 
 
 def test_several_objectives_give_a_front(study_of, tmp_path, monkeypatch):
@@ -151,9 +155,10 @@ def test_the_page_stands_alone_and_escapes_what_users_named(
     assert all(source.startswith("data:image/png;base64,") for source in sources)
 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
     rows = {}
-    for folder in (out / "logs").iterdir():
+    for folder in (path for path in (out / "logs").iterdir() if path.is_dir()):
         events = EventAccumulator(str(folder))
         events.Reload()
         assert (
@@ -163,6 +168,14 @@ def test_the_page_stands_alone_and_escapes_what_users_named(
         rows[folder.name] = events.Tags()["tensors"]
     assert set(rows) == {"0", "1"}
     assert "objective/mean" in rows["1"]
+    # What is searched, and what for, come first in the table.
+    columns = EventAccumulator(str(next((out / "logs").glob("events.*"))))
+    columns.Reload()
+    (content,) = columns.PluginTagToContent("hparams").values()
+    experiment = HParamsPluginData.FromString(content).experiment
+    assert [column.name for column in experiment.hparam_infos] == study.searched
+    names = [column.name.tag for column in experiment.metric_infos]
+    assert names == ["objective/mean", "way/accuracy", "bright/auc", "level/mae"]
 
 
 def test_a_folder_that_does_not_hold_is_told_in_one_line_and_kept(study_of, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import warnings
 
@@ -107,6 +108,23 @@ def test_names_and_conditions_are_searched_and_nothing_is_tried_twice(tmp_path):
     assert len({json.dumps(values, sort_keys=True) for values in tried}) == len(tried)
     assert len(tried) == 5
     assert all(("steps" in values) == (values["method"] == "b") for values in tried)
+
+
+def test_nothing_is_tried_almost_again(tmp_path):
+    space = keras_tuner.HyperParameters()
+    space.Float("x", 0.0, 1.0)
+    space.Choice("width", [8, 16])
+
+    def one_best(values):
+        return (values["x"] - 0.5) ** 2, -values["width"] - 0.1 * values["x"]
+
+    tried = run(oracle_of(space, tmp_path, 16), one_best, 16)
+    near = [
+        abs(one["x"] - two["x"])
+        for one, two in itertools.combinations(tried, 2)
+        if one["width"] == two["width"]
+    ]
+    assert min(near) > 0.009
 
 
 def test_features_do_not_tell_apart_what_trains_the_same_model():

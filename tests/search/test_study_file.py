@@ -186,6 +186,8 @@ def test_an_architecture_is_searched_with_its_own_arguments(tiny, tmp_path):
         ),
         (HEAD + "[space]\noptimizer = ['adm', 'sgd']", "'adm'"),
         (HEAD + "[space]\nschedule = ['cosin', 'constant']", "'cosine'"),
+        (HEAD + "[space]\nsharing = ['esmm', 'hard']", "click_and_conversion"),
+        (HEAD + "[space]\nprecision = 'mixed_float61'", "'mixed_float16'"),
         (HEAD + 'objective = "bright_acuracy"\n[space]', "'bright_accuracy'"),
         (HEAD + 'objective = ["way", "level"]\n[space]', 'oracle = "pareto"'),
         (HEAD + 'objective = ["way", "way_accuracy"]\n[space]', "once"),

@@ -35,6 +35,7 @@ class FixedLength(keras.layers.Layer):
 
     Longer ones are cut at the end, shorter ones followed by silence. A sample that
     is NaN or infinite becomes silence. `[batch, samples]` to `[batch, length]`.
+    In mixed precision waveforms stay float32, as everything up to the decibels.
 
     Args:
         length: Number of samples.
@@ -42,7 +43,7 @@ class FixedLength(keras.layers.Layer):
     """
 
     def __init__(self, length: int, **kwargs: Any):
-        super().__init__(**kwargs)
+        super().__init__(**{"dtype": "float32", **kwargs})
         self.length = length
 
     def call(self, inputs: Any) -> Any:
@@ -180,7 +181,8 @@ def audio(width: int, units: int, length: int, rate: int) -> keras.Sequential:
     """Reads recordings by a `cnn` over their mel spectrogram.
 
     Loudness, logarithm and a standardisation of each mel band come first. While
-    training, spectrograms are shifted in time at random.
+    training, spectrograms are shifted in time at random. All before the convolutions
+    is float32 in any precision: a power spectrum leaves the range of float16.
 
     Args:
         width: Channels of the first convolution.
@@ -199,20 +201,26 @@ def audio(width: int, units: int, length: int, rate: int) -> keras.Sequential:
         max_freq=_HIGHEST,
         power_to_db=False,
         mag_exp=2.0,
+        dtype="float32",
         name="mel_spectrogram",
     )
     return keras.Sequential(
         [
             keras.Input((length,)),
-            Loudness(name="loudness"),
+            Loudness(dtype="float32", name="loudness"),
             spectrogram,
-            Decibels(_FLOOR, name="decibels"),
+            Decibels(_FLOOR, dtype="float32", name="decibels"),
             layers.BatchNormalization(
-                axis=1, center=False, scale=False, momentum=0.9, name="standardisation"
+                axis=1,
+                center=False,
+                scale=False,
+                momentum=0.9,
+                dtype="float32",
+                name="standardisation",
             ),
-            layers.Reshape((_MEL_BANDS, frames, 1), name="channel"),
+            layers.Reshape((_MEL_BANDS, frames, 1), dtype="float32", name="channel"),
             layers.RandomTranslation(
-                0.0, _MOST_SHIFT, fill_mode="nearest", name="shift"
+                0.0, _MOST_SHIFT, fill_mode="nearest", dtype="float32", name="shift"
             ),
             *backbones.get("cnn")(width, _CNN_STAGES),
             layers.Flatten(name="flatten"),

@@ -48,13 +48,20 @@ class Decoder(keras.layers.Layer):
         self.vocabulary_size = vocabulary_size
         self.units = units
         self.dropout_rate = dropout
-        self.dropout = keras.layers.Dropout(dropout, name="dropout")
+        policy = self.dtype_policy
+        self.dropout = keras.layers.Dropout(dropout, dtype=policy, name="dropout")
         self.embedding = keras.layers.Embedding(
-            vocabulary_size, units, name="embedding"
+            vocabulary_size, units, dtype=policy, name="embedding"
         )
-        self.bridge = keras.layers.Dense(2 * units, activation="tanh", name="bridge")
-        self.gru = keras.layers.GRU(2 * units, return_sequences=True, name="gru")
-        self.combine = keras.layers.Dense(units, activation="tanh", name="combine")
+        self.bridge = keras.layers.Dense(
+            2 * units, activation="tanh", dtype=policy, name="bridge"
+        )
+        self.gru = keras.layers.GRU(
+            2 * units, return_sequences=True, dtype=policy, name="gru"
+        )
+        self.combine = keras.layers.Dense(
+            units, activation="tanh", dtype=policy, name="combine"
+        )
         self.scores = keras.layers.Dense(
             vocabulary_size, dtype="float32", name="scores"
         )
@@ -97,11 +104,11 @@ class Decoder(keras.layers.Layer):
         columns = tf.stack([-loss, tf.cast(hits, tf.float32), tf.ones_like(loss)], -1)
         return tf.math.unsorted_segment_sum(columns, places[:, 0], tf.shape(ids)[0])
 
-    def compute_output_shape(
-        self, input_shape: list[tuple[int | None, ...]]
-    ) -> tuple[int | None, ...]:
-        """Returns the shape of the scores."""
-        return input_shape[0][0], 3
+    def compute_output_spec(
+        self, inputs: list[keras.KerasTensor], training: bool = False
+    ) -> keras.KerasTensor:
+        """Returns the shape of the scores, which are float32 in any precision."""
+        return keras.KerasTensor((inputs[0].shape[0], 3), dtype="float32")
 
     def search(self, features: Any, kinds: Any, beams: int, most: int) -> tf.Tensor:
         """Finds translations by beam search.
@@ -231,7 +238,8 @@ class Translation(keras.layers.Layer):
         most: int = 60,
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
+        # The decoder's parts are called from here, so their precision holds here.
+        super().__init__(**{"dtype": decoder.dtype_policy, **kwargs})
         # Padding is read from the kinds; the result has no mask.
         self.supports_masking = True
         self.decoder = decoder

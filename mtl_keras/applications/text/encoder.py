@@ -28,8 +28,13 @@ class TokenEmbedding(keras.layers.Layer):
         super().__init__(**kwargs)
         self.vocabulary_size = vocabulary_size
         self.units = units
-        self.tokens = keras.layers.Embedding(vocabulary_size, units, name="tokens")
-        self.kinds = keras.layers.Embedding(MATCH + 1, units, name="kinds")
+        policy = self.dtype_policy
+        self.tokens = keras.layers.Embedding(
+            vocabulary_size, units, dtype=policy, name="tokens"
+        )
+        self.kinds = keras.layers.Embedding(
+            MATCH + 1, units, dtype=policy, name="kinds"
+        )
 
     def build(self, input_shape: list[tuple[int | None, ...]]) -> None:
         """Builds both tables."""

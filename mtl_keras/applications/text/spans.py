@@ -45,13 +45,20 @@ class SpanProbabilities(keras.layers.Layer):
         self.hidden_units = hidden
         self.positions = positions
         self.dropout_rate = dropout
-        self.dropout = keras.layers.Dropout(dropout, name="dropout")
-        self.query = keras.layers.Dense(hidden, name="query")
-        self.importance = keras.layers.Dense(1, use_bias=False, name="importance")
-        self.hidden = keras.layers.Dense(
-            hidden, activation="relu", kernel_initializer="he_normal", name="hidden"
+        policy = self.dtype_policy
+        self.dropout = keras.layers.Dropout(dropout, dtype=policy, name="dropout")
+        self.query = keras.layers.Dense(hidden, dtype=policy, name="query")
+        self.importance = keras.layers.Dense(
+            1, use_bias=False, dtype=policy, name="importance"
         )
-        self.scores = keras.layers.Dense(2, name="scores")
+        self.hidden = keras.layers.Dense(
+            hidden,
+            activation="relu",
+            kernel_initializer="he_normal",
+            dtype=policy,
+            name="hidden",
+        )
+        self.scores = keras.layers.Dense(2, dtype=policy, name="scores")
 
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> None:
         """Ends the mask: the result has no positions of the features."""
