@@ -161,6 +161,10 @@ class RunConfig:
     def _check_numbers(self) -> None:
         for name in ("width", "depth", "epochs", "batch_size"):
             check_count(name, getattr(self, name))
+        if self.depth > _DEEPEST:  # type: ignore[operator]
+            raise InputError(
+                f"Expected depth to be at most {_DEEPEST}. Received: {self.depth}."
+            )
         if self.limit is not None:
             check_count("limit", self.limit)
         if not is_number(self.learning_rate) or not 0 < self.learning_rate < math.inf:  # type: ignore[operator]
@@ -206,6 +210,9 @@ class RunConfig:
             values["tasks"] = tuple(map(str, values["tasks"]))
         return cls(**values)
 
+
+_LARGEST_COUNT = 2**31 - 1
+_DEEPEST = 1_000  # beyond it, building a model takes hours
 
 # What JSON has for each field, where it has not null.
 _JSON_TYPES: dict[str, tuple[type, ...]] = {
@@ -258,8 +265,13 @@ def is_number(value: Any) -> bool:
 
 
 def check_count(name: str, value: Any) -> None:
-    """Raises an InputError unless `value` is a whole number of at least 1."""
+    """Raises an InputError unless `value` is a whole number from 1 to 2147483647."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InputError(
             f"Expected {name} to be a whole number of at least 1. Received: {value!r}."
+        )
+    if value > _LARGEST_COUNT:
+        raise InputError(
+            f"Expected {name} to be a whole number of at most {_LARGEST_COUNT}. "
+            f"Received: {value!r:.100}."
         )

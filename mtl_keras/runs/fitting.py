@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import keras
 import tensorflow as tf
 from rich.console import Console
 
 from mtl_keras.data import catalog
-from mtl_keras.errors import InputError
+from mtl_keras.errors import InputError, system_reason
 from mtl_keras.model import MultiTaskModel
 from mtl_keras.runs import checkpoints, folder, strategies
 from mtl_keras.runs.config import RunConfig, check_count, spec_name
@@ -94,8 +95,9 @@ def train(
         strategies.one_for_all(over),
         catalog.reading(str(config.data)),
     ):
-        fitting = _Fitting(config, saved, over, console)
-        progress = fitting.run(run / folder.LOGS, checkpoint_steps, callbacks)
+        with _out_of_room():
+            fitting = _Fitting(config, saved, over, console)
+            progress = fitting.run(run / folder.LOGS, checkpoint_steps, callbacks)
         with console.status("Testing"):
             metrics = test_metrics(config, fitting.model, fitting.test)
         with folder.disk_errors(run):
@@ -106,6 +108,18 @@ def train(
             )
             folder.write_json(run / folder.METRICS, metrics)
     return Results(pathlib.Path(out), metrics, progress.seconds)
+
+
+@contextlib.contextmanager
+def _out_of_room() -> Iterator[None]:
+    """Turns what TensorFlow raises where room runs out into an InputError."""
+    try:
+        yield
+    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+        raise InputError(
+            "The training has run out of memory, of which a smaller width, depth or "
+            f"batch size takes less, or of disk space: {system_reason(error):.200}."
+        ) from error
 
 
 class _Fitting:

@@ -96,7 +96,7 @@ def _is_table_of(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
 _DONE = "COMPLETED"
 _CHECKS: dict[str, Callable[[Any], bool]] = {
     "trial": lambda value: (
-        isinstance(value, str) and value.isdecimal() and len(value) < 10
+        isinstance(value, str) and value.isdecimal() and len(value) < 11
     ),
     "status": lambda value: value in (_DONE, "FAILED"),
     "score": is_json_number,

@@ -185,7 +185,10 @@ def test_a_failed_cell_is_recorded_and_tried_again(
 
     monkeypatch.setattr(keras.Model, "fit", failing)
     summary = run_comparison(one, out)
-    assert summary["failed"] == {"hard-pcgrad-seed0": "MemoryError: no room for <this>"}
+    assert set(summary["failed"]) == {"hard-pcgrad-seed0"}
+    message = summary["failed"]["hard-pcgrad-seed0"]
+    assert "out of memory" in message
+    assert "no room for <this>" in message
     assert summary["methods"]["equal"]["seeds"] == [0]
     assert "no room for &lt;this&gt;" in (out / "report.html").read_text()
 
