@@ -7,7 +7,7 @@ import dataclasses
 import os
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import keras
 
@@ -330,6 +330,35 @@ class Application(Served, abc.ABC):
                 f"{', '.join(self.tasks)}. Received: none."
             )
         return {name: task for name, task in self.tasks.items() if name in wanted}
+
+
+class BoundApplication(Application):
+    """An application that is made for one data set, on which its tasks depend.
+
+    Attributes:
+        data: Name of the data set.
+        data_dir: Folder of prepared data; `None` for the default one.
+
+    Args:
+        data: Name of the data set; `None` for `default_data`.
+        data_dir: Folder of prepared data; `None` for the default one.
+    """
+
+    def __init__(
+        self, data: str | None = None, data_dir: str | os.PathLike | None = None
+    ):
+        self.data = self.default_data if data is None else data
+        self.data_dir = data_dir
+
+    def for_data(self, data: str | None) -> Self:
+        """See `Application.for_data`: with the tasks that the data set labels."""
+        return type(self)(data, self.data_dir)
+
+
+def check_split(split: str, splits: Sequence[str] = SPLITS) -> None:
+    """Raises `InputError` if no split of the data has this name."""
+    if split not in splits:
+        raise errors.unknown_name("split", split, splits)
 
 
 def _size(argument: str, value: int | None, default: int) -> int:

@@ -15,10 +15,10 @@ from mtl_keras import backbones, errors
 from mtl_keras import data as data_registry
 from mtl_keras.applications import features, heads
 from mtl_keras.applications.base import (
-    SPLITS,
-    Application,
+    BoundApplication,
     Task,
     TrainingDefaults,
+    check_split,
 )
 from mtl_keras.data import catalog, census_income
 from mtl_keras.data.columns import Column, from_metadata
@@ -164,7 +164,7 @@ def _read(name: str, split: str, data_dir: pathlib.Path) -> dict[str, np.ndarray
     return data_registry.read_table(name, split, data_dir=data_dir)
 
 
-class Recommendation(Application):
+class Recommendation(BoundApplication):
     """Predictions about users, items and people, from raw columns.
 
     The tasks are those of the data set:
@@ -194,19 +194,15 @@ class Recommendation(Application):
     def __init__(
         self, data: str | None = None, data_dir: str | os.PathLike | None = None
     ):
-        name = self.default_data if data is None else data
-        name = catalog.full_name(name)
-        if name not in _DATA_SETS:
-            raise errors.unknown_name("data set of 'recommendation'", name, _DATA_SETS)
-        self._data = name
-        self._data_dir = data_dir
-        self._data_set = _DATA_SETS[name]
+        super().__init__(data, data_dir)
+        self.data = catalog.full_name(self.data)
+        if self.data not in _DATA_SETS:
+            raise errors.unknown_name(
+                "data set of 'recommendation'", self.data, _DATA_SETS
+            )
+        self._data_set = _DATA_SETS[self.data]
         self.tasks = {task.name: task for task in self._data_set.tasks}
         self.defaults = self._data_set.defaults
-
-    def for_data(self, data: str | None) -> Recommendation:
-        """See `Application.for_data`."""
-        return type(self)(data, self._data_dir)
 
     def columns(self, tasks: Iterable[str] | None = None) -> dict[str, Column]:
         """Returns what a model of these tasks reads, by name.
@@ -240,10 +236,9 @@ class Recommendation(Application):
         """See `Application.load`; with sample weights where labels are absent."""
         import tensorflow as tf
 
-        if split not in SPLITS:
-            raise errors.unknown_name("split", split, SPLITS)
+        check_split(split)
         if data is not None or data_dir is not None:
-            bound = type(self)(data or self._data, data_dir or self._data_dir)
+            bound = type(self)(data or self.data, data_dir or self.data_dir)
             return bound.load(
                 split,
                 batch_size=batch_size,
@@ -254,8 +249,8 @@ class Recommendation(Application):
                 epoch=epoch,
             )
         chosen = list(self.select(tasks))
-        folder = catalog.resolve_data_dir(self._data_dir)
-        table = _read(self._data, split, folder)
+        folder = catalog.resolve_data_dir(self.data_dir)
+        table = _read(self.data, split, folder)
         labels = self._data_set.labels(table)
         parts: list[dict[str, Any]] = [
             {name: table[name] for name in self.columns(chosen)},
@@ -331,6 +326,6 @@ class Recommendation(Application):
         return heads.number(features, start=self._data_set.starts[task.name], **common)
 
     def _described(self) -> dict[str, Column]:
-        data_registry.prepare(self._data, data_dir=self._data_dir)
-        metadata = catalog.builder(self._data, self._data_dir).info.metadata
+        data_registry.prepare(self.data, data_dir=self.data_dir)
+        metadata = catalog.builder(self.data, self.data_dir).info.metadata
         return from_metadata(metadata)

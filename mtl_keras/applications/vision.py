@@ -12,11 +12,12 @@ from mtl_keras import data as data_registry
 from mtl_keras import errors
 from mtl_keras.applications import heads
 from mtl_keras.applications.base import (
-    SPLITS,
     Application,
     Task,
     TrainingDefaults,
+    check_split,
 )
+from mtl_keras.applications.tasks import binary_task, multiclass_task
 from mtl_keras.data.passes import shuffled
 from mtl_keras.data.scenes import SIZE
 from mtl_keras.evaluation.boxes import BoxIoU
@@ -32,29 +33,10 @@ _DROPOUT = 0.3
 _MASK_HIDDEN = 48
 
 
-def _multiclass(name: str) -> Task:
-    return Task(
-        name,
-        kind="multiclass",
-        loss=keras.losses.SparseCategoricalCrossentropy,
-        metrics=lambda: [keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
-        objective="accuracy",
-    )
-
-
 _TASKS = (
-    _multiclass("left"),
-    _multiclass("right"),
-    Task(
-        "even_sum",
-        kind="binary",
-        loss=keras.losses.BinaryCrossentropy,
-        metrics=lambda: [
-            keras.metrics.BinaryAccuracy(name="accuracy"),
-            keras.metrics.AUC(name="auc"),
-        ],
-        objective="accuracy",
-    ),
+    multiclass_task("left"),
+    multiclass_task("right"),
+    binary_task("even_sum"),
     Task(
         "boxes",
         kind="boxes",
@@ -112,8 +94,7 @@ class Vision(Application):
         """See `Application.load`."""
         import tensorflow as tf
 
-        if split not in SPLITS:
-            raise errors.unknown_name("split", split, SPLITS)
+        check_split(split)
         chosen = list(self.select(tasks))
         name = self.default_data if data is None else data
         if not name.startswith("multi_digits"):

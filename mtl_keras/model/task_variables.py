@@ -62,15 +62,17 @@ def reached_variables(
     }
 
 
-def reached_nodes(nodes: Sequence[GraphNode], output: keras.KerasTensor) -> set[int]:
+def reached_nodes(
+    nodes: Sequence[GraphNode], output: keras.KerasTensor, *, auxiliary: bool = False
+) -> set[int]:
     """Returns the indices of the calls that an output depends on.
-
-    Inputs that a layer only reads for a loss of its own (`auxiliary_inputs`) are
-    not followed: the output does not depend on them.
 
     Args:
         nodes: `graph_nodes`' result.
         output: A tensor that one of them makes.
+        auxiliary: Whether to follow inputs that a layer only reads for a loss of its
+            own (`auxiliary_inputs`): the output does not depend on them, but cannot
+            be computed without.
     """
     maker = {id(t): index for index, node in enumerate(nodes) for t in node.outputs}
     reached: set[int] = set()
@@ -79,5 +81,7 @@ def reached_nodes(nodes: Sequence[GraphNode], output: keras.KerasTensor) -> set[
         index = waiting.pop()
         if index not in reached:
             reached.add(index)
-            waiting += [maker[id(t)] for t in nodes[index].used_inputs]
+            node = nodes[index]
+            inputs = node.inputs if auxiliary else node.used_inputs
+            waiting += [maker[id(t)] for t in inputs]
     return reached

@@ -13,6 +13,7 @@ import tensorflow as tf
 from mtl_keras.errors import InputError, unknown_name
 from mtl_keras.model.keras_compat import graph_nodes
 from mtl_keras.model.representation import split_at_representation
+from mtl_keras.model.task_variables import reached_nodes
 
 DEFAULT, EXAMPLES, FEATURES, CLASSIFY = (
     "serving_default",
@@ -190,16 +191,14 @@ def _call_for_service(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> A
 
 
 def _needed(model: keras.Model, outputs: Iterable[keras.KerasTensor]) -> set[int]:
-    """Returns the ids of the tensors that any of the outputs is computed from."""
-    maker = {id(t): node for node in graph_nodes(model) for t in node.outputs}
-    needed: set[int] = set()
-    waiting = list(outputs)
-    while waiting:
-        tensor = waiting.pop()
-        if id(tensor) not in needed:
-            needed.add(id(tensor))
-            waiting += maker[id(tensor)].inputs
-    return needed
+    """Returns the ids of all tensors of the calls that the outputs need."""
+    nodes = graph_nodes(model)
+    return {
+        id(tensor)
+        for output in outputs
+        for index in reached_nodes(nodes, output, auxiliary=True)
+        for tensor in nodes[index].outputs
+    }
 
 
 def _loss_of(losses: Any, name: str) -> Any:

@@ -14,11 +14,13 @@ from mtl_keras import errors, fusion
 from mtl_keras.applications import heads
 from mtl_keras.applications.base import (
     SPLITS,
-    Application,
+    BoundApplication,
     Task,
     TrainingDefaults,
+    check_split,
 )
 from mtl_keras.applications.multimodal import encoders
+from mtl_keras.applications.tasks import multiclass_task
 from mtl_keras.data.modalities import SAMPLE_RATE, SIZE, SPEAKERS
 from mtl_keras.data.passes import shuffled
 from mtl_keras.model.keras_compat import call_again
@@ -87,17 +89,13 @@ _DATA = {
 
 
 def _task(name: str) -> Task:
-    binary = _CLASSES[name] == 2
-    if binary:
-        loss, metric = keras.losses.BinaryCrossentropy, keras.metrics.BinaryAccuracy
-    else:
-        loss = keras.losses.SparseCategoricalCrossentropy
-        metric = keras.metrics.SparseCategoricalAccuracy
+    if _CLASSES[name] > 2:
+        return multiclass_task(name)
     return Task(
         name,
-        kind="binary" if binary else "multiclass",
-        loss=loss,
-        metrics=lambda: [metric(name="accuracy")],
+        kind="binary",
+        loss=keras.losses.BinaryCrossentropy,
+        metrics=lambda: [keras.metrics.BinaryAccuracy(name="accuracy")],
         objective="accuracy",
     )
 
@@ -105,7 +103,7 @@ def _task(name: str) -> Task:
 _TASKS = {name: _task(name) for name in _CLASSES}
 
 
-class Multimodal(Application):
+class Multimodal(BoundApplication):
     """Four tasks on images, recordings and texts.
 
     - `digit`: which digit is seen, heard or written (10 classes).
@@ -145,14 +143,9 @@ class Multimodal(Application):
     def __init__(
         self, data: str | None = None, data_dir: str | os.PathLike | None = None
     ):
-        self.data = self.default_data if data is None else data
-        self.data_dir = data_dir
+        super().__init__(data, data_dir)
         # A model has the tasks that its data set labels.
         self.tasks = {name: _TASKS[name] for name in _find(self.data).uses}
-
-    def for_data(self, data: str | None) -> Multimodal:
-        """See `Application.for_data`: with the tasks that the data set labels."""
-        return Multimodal(data, self.data_dir)
 
     def class_names(self) -> Mapping[str, Sequence[str]]:
         """See `Application.class_names`."""
@@ -196,8 +189,7 @@ class Multimodal(Application):
         name = self.data if data is None else data
         chosen = list(self.for_data(name).select(tasks))
         splits = (*SPLITS, "test_complete") if _find(name) is _PAIRED else SPLITS
-        if split not in splits:
-            raise errors.unknown_name("split", split, splits)
+        check_split(split, splits)
         seen, heard = _find(name).weights
 
         def arrange(features: dict[str, Any]) -> tuple[dict[str, Any], ...]:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import keras
 
-from mtl_keras import errors
 from mtl_keras.applications import heads
 from mtl_keras.applications.base import (
-    SPLITS,
-    Application,
+    BoundApplication,
     Task,
     TrainingDefaults,
+    check_split,
 )
+from mtl_keras.applications.tasks import binary_task
 from mtl_keras.applications.text import scoring, sources, vocabulary
 from mtl_keras.applications.text.decoder import Decoder, Translation
 from mtl_keras.applications.text.encoder import MeanAndMaximum, TokenEmbedding
@@ -38,16 +38,7 @@ _DROPOUT = 0.2
 
 _BACKBONES = {"rnn": sequence_rnn, "mlp": sequence_mlp, "transformer": transformer}
 _ALL_TASKS = (
-    Task(
-        "sentiment",
-        kind="binary",
-        loss=keras.losses.BinaryCrossentropy,
-        metrics=lambda: [
-            keras.metrics.BinaryAccuracy(name="accuracy"),
-            keras.metrics.AUC(name="auc"),
-        ],
-        objective="accuracy",
-    ),
+    binary_task("sentiment"),
     Task(
         "answer",
         kind="span",
@@ -66,7 +57,7 @@ _ALL_TASKS = (
 _TASKS = {task.name: task for task in _ALL_TASKS}
 
 
-class Text(Application):
+class Text(BoundApplication):
     """Three tasks on texts, each labelled by a data set of its own.
 
     - `sentiment`: whether a text is positive (binary).
@@ -103,14 +94,9 @@ class Text(Application):
     def __init__(
         self, data: str | None = None, data_dir: str | os.PathLike | None = None
     ):
-        self.data = data or self.default_data
-        self.data_dir = data_dir
+        super().__init__(data or None, data_dir)
         # A model has the tasks that its data sets label.
         self.tasks = {name: _TASKS[name] for name in sources.find(self.data)}
-
-    def for_data(self, data: str | None) -> Text:
-        """See `Application.for_data`: with the tasks that the data sets label."""
-        return Text(data, self.data_dir)
 
     def stages(self, backbone: str, width: int, depth: int) -> list[keras.layers.Layer]:
         """See `Application.stages`; each reads and gives a sequence."""
@@ -162,8 +148,7 @@ class Text(Application):
         Raises:
             InputError: A name is unknown or the data cannot be had.
         """
-        if split not in SPLITS:
-            raise errors.unknown_name("split", split, SPLITS)
+        check_split(split)
         return {
             task: sources.samples(
                 source,
