@@ -189,16 +189,12 @@ def _prepare(study: Study, out: pathlib.Path, console: Console) -> StudyTuner:
         for split in ("train", "validation"):
             count_batches(load_split(base, split))
     tuner = _tuner(study, out, console, known)
-    try:
+    with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / records.STUDY, {"version": records.VERSION, **study.to_dict()})
         tuner.save()
-        if not any((out / tensorboard.LOGS).glob("events.*")):
+        if not known:
             tensorboard.write_columns(out, study)
-    except OSError as error:
-        raise InputError(
-            f"The study folder {str(out)!r} cannot be written: {error.strerror}."
-        ) from error
     _announce(study, known, out, console)
     return tuner
 
