@@ -274,8 +274,9 @@ def _baselines(study: Study, out: pathlib.Path, console: Console) -> dict[str, f
         if task not in baselines:
             with console.status(f"Training {task} alone, with a trial's budget"):
                 baselines[task] = train_baseline(study, task)
-            out.mkdir(parents=True, exist_ok=True)
-            write_json(path, baselines)
+            with disk_errors(out):
+                out.mkdir(parents=True, exist_ok=True)
+                write_json(path, baselines)
     return baselines
 
 
