@@ -10,7 +10,7 @@ from typing import Any
 from mtl_keras import sharing
 from mtl_keras.compare.comparison import COMBINATION, SINGLE, Cell
 from mtl_keras.errors import InputError
-from mtl_keras.runs.folder import is_json_number, read_json
+from mtl_keras.runs.folder import is_json_number, is_table, read_json
 from mtl_keras.runs.results import metric_names
 
 Record = dict[str, Any]
@@ -54,12 +54,12 @@ def _checks(cell: Cell) -> dict[str, Callable[[Any], bool]]:
     trained = set(cell.tasks) - set(sharing.get(config.sharing).untrained(cell.tasks))
 
     def is_test(value: Any) -> bool:
-        return _is_table(value, _is_metrics) and all(
+        return is_table(value, _is_metrics) and all(
             set(value.get(task, ())) >= set(metrics) for task, metrics in names.items()
         )
 
     def is_history(value: Any) -> bool:
-        return _is_table(value, lambda column: _is_list(column, is_json_number, epochs))
+        return is_table(value, lambda column: _is_list(column, is_json_number, epochs))
 
     def is_affinity(value: Any) -> bool:
         if cell.kind != COMBINATION:
@@ -82,10 +82,6 @@ def _checks(cell: Cell) -> dict[str, Callable[[Any], bool]]:
     }
 
 
-def _is_table(value: Any, is_right: Callable[[Any], bool]) -> bool:
-    return isinstance(value, dict) and all(map(is_right, value.values()))
-
-
 def _is_list(value: Any, is_right: Callable[[Any], bool], length: int) -> bool:
     return (
         isinstance(value, list) and len(value) == length and all(map(is_right, value))
@@ -93,7 +89,7 @@ def _is_list(value: Any, is_right: Callable[[Any], bool], length: int) -> bool:
 
 
 def _is_metrics(value: Any) -> bool:
-    return _is_table(value, is_json_number)
+    return is_table(value, is_json_number)
 
 
 def _is_measured(found: Any, tasks: int) -> bool:

@@ -27,8 +27,8 @@ from mtl_keras.compare.html_parts import (
 )
 from mtl_keras.compare.summary import Summary, corrected_p
 from mtl_keras.evaluation import pareto_front
+from mtl_keras.files import whole_file
 from mtl_keras.runs.config import spec_name
-from mtl_keras.runs.folder import whole_file
 
 _MEASURES = {
     "lookahead": (

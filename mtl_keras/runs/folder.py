@@ -15,12 +15,13 @@ import os
 import pathlib
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
 from mtl_keras.errors import InputError, system_reason
+from mtl_keras.files import whole_file
 from mtl_keras.runs.config import RunConfig, is_number
 from mtl_keras.runs.model_file import check_model_file
 
@@ -154,17 +155,6 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     return values
 
 
-@contextlib.contextmanager
-def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a file beside `path` to write, so that readers never see half of it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield beside
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 def write_json(path: pathlib.Path, values: Any) -> None:
     """Writes JSON, the file as a whole or not at all."""
     text = json.dumps(without_nan(values), indent=2, ensure_ascii=False)
@@ -186,6 +176,11 @@ def without_nan(values: Any) -> Any:
 def is_json_number(value: Any) -> bool:
     """Whether this is a finite number, or null, which stands for the others."""
     return value is None or (is_number(value) and abs(value) < sys.float_info.max)
+
+
+def is_table(value: Any, is_right: Callable[[Any], bool]) -> bool:
+    """Whether this is a JSON object whose values all are right."""
+    return isinstance(value, dict) and all(map(is_right, value.values()))
 
 
 def write_history(path: pathlib.Path, history: Mapping[str, list[float]]) -> None:

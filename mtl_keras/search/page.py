@@ -7,7 +7,7 @@ import html
 import pathlib
 from collections.abc import Sequence
 
-from mtl_keras.runs.folder import whole_file
+from mtl_keras.files import whole_file
 from mtl_keras.runs.progress import duration
 from mtl_keras.search.records import Record, flat_settings, front_of
 from mtl_keras.search.study import Study

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mtl_keras.evaluation.plots import trade_off
-from mtl_keras.runs.folder import whole_file
+from mtl_keras.files import whole_file
 from mtl_keras.search.components import Components
 from mtl_keras.search.records import (
     Record,

@@ -12,13 +12,9 @@ import numpy as np
 
 from mtl_keras.errors import InputError, unknown_name
 from mtl_keras.evaluation.pareto import hypervolume, pareto_front
+from mtl_keras.files import whole_file
 from mtl_keras.runs.config import RunConfig, spec_name
-from mtl_keras.runs.folder import (
-    is_json_number,
-    read_json,
-    whole_file,
-    write_json,
-)
+from mtl_keras.runs.folder import is_json_number, is_table, read_json, write_json
 
 STUDY = "study.json"
 TRIALS = "trials"
@@ -87,12 +83,6 @@ def _read(path: pathlib.Path) -> Record:
     return record
 
 
-def _is_table_of(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: (
-        isinstance(value, dict) and all(is_right(item) for item in value.values())
-    )
-
-
 _DONE = "COMPLETED"
 _CHECKS: dict[str, Callable[[Any], bool]] = {
     "trial": lambda value: (
@@ -100,11 +90,11 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     ),
     "status": lambda value: value in (_DONE, "FAILED"),
     "score": is_json_number,
-    "objectives": lambda value: value and _is_table_of(is_json_number)(value),
-    "directions": _is_table_of(lambda value: value in ("min", "max")),
+    "objectives": lambda value: value and is_table(value, is_json_number),
+    "directions": lambda value: is_table(value, lambda way: way in ("min", "max")),
     "seconds": lambda value: value is not None and is_json_number(value),
     "error": lambda value: isinstance(value, str),
-    "metrics": _is_table_of(_is_table_of(is_json_number)),
+    "metrics": lambda value: is_table(value, lambda own: is_table(own, is_json_number)),
     "config": lambda value: isinstance(value, dict),
 }
 

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
+from mtl_keras.files import whole_file
+
 MODELS, BATCHING = "models.config", "batching.config"
 BATCH_SIZES = (1, 8, 32)
 """Batch sizes that the server pads to, and that exports are measured at."""
@@ -29,9 +31,8 @@ def write_server_files(path: pathlib.Path, model: str) -> None:
     ):
         file = path / name
         if not file.exists():
-            beside = file.with_name(f".{name}.{os.getpid()}")
-            beside.write_text(text, encoding="utf-8")
-            beside.replace(file)
+            with whole_file(file) as beside:
+                beside.write_text(text, encoding="utf-8")
 
 
 def models_config(path: pathlib.Path, model: str) -> str:
