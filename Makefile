@@ -69,7 +69,7 @@ define install
 endef
 
 $(VENV)/installed: $(SOURCES)
-	$(call install,.)
+	$(call install,".[all]")
 	@touch $@
 
 $(VENV)/installed-dev: $(SOURCES)

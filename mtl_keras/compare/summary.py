@@ -9,10 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from mtl_keras import evaluation, sharing
+from mtl_keras import evaluation, optional, sharing
 from mtl_keras.callbacks.task_affinity import mean_over_epochs
 from mtl_keras.compare.comparison import COMBINATION, PAIR, SINGLE, Cell, Comparison
 from mtl_keras.runs.results import main_metrics
+
+# With the module: a comparison should not find out at its end.
+with optional.extra("evaluation", "scipy", "The tests of a comparison"):
+    import scipy.stats  # noqa: F401
 
 Record = dict[str, Any]
 Summary = dict[str, Any]

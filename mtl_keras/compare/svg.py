@@ -12,7 +12,11 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from matplotlib.ticker import MaxNLocator
+from mtl_keras import optional
+
+# With the module: a comparison should not find out at its end.
+with optional.extra("plots", "matplotlib", "The report of a comparison"):
+    from matplotlib.ticker import MaxNLocator
 
 WIDTH = 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 14, 10, 38

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import tensorflow_datasets as tfds
 
+from mtl_keras import optional
 from mtl_keras.data import catalog
 from mtl_keras.data.variants import VARIANTS
 from mtl_keras.errors import InputError
@@ -44,6 +45,7 @@ def prepare(
     Raises:
         InputError: The name is unknown, or a file is missing or altered, or
             original files are needed and `downloads` is not given.
+        MissingExtraError: A package that reads the files is not installed.
     """
     entry = catalog.find(name)
     root = catalog.resolve_data_dir(data_dir)
@@ -67,7 +69,9 @@ def prepare(
     files = {}
     if entry.needs_files:
         files = _checked_files(builder, downloads, entry.files)
-    _build(builder, root, files)
+    audio = optional.extra("audio", "pydub", f"The data set {entry.name!r}")
+    with audio if entry.reads_audio else contextlib.nullcontext():
+        _build(builder, root, files)
 
 
 def load(

@@ -1,4 +1,4 @@
-"""Plots of multi-task results. Matplotlib is loaded on first use."""
+"""Plots of multi-task results, by Matplotlib."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from mtl_keras import optional
 from mtl_keras.evaluation.pareto import pareto_front
+
+# A figure made without pyplot needs no display and leaves no global state.
+with optional.extra("plots", "matplotlib", "A plot"):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
 
 def trade_off(
@@ -42,10 +48,6 @@ def trade_off(
     Returns:
         The path.
     """
-    # A figure made without pyplot needs no display and leaves no global state.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     array = np.asarray(points, dtype=np.float64)
     kept = np.flatnonzero(~np.isnan(array).any(axis=1)).tolist()
     array = array[kept]
@@ -106,9 +108,6 @@ def expert_usage(
     Returns:
         The path.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns = list(dict.fromkeys(name for row in usage.values() for name in row))
     table = np.asarray(
         [[row.get(name, np.nan) for name in columns] for row in usage.values()]

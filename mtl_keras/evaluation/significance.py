@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from scipy import optimize, stats
 
+from mtl_keras import optional
 from mtl_keras.errors import InputError, check_integer, check_number
 
 _TESTS = ("t", "wilcoxon")
@@ -98,7 +99,7 @@ def _test(
         p = 1.0 if mean == 0 else 0.0
         low = high = mean
     else:
-        found = stats.ttest_1samp(differences, 0.0)
+        found = _stats().ttest_1samp(differences, 0.0)
         p = float(found.pvalue)
         low, high = map(float, found.confidence_interval(0.95))
     if test == "wilcoxon":
@@ -111,8 +112,17 @@ def _signed_rank(differences: np.ndarray) -> float:
     # SciPy enumerates or draws the signs.
     nonzero = differences[differences != 0]
     tied = len(np.unique(np.abs(nonzero))) < len(nonzero)
+    stats = _stats()
     method = stats.PermutationMethod(rng=0) if tied else "exact"
     return float(stats.wilcoxon(nonzero, method=method).pvalue)
+
+
+def _stats() -> Any:
+    """Returns SciPy's statistics, which take a second to load, on first use."""
+    with optional.extra("evaluation", "scipy", "A test over seeds"):
+        from scipy import stats
+
+    return stats
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -160,6 +170,9 @@ def detectable_difference(
     check_integer("seeds", seeds, low=2)
     check_integer("comparisons", comparisons, low=1)
     check_number("power", power, low=0.01, high=0.999)
+    with optional.extra("evaluation", "scipy", "The power of a test"):
+        from scipy import optimize, stats
+
     freedom = seeds - 1
     critical = stats.t.isf(level / comparisons / 2, freedom)
 

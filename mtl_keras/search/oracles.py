@@ -12,7 +12,7 @@ from keras_tuner.engine.trial import Trial, TrialStatus
 
 from mtl_keras.runs.folder import write_json
 from mtl_keras.search.hypermodel import StudyHyperModel
-from mtl_keras.search.pareto import ParetoOracle
+from mtl_keras.search.pareto import ParetoOracle, check_bayesian
 
 _FAILURES = 3  # in a row, after which a study stops
 _ENDED = (TrialStatus.COMPLETED, TrialStatus.FAILED)
@@ -187,6 +187,7 @@ def make(hypermodel: StudyHyperModel) -> StudyOracle:
             max_epochs=study.epochs, hyperband_iterations=10**6, **common
         )
     else:
+        check_bayesian("The oracle 'bayesian'")
         # Half of the trials explore: KerasTuner's own default, three per
         # dimension, would leave a small study no guided trial.
         oracle = _Bayesian(num_initial_points=max(2, study.trials // 2), **common)

@@ -7,8 +7,8 @@ from typing import Any
 
 import keras_tuner
 import numpy as np
-from scipy.stats import qmc
 
+from mtl_keras import optional
 from mtl_keras.errors import InputError
 from mtl_keras.evaluation.pareto import pareto_front
 from mtl_keras.search.encoding import SpaceEncoding
@@ -85,6 +85,7 @@ class ParetoOracle(keras_tuner.oracles.BayesianOptimizationOracle):
 
     Raises:
         InputError: With fewer than two objectives.
+        MissingExtraError: Without scikit-learn and SciPy.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class ParetoOracle(keras_tuner.oracles.BayesianOptimizationOracle):
                 "Expected `objective` to be a list of at least two objectives. "
                 f"Received: objective={objective!r}."
             )
+        check_bayesian("ParetoOracle")
         super().__init__(
             objective=list(objective),
             max_trials=max_trials,
@@ -162,7 +164,7 @@ class ParetoOracle(keras_tuner.oracles.BayesianOptimizationOracle):
             2, min(encoding.dimensions + 2, self.max_trials // 2)
         )
         if len(self._completed()) < initial:
-            sobol = qmc.Sobol(encoding.dimensions, seed=self.seed)
+            sobol = _quasi_random().Sobol(encoding.dimensions, seed=self.seed)
             proposals = sobol.random_base2((2 * started + 1).bit_length())[started:]
         else:
             proposals = self._proposals(encoding, rng)
@@ -191,6 +193,7 @@ class ParetoOracle(keras_tuner.oracles.BayesianOptimizationOracle):
         points = np.stack([encoding.point(t.hyperparameters) for t in trials])
         costs = self._costs(trials)
         models = self._models(encoding, points, costs)
+        qmc = _quasi_random()
         starts = qmc.Sobol(encoding.dimensions, seed=rng).random(_STARTS)
         front = pareto_front(costs, ["min"] * costs.shape[1])
         mean, deviation = _predict(
@@ -244,6 +247,29 @@ class ParetoOracle(keras_tuner.oracles.BayesianOptimizationOracle):
                 )
             models.append(model)
         return models
+
+
+def _quasi_random() -> Any:
+    """Returns SciPy's quasi-random sequences, on first use."""
+    with optional.extra("search", "scipy", "ParetoOracle"):
+        from scipy.stats import qmc
+
+    return qmc
+
+
+def check_bayesian(user: str) -> None:
+    """Checks that KerasTuner's Gaussian processes can be had.
+
+    Args:
+        user: What needs them, for the message.
+
+    Raises:
+        MissingExtraError: Without scikit-learn or SciPy.
+    """
+    with optional.extra("search", "scikit-learn", user):
+        import sklearn.gaussian_process  # noqa: F401
+    with optional.extra("search", "scipy", user):
+        import scipy.optimize  # noqa: F401
 
 
 def _predict(models: Sequence[Any], features: np.ndarray) -> tuple[Any, Any]:

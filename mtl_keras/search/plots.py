@@ -1,4 +1,4 @@
-"""Pictures of a study. Matplotlib is loaded on first use."""
+"""Pictures of a study, by Matplotlib."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mtl_keras import optional
 from mtl_keras.evaluation.plots import trade_off
 from mtl_keras.files import whole_file
 from mtl_keras.search.components import Components
@@ -21,6 +22,13 @@ from mtl_keras.search.records import (
 )
 from mtl_keras.search.study import Study
 from mtl_keras.search.values import main_values, short
+
+# With the module: a study should not find out at its end.
+with optional.extra("plots", "matplotlib", "The report of a study"):
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patheffects import withStroke
 
 _MOST_OBJECTIVES = 5  # whose hypervolume is quick to compute
 
@@ -69,10 +77,6 @@ def draw_parallel(
 
     The best line is on top; with several objectives, lines on the front are.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.patheffects import withStroke
-
     done = finished(records)
     if not done:
         return None
@@ -118,8 +122,6 @@ def draw_parallel(
 
 def figure_colour(share: float) -> Any:
     """Returns the colour of a rank, from 0 (worst) to 1 (best)."""
-    from matplotlib import colormaps
-
     return colormaps["viridis_r"](share)
 
 
@@ -127,9 +129,6 @@ def draw_hypervolume(
     records: Sequence[Record], path: pathlib.Path
 ) -> pathlib.Path | None:
     """Draws the hypervolume over trials, where there are several objectives."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     done = finished(records)
     if not done or not 2 <= objective_points(done).shape[1] <= _MOST_OBJECTIVES:
         return None

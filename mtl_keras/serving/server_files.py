@@ -7,9 +7,12 @@ import pathlib
 from collections.abc import Sequence
 
 from google.protobuf import text_format
-from tensorflow_serving.config import model_server_config_pb2
 
+from mtl_keras import optional
 from mtl_keras.files import whole_file
+
+with optional.extra("serving", "tensorflow-serving-api", "mtl_keras.serving"):
+    from tensorflow_serving.config import model_server_config_pb2
 
 MODELS, BATCHING = "models.config", "batching.config"
 BATCH_SIZES = (1, 8, 32)

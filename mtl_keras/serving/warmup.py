@@ -13,10 +13,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 from google.protobuf import message
-from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
+from mtl_keras import optional
 from mtl_keras.errors import InputError
 from mtl_keras.serving.signatures import Signature
+
+with optional.extra("serving", "tensorflow-serving-api", "mtl_keras.serving"):
+    from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 FILE = pathlib.PurePath("assets.extra", "tf_serving_warmup_requests")
 

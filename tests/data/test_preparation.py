@@ -97,7 +97,7 @@ def test_interrupted_preparation_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mtl_keras.data.scenes.compose", interrupt)
+    monkeypatch.setattr("mtl_keras.data.generated.scenes.compose", interrupt)
     with pytest.raises(KeyboardInterrupt):
         data.prepare("multi_digits/digits", data_dir=tmp_path)
     monkeypatch.undo()
