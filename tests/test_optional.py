@@ -20,12 +20,14 @@ ROOT = pathlib.Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 PARTS = re.findall(r"\w+", EXTRAS["all"][0].partition("[")[2])
+
 # Distributions that are imported by another name.
 MODULES = {
     "audioop-lts": "audioop",
     "scikit-learn": "sklearn",
     "tensorflow-serving-api": "tensorflow_serving",
 }
+LINE = re.compile(r".+ needs ([\w-]+): pip install 'mtl_keras\[(\w+)\]'")
 
 
 def distributions(extra):
@@ -67,21 +69,16 @@ for source in json.loads(sys.argv[3]):
         exec(source)
     except ImportError as error:
         errors[source] = [type(error).__name__, str(error)]
+import mtl_keras_cli
 said = {}
-blocked.discard("typer")
+sys.argv[1:] = ["serve-check", "nowhere"]
 for name in ("typer", "tensorflow_serving"):
-    stderr = io.StringIO()
-    if name == "typer":
-        blocked.add(name)
-    else:
-        blocked.discard("typer")
-    sys.argv[1:] = ["serve-check", "nowhere"]
-    import mtl_keras_cli
-    with contextlib.redirect_stderr(stderr):
+    with contextlib.redirect_stderr(io.StringIO()) as stderr:
         try:
             mtl_keras_cli.main()
         except SystemExit as end:
             said[name] = [end.code, stderr.getvalue()]
+    blocked.discard(name)
 print(json.dumps({"loaded": loaded, "errors": errors, "said": said}))
 """
 
@@ -152,9 +149,7 @@ def test_each_missing_extra_is_one_line(without_extras, part):
     for source in NEEDING[part]:
         kind, message = without_extras["errors"].get(source, ("none", source))
         assert kind == "MissingExtraError", message
-        said = re.fullmatch(
-            r".+ needs ([\w-]+): pip install 'mtl_keras\[(\w+)\]'", message
-        )
+        said = LINE.fullmatch(message)
         assert said, message
         assert said[2] == part
         assert said[1] in distributions(part)
