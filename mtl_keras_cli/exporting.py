@@ -146,7 +146,7 @@ def check_export(
         )
     report = serving.check(path, tolerance=tolerance, seconds=seconds)
     console.print(
-        f"{report.version}, loaded by TensorFlow's C++ loader with the tag serve:",
+        f"{report.version}, loaded by TensorFlow's loader with the tag serve:",
         soft_wrap=True,
     )
     table = plain_table("signature")
