@@ -60,9 +60,11 @@ loaded = sorted(set(sys.modules) - before)
 readme = open(sys.argv[2], encoding="utf-8").read()
 exec(re.search(r"```python\\n(.*?)```", readme, re.DOTALL)[1])
 assert len(history.history["digit_weight"]) == 2
-from mtl_keras import (
-    applications, compare, data, embeddings, evaluation, fusion, runs, search
-)
+from mtl_keras import compare, data, embeddings, evaluation, fusion, runs, search
+import tensorflow_datasets as tfds
+generators = [n for n in sys.modules if n.startswith("mtl_keras.data.generated.")]
+by_name = type(tfds.builder("mmoe_synthetic", data_dir="absent")).__module__
+from mtl_keras import applications
 errors = {}
 for source in json.loads(sys.argv[3]):
     try:
@@ -79,7 +81,8 @@ for name in ("typer", "tensorflow_serving"):
         except SystemExit as end:
             said[name] = [end.code, stderr.getvalue()]
     blocked.discard(name)
-print(json.dumps({"loaded": loaded, "errors": errors, "said": said}))
+names = ("loaded", "generators", "by_name", "errors", "said")
+print(json.dumps({name: globals()[name] for name in names}))
 """
 
 # Each needs an extra, and fails at once without it.
@@ -142,6 +145,11 @@ def test_the_core_loads_nothing_that_keras_does_not(without_extras):
     rooms = {name.split(".")[1] for name in loaded if "." in name}
     assert not rooms & {"applications", "compare", "data", "runs", "search", "serving"}
     assert len(loaded) < 120
+
+
+def test_generators_of_toy_data_are_found_by_name_and_loaded_on_use(without_extras):
+    assert without_extras["generators"] == []
+    assert without_extras["by_name"] == "mtl_keras.data.generated.mmoe_synthetic"
 
 
 @pytest.mark.parametrize("part", sorted(NEEDING))

@@ -11,6 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from mtl_keras import data
+from mtl_keras.data import catalog, generated
 from mtl_keras.errors import InputError
 
 DOWNLOADS = os.environ.get("MTL_KERAS_TEST_DOWNLOADS", "")
@@ -43,6 +44,21 @@ def test_names_and_info(tmp_path):
     assert info.needs_downloads
     assert info.splits == {}
     assert not data.info("multi_digits/digits", data_dir=tmp_path).needs_downloads
+
+
+@pytest.mark.parametrize(("name", "cls"), generated.BUILDERS.items())
+def test_the_names_of_what_is_generated_are_those_of_its_builder(name, cls):
+    builder = getattr(data, cls)
+    assert builder.name == name
+    names = {f"{name}/{config.name}" for config in builder.BUILDER_CONFIGS}
+    assert names == {known for known in data.names() if known.startswith(f"{name}/")}
+    if catalog.full_name(name) != name:
+        assert catalog.full_name(name) == f"{name}/{builder.DEFAULT_CONFIG_NAME}"
+    for config in builder.BUILDER_CONFIGS:
+        description = catalog.find(f"{name}/{config.name}").description
+        for said in ("samples", "correlation"):
+            if hasattr(config, said):
+                assert f"{getattr(config, said):,}" in description
 
 
 def test_load_prepares_what_needs_no_files(
