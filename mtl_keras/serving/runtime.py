@@ -102,7 +102,7 @@ class Runtime:
         fetches = {name: tensor.name for name, tensor in definition.outputs.items()}
         try:
             return self._session.run(fetches, feeds)
-        except tf.errors.OpError as error:
+        except (tf.errors.OpError, UnicodeDecodeError) as error:
             raise RefusedError(_message(error)) from error
 
 
@@ -131,6 +131,9 @@ def _text(shape: tf.TensorShape | tuple[int, ...]) -> str:
 
 def _message(error: Exception) -> str:
     """Returns the runtime's own message, to which a session adds where a node is."""
+    if isinstance(error, UnicodeDecodeError):
+        # The message quotes bytes of the request, which Python cannot make text of.
+        return error.object.decode(errors="replace")
     if isinstance(error.__context__, tf.errors.OpError):
         error = error.__context__
     return error.message if isinstance(error, tf.errors.OpError) else str(error)

@@ -24,7 +24,7 @@ def bundled_digits() -> dict[str, Pool]:
     Returns:
         `{split: Pool}` for `train`, `validation` and `test`.
     """
-    with optional.extra("data", "scikit-learn", "The bundled handwritten digits"):
+    with optional.extra("data", "scikit-learn", "The data set of bundled digits"):
         from sklearn.datasets import load_digits
 
     bundle = load_digits()
