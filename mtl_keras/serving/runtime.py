@@ -99,7 +99,8 @@ class Runtime:
         for name, value in inputs.items():
             _check_input(name, value, definition.inputs[name])
         feeds = {definition.inputs[name].name: inputs[name] for name in inputs}
-        fetches = {name: tensor.name for name, tensor in definition.outputs.items()}
+        outputs = sorted(definition.outputs.items())
+        fetches = {name: tensor.name for name, tensor in outputs}
         try:
             return self._session.run(fetches, feeds)
         except (tf.errors.OpError, UnicodeDecodeError) as error:
