@@ -227,7 +227,7 @@ class MultiTaskModel(ModelWithTrainingState):
         balancers = balancing_lib.get(balancing)
         if not isinstance(balancers, list):
             balancers = [balancers]
-        pipeline = Pipeline(balancers, monitor)
+        pipeline = Pipeline([b.owned_by(self) for b in balancers], monitor)
         self._stopped = frozenset()
         guard = NonFiniteGuard(on_nonfinite)
         if task_clipnorm is not None:
@@ -288,7 +288,12 @@ class MultiTaskModel(ModelWithTrainingState):
 
     def make_train_function(self, force: bool = False) -> Any:
         """Makes the function that runs an execution's steps; see Keras."""
-        if force or self.train_function is None:
+        makes = force or self.train_function is None
+        if self._pipeline is not None and (makes or self.run_eagerly):
+            # Layers may be frozen or thawed since `compile`.
+            with self.distribute_strategy.scope():
+                self._pipeline.build_variables(self.shared_variables)
+        if makes:
             super().make_train_function(force)
             if not self._guard.skips:
                 self.train_function = self._guard.watching(self.train_function)
