@@ -500,6 +500,19 @@ def has_gradient(gramian: tf.Tensor) -> tf.Tensor:
     return tf.not_equal(tf.linalg.diag_part(gramian), 0.0)
 
 
+def with_loss(losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+    """Returns the present tasks whose loss is not exactly 0, bool `[T]`.
+
+    A loss of 0, of a `loss_weights` of 0 or of a finished task, has no logarithm and
+    no ratio; formulas made of these leave the task out as if it were absent.
+
+    Args:
+        losses: float32 `[T]`.
+        present: bool `[T]`.
+    """
+    return present & tf.not_equal(losses, 0.0)
+
+
 def mean_weights(present: tf.Tensor, scale: str) -> tf.Tensor:
     """Returns equal weights over the present tasks, float32 `[T]`.
 

@@ -400,7 +400,9 @@ class MultiTaskModel(ModelWithTrainingState):
         )
         present = balanced.present & verdict.update
         step = LossStep(
-            tf.where(present, totals, 0.0), present, self.optimizer.learning_rate
+            tf.where(present, totals, 0.0),
+            present,
+            tf.cast(self.optimizer.learning_rate, "float32"),
         )
         if pipeline.needs_gradient_norms:
             norms = norms_on_last_shared_layer(tape, context, variables)
