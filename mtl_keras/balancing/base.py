@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
@@ -245,10 +244,18 @@ class GradientStep:
         self.loss_scale = loss_scale
         self.summed = summed
         self.sub_batches = sub_batches
+        self._gramian: tf.Tensor | None = None
 
-    @functools.cached_property
+    @property
     def gramian(self) -> tf.Tensor:
         """The Gram matrix of the unscaled gradients, float64 `[T, T]`."""
+        # Not a `functools.cached_property`: its lock, which all instances share on
+        # Python 3.11, would be held while a replica waits for the others.
+        if self._gramian is None:
+            self._gramian = self._reduced_gramian()
+        return self._gramian
+
+    def _reduced_gramian(self) -> tf.Tensor:
         gramian = ops.gramian(self.gradients)
         if not self.summed and tf.distribute.get_strategy().num_replicas_in_sync > 1:
             context = tf.distribute.get_replica_context()

@@ -11,6 +11,11 @@ from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
+from keras.src.backend.common import global_state
+from keras.src.models.functional import Functional
+from keras.src.saving.keras_saveable import KerasSaveable
+
+__all__ = ["KerasSaveable"]
 
 
 class ResolvedLoss(NamedTuple):
@@ -138,6 +143,11 @@ def call_again(model: keras.Model, inputs: Any) -> Any:
     return model._run_through_graph(inputs)
 
 
+def saving_as_hdf5() -> bool:
+    """Returns whether a model's configuration is asked for by Keras's HDF5 format."""
+    return bool(global_state.get_global_attribute("use_legacy_config"))
+
+
 def may_overflow(
     optimizer: keras.optimizers.Optimizer, loss_scale: tf.Tensor
 ) -> tf.Tensor | bool:
@@ -168,8 +178,10 @@ def update_if(
         optimizer: The optimizer; built here if it is not yet, as a branch of a
             graph may not create variables.
         gradients: By variable.
-        variables: What to update.
+        variables: What to update; may be empty.
     """
+    if not variables:
+        return
     if not optimizer.built:
         with keras.name_scope(optimizer.name, caller=optimizer):
             optimizer.build(variables)
@@ -199,7 +211,8 @@ def update_if(
 def _apply(
     optimizer: keras.optimizers.Optimizer, gradients: list[Any], variables: list[Any]
 ) -> tf.Tensor:
-    optimizer.apply(gradients, variables)
+    # As Keras's trainer does it, for the sake of optimizers that override it.
+    optimizer.apply_gradients(zip(gradients, variables, strict=True))
     return tf.constant(True)
 
 

@@ -252,6 +252,10 @@ class MultiTaskModel(ModelWithTrainingState):
             jit_compile=jit_compile,
             auto_scale_loss=auto_scale_loss,
         )
+        self._compile_arguments = {
+            "jit_compile": jit_compile,
+            "auto_scale_loss": auto_scale_loss,
+        }
         self._loss_tasks = loss_tasks
         by_task = {task: self._outputs_by_task[task] for task in self.tasks}
         self._reached = reached_variables(self, by_task)
@@ -271,14 +275,20 @@ class MultiTaskModel(ModelWithTrainingState):
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """Trains the model; see `keras.Model.fit`."""
         bound = inspect.signature(super().fit).bind(*args, **kwargs)
+        if self._pipeline is None:
+            return super().fit(*bound.args, **bound.kwargs)
         callbacks = bound.arguments.get("callbacks")
-        if self._pipeline is not None:
-            hook = FitHook(self._pipeline, self._guard)
-            if isinstance(callbacks, keras.callbacks.CallbackList):
-                callbacks.append(hook)
-            else:
-                bound.arguments["callbacks"] = [*as_list(callbacks), hook]
-        return super().fit(*bound.args, **bound.kwargs)
+        hook = FitHook(self._pipeline, self._guard)
+        if not isinstance(callbacks, keras.callbacks.CallbackList):
+            bound.arguments["callbacks"] = [*as_list(callbacks), hook]
+            return super().fit(*bound.args, **bound.kwargs)
+        # Keras takes such a list as it is; it is the caller's, so the hook leaves it.
+        hook.set_model(self)
+        callbacks.callbacks.append(hook)
+        try:
+            return super().fit(*bound.args, **bound.kwargs)
+        finally:
+            callbacks.callbacks.remove(hook)
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Takes one step on one batch; see `keras.Model.train_on_batch`."""
