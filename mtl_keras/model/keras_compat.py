@@ -7,12 +7,13 @@ to the resolved objects. Reading them here keeps every form that Keras accepts.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 from keras.src.backend.common import global_state
-from keras.src.models.functional import Functional
+from keras.src.models.functional import Functional, operation_fn
 from keras.src.saving.keras_saveable import KerasSaveable
 
 __all__ = ["KerasSaveable"]
@@ -96,6 +97,13 @@ class GraphNode(NamedTuple):
     operation: keras.Operation
     inputs: list[keras.KerasTensor]
     outputs: list[keras.KerasTensor]
+    arguments: list[keras.Variable]
+    """Variables that the operation was called with."""
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """The variables that the call reads, as far as the graph shows."""
+        return [*getattr(self.operation, "variables", ()), *self.arguments]
 
     @property
     def used_inputs(self) -> list[keras.KerasTensor]:
@@ -110,12 +118,133 @@ class GraphNode(NamedTuple):
 
 def graph_nodes(model: keras.Model) -> list[GraphNode]:
     """Returns the calls of a functional model, inputs first."""
-    by_depth = model._nodes_by_depth
     return [
-        GraphNode(node.operation, list(node.input_tensors), list(node.outputs))
-        for depth in sorted(by_depth, reverse=True)
-        for node in by_depth[depth]
+        GraphNode(
+            node.operation,
+            list(node.input_tensors),
+            list(node.outputs),
+            [
+                value
+                for value in keras.tree.flatten(
+                    (node.arguments.args, node.arguments.kwargs)
+                )
+                if isinstance(value, keras.Variable)
+            ],
+        )
+        for node in _nodes(model)
     ]
+
+
+def inlined_graph_nodes(model: keras.Model) -> list[GraphNode]:
+    """Returns the calls of a functional model and of models nested in it.
+
+    A nested functional model of several outputs stands for the calls inside it, as
+    an output of it depends on some of its layers only. The tensors inside are
+    stand-ins, of which each call of the nested model has its own.
+    """
+    nodes: list[GraphNode] = []
+    for node, call in zip(graph_nodes(model), _nodes(model), strict=True):
+        if not _has_several_outputs(node.operation):
+            nodes.append(node)
+            continue
+        inner: Functional = node.operation
+        tensors = dict(
+            zip(map(id, inner.inputs), _call_inputs(inner, call), strict=True)
+        )
+
+        def outer(
+            tensor: keras.KerasTensor,
+            tensors: dict[int, keras.KerasTensor] = tensors,
+        ) -> keras.KerasTensor:
+            stand_in = keras.KerasTensor(tensor.shape, tensor.dtype)
+            return tensors.setdefault(id(tensor), stand_in)
+
+        for within in inlined_graph_nodes(inner):
+            if within.inputs:
+                nodes.append(
+                    within._replace(
+                        inputs=[outer(t) for t in within.inputs],
+                        outputs=[outer(t) for t in within.outputs],
+                    )
+                )
+        passing_on = keras.Operation(name=f"{inner.name}_output")
+        nodes += [
+            GraphNode(passing_on, [outer(result)], [output], [])
+            for result, output in zip(inner.outputs, node.outputs, strict=True)
+        ]
+    return nodes
+
+
+def inlined_outputs(
+    model: keras.Model, outputs: Mapping[str, keras.KerasTensor]
+) -> dict[str, keras.KerasTensor]:
+    """Calls the layers of nested models of several outputs one by one.
+
+    Args:
+        model: A functional model.
+        outputs: `{name: KerasTensor}`, outputs of the model.
+
+    Returns:
+        The same outputs, made of the same inputs by the same layers; those that
+        depend on no nested model of several outputs are the tensors that they were.
+    """
+    tensors = {id(tensor): tensor for tensor in model.inputs}
+    _call_inlined(model, tensors, None)
+    return {name: tensors[id(output)] for name, output in outputs.items()}
+
+
+def _call_inlined(
+    model: Functional, tensors: dict[int, keras.KerasTensor], training: bool | None
+) -> None:
+    """Adds to `{id of a tensor of the model: tensor}`; its inputs are in it."""
+    for node in _nodes(model):
+        if node.is_input:
+            continue
+        arguments, options = node.arguments.fill_in(tensors)
+        if _has_several_outputs(node.operation):
+            inner: Functional = node.operation
+            given = [tensors[id(t)] for t in _call_inputs(inner, node)]
+            within = dict(zip(map(id, inner.inputs), given, strict=True))
+            _call_inlined(inner, within, options.get("training", training))
+            results = [within[id(output)] for output in inner.outputs]
+        elif all(tensors[id(t)] is t for t in node.input_tensors):
+            results = node.outputs
+        else:
+            call = operation_fn(node.operation, training=training)
+            results = keras.tree.flatten(call(*arguments, **options))
+        tensors.update(zip(map(id, node.outputs), results, strict=True))
+
+
+def _nodes(model: keras.Model) -> list[Any]:
+    by_depth = model._nodes_by_depth
+    return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
+
+
+def _has_several_outputs(operation: keras.Operation) -> bool:
+    return (
+        isinstance(operation, Functional)
+        and type(operation).call is Functional.call
+        and len(operation.outputs) > 1
+    )
+
+
+def _call_inputs(model: Functional, node: Any) -> list[keras.KerasTensor]:
+    """Returns what a nested model was called with, in the order of its inputs."""
+    arguments, options = node.arguments.args, node.arguments.kwargs
+    inputs = arguments[0] if arguments else options["inputs"]
+    if isinstance(inputs, dict) and not isinstance(model.input, dict):
+        inputs = [inputs[tensor.name] for tensor in model.inputs]
+    return keras.tree.flatten(inputs)
+
+
+def standardized_inputs(model: keras.Model, inputs: Any) -> list[Any]:
+    """Returns a batch as tensors in the order of `model.inputs`.
+
+    Args:
+        model: A functional model.
+        inputs: A batch in any structure that the model can be called with.
+    """
+    return model._standardize_inputs(inputs)
 
 
 def identity_with_mask(tensor: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Iterable
 from typing import Any
@@ -22,6 +23,7 @@ from mtl_keras.model.keras_compat import (
     may_overflow,
     resolved_losses,
     resolved_metrics,
+    standardized_inputs,
     update_if,
 )
 from mtl_keras.model.labels import (
@@ -38,12 +40,18 @@ from mtl_keras.model.probe import BatchProbe
 from mtl_keras.model.representation import (
     SplitModel,
     check_shared_below,
+    reached_around_representation,
     split_at_representation,
 )
 from mtl_keras.model.step import Forward, StepContext
 from mtl_keras.model.task_losses import TaskLosses, task_losses, track_total
 from mtl_keras.model.task_metrics import update_metrics
-from mtl_keras.model.task_variables import reached_variables, split_variables
+from mtl_keras.model.task_variables import (
+    TaskVariables,
+    reached_in_step,
+    reached_variables,
+    split_variables,
+)
 from mtl_keras.model.training_state import ModelWithTrainingState
 
 
@@ -137,8 +145,28 @@ class MultiTaskModel(ModelWithTrainingState):
 
     @property
     def shared_variables(self) -> list[keras.Variable]:
-        """Trainable variables that two or more tasks with a loss reach."""
+        """Trainable variables that two or more tasks with a loss reach.
+
+        As the functional graph shows, and after a step as its operations do, which
+        also show what closures read.
+        """
         return split_variables(self, self._reached).shared
+
+    @property
+    def _reached(self) -> dict[str, set[int]]:
+        """The ids of the variables that each task's loss reaches, as far as known."""
+        key = self._ids_of_trainable()
+        if self.compiled and key in self._stepper.reached:
+            return self._stepper.reached[key]
+        return self._reached_in_graph()
+
+    def _reached_in_graph(self) -> dict[str, set[int]]:
+        # Not kept, as layers may get variables later (LoRA).
+        by_task = {task: self._outputs_by_task[task] for task in self.tasks}
+        return reached_variables(self, by_task)
+
+    def _ids_of_trainable(self) -> tuple[int, ...]:
+        return tuple(id(v) for v in self.trainable_variables)
 
     def stop_tasks(self, tasks: Iterable[str]) -> None:
         """Takes tasks out of the training steps to come, also within a `fit`.
@@ -257,9 +285,7 @@ class MultiTaskModel(ModelWithTrainingState):
             "auto_scale_loss": auto_scale_loss,
         }
         self._loss_tasks = loss_tasks
-        by_task = {task: self._outputs_by_task[task] for task in self.tasks}
-        self._reached = reached_variables(self, by_task)
-        shared = split_variables(self, self._reached).shared
+        shared = split_variables(self, self._reached_in_graph()).shared
         self._split = None
         if pipeline.gradients_of_representation and shared:
             self._split = split_at_representation(self, self._outputs_by_task)
@@ -394,7 +420,7 @@ class MultiTaskModel(ModelWithTrainingState):
             forward.representation,
             forward.sub_batches,
         )
-        variables = split_variables(self, self._reached)
+        variables = self._task_variables(tape, forward)
         balanced = self._stepper.gradients(tape, variables, context)
         verdict = guard.judge(
             losses.present,
@@ -408,7 +434,8 @@ class MultiTaskModel(ModelWithTrainingState):
             tf.where(present, totals, 0.0), present, self.optimizer.learning_rate
         )
         if pipeline.needs_gradient_norms:
-            norms = norms_on_last_shared_layer(tape, context, variables)
+            layers = split_variables(self, self._reached_in_graph())
+            norms = norms_on_last_shared_layer(tape, context, layers)
             step = step._replace(gradient_norms=norms)
         trainable = self.trainable_variables
         gradients = [balanced.by_id[id(v)] for v in trainable]
@@ -428,21 +455,56 @@ class MultiTaskModel(ModelWithTrainingState):
         }
 
     def _forward(self, x: Any, y: Any, sample_weight: Any) -> Forward:
-        representation = None
-        if self._split is None:
-            y_pred = self(x, training=True)
-        else:
-            representation, y_pred = self._split.call(x)
-        labels = self._labels(y, y_pred, sample_weight)
-        labels = without_tasks(labels, self._stopped, batch_size(y_pred))
-        losses = self._task_losses(labels, y_pred)
         assert self._pipeline is not None
+        representation = tape = None
+        if self._split is not None:
+            inputs = standardized_inputs(self, x)
+            representation = self._split.below(inputs)
+            tape = tf.GradientTape(persistent=True)
+        with contextlib.nullcontext() if tape is None else tape:
+            if self._split is None:
+                y_pred = self(x, training=True)
+            else:
+                y_pred = self._split.above(representation, inputs)
+            labels = self._labels(y, y_pred, sample_weight)
+            labels = without_tasks(labels, self._stopped, batch_size(y_pred))
+            losses = self._task_losses(labels, y_pred)
         sub_batches = self._sub_batch_losses(
             labels, y_pred, self._pipeline.num_sub_batches
         )
         return Forward(
-            y_pred, labels, losses, sub_batches, self._added_losses(), representation
+            y_pred,
+            labels,
+            losses,
+            sub_batches,
+            self._added_losses(),
+            representation,
+            tape,
         )
+
+    def _task_variables(
+        self, tape: tf.GradientTape, forward: Forward
+    ) -> TaskVariables:
+        """Returns the split of the trainable variables, by what the step recorded."""
+        key = self._ids_of_trainable()
+        known = tf.executing_eagerly() and key in self._stepper.reached
+        if self._stepper.needs_several_gradients and not known:
+            losses = dict(zip(self.tasks, forward.losses.values, strict=True))
+            reached = self._reached_in_graph()
+            variables = self.trainable_variables
+            if self._split is None:
+                reached = reached_in_step(tape, losses, variables, reached)
+            else:
+                reached = reached_around_representation(
+                    self._split,
+                    (tape, forward.heads_tape),
+                    losses,
+                    [t for t in forward.representation if t.dtype.is_floating],
+                    variables,
+                    reached,
+                )
+            self._stepper.reached[key] = reached
+        return split_variables(self, self._reached)
 
     def _task_losses(
         self, labels: Labels, y_pred: dict[str, Any], track: bool = True
