@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 
 from mtl_keras.balancing.pipeline import Pipeline
+from mtl_keras.model.keras_compat import infer_monitor_modes
 from mtl_keras.model.nonfinite import NonFiniteGuard
 
 
 class FitHook(keras.callbacks.Callback):
-    """Tells balancers and guard where `fit` is."""
+    """Tells balancers and guard where `fit` is.
 
-    def __init__(self, pipeline: Pipeline, guard: NonFiniteGuard):
+    Args:
+        pipeline: The model's balancing.
+        guard: The model's guard.
+        callbacks: The other callbacks of `fit`.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        guard: NonFiniteGuard,
+        callbacks: Sequence[keras.callbacks.Callback],
+    ):
         super().__init__()
+        self._callbacks = callbacks
         self._pipeline = pipeline
         self._guard = guard
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Lets a model train again after a failed step."""
         del logs
+        infer_monitor_modes(self.model, self._callbacks, self.model.tasks)
         self._guard.forget()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -38,4 +53,5 @@ class FitHook(keras.callbacks.Callback):
         """Looks at the epoch's last steps."""
         del epoch, logs
         self._guard.check()
+        self.model.check_balanced()
         self._guard.epoch = None

@@ -47,6 +47,7 @@ class GradientStepper:
     Attributes:
         reached: What the recorded steps showed of the variables that each task's loss
             reaches (`reached_in_step`), by the ids of the trainable variables.
+        was_called: Whether the model has run or traced a step.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class GradientStepper:
         self._guard = guard
         self._clipnorm = task_clipnorm
         self.reached: dict[tuple[int, ...], dict[str, set[int]]] = {}
+        self.was_called = False
 
     @property
     def changes_rows(self) -> bool:

@@ -7,12 +7,13 @@ to the resolved objects. Reading them here keeps every form that Keras accepts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 from keras.src.backend.common import global_state
+from keras.src.callbacks.monitor_callback import MonitorCallback
 from keras.src.models.functional import Functional, operation_fn
 from keras.src.saving.keras_saveable import KerasSaveable
 
@@ -84,6 +85,43 @@ def resolved_metrics(
             strict=True,
         )
     }
+
+
+def computed_loss(
+    model: keras.Model, x: Any, y: Any, y_pred: Any, sample_weight: Any
+) -> tf.Tensor:
+    """Returns the training loss by `compute_loss`, whatever arguments this takes."""
+    return model._compute_loss(
+        x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
+    )
+
+
+def infer_monitor_modes(
+    model: keras.Model, callbacks: Sequence[Any], tasks: Sequence[str]
+) -> None:
+    """Sets `mode` where a callback monitors one task and leaves it to be inferred.
+
+    Keras finds only metrics whose name has no output's in front.
+
+    Args:
+        model: A compiled model.
+        callbacks: Callbacks of any kind.
+        tasks: Names of the outputs with a loss.
+    """
+    modes = {f"{task}_loss": "min" for task in tasks}
+    compiled = model._compile_metrics
+    if compiled is not None and compiled.built:
+        outputs = dict(zip(model.output, model.output, strict=True))
+        for task, metrics in resolved_metrics(model, outputs, outputs).items():
+            for metric in (*metrics.unweighted, *metrics.weighted):
+                direction = getattr(metric, "_direction", None)
+                if direction is not None:
+                    mode = "max" if direction == "up" else "min"
+                    modes[f"{task}_{metric.name}"] = mode
+    for callback in callbacks:
+        if isinstance(callback, MonitorCallback) and callback.mode == "auto":
+            monitored = callback.monitor.removeprefix("val_")
+            callback.mode = modes.get(monitored, "auto")
 
 
 def loss_tracker(model: keras.Model) -> keras.metrics.Metric:
@@ -217,7 +255,9 @@ def _call_inlined(
 
 def _nodes(model: keras.Model) -> list[Any]:
     by_depth = model._nodes_by_depth
-    return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
+    return [
+        node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]
+    ]
 
 
 def _has_several_outputs(operation: keras.Operation) -> bool:

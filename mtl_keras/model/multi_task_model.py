@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -13,12 +13,19 @@ import tensorflow as tf
 
 from mtl_keras import balancing as balancing_lib
 from mtl_keras.balancing.base import LossStep
+from mtl_keras.balancing.matrix_based import all_finite
 from mtl_keras.balancing.pipeline import Pipeline
 from mtl_keras.errors import InputError, check_number, unknown_name
-from mtl_keras.model.arguments import as_list, check_names, tasks_with_loss
+from mtl_keras.model.arguments import (
+    as_list,
+    check_names,
+    check_task_names,
+    tasks_with_loss,
+)
 from mtl_keras.model.fit_hook import FitHook
 from mtl_keras.model.gradients import GradientStepper, norms_on_last_shared_layer
 from mtl_keras.model.keras_compat import (
+    computed_loss,
     loss_tracker,
     may_overflow,
     resolved_losses,
@@ -33,9 +40,14 @@ from mtl_keras.model.labels import (
     leave_out,
     replicas,
     sub_batch,
+    sum_over_replicas,
     without_tasks,
 )
-from mtl_keras.model.nonfinite import NonFiniteGuard
+from mtl_keras.model.nonfinite import (
+    NonFiniteGuard,
+    finite_gradients,
+    on_all_replicas,
+)
 from mtl_keras.model.probe import BatchProbe
 from mtl_keras.model.representation import (
     SplitModel,
@@ -62,6 +74,8 @@ class MultiTaskModel(ModelWithTrainingState):
     Functional: layers reached by two or more outputs are shared, the others belong
     to their task; the model finds out by itself. All of Keras's training interface
     works as in `keras.Model`; `compile` takes one argument more, `balancing`.
+    A subclass may override `compute_loss` as Keras documents it, for equal weights:
+    its one loss cannot be split by task.
 
     A sample weight of exactly 0 marks an absent label: losses and `metrics` are
     then averages over the labelled samples (see `compile`).
@@ -250,7 +264,9 @@ class MultiTaskModel(ModelWithTrainingState):
 
         Raises:
             InputError: For an unknown balancing method, an output without a loss,
-                or an entry for no output.
+                an entry for no output, a task name that TensorFlow does not take,
+                or a class that overrides `compute_loss` with other than equal
+                weights.
         """
         balancers = balancing_lib.get(balancing)
         if not isinstance(balancers, list):
@@ -260,8 +276,14 @@ class MultiTaskModel(ModelWithTrainingState):
         guard = NonFiniteGuard(on_nonfinite)
         if task_clipnorm is not None:
             task_clipnorm = check_number("task_clipnorm", task_clipnorm, low=0.0)
+        if self._overrides_compute_loss:
+            self._check_one_loss(pipeline, guard, task_clipnorm)
         outputs = sorted(self._outputs_by_task)
-        loss_tasks = tasks_with_loss(loss, outputs)
+        check_task_names(outputs)
+        if loss is None and self._overrides_compute_loss:
+            loss_tasks = tuple(outputs)
+        else:
+            loss_tasks = tasks_with_loss(loss, outputs)
         check_names("metrics", metrics, outputs)
         check_names("weighted_metrics", weighted_metrics, outputs)
         check_names("loss_weights", loss_weights, outputs)
@@ -298,13 +320,49 @@ class MultiTaskModel(ModelWithTrainingState):
         self._task_clipnorm = task_clipnorm
         self._stepper = GradientStepper(pipeline, guard, task_clipnorm)
 
+    def check_balanced(self) -> None:
+        """Raises `InputError` if a training passed by the balancing.
+
+        As a subclass's `train_step` does that does not call this class's.
+        """
+        assert self._pipeline is not None
+        if not self._stepper.was_called and not is_equal(self._pipeline.balancers):
+            raise InputError(
+                f"Expected {type(self).__name__}.train_step to call "
+                "super().train_step, which balances the tasks, or "
+                "balancing='equal'. Received: "
+                f"balancing={[b.name for b in self._pipeline.balancers]}."
+            )
+
+    @property
+    def _overrides_compute_loss(self) -> bool:
+        return type(self).compute_loss is not MultiTaskModel.compute_loss
+
+    def _check_one_loss(
+        self, pipeline: Pipeline, guard: NonFiniteGuard, task_clipnorm: float | None
+    ) -> None:
+        """Raises `InputError` if the loss of a subclass has to be split by task."""
+        options = (pipeline.monitored, task_clipnorm)
+        stock = is_equal(pipeline.balancers) and guard.policy == "raise"
+        if not stock or any(options):
+            raise InputError(
+                "Expected balancing='equal' alone, without monitor, task_clipnorm and "
+                f"on_nonfinite, as {type(self).__name__} overrides `compute_loss`, "
+                "whose one loss cannot be split by task; to balance, change the "
+                "outputs' losses, or call `add_loss` in a layer. "
+                f"Received: balancing={[b.name for b in pipeline.balancers]}, "
+                f"monitor={pipeline.monitored!r}, task_clipnorm={task_clipnorm}, "
+                f"on_nonfinite={guard.policy!r}."
+            )
+
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """Trains the model; see `keras.Model.fit`."""
         bound = inspect.signature(super().fit).bind(*args, **kwargs)
         if self._pipeline is None:
             return super().fit(*bound.args, **bound.kwargs)
         callbacks = bound.arguments.get("callbacks")
-        hook = FitHook(self._pipeline, self._guard)
+        given = getattr(callbacks, "callbacks", None) or as_list(callbacks)
+        hook = FitHook(self._pipeline, self._guard, given)
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             bound.arguments["callbacks"] = [*as_list(callbacks), hook]
             return super().fit(*bound.args, **bound.kwargs)
@@ -386,7 +444,10 @@ class MultiTaskModel(ModelWithTrainingState):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One step: forward, task losses, balanced gradients, update."""
+        self._stepper.was_called = True
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        if self._overrides_compute_loss:
+            return self._step_on_one_loss(x, y, sample_weight)
         pipeline, guard = self._pipeline, self._guard
         assert pipeline is not None
         assert pipeline.task_weights is not None
@@ -454,6 +515,34 @@ class MultiTaskModel(ModelWithTrainingState):
             **guard.logs(),
         }
 
+    def _step_on_one_loss(self, x: Any, y: Any, sample_weight: Any) -> dict[str, Any]:
+        """One step on what a subclass's `compute_loss` returns, as Keras takes it."""
+        pipeline, guard, optimizer = self._pipeline, self._guard, self.optimizer
+        assert pipeline is not None
+        assert pipeline.task_weights is not None
+        with tf.GradientTape() as tape:
+            y_pred = self(x, training=True)
+            loss = computed_loss(self, x, y, y_pred, sample_weight)
+            scaled = optimizer.scale_loss(loss)
+        loss_tracker(self).update_state(
+            loss * tf.cast(replicas(), loss.dtype), sample_weight=batch_size(y_pred)
+        )
+        trainable = self.trainable_variables
+        gradients = tape.gradient(scaled, trainable)
+        finite = all_finite([sum_over_replicas(loss)])
+        (usable,) = tf.unstack(on_all_replicas(finite_gradients([gradients])))
+        usable |= may_overflow(optimizer, optimizer.scale_loss(tf.ones(())))
+        present = tf.ones((len(self.tasks),), "bool")
+        verdict = guard.judge(
+            present, present & finite, present, usable, optimizer.iterations
+        )
+        update_if(verdict.update, optimizer, gradients, trainable)
+        pipeline.task_weights.update_state(tf.cast(present, "float32"), present)
+        return {
+            **self.compute_metrics(x, y, y_pred, sample_weight=sample_weight),
+            **pipeline.logs(),
+        }
+
     def _forward(self, x: Any, y: Any, sample_weight: Any) -> Forward:
         assert self._pipeline is not None
         representation = tape = None
@@ -482,9 +571,7 @@ class MultiTaskModel(ModelWithTrainingState):
             tape,
         )
 
-    def _task_variables(
-        self, tape: tf.GradientTape, forward: Forward
-    ) -> TaskVariables:
+    def _task_variables(self, tape: tf.GradientTape, forward: Forward) -> TaskVariables:
         """Returns the split of the trainable variables, by what the step recorded."""
         key = self._ids_of_trainable()
         known = tf.executing_eagerly() and key in self._stepper.reached
@@ -511,7 +598,9 @@ class MultiTaskModel(ModelWithTrainingState):
     ) -> TaskLosses:
         resolved = resolved_losses(self, labels.y, y_pred)
         by_task = {task: resolved[task] for task in self.tasks}
-        return task_losses(by_task, labels, y_pred, track, self._guard.skips)
+        # At the root TensorFlow takes fewer names for a scope.
+        with tf.name_scope("task_losses"):
+            return task_losses(by_task, labels, y_pred, track, self._guard.skips)
 
     def _untracked_losses(
         self, labels: Labels, y_pred: dict[str, Any]
@@ -527,3 +616,10 @@ class MultiTaskModel(ModelWithTrainingState):
             self._untracked_losses(sub_batch(labels, part, parts, size), y_pred)
             for part in range(parts)
         ]
+
+
+def is_equal(balancers: Sequence[balancing_lib.Balancer]) -> bool:
+    """Returns whether these balancers train as stock Keras does."""
+    (first, *others) = balancers
+    equal = isinstance(first, balancing_lib.Equal) and first.scale == "sum"
+    return equal and not others

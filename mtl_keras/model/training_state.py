@@ -110,9 +110,10 @@ class ModelWithTrainingState(MultiWorkerModel):
         Balancing state of a method that this model was not compiled with is left
         alone, so that weights can be carried between methods.
         """
-        state = {key: store[key] for key in store if key.startswith(_STATE_PREFIXES)}
+        entries = {key: store[key] for key in store.keys()}  # noqa: SIM118
+        state = {k: v for k, v in entries.items() if k.startswith(_STATE_PREFIXES)}
         super().load_own_variables(
-            {key: store[key] for key in store if key not in state}
+            {key: value for key, value in entries.items() if key not in state}
         )
         self._saved_state.load_own_variables(state)
 
