@@ -31,7 +31,7 @@ class TrainingState(KerasSaveable):
         self._variables = variables
 
     def _obj_type(self) -> str:
-        return "TrainingState"
+        return "Layer"  # One of the types that Keras knows, and saves alike.
 
     def save_own_variables(self, store: Any) -> None:
         """Saves all variables."""
