@@ -25,12 +25,23 @@ class TaskAdam:
         self._velocity = add_variable("adam_velocity", (num_tasks,), 0.0)
         self._steps = add_variable("adam_steps", (num_tasks,), 0.0)
 
+    def started(self, variable: keras.Variable, start: tf.Tensor) -> tf.Tensor:
+        """Returns `variable`, or `start` where it has not moved yet, float32 `[T]`.
+
+        Args:
+            variable: float32 `[T]`.
+            start: float32 `[T]`; entries that are not finite are not taken.
+        """
+        takes = tf.equal(self._steps, 0.0) & tf.math.is_finite(start)
+        return tf.where(takes, start, variable)
+
     def step(
         self,
         variable: keras.Variable,
         gradient: tf.Tensor,
         present: tf.Tensor,
         learning_rate: tf.Tensor,
+        start: tf.Tensor | None = None,
         beta_1: float = 0.9,
         beta_2: float = 0.999,
         epsilon: float = 1e-8,
@@ -43,6 +54,8 @@ class TaskAdam:
             present: bool `[T]`. Entries whose gradient is not finite, or has no
                 finite square, count as absent.
             learning_rate: Scalar.
+            start: float32 `[T]`, where entries that move start from; `None` for
+                `variable` itself.
             beta_1: Decay of the first moment.
             beta_2: Decay of the second moment.
             epsilon: Added to the root of the second moment.
@@ -59,4 +72,5 @@ class TaskAdam:
         self._steps.assign(steps)
         self._momentum.assign(tf.where(moves, momentum, self._momentum))
         self._velocity.assign(tf.where(moves, velocity, self._velocity))
-        variable.assign(tf.where(moves, variable - change, variable))
+        start = variable if start is None else start
+        variable.assign(tf.where(moves, start - change, variable))

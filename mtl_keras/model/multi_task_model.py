@@ -271,7 +271,7 @@ class MultiTaskModel(ModelWithTrainingState):
         balancers = balancing_lib.get(balancing)
         if not isinstance(balancers, list):
             balancers = [balancers]
-        pipeline = Pipeline(balancers, monitor)
+        pipeline = Pipeline([b.owned_by(self) for b in balancers], monitor)
         self._stopped = frozenset()
         guard = NonFiniteGuard(on_nonfinite)
         if task_clipnorm is not None:
@@ -382,7 +382,12 @@ class MultiTaskModel(ModelWithTrainingState):
 
     def make_train_function(self, force: bool = False) -> Any:
         """Makes the function that runs an execution's steps; see Keras."""
-        if force or self.train_function is None:
+        makes = force or self.train_function is None
+        if self._pipeline is not None and (makes or self.run_eagerly):
+            # Layers may be frozen or thawed since `compile`.
+            with self.distribute_strategy.scope():
+                self._pipeline.build_variables(self.shared_variables)
+        if makes:
             super().make_train_function(force)
             if not self._guard.skips:
                 self.train_function = self._guard.watching(self.train_function)
@@ -492,7 +497,9 @@ class MultiTaskModel(ModelWithTrainingState):
         )
         present = balanced.present & verdict.update
         step = LossStep(
-            tf.where(present, totals, 0.0), present, self.optimizer.learning_rate
+            tf.where(present, totals, 0.0),
+            present,
+            tf.cast(self.optimizer.learning_rate, "float32"),
         )
         if pipeline.needs_gradient_norms:
             layers = split_variables(self, self._reached_in_graph())
