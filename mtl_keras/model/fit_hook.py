@@ -1,4 +1,4 @@
-"""The callback that every `fit` of a multi-task model runs."""
+"""The callbacks that every `fit` of a multi-task model runs."""
 
 from __future__ import annotations
 
@@ -13,29 +13,16 @@ from mtl_keras.model.nonfinite import NonFiniteGuard
 
 
 class FitHook(keras.callbacks.Callback):
-    """Tells balancers and guard where `fit` is.
+    """Tells balancers and guard where `fit` is."""
 
-    Args:
-        pipeline: The model's balancing.
-        guard: The model's guard.
-        callbacks: The other callbacks of `fit`.
-    """
-
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        guard: NonFiniteGuard,
-        callbacks: Sequence[keras.callbacks.Callback],
-    ):
+    def __init__(self, pipeline: Pipeline, guard: NonFiniteGuard):
         super().__init__()
-        self._callbacks = callbacks
         self._pipeline = pipeline
         self._guard = guard
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Lets a model train again after a failed step."""
         del logs
-        infer_monitor_modes(self.model, self._callbacks, self.model.tasks)
         self._guard.forget()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -55,3 +42,23 @@ class FitHook(keras.callbacks.Callback):
         self._guard.check()
         self.model.check_balanced()
         self._guard.epoch = None
+
+
+class MonitorModes(keras.callbacks.Callback):
+    """Infers `mode` for callbacks that monitor the loss or a metric of one task.
+
+    Goes before them, as they read it at the end of the first epoch, when the metrics
+    are built.
+
+    Args:
+        callbacks: The callbacks of `fit`.
+    """
+
+    def __init__(self, callbacks: Sequence[keras.callbacks.Callback]):
+        super().__init__()
+        self._callbacks = list(callbacks)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Sets the modes."""
+        del epoch, logs
+        infer_monitor_modes(self.model, self._callbacks, self.model.tasks)

@@ -22,7 +22,7 @@ from mtl_keras.model.arguments import (
     check_task_names,
     tasks_with_loss,
 )
-from mtl_keras.model.fit_hook import FitHook
+from mtl_keras.model.fit_hook import FitHook, MonitorModes
 from mtl_keras.model.gradients import GradientStepper, norms_on_last_shared_layer
 from mtl_keras.model.keras_compat import (
     computed_loss,
@@ -361,18 +361,20 @@ class MultiTaskModel(ModelWithTrainingState):
         if self._pipeline is None:
             return super().fit(*bound.args, **bound.kwargs)
         callbacks = bound.arguments.get("callbacks")
-        given = getattr(callbacks, "callbacks", None) or as_list(callbacks)
-        hook = FitHook(self._pipeline, self._guard, given)
+        hook = FitHook(self._pipeline, self._guard)
         if not isinstance(callbacks, keras.callbacks.CallbackList):
-            bound.arguments["callbacks"] = [*as_list(callbacks), hook]
+            given = as_list(callbacks)
+            bound.arguments["callbacks"] = [MonitorModes(given), *given, hook]
             return super().fit(*bound.args, **bound.kwargs)
-        # Keras takes such a list as it is; it is the caller's, so the hook leaves it.
-        hook.set_model(self)
-        callbacks.callbacks.append(hook)
+        # Keras takes such a list as it is; it is the caller's, so ours leave it.
+        given = callbacks.callbacks
+        callbacks.callbacks = [MonitorModes(given), *given, hook]
         try:
+            for own in (callbacks.callbacks[0], hook):
+                own.set_model(self)
             return super().fit(*bound.args, **bound.kwargs)
         finally:
-            callbacks.callbacks.remove(hook)
+            callbacks.callbacks = given
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Takes one step on one batch; see `keras.Model.train_on_batch`."""
@@ -603,10 +605,10 @@ class MultiTaskModel(ModelWithTrainingState):
     def _task_losses(
         self, labels: Labels, y_pred: dict[str, Any], track: bool = True
     ) -> TaskLosses:
-        resolved = resolved_losses(self, labels.y, y_pred)
-        by_task = {task: resolved[task] for task in self.tasks}
         # At the root TensorFlow takes fewer names for a scope.
         with tf.name_scope("task_losses"):
+            resolved = resolved_losses(self, labels.y, y_pred)
+            by_task = {task: resolved[task] for task in self.tasks}
             return task_losses(by_task, labels, y_pred, track, self._guard.skips)
 
     def _untracked_losses(
