@@ -310,6 +310,13 @@ class MultiTaskModel(ModelWithTrainingState):
         shared = split_variables(self, self._reached_in_graph()).shared
         self._split = None
         if pipeline.gradients_of_representation and shared:
+            if type(self).call is not MultiTaskModel.call:
+                raise InputError(
+                    "Expected a model whose layers make its outputs for "
+                    'gradients_of="representation". Received: '
+                    f"{type(self).__name__}, which overrides `call`; use "
+                    'gradients_of="shared".'
+                )
             self._split = split_at_representation(self, self._outputs_by_task)
             check_shared_below(self._split, shared)
         with self.distribute_strategy.scope():

@@ -149,8 +149,11 @@ def test_weights_files_pass_between_stock_keras_and_multi_task_models(tmp_path):
         for one, two in zip(model.get_weights(), stock.get_weights(), strict=True):
             np.testing.assert_array_equal(one, two)
     stock.save_weights(tmp_path / "stock.weights.h5")
-    other = build("pcgrad")
+    config = {"gradients_of": "representation"}
+    other = build({"class_name": "pcgrad", "config": config})
     other.load_weights(tmp_path / "stock.weights.h5")
+    other.save_weights(tmp_path / "other.weights.h5")
+    stock.load_weights(tmp_path / "other.weights.h5")
     for one, two in zip(model.get_weights(), other.get_weights(), strict=True):
         np.testing.assert_array_equal(one, two)
 
