@@ -561,16 +561,18 @@ class MultiTaskModel(ModelWithTrainingState):
 
     def _forward(self, x: Any, y: Any, sample_weight: Any) -> Forward:
         assert self._pipeline is not None
-        representation = tape = None
-        if self._split is not None:
+        split, tape = self._split, None
+        inputs: list[Any] = []
+        representation: list[Any] = []
+        if split is not None:
             inputs = standardized_inputs(self, x)
-            representation = self._split.below(inputs)
+            representation = split.below(inputs)
             tape = tf.GradientTape(persistent=True)
         with contextlib.nullcontext() if tape is None else tape:
-            if self._split is None:
+            if split is None:
                 y_pred = self(x, training=True)
             else:
-                y_pred = self._split.above(representation, inputs)
+                y_pred = split.above(representation, inputs)
             labels = self._labels(y, y_pred, sample_weight)
             labels = without_tasks(labels, self._stopped, batch_size(y_pred))
             losses = self._task_losses(labels, y_pred)
@@ -583,7 +585,7 @@ class MultiTaskModel(ModelWithTrainingState):
             losses,
             sub_batches,
             self._added_losses(),
-            representation,
+            None if split is None else representation,
             tape,
         )
 
@@ -598,6 +600,7 @@ class MultiTaskModel(ModelWithTrainingState):
             if self._split is None:
                 reached = reached_in_step(tape, losses, variables, reached)
             else:
+                assert forward.representation is not None
                 reached = reached_around_representation(
                     self._split,
                     (tape, forward.heads_tape),
