@@ -54,14 +54,16 @@ class TaskAdam:
             present: bool `[T]`. Entries whose gradient is not finite, or has no
                 finite square, count as absent.
             learning_rate: Scalar.
-            start: float32 `[T]`, where entries that move start from; `None` for
-                `variable` itself.
+            start: float32 `[T]`, `started`'s result: entries that start elsewhere
+                are set to it and not moved; `None` for `variable` itself.
             beta_1: Decay of the first moment.
             beta_2: Decay of the second moment.
             epsilon: Added to the root of the second moment.
         """
+        start = tf.convert_to_tensor(variable) if start is None else start
         moves = present & tf.math.is_finite(tf.square(gradient))
-        gradient = tf.where(moves, gradient, 0.0)
+        # At the optimum, where Adam would make a step even of round-off.
+        gradient = tf.where(moves & tf.equal(start, variable), gradient, 0.0)
         steps = self._steps + tf.cast(moves, "float32")
         momentum = beta_1 * self._momentum + (1 - beta_1) * gradient
         velocity = beta_2 * self._velocity + (1 - beta_2) * tf.square(gradient)
@@ -72,5 +74,4 @@ class TaskAdam:
         self._steps.assign(steps)
         self._momentum.assign(tf.where(moves, momentum, self._momentum))
         self._velocity.assign(tf.where(moves, velocity, self._velocity))
-        start = variable if start is None else start
         variable.assign(tf.where(moves, start - change, variable))

@@ -448,8 +448,8 @@ class GramBalancer(GradientBalancer):
     def rescaled(self, weights: tf.Tensor, gramian: tf.Tensor) -> tf.Tensor:
         """Returns a solution in `self.scale`, float32 `[T]`.
 
-        Weights that float32 cannot hold, as of gradients near 1e-30, are those of the
-        mean, counted as a fallback.
+        Where float32 cannot hold the weights, as of gradients near 1e±30, they are
+        those of the mean, counted as a fallback.
 
         Args:
             weights: float64 `[T]`, in the paper's scale.
@@ -459,10 +459,13 @@ class GramBalancer(GradientBalancer):
         if self.scale != self.natural_scale:
             count = tf.maximum(tf.reduce_sum(tf.cast(taking_part, "float64")), 1.0)
             weights *= count if self.scale == "sum" else 1.0 / count
-        weights = tf.cast(weights, "float32")
-        fits = tf.reduce_all(tf.math.is_finite(weights))
+        rounded = tf.cast(weights, "float32")
+        underflows = tf.reduce_any(tf.not_equal(weights, 0.0)) & ~tf.reduce_any(
+            tf.not_equal(rounded, 0.0)
+        )
+        fits = tf.reduce_all(tf.math.is_finite(rounded)) & ~underflows
         self.count_fallback(~fits)
-        return tf.where(fits, weights, mean_weights(taking_part, self.scale))
+        return tf.where(fits, rounded, mean_weights(taking_part, self.scale))
 
     def aggregate(self, step: GradientStep) -> tuple[list[Any], tf.Tensor]:
         """See `GradientBalancer.aggregate`."""

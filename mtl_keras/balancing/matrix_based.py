@@ -7,6 +7,7 @@ with T times the shared variables.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,6 @@ from mtl_keras.balancing.arguments import per_task
 from mtl_keras.balancing.base import (
     GradientBalancer,
     GradientStep,
-    has_gradient,
     mean_weights,
 )
 from mtl_keras.balancing.loss_based import masked_softmax
@@ -31,7 +31,8 @@ _register = keras.saving.register_keras_serializable(package="mtl_keras")
 class MatrixBalancer(GradientBalancer):
     """A gradient balancer that works on the gradients themselves.
 
-    A method implements `combine`. `natural_scale` is as for `GramBalancer`.
+    A task whose gradient is zero takes no part, as an absent one. A method implements
+    `combine`. `natural_scale` is as for `GramBalancer`.
 
     Args:
         **kwargs: See `GradientBalancer`.
@@ -42,6 +43,10 @@ class MatrixBalancer(GradientBalancer):
     def aggregate(self, step: GradientStep) -> tuple[list[Any], tf.Tensor]:
         """See `GradientBalancer.aggregate`."""
         matrix, connected = dense_matrix(step)
+        # As for Gram-based methods: without gradient, as of a loss weight of 0, a task
+        # takes no part. The shortest vector would be its.
+        step = copy.copy(step)
+        step.present &= _any_nonzero(matrix, len(step.gradients))
         update, weights = self.combine(matrix, step)
         # Gradients that are not finite stay so, which tells a loss-scaling optimizer
         # to skip the step; weights without any entry would stop training silently.
@@ -60,7 +65,8 @@ class MatrixBalancer(GradientBalancer):
         ):
             plain = tf.tensordot(mean, rows, axes=1)
             value = tf.where(usable, value * factor, plain)
-            combined[index] = value * step.loss_scale
+            value *= step.loss_scale
+            combined[index] = tf.cast(value, _dtype(step.gradients, index))
         return combined, tf.where(usable, weights * factor, mean)
 
     def _rescaling(self, present: tf.Tensor) -> tf.Tensor:
@@ -224,7 +230,7 @@ class MoCo(AveragingBalancer):
     ICLR 2023, arXiv 2210.12624. LibMTL uses a softmax in place of the projection, and
     brings each g_i to the length of its loss (g_i · L_i / ‖g_i‖) before it is
     tracked. β falls with the steps of its task, γ with those of the task that has
-    most. Tasks whose y_i is zero are left out of λ.
+    most.
 
     Cost: T backward; state: T × P averages, T weights, T step counts.
     Choose it when `mgda` would do, gradients are noisy and there is memory to
@@ -281,15 +287,12 @@ class MoCo(AveragingBalancer):
             new = tf.where(_by_row(moves, rows), new, state)
             state.assign(new)
             tracked.append(new)
-        gramian = _gramian(tracked)
-        # The shortest vector would be that of a task without gradient.
-        taking_part = step.present & has_gradient(gramian)
         kept = tf.convert_to_tensor(self._lambda)
-        old = over_present(kept, taking_part)
-        slope = tf.linalg.matvec(gramian, old) + self.rho * old
+        old = over_present(kept, step.present)
+        slope = tf.linalg.matvec(_gramian(tracked), old) + self.rho * old
         moved = old - tf.cast(gamma, "float64") * slope
-        new = project_to_simplex(moved, taking_part)
-        self._lambda.assign(tf.where(moves & taking_part, new, kept))
+        new = project_to_simplex(moved, step.present)
+        self._lambda.assign(tf.where(moves, new, kept))
         weights = tf.cast(new, "float32")
         return _weighted_sum(weights, tracked), weights
 
@@ -428,7 +431,7 @@ class TrimmedMean(MatrixBalancer):
 
     Yin et al., "Byzantine-Robust Distributed Learning: Towards Optimal Statistical
     Rates", ICML 2018, arXiv 1803.01498. With 2k or fewer tasks in the batch it is
-    the mean, counted as a fallback. A task without gradient is left out.
+    the mean, counted as a fallback.
 
     Cost: T backward; needs: T > 2 `trim`.
     Choose it when there are many tasks, some with outliers.
@@ -460,9 +463,8 @@ class TrimmedMean(MatrixBalancer):
         self, matrix: list[tf.Tensor], step: GradientStep
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         """See `MatrixBalancer.combine`."""
-        taking_part = step.present & has_gradient(_gramian(matrix))
         ranks = tf.range(len(self.tasks))
-        count = tf.reduce_sum(tf.cast(taking_part, "int32"))
+        count = tf.reduce_sum(tf.cast(step.present, "int32"))
         enough = count > 2 * self.trim
         self.count_fallback(~enough & (count > 0))
         trim = tf.where(enough, self.trim, 0)
@@ -470,14 +472,19 @@ class TrimmedMean(MatrixBalancer):
         update = []
         for rows in matrix:
             # Absent tasks are sorted behind all others, where no share reaches.
-            ordered = tf.sort(tf.where(_by_row(taking_part, rows), rows, np.inf), 0)
+            ordered = tf.sort(tf.where(_by_row(step.present, rows), rows, np.inf), 0)
             ordered = tf.where(_by_row(ranks < count, rows), ordered, 0.0)
             update.append(tf.tensordot(shares, ordered, axes=1))
-        return update, mean_weights(taking_part, "mean")
+        return update, mean_weights(step.present, "mean")
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "trim": self.trim}
+
+
+def _dtype(gradients: Sequence[Sequence[Any]], index: int) -> tf.DType:
+    """Returns the dtype of the gradients on a variable that a task reaches."""
+    return next(row[index].dtype for row in gradients if row[index] is not None)
 
 
 def dense_matrix(step: GradientStep) -> tuple[list[tf.Tensor], list[bool]]:
@@ -522,6 +529,15 @@ def _sign_deciders(matrix: Sequence[tf.Tensor], step: GradientStep) -> list[tf.T
         for rows, activations in zip(matrix, connected, strict=True)
     ]
     return [step.total(tf.reduce_sum(rows, axis=1, keepdims=True)) for rows in signed]
+
+
+def _any_nonzero(matrix: Sequence[tf.Tensor], num_tasks: int) -> tf.Tensor:
+    """Returns for which tasks an entry is not zero, bool `[T]`."""
+    nonzero = [
+        tf.reduce_any(tf.not_equal(rows, 0.0), axis=list(range(1, rows.ndim)))
+        for rows in matrix
+    ]
+    return tf.reduce_any(tf.stack([tf.zeros(num_tasks, "bool"), *nonzero]), axis=0)
 
 
 def all_finite(tensors: Sequence[tf.Tensor]) -> tf.Tensor:

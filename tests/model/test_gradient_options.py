@@ -104,6 +104,106 @@ def test_update_every_keeps_the_weights_between_solves():
     assert balancer.variables["solves"].numpy() == 3
 
 
+def alternating(steps=8):
+    """Yields batches that have labels for one task each, in turn."""
+    x, y = data(16)
+    for step in range(steps):
+        present = "abc"[step % 3]
+        yield x, y, {task: np.full(16, float(task == present)) for task in "abc"}
+
+
+ALTERNATING = [
+    ("mgda", {"update_every": 3}),
+    ("mgda", {"update_every": 2, "gradients_of": "representation"}),
+    ("cr_mogm", {"update_every": 4, "scale": "mean"}),
+]
+
+
+@pytest.mark.parametrize(("name", "config"), ALTERNATING, ids=str)
+def test_tasks_absent_from_a_solve_train_between_solves(name, config):
+    """A task alone in the batch has weight 1: that is stock training."""
+    stock = build("equal", run_eagerly=True)
+    method = {"class_name": name, "config": config}
+    other = build(method, run_eagerly=True)
+    for batch in alternating():
+        stock.train_on_batch(*batch)
+        other.train_on_batch(*batch)
+    for expected, actual in zip(stock.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_solves_when_one_of_its_tasks_is_due():
+    balancer = Alternating(update_every=3)
+    model = build(balancer, run_eagerly=True)
+    x, y = data(16)
+    solves = []
+    for present in ("a", "b", "abc", "ab", "ab", "c", "c", "ab", "ab"):
+        weight = {task: np.full(16, float(task in present)) for task in "abc"}
+        model.train_on_batch(x, y, weight)
+        solves.append(int(balancer.variables["solves"].numpy()))
+    assert solves == [1, 2, 3, 3, 3, 3, 3, 4, 4]
+
+
+AVERAGING = ["db_mtl", "excess_mtl", "moco"]
+
+
+@pytest.mark.parametrize("trainable", [False, True], ids=["frozen", "thawed"])
+@pytest.mark.parametrize("name", AVERAGING)
+def test_layers_frozen_or_thawed_after_compile_are_as_before_it(name, trainable):
+    x, y = data(16)
+    results = []
+    for compile_again in (True, False):
+        model = build(name, run_eagerly=True)
+        branch = [layer for layer in model.layers if hasattr(layer, "units")][1]
+        branch.trainable = not trainable
+        model.compile("sgd", loss="mse", balancing=name, run_eagerly=True)
+        branch.trainable = trainable
+        if compile_again:
+            model.compile("sgd", loss="mse", balancing=name, run_eagerly=True)
+        for _ in range(3):
+            model.train_on_batch(x, y)
+        results.append((model.get_weights(), model._pipeline.state))
+    (expected, state), (actual, same) = results
+    for one, two in zip(expected, actual, strict=True):
+        np.testing.assert_array_equal(two, one)
+    assert {key: v.shape for key, v in state.items()} == {
+        key: v.shape for key, v in same.items()
+    }
+
+
+@pytest.mark.parametrize("name", AVERAGING)
+def test_compiling_again_starts_the_method_anew(name):
+    x, y = data(16)
+    balancer = mtl_keras.balancing.get(name)
+    results = []
+    for again in (balancer, name):
+        model = build(balancer, run_eagerly=True)
+        model.train_on_batch(x, y)
+        model.layers[2].trainable = False
+        model.compile("sgd", loss="mse", balancing=again, run_eagerly=True)
+        model.train_on_batch(x, y)
+        results.append(model.get_weights())
+    for one, two in zip(*results, strict=True):
+        np.testing.assert_array_equal(two, one)
+
+
+@pytest.mark.parametrize("name", ["moco", "cr_mogm"])
+def test_two_models_share_no_state(name):
+    x, y = data(16)
+    balancer = mtl_keras.balancing.get(name)
+    first = build(balancer, run_eagerly=True)
+    first.train_on_batch(x, y)
+    second = build(balancer, run_eagerly=True)
+    second.train_on_batch(x, y)
+    assert first.balancers[0] is balancer
+    for one, two in zip(first.get_weights(), second.get_weights(), strict=True):
+        np.testing.assert_array_equal(two, one)
+    mine, others = first._pipeline.state, second._pipeline.state
+    for key in mine:
+        assert mine[key] is not others[key]
+        np.testing.assert_array_equal(others[key], mine[key], err_msg=key)
+
+
 def test_representation_gradients_need_heads_without_shared_variables():
     inputs = keras.Input((4,))
     head = keras.layers.Dense(1)
