@@ -251,7 +251,7 @@ def test_a_step_that_cannot_be_balanced_is_refused():
             return {"loss": tf.reduce_mean(tf.cast(y["size"], "float32"))}
 
     model = Unbalanced(*network())
-    model.compile("sgd", **FORMS["dict"](), balancing="pcgrad")
+    model.compile("sgd", FORMS["dict"]()["loss"], balancing="pcgrad")
     with pytest.raises(InputError, match=r"super\(\)\.train_step"):
         model.fit(*data(), verbose=0)
 
