@@ -14,12 +14,14 @@ from mtl_keras import balancing as balancing_lib
 from mtl_keras.balancing.base import LossStep
 from mtl_keras.balancing.pipeline import Pipeline
 from mtl_keras.errors import InputError, check_number, unknown_name
-from mtl_keras.model.arguments import as_list, check_names, tasks_with_loss
+from mtl_keras.model.arguments import arrange_losses, as_list, check_names, explained
 from mtl_keras.model.fit_hook import FitHook
 from mtl_keras.model.gradients import GradientStepper, norms_on_last_shared_layer
 from mtl_keras.model.keras_compat import (
     loss_tracker,
+    loss_trackers,
     may_overflow,
+    outputs_of_metrics,
     resolved_losses,
     resolved_metrics,
     update_if,
@@ -42,7 +44,7 @@ from mtl_keras.model.representation import (
 )
 from mtl_keras.model.step import Forward, StepContext
 from mtl_keras.model.task_losses import TaskLosses, task_losses, track_total
-from mtl_keras.model.task_metrics import update_metrics
+from mtl_keras.model.task_metrics import update_metrics, where_computed
 from mtl_keras.model.task_variables import reached_variables, split_variables
 from mtl_keras.model.training_state import ModelWithTrainingState
 
@@ -233,14 +235,9 @@ class MultiTaskModel(ModelWithTrainingState):
         if task_clipnorm is not None:
             task_clipnorm = check_number("task_clipnorm", task_clipnorm, low=0.0)
         outputs = sorted(self._outputs_by_task)
-        loss_tasks = tasks_with_loss(loss, outputs)
         check_names("metrics", metrics, outputs)
         check_names("weighted_metrics", weighted_metrics, outputs)
-        check_names("loss_weights", loss_weights, outputs)
-        if isinstance(loss_weights, dict) and loss_weights:
-            loss_weights = {task: loss_weights.get(task, 1.0) for task in loss_tasks}
-            if not isinstance(loss, (dict, list, tuple)):
-                loss = dict.fromkeys(loss_tasks, loss)
+        loss, loss_weights, loss_tasks = arrange_losses(loss, loss_weights, outputs)
         super().compile(
             optimizer=optimizer,
             loss=loss,
@@ -262,14 +259,19 @@ class MultiTaskModel(ModelWithTrainingState):
             check_shared_below(self._split, shared)
         with self.distribute_strategy.scope():
             pipeline.build(self.tasks, shared)
-            guard.build(self.tasks)
+            guard.build(self.tasks, outputs)
         self._pipeline = pipeline
         self._guard = guard
         self._task_clipnorm = task_clipnorm
         self._stepper = GradientStepper(pipeline, guard, task_clipnorm)
 
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
-        """Trains the model; see `keras.Model.fit`."""
+        """Trains the model; see `keras.Model.fit`.
+
+        Raises:
+            InputError: For labels or sample weights that an output cannot take.
+            NonFiniteError: See `compile`.
+        """
         bound = inspect.signature(super().fit).bind(*args, **kwargs)
         callbacks = bound.arguments.get("callbacks")
         if self._pipeline is not None:
@@ -278,13 +280,25 @@ class MultiTaskModel(ModelWithTrainingState):
                 callbacks.append(hook)
             else:
                 bound.arguments["callbacks"] = [*as_list(callbacks), hook]
-        return super().fit(*bound.args, **bound.kwargs)
+        with explained(sorted(self._outputs_by_task)):
+            return super().fit(*bound.args, **bound.kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the losses and metrics; see `keras.Model.evaluate`."""
+        with explained(sorted(self._outputs_by_task)):
+            return super().evaluate(*args, **kwargs)
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Takes one step on one batch; see `keras.Model.train_on_batch`."""
-        logs = super().train_on_batch(*args, **kwargs)
+        with explained(sorted(self._outputs_by_task)):
+            logs = super().train_on_batch(*args, **kwargs)
         self._guard.check()
         return logs
+
+    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the losses and metrics of a batch; see `keras.Model`."""
+        with explained(sorted(self._outputs_by_task)):
+            return super().test_on_batch(*args, **kwargs)
 
     def make_train_function(self, force: bool = False) -> Any:
         """Makes the function that runs an execution's steps; see Keras."""
@@ -312,7 +326,8 @@ class MultiTaskModel(ModelWithTrainingState):
         """Returns Σ loss_weights · task losses plus regularisation; see Keras."""
         del x, training
         losses = self._task_losses(self._labels(y, y_pred, sample_weight), y_pred)
-        return tf.add_n([*losses.values, *self._added_losses()])
+        losses.track()
+        return losses.total(losses.scaled(self._added_losses()))
 
     def task_losses(
         self, y: Any, y_pred: dict[str, Any], sample_weight: Any = None
@@ -338,8 +353,27 @@ class MultiTaskModel(ModelWithTrainingState):
         """Updates the metrics and returns all results; see Keras."""
         del x
         labels = self._labels(y, y_pred, sample_weight)
-        update_metrics(resolved_metrics(self, labels.y, y_pred), labels, y_pred)
+        metrics = resolved_metrics(self, labels.y, y_pred)
+        if metrics:
+            update_metrics(metrics, labels, y_pred)
+            self._guard.labelled_batches.update_state(labels.labelled)
         return self.get_metrics_result()
+
+    def get_metrics_result(self) -> dict[str, Any]:
+        """Returns the results of all metrics, NaN for what nothing was labelled for.
+
+        A replica's own results within a step are as Keras has them.
+        """
+        results = super().get_metrics_result()
+        if self._pipeline is None or replicas() > 1:
+            return results
+        outputs = sorted(self._outputs_by_task)
+        return where_computed(
+            results,
+            loss_trackers(self),
+            outputs_of_metrics(self, outputs),
+            self._guard.labelled_batches,
+        )
 
     def _labels(self, y: Any, y_pred: Any, sample_weight: Any) -> Labels:
         return arrange_labels(y, sample_weight, y_pred, self.tasks)
@@ -366,6 +400,7 @@ class MultiTaskModel(ModelWithTrainingState):
         totals = losses.total_over_replicas()
         finite = tf.math.is_finite(totals)
         present = guard.taking_part(losses.present, finite)
+        losses.track(finite if guard.skips else None)
         track_total(
             loss_tracker(self),
             losses,
@@ -430,21 +465,19 @@ class MultiTaskModel(ModelWithTrainingState):
         sub_batches = self._sub_batch_losses(
             labels, y_pred, self._pipeline.num_sub_batches
         )
-        return Forward(
-            y_pred, labels, losses, sub_batches, self._added_losses(), representation
-        )
+        added = losses.scaled(self._added_losses())
+        return Forward(y_pred, labels, losses, sub_batches, added, representation)
 
-    def _task_losses(
-        self, labels: Labels, y_pred: dict[str, Any], track: bool = True
-    ) -> TaskLosses:
+    def _task_losses(self, labels: Labels, y_pred: dict[str, Any]) -> TaskLosses:
         resolved = resolved_losses(self, labels.y, y_pred)
-        by_task = {task: resolved[task] for task in self.tasks}
-        return task_losses(by_task, labels, y_pred, track, self._guard.skips)
+        return task_losses(
+            {task: resolved[task] for task in self.tasks}, labels, y_pred
+        )
 
     def _untracked_losses(
         self, labels: Labels, y_pred: dict[str, Any]
     ) -> list[tf.Tensor]:
-        return self._task_losses(labels, y_pred, track=False).values
+        return self._task_losses(labels, y_pred).values
 
     def _sub_batch_losses(
         self, labels: Labels, y_pred: dict[str, Any], parts: int
