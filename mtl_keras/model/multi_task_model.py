@@ -58,7 +58,7 @@ class MultiTaskModel(ModelWithTrainingState):
     works as in `keras.Model`; `compile` takes one argument more, `balancing`.
 
     A sample weight of exactly 0 marks an absent label: losses and `metrics` are
-    then averages over the labelled samples (see `compile`).
+    then averages over what is labelled and not masked (see `compile`).
 
     Args:
         inputs: `keras.Input`, or a list or dict of them.
@@ -182,17 +182,19 @@ class MultiTaskModel(ModelWithTrainingState):
     ) -> None:
         """Configures training. Takes all that `keras.Model.compile` takes.
 
-        With sample weights, a weight of exactly 0 means that the label is absent.
-        A task's loss is then Keras's value × batch size / labelled samples (for the
-        reductions that average over the batch), `metrics` see labelled samples
-        only, and `weighted_metrics` are weighted as in Keras. `loss` is logged as
-        Keras defines it, Σ loss_weights · losses plus regularisation, whatever the
-        method, so that runs compare.
+        With sample weights, a weight of exactly 0 means that the label is absent, of
+        a sample or of an element (a token, a pixel). A task's loss is then the average
+        over what is labelled and not masked (for the reductions that average), Keras's
+        own value where no label is absent. `metrics` see what is labelled only, and
+        `weighted_metrics` are weighted as in Keras. NaN is logged for a loss or metric
+        without a label in the epoch. `loss` is logged as Keras defines it,
+        Σ loss_weights · losses plus regularisation, whatever the method, so that runs
+        compare.
 
         Args:
             optimizer: As in Keras.
             loss: As in Keras. Every output needs an entry in a dict; `None` leaves
-                an output untrained.
+                an output untrained. The losses in a list for one output are added up.
             loss_weights: As in Keras; they multiply the losses before balancing.
                 Tasks left out of a dict count 1.
             metrics: As in Keras.
@@ -215,8 +217,9 @@ class MultiTaskModel(ModelWithTrainingState):
                 the batch, and the step is skipped only where no task is left, or
                 something that belongs to no single task is not finite. Costs T
                 backward passes. The skips of an epoch are logged as
-                `<task>_nonfinite` and `skipped_steps`. A gradient that overflows
-                in mixed precision is left to the loss scale.
+                `<task>_nonfinite` and `skipped_steps`, with a warning where they are
+                most. A gradient that overflows in mixed precision is left to the loss
+                scale.
             task_clipnorm: Scales each task's gradient on the shared variables (or
                 on the representation) down to this norm before balancing. Costs T
                 backward passes. The optimizer's own `clipnorm`, `global_clipnorm`
@@ -224,7 +227,7 @@ class MultiTaskModel(ModelWithTrainingState):
 
         Raises:
             InputError: For an unknown balancing method, an output without a loss,
-                or an entry for no output.
+                an entry for no output, or a loss of several outputs together.
         """
         balancers = balancing_lib.get(balancing)
         if not isinstance(balancers, list):

@@ -141,13 +141,13 @@ def task_losses(
             computed[task] = [
                 _value(task, one.loss, labels, y_pred[task]) for one in resolved
             ]
-    factors, counts = _over_replicas([v for values in computed.values() for v in values])
-    given = iter(zip(factors, counts, strict=True))
+    flat = [value for values in computed.values() for value in values]
+    totals = iter(_over_replicas(flat))
     weighted, tracked, present = [], [], []
     for index, (task, resolved) in enumerate(losses.items()):
         terms, labelled = [], []
         for one, of_loss in zip(resolved, computed[task], strict=True):
-            factor, count = next(given)
+            factor, count = next(totals)
             value = of_loss.value if factor is None else of_loss.value * factor
             if one.tracker is not None:
                 tracked.append(_tracked(index, one.tracker, value, count, y_pred[task]))
@@ -253,8 +253,8 @@ def _value(task: str, loss: keras.losses.Loss, labels: Labels, y_pred: Any) -> _
         return _Value(tf.cast(loss(y, y_pred, None), "float32"))
     weight, labelled = fitted(_not_negative(weight), 1), fitted(labelled, 1)
     # Of an absent label's loss nothing may reach the model: zero times NaN is NaN.
-    there = fitted(labelled, len(y_pred.shape))
-    guarded = tf.where(there, y_pred, tf.stop_gradient(y_pred))
+    of_output = fitted(labelled, len(y_pred.shape))
+    guarded = tf.where(of_output, y_pred, tf.stop_gradient(y_pred))
     reduces_itself = type(loss).__call__ is not keras.losses.Loss.__call__
     if not reduces_itself:
         in_mask = mask_of(y_pred)
@@ -346,35 +346,32 @@ def _number(flags: tf.Tensor) -> tf.Tensor:
 
 def _over_replicas(
     values: Sequence[_Value],
-) -> tuple[list[tf.Tensor | None], list[tf.Tensor | None]]:
-    """Returns factors of the losses and the labelled elements over all replicas.
+) -> list[tuple[tf.Tensor | None, tf.Tensor | None]]:
+    """Returns each loss's factor, and its labelled elements over all replicas.
 
     Both are None for a loss without sample weights, and the factor for one whose
     reduction does not divide.
     """
-    numbers = []
-    for value in values:
-        if value.labelled is not None:
-            wanted = value.labelled if value.wanted is None else value.wanted
-            numbers += [wanted, value.labelled, value.elements]
+    numbers = [
+        (value.labelled if value.wanted is None else value.wanted, *value[3:])
+        for value in values
+        if value.labelled is not None
+    ]
     if not numbers:
-        return [None] * len(values), [None] * len(values)
-    totals = iter(tf.unstack(sum_over_replicas(tf.stack(numbers))))
-    factors: list[tf.Tensor | None] = []
-    counts: list[tf.Tensor | None] = []
+        return [(None, None)] * len(values)
+    rows = iter(tf.unstack(sum_over_replicas(tf.stack(numbers))))
+    result: list[tuple[tf.Tensor | None, tf.Tensor | None]] = []
     for value in values:
         if value.labelled is None:
-            factors.append(None)
-            counts.append(None)
+            result.append((None, None))
             continue
-        wanted, labelled, elements = next(totals), next(totals), next(totals)
-        counts.append(labelled)
-        if value.divisor is None:
-            factors.append(None)
-            continue
-        factor = tf.math.divide_no_nan(value.divisor * float(replicas()), wanted)
-        factors.append(tf.where(labelled < elements, factor, 1.0))
-    return factors, counts
+        wanted, labelled, elements = tf.unstack(next(rows))
+        factor = None
+        if value.divisor is not None:
+            factor = tf.math.divide_no_nan(value.divisor * float(replicas()), wanted)
+            factor = tf.where(labelled < elements, factor, 1.0)
+        result.append((factor, labelled))
+    return result
 
 
 def _tracked(

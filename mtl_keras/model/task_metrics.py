@@ -180,9 +180,9 @@ def _update_mean(
         keras.metrics.Mean.update_state(metric, value, sample_weight=total)
         return
     check_axes(f"metric {metric.name!r}", task, values, weight, mask)
-    there = fitted(labelled, len(values.shape))
     own_mask = mask_of(values)
-    values = tf.where(there, values, tf.zeros_like(values))
+    of_values = fitted(labelled, len(values.shape))
+    values = tf.where(of_values, values, tf.zeros_like(values))
     if mask is not None:
         mask = tf.cast(fitted(mask, rank), metric.dtype)
         weight = tf.cast(fitted(weight, rank), metric.dtype) * mask
