@@ -241,7 +241,7 @@ def test_tokens_that_are_labelled_and_not_masked(
     with strategy.scope():
         model = sequences(masked, policy, run_eagerly=eagerly)
     x, y = tokens()
-    p = model.predict(x, verbose=0)["kind"]
+    p = np.array(model(x)["kind"])
     mask = TOKENS if masked else np.ones((16, 6), bool)
     rng = np.random.default_rng(3)
     weights = {
@@ -255,12 +255,13 @@ def test_tokens_that_are_labelled_and_not_masked(
         if weight is not None:
             data = (x, y, {"kind": weight, "size": np.ones(16)})
         dataset = tf.data.Dataset.from_tensor_slices(data).batch(8)
-        trained = {k: v[0] for k, v in model.fit(dataset, verbose=0).history.items()}
-        evaluated = model.evaluate(dataset, verbose=0, return_dict=True)
+        if policy == "raise" and replicas == 1:
+            logs = model.evaluate(dataset, verbose=0, return_dict=True)
+        else:
+            logs = {k: v[0] for k, v in model.fit(dataset, verbose=0).history.items()}
         expected = by_hand(p, y["kind"], weight, mask, parts)
-        for logs in (trained, evaluated):
-            actual = [logs[f"kind_{name}"] for name in ("loss", "accuracy", "w")]
-            np.testing.assert_allclose(actual, expected, rtol=1e-5, err_msg=name)
+        actual = [logs[f"kind_{name}"] for name in ("loss", "accuracy", "w")]
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("masked", [True, False])
@@ -288,7 +289,7 @@ def test_unlabelled_sequences_do_not_change_the_loss_whatever_their_length(lengt
     x[2:] = np.where(np.arange(6) < length, 1, 0)
     weight = {"kind": np.r_[1.0, 1.0, np.zeros(14)], "size": np.ones(16)}
     model = sequences(run_eagerly=True)
-    p = model.predict(x, verbose=0)["kind"]
+    p = np.array(model(x)["kind"])
     kept = TOKENS & (np.arange(16) < 2)[:, None]
     expected = -np.log(np.take_along_axis(p, y["kind"][..., None], -1)[..., 0])[kept]
     logs = model.test_on_batch(x, y, sample_weight=weight, return_dict=True)
@@ -420,7 +421,7 @@ def test_elements_with_a_weight_of_zero_are_left_out(kind, per_element):
     if not per_element:
         weight = weight[(slice(None), *[0] * (weight.ndim - 1))]
     model = heads(loss, head, metrics={"a": metrics})
-    p = model.predict(x, verbose=0)["a"]
+    p = np.array(model(x)["a"])
     logs = model.evaluate(
         x,
         {"a": label, "b": np.zeros((20, 1))},
@@ -440,9 +441,8 @@ def test_elements_with_a_weight_of_zero_are_left_out(kind, per_element):
         label, p = label[weight > 0], p[weight > 0]
     for metric in metrics:
         name = metric if isinstance(metric, str) else metric.name
-        if name == "r2_score":
-            if per_element:
-                continue  # by column
+        if name == "r2_score" and per_element:
+            continue  # by column
         stock = {"mae": keras.metrics.MeanAbsoluteError}.get(name)
         stock = stock or {"accuracy": keras.metrics.CategoricalAccuracy}.get(name)
         stock = stock() if stock else type(metric).from_config(metric.get_config())
