@@ -8,7 +8,7 @@ to the resolved objects. Reading them here keeps every form that Keras accepts.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -83,25 +83,30 @@ def resolved_metrics(
     }
 
 
-def outputs_of_metrics(model: keras.Model, outputs: Sequence[str]) -> dict[str, str]:
+def outputs_of_metrics(
+    model: keras.Model, outputs: Sequence[str], results: Mapping[str, Any]
+) -> dict[str, str]:
     """Returns the output that each logged metric of `compile` belongs to.
 
     Args:
         model: A compiled model.
         outputs: Names of all outputs.
+        results: All that is logged, in the order of Keras: the metrics of `compile`
+            come after `loss`.
     """
     compiled = model._compile_metrics
     if compiled is None or not compiled.built:
         return {}
     order = compiled._flatten_y({output: output for output in outputs})
-    flat = [
+    by_metric = [
         output
         for metrics in (compiled._flat_metrics, compiled._flat_weighted_metrics)
         for output, of_output in zip(order, metrics, strict=True)
         for _ in (of_output.metrics if of_output else ())
     ]
-    # Keras names them in this order.
-    return dict(zip(compiled.result(), flat, strict=True))
+    losses = {tracker.name for tracker in loss_trackers(model)}
+    names = [name for name in results if name not in losses]
+    return dict(zip(names, by_metric, strict=False))
 
 
 def metric_function(

@@ -42,7 +42,7 @@ def arrange_labels(
 
     Raises:
         InputError: For labels or weights of no output, missing labels, or weights
-            with more axes than the labels.
+            whose axes are not the first of the labels.
     """
     y = _by_output(y, y_pred, "labels", required=tasks)
     weights = _by_output(sample_weight, y_pred, "sample weights", required=())
@@ -164,9 +164,12 @@ def _with_usable_fillers(
 ) -> tf.Tensor:
     label = tf.convert_to_tensor(label)
     mask = fitted(labelled, len(label.shape))
-    if len(mask.shape) > len(label.shape):
+    if len(mask.shape) > len(label.shape) or not all(
+        size in (None, 1) or of_label in (None, size)
+        for size, of_label in zip(mask.shape, label.shape, strict=True)
+    ):
         raise InputError(
-            f"Expected sample weights of {task!r} with at most the axes of its labels, "
+            f"Expected sample weights of {task!r} with the first axes of its labels, "
             f"{tuple(label.shape)}. Received sample weights of shape "
             f"{tuple(labelled.shape)}."
         )

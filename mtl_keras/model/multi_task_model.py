@@ -374,7 +374,7 @@ class MultiTaskModel(ModelWithTrainingState):
         return where_computed(
             results,
             loss_trackers(self),
-            outputs_of_metrics(self, outputs),
+            outputs_of_metrics(self, outputs, results),
             self._guard.labelled_batches,
         )
 

@@ -537,6 +537,14 @@ def test_weights_with_more_axes_than_the_losses_are_refused():
         model.evaluate(np.ones((4, 6)), y, sample_weight=weight, verbose=0)
 
 
+def test_weights_that_do_not_fit_the_labels_are_refused():
+    model = heads("mse", dense(1))
+    y = {"a": np.ones((4, 1)), "b": np.ones((4, 1))}
+    weight = {"a": np.ones((4, 3)), "b": np.ones(4)}
+    with pytest.raises(InputError, match=r"weights of 'a' with the first axes of its"):
+        model.evaluate(np.ones((4, 6)), y, sample_weight=weight, verbose=0)
+
+
 def test_named_tuples_are_taken_only_in_the_order_of_the_outputs():
     x, y = np.ones((4, 6)), np.ones((4, 1))
     model = heads("mse", dense(1))
