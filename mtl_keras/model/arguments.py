@@ -149,13 +149,14 @@ def explained(outputs: Sequence[str], index: int | None = None) -> Iterator[None
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
-        scope = re.search(r"of_output_(\d+)", error.message)
-        if index is None and scope is None:
-            raise
-        output = outputs[int(scope[1]) if index is None else index]
+        if index is None:
+            scope = re.search(r"of_output_(\d+)", error.message)
+            if scope is None:
+                raise
+            index = int(scope[1])
         raise InputError(
-            f"Expected labels and sample weights that the losses and metrics of "
-            f"{output!r} take. {_reason(error.message)}"
+            "Expected labels and sample weights that the losses and metrics of "
+            f"{outputs[index]!r} take. {_reason(error.message)}"
         ) from None
 
 
