@@ -10,6 +10,9 @@ import tensorflow as tf
 import mtl_keras
 from mtl_keras.errors import InputError, NonFiniteError
 
+# The test of this warning sees it all the same.
+pytestmark = pytest.mark.filterwarnings("ignore:Of the .* steps of this epoch")
+
 TASKS = ("a", "b", "c")
 FIT = {"batch_size": 16, "shuffle": False, "verbose": 0}
 
