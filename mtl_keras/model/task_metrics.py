@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -133,8 +133,9 @@ def _update_weighted(
 ) -> bool:
     """Updates a metric of Keras by weights; returns False for another metric."""
     weight = fitted(weight, 1)
-    if metric_function(metric) is not None:
-        _update_mean(task, metric, y, y_pred, fitted(labelled, 1), weight)
+    wrapped = metric_function(metric)
+    if wrapped is not None:
+        _update_mean(task, metric, wrapped, y, y_pred, fitted(labelled, 1), weight)
     elif isinstance(metric, _OF_ELEMENTS):
         weight = fitted(weight, _common_rank(y, y_pred))
         metric.update_state(y, y_pred, sample_weight=weight)
@@ -159,14 +160,15 @@ def _update_weighted(
 
 def _update_mean(
     task: str,
-    metric: keras.metrics.MeanMetricWrapper,
+    metric: keras.metrics.Metric,
+    wrapped: tuple[Callable[[Any, Any], Any], Any],
     y: tf.Tensor,
     y_pred: Any,
     labelled: tf.Tensor,
     weight: tf.Tensor,
 ) -> None:
     """Updates a mean of a function's values, as `MeanMetricWrapper` does."""
-    function, elementary = metric_function(metric)
+    function, elementary = wrapped
     mask = mask_of(y_pred)
     rank = max(axes(weight), axes(mask))
     values = element_values(function, y, y_pred, rank, elementary)
