@@ -172,9 +172,7 @@ class StandIn(MultiTaskModel):
         return super().compute_loss(x=x, **arguments, training=training)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        return super().compute_metrics(
-            x, **self._arguments(y, y_pred, sample_weight)
-        )
+        return super().compute_metrics(x, **self._arguments(y, y_pred, sample_weight))
 
     def train_step(self, data: Any) -> dict[str, Any]:
         made.append("train")
@@ -259,7 +257,6 @@ def replace_example_models(module: types.ModuleType) -> None:
     module.StructModel = struct
     module.ListInputModel = list_input
     module.ListOutputModel = list_output
-
 
 
 def pytest_configure(config: Any) -> None:
