@@ -97,7 +97,7 @@ def over(*methods):
     """Parametrizes by methods: a name, or name and configuration."""
     pairs = [(m, {}) if isinstance(m, str) else m for m in methods]
     ids = ["-".join(map(str, (name, *config.values()))) for name, config in pairs]
-    return pytest.mark.parametrize("name, config", pairs, ids=ids)
+    return pytest.mark.parametrize(("name", "config"), pairs, ids=ids)
 
 
 @pytest.mark.slow
