@@ -182,34 +182,31 @@ class StandIn(MultiTaskModel):
         with self._as_tasks():
             super().compile(**kwargs)
 
-    def _arguments(self, y: Any, y_pred: Any, sample_weight: Any) -> dict:
-        if not isinstance(y_pred, dict) or set(y_pred) != set(self._task_names):
-            flat = keras.tree.flatten(y_pred)
-            y_pred = dict(zip(self._task_names, flat, strict=True))
-        return {
-            "y": self._by_task(y),
-            "y_pred": y_pred,
-            "sample_weight": self._by_task(sample_weight),
-        }
+    def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        if data_batch is None:
+            for _, _, batches in iterator:
+                data_batch = next(batches)
+                break
+        with self._as_tasks():
+            super()._symbolic_build(data_batch=self._data_by_task(data_batch))
 
-    def compute_loss(
-        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
-    ):
-        arguments = self._arguments(y, y_pred, sample_weight)
-        return super().compute_loss(x=x, **arguments, training=training)
-
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        return super().compute_metrics(x, **self._arguments(y, y_pred, sample_weight))
+    def _data_by_task(self, data: Any) -> tuple[Any, Any, Any]:
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        return x, self._by_task(y), self._by_task(sample_weight)
 
     def train_step(self, data: Any) -> dict[str, Any]:
+        """Trains the outputs by task; logs what Keras logs."""
         made.append("train")
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        y, sample_weight = self._by_task(y), self._by_task(sample_weight)
         with self._as_tasks():
-            logs = super().train_step((x, y, sample_weight))
+            logs = super().train_step(self._data_by_task(data))
         for name in self._pipeline.logs():
             logs.pop(name)
         return logs
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        """Evaluates the outputs by task."""
+        with self._as_tasks():
+            return super().test_step(self._data_by_task(data))
 
 
 def replace_models() -> None:
