@@ -216,10 +216,12 @@ def test_exit_code_1_tells_of_a_study_in_which_no_trial_finished(
     run, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(keras.Model, "fit", lambda *args, **kwargs: 1 / 0)
-    for objective in ('"mean"', '["way", "level"]'):
-        text = STUDY.replace("trials = 2", f"trials = 2\nobjective = {objective}")
+    several = STUDY.replace("random", "pareto").replace(
+        "trials = 2", 'trials = 2\nobjective = ["way", "level"]'
+    )
+    for out, text in (("one", STUDY), ("several", several)):
         (tmp_path / "small.toml").write_text(text)
-        result = run(f"tune small.toml --out {len(objective)}")
+        result = run(f"tune small.toml --out {out}")
         assert result.exit_code == 1, result.stderr
         assert "No trial finished" in result.stdout
 
