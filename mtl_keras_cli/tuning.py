@@ -6,8 +6,10 @@ import pathlib
 import sys
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 
+from mtl_keras_cli.errors import FAILED
 from mtl_keras_cli.text import make_console
 
 if TYPE_CHECKING:
@@ -107,14 +109,15 @@ def _show(
     from mtl_keras.search import records, report
 
     console.print(report.leaderboard(checked, results))
-    if len(checked.objectives) > 1:
+    finished = records.finished(results)
+    if finished and len(checked.objectives) > 1:
         front = [record["trial"] for record in records.front_of(results)]
         console.print(
             f"On the front: trials {', '.join(front)}. To train one in full: "
             f"mtl-keras tune {study} --out {out} --from-trial {front[0]}",
             soft_wrap=True,
         )
-    if records.finished(results):
+    if finished:
         best = results[0]["trial"]
         console.print(
             f"Best: trial {best}. To train it in full: "
@@ -124,3 +127,6 @@ def _show(
     files = [records.TRIALS + "/", records.TABLE]
     files += [name for name in report.FILES if (out / name).is_file()]
     console.print(f"Wrote {out}: {', '.join(files)}", soft_wrap=True)
+    if not finished:
+        console.print("No trial finished: each failed, with the reason in its record.")
+        raise typer.Exit(FAILED)

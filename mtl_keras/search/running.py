@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from mtl_keras.errors import InputError
+from mtl_keras.evaluation import has_relative_gain
 from mtl_keras.runs.config import is_number
 from mtl_keras.runs.folder import (
     check_free,
@@ -268,7 +269,10 @@ def _baselines(study: Study, out: pathlib.Path, console: Console) -> dict[str, f
     path = out / records.BASELINES
     baselines = read_json(path) if path.is_file() else {}
     tasks = study.tasks or ()
-    if not set(baselines) <= set(tasks) or not all(map(is_number, baselines.values())):
+    # A baseline that was not a number is null.
+    if not set(baselines) <= set(tasks) or not all(
+        value is None or is_number(value) for value in baselines.values()
+    ):
         raise InputError(f"{path} does not hold the baselines of this study.")
     for task in tasks:
         if task not in baselines:
@@ -277,6 +281,19 @@ def _baselines(study: Study, out: pathlib.Path, console: Console) -> dict[str, f
             with disk_errors(out):
                 out.mkdir(parents=True, exist_ok=True)
                 write_json(path, baselines)
+    excluded = [task for task in tasks if not has_relative_gain(baselines[task])]
+    if len(excluded) == len(tasks):
+        raise InputError(
+            "Expected a baseline other than 0 for at least one task: a relative gain "
+            f"over 0 has no value. Received: {baselines}. Choose another objective."
+        )
+    if excluded:
+        console.print(
+            f"Δm excludes {', '.join(excluded)}: alone, with a trial's budget, the "
+            "main metric is 0 or no number.",
+            soft_wrap=True,
+            markup=False,
+        )
     return baselines
 
 

@@ -12,6 +12,7 @@ import keras
 import keras_tuner
 from rich.console import Console
 
+from mtl_keras.files import atomic_write
 from mtl_keras.runs.folder import read_json, write_json
 from mtl_keras.runs.progress import StepBar, duration
 from mtl_keras.runs.results import by_task, metric_names
@@ -114,7 +115,8 @@ class StudyTuner(keras_tuner.engine.base_tuner.BaseTuner):
                 initial_epoch=hp.values.get("tuner/initial_epoch", 0),
             )
         if study.oracle == "hyperband":
-            model.save_weights(self._checkpoint(trial.trial_id))
+            with atomic_write(self._checkpoint(trial.trial_id)) as temporary:
+                model.save_weights(temporary)
         return results
 
     def _checkpoint(self, trial_id: str) -> pathlib.Path:
