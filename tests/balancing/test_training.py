@@ -77,6 +77,21 @@ def test_a_saved_step_goes_on(name, tmp_path):
     assert_same(whole, again, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("floatx", ["float64", "bfloat16"])
+@quick({"imtl_l", "auto_lambda", "db_mtl"})
+def test_any_floatx_trains(name, floatx):
+    default = keras.config.floatx()
+    keras.config.set_floatx(floatx)
+    try:
+        x, y = data()
+        model = build(name, run_eagerly=True)
+        losses = [model.train_on_batch(x, y)[0] for _ in range(3)]
+    finally:
+        keras.config.set_floatx(default)
+    assert {v.dtype for v in model.trainable_variables} == {floatx}
+    assert losses[-1] < losses[0]
+
+
 @quick({"stch", "moco"})
 def test_trains_and_goes_on_after_a_stop(name, tmp_path):
     x, y = data()
