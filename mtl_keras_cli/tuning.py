@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
+import signal
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -18,6 +21,30 @@ if TYPE_CHECKING:
 ROLES = ("chief", "worker")
 
 
+@contextlib.contextmanager
+def interrupted_by_signals() -> Iterator[None]:
+    """Makes SIGTERM and SIGHUP interruptions, as Ctrl-C is.
+
+    A trial under way is then known to be interrupted, and not to have ended its
+    process itself. What is ignored, as by `nohup`, stays ignored.
+    """
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@interrupted_by_signals()
 def tune(
     study: pathlib.Path,
     out: pathlib.Path | None,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import keras
@@ -47,6 +48,9 @@ class Balancer:
 
     method = "balancer"
     """Name in the registry."""
+    search_space: Mapping[str, Any] = types.MappingProxyType({})
+    """The constructor's arguments that a study searches by default, each as a study
+    file writes a setting: a list of values, or `{"min": …, "max": …}`."""
     default_task_specific = "weighted"
     uses_seed = False
 

@@ -238,6 +238,7 @@ class DWA(MeanScaleBalancer):
     """
 
     method = "dwa"
+    search_space = {"temperature": {"min": 0.5, "max": 8.0, "log": True}}  # noqa: RUF012
 
     def __init__(self, temperature: float = 2.0, **kwargs: Any):
         super().__init__(**kwargs)

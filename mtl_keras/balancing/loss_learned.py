@@ -120,6 +120,10 @@ class FAMO(MeanScaleBalancer):
     """
 
     method = "famo"
+    search_space = {  # noqa: RUF012
+        "learning_rate": {"min": 1e-3, "max": 0.1, "log": True},
+        "weight_decay": {"min": 1e-4, "max": 1e-2, "log": True},
+    }
     needs_probe = True
 
     def __init__(
@@ -195,6 +199,7 @@ class GradNorm(MeanScaleBalancer):
     """
 
     method = "gradnorm"
+    search_space = {"alpha": {"min": 0.1, "max": 3.0}}  # noqa: RUF012
     needs_gradient_norms = True
 
     def __init__(self, alpha: float = 1.5, learning_rate: float = 0.025, **kwargs: Any):

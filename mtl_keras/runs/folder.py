@@ -240,6 +240,9 @@ def disk_errors(path: pathlib.Path) -> Iterator[None]:
     """Turns what the system says while a folder is written into an InputError."""
     try:
         yield
+    except ConnectionError:
+        # Of a pipe or a chief, not of the folder.
+        raise
     except (OSError, tf.errors.OpError) as error:
         raise InputError(
             f"The folder {str(path)!r} cannot be written: {system_reason(error)}."

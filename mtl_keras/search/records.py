@@ -22,7 +22,7 @@ TABLE = "results.csv"
 
 BASELINES = "baselines.json"
 # Raised when what a study folder holds is read in another way.
-VERSION = 2
+VERSION = 3
 
 Record = dict[str, Any]
 

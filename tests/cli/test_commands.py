@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import keras
 import pytest
 from typer.testing import CliRunner
 
 from mtl_keras import data
+from mtl_keras_cli import tuning
 from mtl_keras_cli.app import app
 
 STUDY = """
@@ -318,3 +321,21 @@ def test_what_goes_wrong_while_tensorflow_is_loaded_is_still_said():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr == "E0000 real trouble\n"
+
+
+def test_a_study_takes_a_signal_to_end_as_an_interruption():
+    def study(number):
+        with tuning.interrupted_by_signals():
+            os.kill(os.getpid(), signal.SIGHUP)  # as under nohup
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with pytest.raises(KeyboardInterrupt):
+                study(number)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
