@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
@@ -268,6 +267,7 @@ class GradientStep:
         self.summed = summed
         self.sub_batches = sub_batches
         self.sources = sources
+        self._gramian: tf.Tensor | None = None
 
     def total(self, value: tf.Tensor) -> tf.Tensor:
         """Returns what `value` is over all replicas' samples."""
@@ -276,11 +276,15 @@ class GradientStep:
         context = tf.distribute.get_replica_context()
         return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
-    @functools.cached_property
+    @property
     def gramian(self) -> tf.Tensor:
         """The Gram matrix of the unscaled gradients, float64 `[T, T]`."""
-        gramian = self.total(ops.gramian(self.gradients))
-        return gramian / tf.square(tf.cast(self.loss_scale, "float64"))
+        # Not a `functools.cached_property`: its lock, which all instances share on
+        # Python 3.11, would be held while a replica waits for the others.
+        if self._gramian is None:
+            gramian = self.total(ops.gramian(self.gradients))
+            self._gramian = gramian / tf.square(tf.cast(self.loss_scale, "float64"))
+        return self._gramian
 
 
 class GradientBalancer(Balancer):

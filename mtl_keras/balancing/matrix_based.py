@@ -134,8 +134,11 @@ class AveragingBalancer(MatrixBalancer):
             for variable in step.sources:
                 if id(variable) not in self._states:
                     raise InputError(
-                        f"Expected `compile` after layers are thawed: {self.method} "
-                        f"keeps no average for {variable.path!r}."
+                        "Expected variables that the model's layers show as shared "
+                        f"before the first step, as {self.method} keeps averages for "
+                        f"them. Received {variable.path!r}, which was thawed since, or "
+                        "which tasks share through a closure or a loss; compile "
+                        "again, or take a method without averages."
                     )
             states = [self._states[id(variable)] for variable in step.sources]
         return [

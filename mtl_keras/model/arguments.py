@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,6 +51,16 @@ def check_names(argument: str, value: Any, outputs: Sequence[str]) -> None:
         for name in value:
             if name not in outputs:
                 raise unknown_name(f"output in `{argument}`", name, outputs)
+
+
+def check_task_names(outputs: Sequence[str]) -> None:
+    """Raises `InputError` for a name of an output that no TensorFlow scope can have."""
+    for name in outputs:
+        if not re.fullmatch(r"[A-Za-z0-9_./\\>-]*", name):
+            raise InputError(
+                "Expected task names out of the letters a to z, digits, '_', '.', '/' "
+                f"and '-', which TensorFlow takes in names. Received: {name!r}."
+            )
 
 
 def as_list(callbacks: Any) -> list[keras.callbacks.Callback]:

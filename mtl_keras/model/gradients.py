@@ -43,6 +43,11 @@ class GradientStepper:
         pipeline: The balancing.
         guard: The policy for numbers that are not finite.
         task_clipnorm: Longest task gradient, or None.
+
+    Attributes:
+        reached: What the recorded steps showed of the variables that each task's loss
+            reaches (`reached_in_step`), by the ids of the trainable variables.
+        was_called: Whether the model has run or traced a step.
     """
 
     def __init__(
@@ -51,6 +56,8 @@ class GradientStepper:
         self._pipeline = pipeline
         self._guard = guard
         self._clipnorm = task_clipnorm
+        self.reached: dict[tuple[int, ...], dict[str, set[int]]] = {}
+        self.was_called = False
 
     @property
     def changes_rows(self) -> bool:

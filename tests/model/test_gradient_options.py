@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import mtl_keras
-from mtl_keras.balancing import GramBalancer
+from mtl_keras.balancing import GradientStep, GramBalancer
 
 
 class Alternating(GramBalancer):
@@ -273,3 +275,101 @@ def test_a_single_task_trains_under_any_kind_of_method():
     for other in results[1:]:
         for expected, actual in zip(results[0], other, strict=True):
             np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+
+P, Q = (np.random.default_rng(i).normal(size=(16, 4)).astype("float32") for i in (0, 1))
+
+
+def inputs_p_and_q():
+    return [keras.Input((4,), name=name) for name in "pq"]
+
+
+# Symbolic inputs made of two, and a batch for them.
+STRUCTURES = {
+    "dict for a list": (lambda p, q: [q, p], {"p": P, "q": Q}),
+    "more than is read": (lambda p, q: [q, p], {"p": P, "q": Q, "r": Q}),
+    "other keys": (lambda p, q: {"z": p, "y": q}, {"z": P, "y": Q}),
+    "nested list": (lambda p, q: [q, [p]], [Q, [P]]),
+    "nested dict": (lambda p, q: {"u": q, "a": (p,)}, {"u": Q, "a": (P,)}),
+}
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_a_representation_is_read_from_inputs_in_any_structure(structure):
+    make, batch = STRUCTURES[structure]
+    y = {task: np.ones((16, 1)) for task in "ab"}
+    results = []
+    for method in ("equal", Mean(gradients_of="representation")):
+        keras.utils.set_random_seed(2)
+        p, q = inputs_p_and_q()
+        stem = keras.layers.Concatenate()([keras.layers.Dense(3)(p), q])
+        outputs = {
+            "a": keras.layers.Dense(1)(stem),
+            "b": keras.layers.Dense(1)(keras.layers.Concatenate()([stem, q])),
+        }
+        model = mtl_keras.MultiTaskModel(make(p, q), outputs)
+        model.compile("sgd", "mse", balancing=method, run_eagerly=True)
+        loss = model.fit(batch, y, batch_size=16, verbose=0).history["a_loss"]
+        results.append([loss, *model.get_weights()])
+    for expected, actual in zip(*results, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+def test_a_representation_may_be_an_output_and_an_input_too():
+    """Two tasks with one output, and an output that is an input: as summed losses."""
+    y = {task: np.ones((16, 4)) for task in "abcd"}
+    results = []
+    for method in ("equal", Mean(gradients_of="representation")):
+        keras.utils.set_random_seed(2)
+        p, q = inputs_p_and_q()
+        stem = keras.layers.Dense(4)(p)
+        outputs = {"a": stem, "b": stem, "c": q, "d": keras.layers.Dense(4)(stem)}
+        for chosen in ("ab", "abcd"):
+            inputs = [p, q] if "c" in chosen else p
+            model = mtl_keras.MultiTaskModel(inputs, {t: outputs[t] for t in chosen})
+            model.compile("sgd", "mse", balancing=method, run_eagerly=True)
+            batch = [P, Q] if "c" in chosen else P
+            model.fit(batch, {t: y[t] for t in chosen}, verbose=0)
+        results.append(model.get_weights())
+    for expected, actual in zip(*results, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+def test_replicas_wait_for_each_other_without_a_lock(mirrored, monkeypatch):
+    """A Gram matrix is made on all replicas at once; none may keep the others out."""
+    both = threading.Barrier(2, timeout=10)
+    original = mtl_keras.ops.gramian
+
+    def gramian(gradients):
+        both.wait()
+        return original(gradients)
+
+    monkeypatch.setattr("mtl_keras.balancing.base.ops.gramian", gramian)
+    results = []
+
+    def read(value):
+        step = GradientStep([[tf.constant([value])]], None, None, tf.ones(()))
+        results.append(step.gramian.numpy().item())
+
+    threads = [threading.Thread(target=read, args=(v,)) for v in (1.0, 2.0)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == [1.0, 4.0]
+    monkeypatch.undo()
+
+    with mirrored.scope():
+        method = {"class_name": "pcgrad", "config": {"gradients_of": "representation"}}
+        model = build(method)
+    x, y = data(32)
+    fit = threading.Thread(
+        target=model.fit,
+        args=(x, y),
+        kwargs={"batch_size": 16, "verbose": 0},
+        daemon=True,
+    )
+    fit.start()
+    fit.join(timeout=120)
+    assert not fit.is_alive()
+    assert model.optimizer.iterations == 2
