@@ -134,7 +134,7 @@ class Uncertainty(LossBalancer):
     the training can make up for, start with `initial_log_variance="first_loss"`.
 
     Cost: 1 backward; state: T log variances, Adam; needs: `kinds` for
-    classification; units that differ much: `"first_loss"`.
+    classification.
     Choose it when losses have different units or noise.
 
     Args:

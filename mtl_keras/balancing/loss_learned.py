@@ -34,8 +34,7 @@ class IMTLL(LossBalancer):
     by more than the training can make up for, start with
     `initial_log_scale="first_loss"`.
 
-    Cost: 1 backward; state: T log scales, Adam; needs: positive losses; units that
-    differ much: `"first_loss"`.
+    Cost: 1 backward; state: T log scales, Adam; needs: positive losses.
     Choose it when all weighted losses should be of one size.
 
     Args:
@@ -221,6 +220,7 @@ class GradNorm(MeanScaleBalancer):
     def update(self, step: LossStep) -> None:
         """Moves v towards the target norms."""
         # A task without gradient would be taken for one that is behind all others.
+        assert step.gradient_norms is not None
         present = with_loss(step.losses, step.present) & (step.gradient_norms > 0)
         # A first loss that no ratio can be taken to waits for a better one.
         is_first = present & (self._first < 0)
