@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import keras
 import tensorflow as tf
@@ -16,6 +17,9 @@ from mtl_keras.errors import check_integer
 
 SCALES = ("sum", "mean")
 TASK_SPECIFIC = ("own", "weighted")
+
+
+_Balancer = TypeVar("_Balancer", bound="Balancer")
 
 
 class Balancer:
@@ -47,6 +51,9 @@ class Balancer:
 
     method = "balancer"
     """Name in the registry."""
+    search_space: Mapping[str, Any] = types.MappingProxyType({})
+    """The constructor's arguments that a study searches by default, each as a study
+    file writes a setting: a list of values, or `{"min": …, "max": …}`."""
     default_task_specific = "weighted"
     uses_seed = False
 
@@ -72,7 +79,7 @@ class Balancer:
         self._owner: int | None = None
         self._variables: dict[str, keras.Variable] = {}
 
-    def fresh_copy(self) -> Balancer:
+    def fresh_copy(self: _Balancer) -> _Balancer:
         """Returns an unbuilt balancer of the same arguments."""
         other = copy.copy(self)
         other.tasks = ()
@@ -81,7 +88,7 @@ class Balancer:
         other._variables = {}
         return other
 
-    def owned_by(self, model: Any) -> Balancer:
+    def owned_by(self: _Balancer, model: Any) -> _Balancer:
         """Returns this balancer, or a copy if it balances another model already."""
         if self._owner is None:
             self._owner = id(model)

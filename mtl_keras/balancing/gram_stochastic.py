@@ -60,7 +60,6 @@ class CRMOGM(GramBalancer):
     def fresh_copy(self) -> CRMOGM:
         """See `Balancer.fresh_copy`; the wrapped method is copied, too."""
         other = super().fresh_copy()
-        assert isinstance(other, CRMOGM)
         other.balancer = self.balancer.fresh_copy()
         return other
 

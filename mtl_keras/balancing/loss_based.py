@@ -134,7 +134,7 @@ class Uncertainty(LossBalancer):
     the training can make up for, start with `initial_log_variance="first_loss"`.
 
     Cost: 1 backward; state: T log variances, Adam; needs: `kinds` for
-    classification; units that differ much: `"first_loss"`.
+    classification.
     Choose it when losses have different units or noise.
 
     Args:
@@ -238,6 +238,7 @@ class DWA(MeanScaleBalancer):
     """
 
     method = "dwa"
+    search_space = {"temperature": {"min": 0.5, "max": 8.0, "log": True}}  # noqa: RUF012
 
     def __init__(self, temperature: float = 2.0, **kwargs: Any):
         super().__init__(**kwargs)

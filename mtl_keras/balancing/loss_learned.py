@@ -34,8 +34,7 @@ class IMTLL(LossBalancer):
     by more than the training can make up for, start with
     `initial_log_scale="first_loss"`.
 
-    Cost: 1 backward; state: T log scales, Adam; needs: positive losses; units that
-    differ much: `"first_loss"`.
+    Cost: 1 backward; state: T log scales, Adam; needs: positive losses.
     Choose it when all weighted losses should be of one size.
 
     Args:
@@ -120,6 +119,10 @@ class FAMO(MeanScaleBalancer):
     """
 
     method = "famo"
+    search_space = {  # noqa: RUF012
+        "learning_rate": {"min": 1e-3, "max": 0.1, "log": True},
+        "weight_decay": {"min": 1e-4, "max": 1e-2, "log": True},
+    }
     needs_probe = True
 
     def __init__(
@@ -195,6 +198,7 @@ class GradNorm(MeanScaleBalancer):
     """
 
     method = "gradnorm"
+    search_space = {"alpha": {"min": 0.1, "max": 3.0}}  # noqa: RUF012
     needs_gradient_norms = True
 
     def __init__(self, alpha: float = 1.5, learning_rate: float = 0.025, **kwargs: Any):
@@ -216,6 +220,7 @@ class GradNorm(MeanScaleBalancer):
     def update(self, step: LossStep) -> None:
         """Moves v towards the target norms."""
         # A task without gradient would be taken for one that is behind all others.
+        assert step.gradient_norms is not None
         present = with_loss(step.losses, step.present) & (step.gradient_norms > 0)
         # A first loss that no ratio can be taken to waits for a better one.
         is_first = present & (self._first < 0)

@@ -65,6 +65,7 @@ class UWSO(MeanScaleBalancer):
     """
 
     method = "uw_so"
+    search_space = {"temperature": {"min": 0.2, "max": 5.0, "log": True}}  # noqa: RUF012
 
     def __init__(self, temperature: float = 1.0, **kwargs: Any):
         super().__init__(**kwargs)
@@ -163,6 +164,7 @@ class STCH(_PreferenceBalancer):
     """
 
     method = "stch"
+    search_space = {"mu": {"min": 0.1, "max": 10.0, "log": True}}  # noqa: RUF012
 
     def __init__(
         self,
@@ -242,6 +244,7 @@ class COSMOS(_PreferenceBalancer):
     """
 
     method = "cosmos"
+    search_space = {"strength": {"min": 0.1, "max": 10.0, "log": True}}  # noqa: RUF012
 
     def __init__(
         self, strength: float = 1.0, preference: PerTask | None = None, **kwargs: Any
@@ -286,6 +289,7 @@ class PBI(_PreferenceBalancer):
     """
 
     method = "pbi"
+    search_space = {"penalty": {"min": 0.05, "max": 5.0, "log": True}}  # noqa: RUF012
 
     def __init__(
         self, penalty: float = 0.5, preference: PerTask | None = None, **kwargs: Any

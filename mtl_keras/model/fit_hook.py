@@ -40,6 +40,7 @@ class FitHook(keras.callbacks.Callback):
         """Looks at the epoch's last steps."""
         del epoch, logs
         self._guard.check()
+        self._guard.warn_of_skips()
         self.model.check_balanced()
         self._guard.epoch = None
 

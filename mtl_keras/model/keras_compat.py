@@ -7,7 +7,8 @@ to the resolved objects. Reading them here keeps every form that Keras accepts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -21,7 +22,7 @@ __all__ = ["KerasSaveable"]
 
 
 class ResolvedLoss(NamedTuple):
-    """One task's loss as `compile` resolved it."""
+    """One of a task's losses as `compile` resolved it."""
 
     loss: keras.losses.Loss
     weight: float | None
@@ -30,8 +31,8 @@ class ResolvedLoss(NamedTuple):
 
 def resolved_losses(
     model: keras.Model, y: dict[str, Any], y_pred: dict[str, Any]
-) -> dict[str, ResolvedLoss]:
-    """Returns the loss, static weight and loss metric of each task with a loss.
+) -> dict[str, list[ResolvedLoss]]:
+    """Returns the losses, static weights and loss metrics of each task with a loss.
 
     Args:
         model: A compiled model.
@@ -43,10 +44,11 @@ def resolved_losses(
         compile_loss.build(y, y_pred)
     flat = compile_loss._flat_losses
     trackers = compile_loss.metrics or [None] * len(flat)
-    return {
-        entry.path[0]: ResolvedLoss(entry.loss, entry.loss_weights, tracker)
-        for entry, tracker in zip(flat, trackers, strict=True)
-    }
+    resolved: dict[str, list[ResolvedLoss]] = {}
+    for entry, tracker in zip(flat, trackers, strict=True):
+        loss = ResolvedLoss(entry.loss, entry.loss_weights, tracker)
+        resolved.setdefault(entry.path[0], []).append(loss)
+    return resolved
 
 
 class ResolvedMetrics(NamedTuple):
@@ -87,6 +89,51 @@ def resolved_metrics(
     }
 
 
+def outputs_of_metrics(
+    model: keras.Model, outputs: Sequence[str], results: Mapping[str, Any]
+) -> dict[str, str]:
+    """Returns the output that each logged metric of `compile` belongs to.
+
+    Args:
+        model: A compiled model.
+        outputs: Names of all outputs.
+        results: All that is logged, in the order of Keras: the metrics of `compile`
+            come after `loss`.
+    """
+    compiled = model._compile_metrics
+    if compiled is None or not compiled.built:
+        return {}
+    order = compiled._flatten_y({output: output for output in outputs})
+    by_metric = [
+        output
+        for metrics in (compiled._flat_metrics, compiled._flat_weighted_metrics)
+        for output, of_output in zip(order, metrics, strict=True)
+        for _ in (of_output.metrics if of_output else ())
+    ]
+    losses = {tracker.name for tracker in loss_trackers(model)}
+    names = [name for name in results if name not in losses]
+    return dict(zip(names, by_metric, strict=False))
+
+
+def metric_function(
+    metric: keras.metrics.Metric,
+) -> tuple[Callable[[Any, Any], Any], Any] | None:
+    """Returns what a metric takes the mean of; None for another kind of metric.
+
+    Args:
+        metric: Any metric.
+
+    Returns:
+        From labels and outputs to values, and the function that it wraps.
+    """
+    if (
+        not isinstance(metric, keras.metrics.MeanMetricWrapper)
+        or type(metric).update_state is not keras.metrics.MeanMetricWrapper.update_state
+    ):
+        return None
+    return functools.partial(metric._fn, **metric._fn_kwargs), metric._fn
+
+
 def computed_loss(
     model: keras.Model, x: Any, y: Any, y_pred: Any, sample_weight: Any
 ) -> tf.Tensor:
@@ -124,9 +171,15 @@ def infer_monitor_modes(
             callback.mode = modes.get(monitored, "auto")
 
 
-def loss_tracker(model: keras.Model) -> keras.metrics.Metric:
+def loss_tracker(model: keras.Model) -> keras.metrics.Mean:
     """Returns the metric behind the logged `loss`."""
     return model._loss_tracker
+
+
+def loss_trackers(model: keras.Model) -> list[keras.metrics.Mean]:
+    """Returns the metrics behind the logged `loss` and `<task>_loss`."""
+    of_losses = model._compile_loss.metrics if model._compile_loss else []
+    return [model._loss_tracker, *of_losses]
 
 
 class GraphNode(NamedTuple):
@@ -289,11 +342,19 @@ def standardized_inputs(model: keras.Model, inputs: Any) -> list[Any]:
 
 def identity_with_mask(tensor: Any) -> Any:
     """Returns a copy of a tensor that carries its Keras mask."""
-    copy = tf.identity(tensor)
-    mask = getattr(tensor, "_keras_mask", None)
+    return with_mask(tf.identity(tensor), mask_of(tensor))
+
+
+def mask_of(tensor: Any) -> Any:
+    """Returns the Keras mask that a tensor carries, or None."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def with_mask(tensor: Any, mask: Any) -> Any:
+    """Returns the tensor, made to carry a Keras mask unless that is None."""
     if mask is not None:
-        copy._keras_mask = mask
-    return copy
+        tensor._keras_mask = mask
+    return tensor
 
 
 def call_again(model: keras.Model, inputs: Any) -> Any:

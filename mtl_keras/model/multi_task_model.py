@@ -17,17 +17,20 @@ from mtl_keras.balancing.matrix_based import all_finite
 from mtl_keras.balancing.pipeline import Pipeline
 from mtl_keras.errors import InputError, check_number, unknown_name
 from mtl_keras.model.arguments import (
+    arrange_losses,
     as_list,
     check_names,
     check_task_names,
-    tasks_with_loss,
+    explained,
 )
 from mtl_keras.model.fit_hook import FitHook, MonitorModes
 from mtl_keras.model.gradients import GradientStepper, norms_on_last_shared_layer
 from mtl_keras.model.keras_compat import (
     computed_loss,
     loss_tracker,
+    loss_trackers,
     may_overflow,
+    outputs_of_metrics,
     resolved_losses,
     resolved_metrics,
     standardized_inputs,
@@ -57,7 +60,7 @@ from mtl_keras.model.representation import (
 )
 from mtl_keras.model.step import Forward, StepContext
 from mtl_keras.model.task_losses import TaskLosses, task_losses, track_total
-from mtl_keras.model.task_metrics import update_metrics
+from mtl_keras.model.task_metrics import update_metrics, where_computed
 from mtl_keras.model.task_variables import (
     TaskVariables,
     reached_in_step,
@@ -78,7 +81,7 @@ class MultiTaskModel(ModelWithTrainingState):
     its one loss cannot be split by task.
 
     A sample weight of exactly 0 marks an absent label: losses and `metrics` are
-    then averages over the labelled samples (see `compile`).
+    then averages over what is labelled and not masked (see `compile`).
 
     Args:
         inputs: `keras.Input`, or a list or dict of them.
@@ -222,17 +225,19 @@ class MultiTaskModel(ModelWithTrainingState):
     ) -> None:
         """Configures training. Takes all that `keras.Model.compile` takes.
 
-        With sample weights, a weight of exactly 0 means that the label is absent.
-        A task's loss is then Keras's value × batch size / labelled samples (for the
-        reductions that average over the batch), `metrics` see labelled samples
-        only, and `weighted_metrics` are weighted as in Keras. `loss` is logged as
-        Keras defines it, Σ loss_weights · losses plus regularisation, whatever the
-        method, so that runs compare.
+        With sample weights, a weight of exactly 0 means that the label is absent, of
+        a sample or of an element (a token, a pixel). A task's loss is then the average
+        over what is labelled and not masked (for the reductions that average), Keras's
+        own value where no label is absent. `metrics` see what is labelled only, and
+        `weighted_metrics` are weighted as in Keras. NaN is logged for a loss or metric
+        without a label in the epoch. `loss` is logged as Keras defines it,
+        Σ loss_weights · losses plus regularisation, whatever the method, so that runs
+        compare.
 
         Args:
             optimizer: As in Keras.
             loss: As in Keras. Every output needs an entry in a dict; `None` leaves
-                an output untrained.
+                an output untrained. The losses in a list for one output are added up.
             loss_weights: As in Keras; they multiply the losses before balancing.
                 Tasks left out of a dict count 1.
             metrics: As in Keras.
@@ -255,8 +260,9 @@ class MultiTaskModel(ModelWithTrainingState):
                 the batch, and the step is skipped only where no task is left, or
                 something that belongs to no single task is not finite. Costs T
                 backward passes. The skips of an epoch are logged as
-                `<task>_nonfinite` and `skipped_steps`. A gradient that overflows
-                in mixed precision is left to the loss scale.
+                `<task>_nonfinite` and `skipped_steps`, with a warning where they are
+                most. A gradient that overflows in mixed precision is left to the loss
+                scale.
             task_clipnorm: Scales each task's gradient on the shared variables (or
                 on the representation) down to this norm before balancing. Costs T
                 backward passes. The optimizer's own `clipnorm`, `global_clipnorm`
@@ -264,9 +270,9 @@ class MultiTaskModel(ModelWithTrainingState):
 
         Raises:
             InputError: For an unknown balancing method, an output without a loss,
-                an entry for no output, a task name that TensorFlow does not take,
-                or a class that overrides `compute_loss` with other than equal
-                weights.
+                an entry for no output, a loss of several outputs together, a task
+                name that TensorFlow does not take, or a class that overrides
+                `compute_loss` with other than equal weights.
         """
         balancers = balancing_lib.get(balancing)
         if not isinstance(balancers, list):
@@ -280,17 +286,12 @@ class MultiTaskModel(ModelWithTrainingState):
             self._check_one_loss(pipeline, guard, task_clipnorm)
         outputs = sorted(self._outputs_by_task)
         check_task_names(outputs)
+        check_names("metrics", metrics, outputs)
+        check_names("weighted_metrics", weighted_metrics, outputs)
         if loss is None and self._overrides_compute_loss:
             loss_tasks = tuple(outputs)
         else:
-            loss_tasks = tasks_with_loss(loss, outputs)
-        check_names("metrics", metrics, outputs)
-        check_names("weighted_metrics", weighted_metrics, outputs)
-        check_names("loss_weights", loss_weights, outputs)
-        if isinstance(loss_weights, dict) and loss_weights:
-            loss_weights = {task: loss_weights.get(task, 1.0) for task in loss_tasks}
-            if not isinstance(loss, (dict, list, tuple)):
-                loss = dict.fromkeys(loss_tasks, loss)
+            loss, loss_weights, loss_tasks = arrange_losses(loss, loss_weights, outputs)
         super().compile(
             optimizer=optimizer,
             loss=loss,
@@ -321,7 +322,7 @@ class MultiTaskModel(ModelWithTrainingState):
             check_shared_below(self._split, shared)
         with self.distribute_strategy.scope():
             pipeline.build(self.tasks, shared)
-            guard.build(self.tasks)
+            guard.build(self.tasks, outputs)
         self._pipeline = pipeline
         self._guard = guard
         self._task_clipnorm = task_clipnorm
@@ -363,7 +364,12 @@ class MultiTaskModel(ModelWithTrainingState):
             )
 
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
-        """Trains the model; see `keras.Model.fit`."""
+        """Trains the model; see `keras.Model.fit`.
+
+        Raises:
+            InputError: For labels or sample weights that an output cannot take.
+            NonFiniteError: See `compile`.
+        """
         bound = inspect.signature(super().fit).bind(*args, **kwargs)
         if self._pipeline is None:
             return super().fit(*bound.args, **bound.kwargs)
@@ -372,22 +378,35 @@ class MultiTaskModel(ModelWithTrainingState):
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             given = as_list(callbacks)
             bound.arguments["callbacks"] = [MonitorModes(given), *given, hook]
-            return super().fit(*bound.args, **bound.kwargs)
+            with explained(sorted(self._outputs_by_task)):
+                return super().fit(*bound.args, **bound.kwargs)
         # Keras takes such a list as it is; it is the caller's, so ours leave it.
         given = callbacks.callbacks
         callbacks.callbacks = [MonitorModes(given), *given, hook]
         try:
             for own in (callbacks.callbacks[0], hook):
                 own.set_model(self)
-            return super().fit(*bound.args, **bound.kwargs)
+            with explained(sorted(self._outputs_by_task)):
+                return super().fit(*bound.args, **bound.kwargs)
         finally:
             callbacks.callbacks = given
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the losses and metrics; see `keras.Model.evaluate`."""
+        with explained(sorted(self._outputs_by_task)):
+            return super().evaluate(*args, **kwargs)
+
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Takes one step on one batch; see `keras.Model.train_on_batch`."""
-        logs = super().train_on_batch(*args, **kwargs)
+        with explained(sorted(self._outputs_by_task)):
+            logs = super().train_on_batch(*args, **kwargs)
         self._guard.check()
         return logs
+
+    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the losses and metrics of a batch; see `keras.Model`."""
+        with explained(sorted(self._outputs_by_task)):
+            return super().test_on_batch(*args, **kwargs)
 
     def make_train_function(self, force: bool = False) -> Any:
         """Makes the function that runs an execution's steps; see Keras."""
@@ -420,7 +439,8 @@ class MultiTaskModel(ModelWithTrainingState):
         """Returns Σ loss_weights · task losses plus regularisation; see Keras."""
         del x, training
         losses = self._task_losses(self._labels(y, y_pred, sample_weight), y_pred)
-        return tf.add_n([*losses.values, *self._added_losses()])
+        losses.track()
+        return losses.total(losses.scaled(self._added_losses()))
 
     def task_losses(
         self, y: Any, y_pred: dict[str, Any], sample_weight: Any = None
@@ -446,8 +466,27 @@ class MultiTaskModel(ModelWithTrainingState):
         """Updates the metrics and returns all results; see Keras."""
         del x
         labels = self._labels(y, y_pred, sample_weight)
-        update_metrics(resolved_metrics(self, labels.y, y_pred), labels, y_pred)
+        metrics = resolved_metrics(self, labels.y, y_pred)
+        if metrics:
+            update_metrics(metrics, labels, y_pred)
+            self._guard.labelled_batches.update_state(labels.labelled)
         return self.get_metrics_result()
+
+    def get_metrics_result(self) -> dict[str, Any]:
+        """Returns the results of all metrics, NaN for what nothing was labelled for.
+
+        A replica's own results within a step are as Keras has them.
+        """
+        results = super().get_metrics_result()
+        if self._pipeline is None or replicas() > 1:
+            return results
+        outputs = sorted(self._outputs_by_task)
+        return where_computed(
+            results,
+            loss_trackers(self),
+            outputs_of_metrics(self, outputs, results),
+            self._guard.labelled_batches,
+        )
 
     def _labels(self, y: Any, y_pred: Any, sample_weight: Any) -> Labels:
         return arrange_labels(y, sample_weight, y_pred, self.tasks)
@@ -477,6 +516,7 @@ class MultiTaskModel(ModelWithTrainingState):
         totals = losses.total_over_replicas()
         finite = tf.math.is_finite(totals)
         present = guard.taking_part(losses.present, finite)
+        losses.track(finite if guard.skips else None)
         track_total(
             loss_tracker(self),
             losses,
@@ -561,16 +601,18 @@ class MultiTaskModel(ModelWithTrainingState):
 
     def _forward(self, x: Any, y: Any, sample_weight: Any) -> Forward:
         assert self._pipeline is not None
-        representation = tape = None
-        if self._split is not None:
+        split, tape = self._split, None
+        inputs: list[Any] = []
+        representation: list[Any] = []
+        if split is not None:
             inputs = standardized_inputs(self, x)
-            representation = self._split.below(inputs)
+            representation = split.below(inputs)
             tape = tf.GradientTape(persistent=True)
         with contextlib.nullcontext() if tape is None else tape:
-            if self._split is None:
+            if split is None:
                 y_pred = self(x, training=True)
             else:
-                y_pred = self._split.above(representation, inputs)
+                y_pred = split.above(representation, inputs)
             labels = self._labels(y, y_pred, sample_weight)
             labels = without_tasks(labels, self._stopped, batch_size(y_pred))
             losses = self._task_losses(labels, y_pred)
@@ -582,8 +624,8 @@ class MultiTaskModel(ModelWithTrainingState):
             labels,
             losses,
             sub_batches,
-            self._added_losses(),
-            representation,
+            losses.scaled(self._added_losses()),
+            None if split is None else representation,
             tape,
         )
 
@@ -598,6 +640,7 @@ class MultiTaskModel(ModelWithTrainingState):
             if self._split is None:
                 reached = reached_in_step(tape, losses, variables, reached)
             else:
+                assert forward.representation is not None
                 reached = reached_around_representation(
                     self._split,
                     (tape, forward.heads_tape),
@@ -609,19 +652,17 @@ class MultiTaskModel(ModelWithTrainingState):
             self._stepper.reached[key] = reached
         return split_variables(self, self._reached)
 
-    def _task_losses(
-        self, labels: Labels, y_pred: dict[str, Any], track: bool = True
-    ) -> TaskLosses:
+    def _task_losses(self, labels: Labels, y_pred: dict[str, Any]) -> TaskLosses:
         # At the root TensorFlow takes fewer names for a scope.
         with tf.name_scope("task_losses"):
             resolved = resolved_losses(self, labels.y, y_pred)
             by_task = {task: resolved[task] for task in self.tasks}
-            return task_losses(by_task, labels, y_pred, track, self._guard.skips)
+            return task_losses(by_task, labels, y_pred)
 
     def _untracked_losses(
         self, labels: Labels, y_pred: dict[str, Any]
     ) -> list[tf.Tensor]:
-        return self._task_losses(labels, y_pred, track=False).values
+        return self._task_losses(labels, y_pred).values
 
     def _sub_batch_losses(
         self, labels: Labels, y_pred: dict[str, Any], parts: int

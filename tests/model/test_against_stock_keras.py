@@ -13,10 +13,10 @@ from mtl_keras.errors import InputError, NonFiniteError
 CLASSES = 5
 
 
-def network():
+def network(regularizer="l2"):
     """Two tasks, with BatchNorm, Dropout and a regulariser."""
     inputs = keras.Input((8,), name="x")
-    h = keras.layers.Dense(16, "relu", kernel_regularizer="l2")(inputs)
+    h = keras.layers.Dense(16, "relu", kernel_regularizer=regularizer)(inputs)
     h = keras.layers.BatchNormalization()(h)
     h = keras.layers.Dropout(0.2, seed=7)(h)
     kind = keras.layers.Dense(CLASSES, "softmax", name="kind_head")(h)
@@ -158,6 +158,62 @@ def test_predict_and_train_on_batch_are_stock_keras():
         np.testing.assert_allclose(ours[task], stock[task], rtol=1e-4, atol=1e-6)
 
 
+MSE = keras.losses.MeanSquaredError
+
+
+@pytest.mark.parametrize(
+    ("loss", "loss_weights"),
+    [
+        ({"kind": ["ce", "mse"], "size": "mse"}, None),
+        ({"kind": ["ce", ["mse"]], "size": "mse"}, {"kind": [0.5, [3.0]], "size": 2.0}),
+        (["ce", ["mae", "mse"]], [0.5, 3.0, 2.0]),
+        ({"kind": MSE(reduction="none"), "size": MSE(reduction=None)}, None),
+        ({"kind": MSE(reduction="none"), "size": "mae"}, {"kind": 0.5, "size": 2.0}),
+        ({"kind": MSE(reduction="sum"), "size": "mae"}, None),
+    ],
+    ids=["list", "nested", "list_of_lists", "none", "none_and_mean", "sum"],
+)
+def test_several_losses_and_losses_not_reduced_are_stock_keras(loss, loss_weights):
+    results = []
+    for cls in (keras.Model, mtl_keras.MultiTaskModel):
+        keras.utils.set_random_seed(3)
+        # Keras cannot add a scalar to losses that are not reduced.
+        model = cls(*network(regularizer=None))
+        given = loss
+        if cls is keras.Model and isinstance(loss, list):  # of a dict it takes none
+            given = dict(zip(("kind", "size"), loss, strict=True))
+        model.compile(
+            keras.optimizers.SGD(0.01),
+            loss=given,
+            loss_weights=loss_weights,
+            run_eagerly=True,
+        )
+        x, y = data()
+        y["kind"] = np.eye(CLASSES)[y["kind"]]
+        fit = {"batch_size": 24, "epochs": 2, "verbose": 0, "shuffle": False}
+        results.append((model.fit(x, y, **fit).history, model.get_weights()))
+    (stock_history, stock), (history, ours) = results
+    for name, values in stock_history.items():
+        np.testing.assert_allclose(history[name], values, rtol=1e-5, err_msg=name)
+    for expected, actual in zip(stock, ours, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (["mse", {"kind": "mse", "size": "mse"}], "several outputs together"),
+        (["mse", "mse", "mse"], "a loss for each of the outputs"),
+        ({"kind": {"x": "mse"}, "size": "mse"}, "list of losses for the output 'kind'"),
+        ({"kind": ["mse", None], "size": "mse"}, "list of losses for the output 'kind"),
+        ({"kind": "mse", "size": []}, "list of losses for the output 'size'"),
+    ],
+)
+def test_a_loss_of_no_task_is_refused_at_compile(loss, message):
+    with pytest.raises(InputError, match=message):
+        mtl_keras.MultiTaskModel(*network()).compile("sgd", loss=loss)
+
+
 class Centralised(keras.optimizers.SGD):
     """Takes the mean off every gradient, where Keras's trainer hands them over."""
 
@@ -251,7 +307,7 @@ def test_a_step_that_cannot_be_balanced_is_refused():
             return {"loss": tf.reduce_mean(tf.cast(y["size"], "float32"))}
 
     model = Unbalanced(*network())
-    model.compile("sgd", **FORMS["dict"](), balancing="pcgrad")
+    model.compile("sgd", FORMS["dict"]()["loss"], balancing="pcgrad")
     with pytest.raises(InputError, match=r"super\(\)\.train_step"):
         model.fit(*data(), verbose=0)
 

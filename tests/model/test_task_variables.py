@@ -205,33 +205,35 @@ REFUSED = {"lambda": "head_a/kernel", "one loss for both": "log_variance"}
 HIDDEN = ("lambda", "operation", "loss", "one loss for both", "lora")
 
 
-@pytest.mark.parametrize("case", HIDDEN)
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"balancing": Ones()},
-        {"balancing": Ones(), "run_eagerly": True},
-        {"balancing": "equal", "on_nonfinite": "skip_task"},
-        pytest.param({"balancing": Ones(update_every=2)}, marks=pytest.mark.slow),
-        pytest.param(
-            {"balancing": Ones(update_every=2), "run_eagerly": True},
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            {"balancing": "equal", "task_clipnorm": 1e6}, marks=pytest.mark.slow
-        ),
-        pytest.param(
-            {"balancing": ["equal", Ones()], "jit_compile": True},
-            marks=pytest.mark.slow,
-        ),
-    ],
-    ids=str,
+WAYS = {
+    "graph": lambda: {"balancing": Ones()},
+    "eager": lambda: {"balancing": Ones(), "run_eagerly": True},
+    "skip_task": lambda: {"balancing": "equal", "on_nonfinite": "skip_task"},
+    "clipped": lambda: {"balancing": "equal", "task_clipnorm": 1e6},
+    "kept": lambda: {"balancing": Ones(update_every=2)},
+    "kept, eager": lambda: {"balancing": Ones(update_every=2), "run_eagerly": True},
+    "XLA": lambda: {"balancing": ["equal", Ones()], "jit_compile": True},
+}
+QUICK = (
+    ("lambda", "graph"),
+    ("lambda", "eager"),
+    ("loss", "skip_task"),
+    ("one loss for both", "eager"),
+    ("lora", "graph"),
 )
-def test_variables_that_the_graph_does_not_show_train_as_in_stock_keras(
-    case, arguments
-):
+
+
+@pytest.mark.parametrize(
+    ("case", "way"),
+    [
+        pytest.param(case, way, marks=() if (case, way) in QUICK else pytest.mark.slow)
+        for case in HIDDEN
+        for way in WAYS
+    ],
+)
+def test_variables_that_the_graph_does_not_show_train_as_in_stock_keras(case, way):
     before, expected, _ = trained(keras.Model, case, run_eagerly=True)
-    _, actual, model = trained(mtl_keras.MultiTaskModel, case, **arguments)
+    _, actual, model = trained(mtl_keras.MultiTaskModel, case, **WAYS[way]())
     for old, one, two in zip(before, expected, actual, strict=True):
         np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-6)
         assert not np.array_equal(old, two)
@@ -269,8 +271,24 @@ def test_every_method_moves_hidden_variables_or_names_them(name):
                 assert not np.array_equal(old, new), (case, variable.path)
 
 
-@pytest.mark.parametrize("case", HIDDEN[:-1])
-@pytest.mark.parametrize("run_eagerly", [False, True])
+@pytest.mark.parametrize(
+    ("case", "run_eagerly"),
+    [
+        ("lambda", False),
+        ("one loss for both", True),
+        *(
+            pytest.param(case, run_eagerly, marks=pytest.mark.slow)
+            for case, run_eagerly in (
+                ("lambda", True),
+                ("operation", False),
+                ("operation", True),
+                ("loss", False),
+                ("loss", True),
+                ("one loss for both", False),
+            )
+        ),
+    ],
+)
 def test_a_representation_is_refused_where_heads_share_what_the_graph_hides(
     case, run_eagerly
 ):
@@ -313,7 +331,10 @@ def nested_network(form):
     return outer, Subclassed()(outer)
 
 
-@pytest.mark.parametrize("form", ["functional", "twice", "subclassed"])
+@pytest.mark.parametrize(
+    "form",
+    ["functional", "subclassed", pytest.param("twice", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("gradients_of", ["shared", "representation"])
 def test_nested_models_balance_as_flat_ones(form, gradients_of):
     if form == "subclassed" and gradients_of == "representation":

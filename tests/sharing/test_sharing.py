@@ -96,7 +96,7 @@ def test_any_floatx_trains(floatx):
         for name in NAMES:
             model = model_of(name, dense, run_eagerly=True)
             x, y = batch(model)
-            assert np.isfinite(model.train_on_batch(x, y)[0]), name
+            assert np.isfinite(float(model.train_on_batch(x, y)[0])), name
             dtypes = {v.dtype for v in model.trainable_variables}
             assert floatx in dtypes, name
     finally:
