@@ -1,26 +1,26 @@
-"""What the seeds of a comparison can show, in words and a table."""
+"""The section of a report on the significance of differences between methods."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from mtl_keras.compare.html_parts import p_value, paragraph, section, table
+from mtl_keras.reports.rendering import Section, p_value, section
 
 _LEVEL = 0.05
 _TITLE = "What these seeds can show"
 
 
-def certainty(tests: Mapping[str, Any]) -> str:
-    """Returns the part of the report about the tests over seeds.
+def significance(tests: Mapping[str, Any]) -> Section:
+    """Returns the report's section on the tests over seeds.
 
     Args:
         tests: `Summary["tests"]`.
     """
     if tests["seeds"] < 2:
-        return section(_TITLE, "One seed tells nothing about chance: no test.", "")
-    words = [_what_was_tested(tests), _what_was_found(tests), _limits(tests)]
-    found = tests.get("against_reference", {"t": {}, "wilcoxon": {}})
+        return section(_TITLE, "One seed tells nothing about chance: no test.")
+    text = " ".join([_design(tests), _differences(tests), _power(tests)])
+    against = tests.get("against_reference", {"t": {}, "wilcoxon": {}})
     rows = [
         [
             name,
@@ -28,18 +28,29 @@ def certainty(tests: Mapping[str, Any]) -> str:
             f"{t['low']:+.2f} to {t['high']:+.2f}",
             p_value(t["p"]),
             p_value(t["p_corrected"]),
-            p_value(found["wilcoxon"][name]["p"]),
+            p_value(against["wilcoxon"][name]["p"]),
         ]
-        for name, t in found["t"].items()
+        for name, t in against["t"].items()
     ]
     if not rows:
-        return section(_TITLE, " ".join(words), "")
-    heads = ["method", "Δm difference", "95% interval", "p", "p, Holm", "p, Wilcoxon"]
-    against = f"Against {tests['reference']}, in points of Δm:"
-    return section(_TITLE, " ".join(words), paragraph(against) + table(rows, heads))
+        return section(_TITLE, text)
+    return section(
+        _TITLE,
+        text,
+        above=f"Against {tests['reference']}, in points of Δm:",
+        rows=rows,
+        heads=[
+            "method",
+            "Δm difference",
+            "95% interval",
+            "p",
+            "p, Holm",
+            "p, Wilcoxon",
+        ],
+    )
 
 
-def _what_was_tested(tests: Mapping[str, Any]) -> str:
+def _design(tests: Mapping[str, Any]) -> str:
     return (
         "The p-values are of two-sided paired t-tests of Δm over the seeds, against "
         f"the single tasks and against {tests['reference']}, corrected by Holm for all "
@@ -47,7 +58,7 @@ def _what_was_tested(tests: Mapping[str, Any]) -> str:
     )
 
 
-def _what_was_found(tests: Mapping[str, Any]) -> str:
+def _differences(tests: Mapping[str, Any]) -> str:
     shown = {
         family: [
             name
@@ -67,7 +78,7 @@ def _what_was_found(tests: Mapping[str, Any]) -> str:
     return " ".join(words)
 
 
-def _limits(tests: Mapping[str, Any]) -> str:
+def _power(tests: Mapping[str, Any]) -> str:
     seeds, found = tests["seeds"], tests["detectable"]
     words = ""
     if found is not None:
@@ -85,4 +96,4 @@ def _limits(tests: Mapping[str, Any]) -> str:
     words += (
         ", so it can show nothing at 5%; it needs six. " if smallest >= _LEVEL else ". "
     )
-    return words + "Seeds speak of this data set and split, not of others."
+    return words + "Seed variance does not measure variance across data sets or splits."
