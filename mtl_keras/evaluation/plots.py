@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mtl_keras.evaluation.pareto import pareto_front
-from mtl_keras.reports.figures import new_figure, save_png
+from mtl_keras.reports.figures import new_figure, save_png, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,6 +53,7 @@ def trade_off(
     return save_png(figure, pathlib.Path(path))
 
 
+@styled
 def trade_off_figure(
     points: ArrayLike,
     names: Sequence[str],
@@ -109,6 +110,7 @@ def trade_off_figure(
     return figure
 
 
+@styled
 def expert_usage(
     usage: Mapping[str, Mapping[str, float]],
     path: str | pathlib.Path,

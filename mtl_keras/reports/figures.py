@@ -6,12 +6,14 @@ and leave no global state. Charts are as wide as one column on a phone.
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import pathlib
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -28,7 +30,7 @@ _MARK = 9.0  # radius of a numbered point, in points
 _NEUTRAL = "0.45"
 _CARD = "#f6f8fa"  # as in the style sheet
 # Text stays text, and a name is no formula: "$" has no meaning in it.
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -67,6 +69,24 @@ class Point(NamedTuple):
     y: float
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def styled(draw: Callable[P, R]) -> Callable[P, R]:
+    """Returns a function that draws, or saves, in the style of the reports."""
+
+    @functools.wraps(draw)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        from matplotlib import rc_context
+
+        with rc_context(_STYLE):
+            return draw(*args, **kwargs)
+
+    return wrapped
+
+
+@styled
 def svg(figure: Figure, about: str) -> Markup:
     """Returns a figure as inline SVG that scales with its column.
 
@@ -75,11 +95,12 @@ def svg(figure: Figure, about: str) -> Markup:
         about: Text alternative.
     """
     from markupsafe import Markup, escape
-    from matplotlib import rc_context
 
     buffer = io.StringIO()
     unset = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with rc_context(_STYLE):
+    with warnings.catch_warnings():
+        # Text stays text: the reader's fonts have the glyphs, or have not.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
         figure.savefig(buffer, format="svg", metadata=unset, transparent=True)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
@@ -97,31 +118,29 @@ def svg(figure: Figure, about: str) -> Markup:
     return Markup(text.replace("<svg", opening, 1))
 
 
+@styled
 def save_png(figure: Figure, path: pathlib.Path) -> pathlib.Path:
     """Writes a figure as a PNG, atomically, and returns the path."""
-    from matplotlib import rc_context
-
-    with whole_file(path) as beside, rc_context(_STYLE):
+    with whole_file(path) as beside:
         figure.savefig(beside, format="png", dpi=110)
     return path
 
 
 def new_figure(width: float, height: float, **kwargs: Any) -> tuple[Figure, Any]:
-    """Returns a figure and its axes.
+    """Returns a figure and its axes; to be called by `styled` functions.
 
     Args:
         width: Inches.
         height: Inches.
         **kwargs: Passed on to `Figure.subplots`.
     """
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        return figure, figure.subplots(**kwargs)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(**kwargs)
 
 
+@styled
 def bars(rows: Sequence[Bar], unit: str) -> Figure:
     """Returns horizontal bars around 0, with whiskers.
 
@@ -158,6 +177,7 @@ def bars(rows: Sequence[Bar], unit: str) -> Figure:
     return figure
 
 
+@styled
 def lines(rows: Sequence[Series], x_name: str, y_name: str) -> Figure:
     """Returns values by epoch, the first epoch being 1.
 
@@ -189,6 +209,7 @@ def line_style(index: int) -> dict[str, Any]:
     }
 
 
+@styled
 def line_legend(names: Sequence[str]) -> Figure:
     """Returns a legend of lines as a figure of its own, to stand above charts."""
     from matplotlib.lines import Line2D
@@ -205,6 +226,7 @@ def line_legend(names: Sequence[str]) -> Figure:
     return figure
 
 
+@styled
 def scatter(
     points: Sequence[Point], front: Sequence[int], x_name: str, y_name: str
 ) -> Figure:
@@ -297,6 +319,7 @@ def _spread_out(places: np.ndarray, axes: Axes) -> np.ndarray:
     return np.array(marks).reshape(-1, 2)
 
 
+@styled
 def heat(
     table: Sequence[Sequence[float | None]],
     names: Sequence[str],
@@ -316,7 +339,10 @@ def heat(
         [[math.nan if v is None else v for v in row] for row in table], np.float64
     )
     end = largest if largest > 0 else 1.0
-    axes.imshow(values, cmap="RdBu", vmin=-end, vmax=end, alpha=0.7, aspect="auto")
+    edges = np.arange(len(names) + 1) - 0.5
+    colours = {"cmap": "RdBu", "vmin": -end, "vmax": end, "alpha": 0.7}
+    axes.pcolormesh(edges, edges, values, edgecolor="white", **colours)
+    axes.invert_yaxis()
     for (row, column), value in np.ndenumerate(values):
         if math.isfinite(value):
             # Adding 0 takes the sign off what is rounded to 0.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtl_keras.evaluation.plots import trade_off_figure
-from mtl_keras.reports.figures import new_figure
+from mtl_keras.reports.figures import new_figure, styled
 from mtl_keras.search.components import Components
 from mtl_keras.search.records import (
     Record,
@@ -57,6 +57,7 @@ def trade_offs(study: Study, records: Sequence[Record]) -> Figure | None:
     )
 
 
+@styled
 def parallel(study: Study, records: Sequence[Record]) -> Figure | None:
     """Returns every trial as a line through its searched settings and objectives.
 
@@ -103,6 +104,7 @@ def parallel(study: Study, records: Sequence[Record]) -> Figure | None:
     return figure
 
 
+@styled
 def hypervolume(records: Sequence[Record]) -> Figure | None:
     """Returns the hypervolume over trials; None unless there are several objectives."""
     done = finished(records)
