@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 import mtl_keras
-from mtl_keras.data.mmoe_synthetic import WIDTH, draw_samples, draw_tasks
+from mtl_keras.data.generated.mmoe_synthetic import WIDTH, draw_samples, draw_tasks
 from mtl_keras.runs.training import versions
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -4,7 +4,7 @@
 
 The vision application with its defaults, untrained: five tasks, and five models of one
 task each, built and exported in the same way; and the five tasks with smaller weights.
-Everything is answered by TensorFlow's C++ session, through its C API, one request after
+Everything is answered by a session of TensorFlow in one process, one request after
 the other. Contenders take turns in short rounds, so that a slow moment of the machine
 hits all; a round's figure is its median latency, and the results are mean and standard
 deviation over rounds, ratios being taken within a round. Writes

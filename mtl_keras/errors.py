@@ -24,6 +24,13 @@ class NonFiniteError(ArithmeticError):
     """
 
 
+class MissingExtraError(ImportError):
+    """A package of an extra is not installed; the message says how to install it.
+
+    The command line prints it as one line and exits with code 2.
+    """
+
+
 class WorkerError(RuntimeError):
     """Another process of the same training is gone; the message says what to do.
 

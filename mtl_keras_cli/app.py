@@ -405,7 +405,7 @@ def serve_check(
 ) -> None:
     """Check an export as TensorFlow Serving would load it.
 
-    TensorFlow's C++ loader loads it; the warm-up records run through every
+    TensorFlow's loader loads it; the warm-up records run through every
     signature; the answers are compared with those of the Keras model; latency and
     throughput are measured. Exit code 1 tells of any difference.
     """

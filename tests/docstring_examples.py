@@ -1,4 +1,4 @@
-"""The examples in docstrings: `python` blocks run, `pycon` blocks also give what they say."""
+"""Examples in docstrings: `python` blocks run, `pycon` blocks are doctests."""
 
 from __future__ import annotations
 

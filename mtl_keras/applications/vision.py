@@ -18,8 +18,8 @@ from mtl_keras.applications.base import (
     check_split,
 )
 from mtl_keras.applications.tasks import binary_task, multiclass_task
+from mtl_keras.data.generated.scenes import SIZE
 from mtl_keras.data.passes import shuffled
-from mtl_keras.data.scenes import SIZE
 from mtl_keras.evaluation.boxes import BoxIoU
 from mtl_keras.evaluation.segmentation import MaskIoU
 

@@ -125,6 +125,7 @@ class GradVac(GramBalancer):
     """
 
     method = "gradvac"
+    search_space = {"beta": {"min": 1e-3, "max": 0.5, "log": True}}  # noqa: RUF012
     natural_scale = "sum"
     uses_seed = True
 
@@ -199,6 +200,7 @@ class CAGrad(GramBalancer):
     """
 
     method = "cagrad"
+    search_space = {"c": {"min": 0.1, "max": 0.9}}  # noqa: RUF012
     natural_scale = "mean"
 
     def __init__(self, c: float = 0.4, rescale: str = "none", **kwargs: Any):

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mtl_keras import optional
 from mtl_keras.errors import InputError
 
 # Charts of the tab of custom scalars: what a tag has to match.
@@ -39,6 +40,7 @@ class ConflictImages(keras.callbacks.Callback):
 
     Raises:
         InputError: At the start of training, for a model without the monitor.
+        MissingExtraError: At the start of training, without Matplotlib.
 
     Example:
 
@@ -63,6 +65,7 @@ class ConflictImages(keras.callbacks.Callback):
                 f"Received: a {type(self.model).__name__}."
             )
         self.model.gradient_cosines()  # raises without the monitor
+        _figure()  # raises without Matplotlib
         self._writer = tf.summary.create_file_writer(self.log_dir)
         self._by_task = {
             task: tf.summary.create_file_writer(os.path.join(self.log_dir, task))
@@ -118,6 +121,18 @@ def _dashboard() -> Any:
     return summary.pb(layout)
 
 
+def _figure(**options: Any) -> Any:
+    """Returns an empty figure of Matplotlib, which is loaded on first use."""
+    # A figure made without pyplot needs no display and leaves no global state.
+    with optional.extra("plots", "matplotlib", "ConflictImages"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+    figure = Figure(**options)
+    FigureCanvasAgg(figure)
+    return figure
+
+
 def heat_map(cosines: np.ndarray, tasks: Sequence[str]) -> np.ndarray:
     """Draws pairwise cosines as a labelled heat map.
 
@@ -128,14 +143,9 @@ def heat_map(cosines: np.ndarray, tasks: Sequence[str]) -> np.ndarray:
     Returns:
         uint8 `[height, width, 4]`.
     """
-    # A figure made without pyplot needs no display and leaves no global state.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     count = len(tasks)
     side = 1.8 + 0.5 * count  # small, as TensorBoard shrinks it with its words
-    figure = Figure(figsize=(side + 0.8, side), dpi=90, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(figsize=(side + 0.8, side), dpi=90, layout="constrained")
     axis = figure.subplots()
     image = axis.imshow(cosines, vmin=-1, vmax=1, cmap="RdBu")
     axis.set_xticks(range(count), tasks, rotation=45, ha="right")

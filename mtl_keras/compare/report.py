@@ -98,6 +98,12 @@ class _Report:
         heads += [f"{task}\n{self._axis(task)}" for task in self._tasks]
         heads += ["epoch", "jobs", "ms\na step", "CPU\nms", "MB"]
         single = self._summary["single"]
+        excluded = ""
+        if self._summary["excluded"]:
+            excluded = (
+                f" Δm excludes {', '.join(self._summary['excluded'])}: alone, its "
+                "metric is 0 for some seed, and a gain over 0 has no value."
+            )
         alone = [
             "single tasks",
             *("0", "", "", ""),
@@ -112,7 +118,8 @@ class _Report:
             "the mean over tasks and seeds. ◆ marks methods on the Pareto front of all "
             "tasks. Jobs is how many trainings shared the machine: times of a step "
             "compare only where it is the same. CPU ms is its processor time; "
-            "MB the most that the whole process held, TensorFlow and data included.",
+            "MB the most that the whole process held, TensorFlow and data included."
+            + excluded,
             rows=[alone, *itertools.starmap(self._row, self._methods.items())],
             heads=heads,
             best=self._best(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mtl_keras.reports.rendering import Section, p_value, section
+from mtl_keras.reports.rendering import Section, is_finite, p_value, section
 
 _LEVEL = 0.05
 _TITLE = "What these seeds can show"
@@ -25,7 +25,7 @@ def significance(tests: Mapping[str, Any]) -> Section:
         [
             name,
             f"{t['difference']:+.2f}",
-            f"{t['low']:+.2f} to {t['high']:+.2f}",
+            _interval(t),
             p_value(t["p"]),
             p_value(t["p_corrected"]),
             p_value(against["wilcoxon"][name]["p"]),
@@ -59,23 +59,31 @@ def _design(tests: Mapping[str, Any]) -> str:
 
 
 def _differences(tests: Mapping[str, Any]) -> str:
-    shown = {
-        family: [
-            name
-            for name, found in tests.get(family, {}).get("t", {}).items()
-            if found["p_corrected"] < _LEVEL
-        ]
-        for family in ("against_single", "against_reference")
-    }
-    words = []
-    for family, other in (
+    families = (
         ("against_single", "the single tasks"),
         ("against_reference", tests["reference"]),
-    ):
-        names = shown[family]
-        words.append(f"Different from {other} at 5%: {', '.join(names) or 'none'}.")
-    words.append("That no difference was shown does not mean that there is none.")
-    return " ".join(words)
+    )
+    by_family = {family: tests.get(family, {}).get("t", {}) for family, _ in families}
+    sentences = []
+    for family, other in families:
+        names = [n for n, t in by_family[family].items() if t["p_corrected"] < _LEVEL]
+        sentences.append(f"Different from {other} at 5%: {', '.join(names) or 'none'}.")
+    sentences.append("That no difference was shown does not mean that there is none.")
+    for family, other in families:
+        reasons = [
+            f"{name} ({t['untestable']})"
+            for name, t in by_family[family].items()
+            if t["untestable"]
+        ]
+        if reasons:
+            sentences.append(f"Not testable against {other}: {', '.join(reasons)}.")
+    return " ".join(sentences)
+
+
+def _interval(test: Mapping[str, Any]) -> str:
+    if not is_finite(test["low"]):
+        return "–"
+    return f"{test['low']:+.2f} to {test['high']:+.2f}"
 
 
 def _power(tests: Mapping[str, Any]) -> str:

@@ -13,12 +13,7 @@ import tensorflow_datasets as tfds
 
 from mtl_keras import errors
 from mtl_keras.data import movielens_history
-from mtl_keras.data.behaviour import Behaviour
-from mtl_keras.data.generated_text import GeneratedText
-from mtl_keras.data.mmoe_synthetic import MmoeSynthetic
 from mtl_keras.data.multi30k import Multi30k
-from mtl_keras.data.multi_digits import MultiDigits
-from mtl_keras.data.multimodal import Multimodal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +28,7 @@ class DataSet:
             and not by one that it is made from.
         files: Names of these files, where the builder knows further ones of other
             configurations; empty for all that it knows.
+        reads_audio: Whether TensorFlow Datasets reads these files with pydub.
     """
 
     name: str
@@ -40,6 +36,7 @@ class DataSet:
     made_from: tuple[str, ...] = ()
     needs_files: bool = False
     files: tuple[str, ...] = ()
+    reads_audio: bool = False
 
     @property
     def needs_downloads(self) -> bool:
@@ -64,18 +61,18 @@ _DATA_SETS = {
         DataSet("mnist", "MNIST, handwritten digits", needs_files=True),
         *(
             DataSet(
-                f"mmoe_synthetic/{config.name}",
+                f"mmoe_synthetic/correlation_{percent}",
                 "Two related regression tasks, as in the MMoE paper; correlation "
-                f"{config.correlation}",
+                f"{percent / 100}",
             )
-            for config in MmoeSynthetic.BUILDER_CONFIGS
+            for percent in (50, 90, 100)
         ),
         *(
             DataSet(
-                f"{GeneratedText.name}/{config.name}",
-                f"Text of a small grammar: {config.name}",
+                f"generated_text/{task}",
+                f"Text of a small grammar: {task}",
             )
-            for config in GeneratedText.BUILDER_CONFIGS
+            for task in ("sentiment", "answer", "translation")
         ),
         DataSet("imdb_reviews", "IMDB, sentiment of film reviews", needs_files=True),
         DataSet(
@@ -111,13 +108,22 @@ _DATA_SETS = {
             "One digit seen, heard and written per sample",
             made_from=("mnist", "spoken_digit"),
         ),
-        DataSet("spoken_digit", "Free Spoken Digit Dataset", needs_files=True),
+        DataSet(
+            "spoken_digit",
+            "Free Spoken Digit Dataset",
+            needs_files=True,
+            reads_audio=True,
+        ),
         *(
             DataSet(
-                f"behaviour/{config.name}",
-                f"Generated impressions, clicks and conversions, {config.samples:,}",
+                f"behaviour/{size}",
+                f"Generated impressions, clicks and conversions, {samples:,}",
             )
-            for config in Behaviour.BUILDER_CONFIGS
+            for size, samples in (
+                ("small", 10_000),
+                ("medium", 1_000_000),
+                ("large", 10_000_000),
+            )
         ),
         DataSet(
             "census_income",
@@ -139,9 +145,13 @@ _DATA_SETS = {
 }
 
 _ALIASES = {
-    cls.name: f"{cls.name}/{cls.DEFAULT_CONFIG_NAME}"
-    for cls in (Behaviour, MmoeSynthetic, Multi30k, MultiDigits, Multimodal)
-} | {"squad": "squad/v1.1"}
+    "behaviour": "behaviour/small",
+    "mmoe_synthetic": "mmoe_synthetic/correlation_50",
+    "multi30k": "multi30k/de",
+    "multi_digits": "multi_digits/digits",
+    "multimodal": "multimodal/unpaired_generated",
+    "squad": "squad/v1.1",
+}
 
 
 def names() -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
-import io
 import lzma
 import os
 import pathlib
@@ -15,7 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.utils import tqdm_utils
 
+from mtl_keras import optional
 from mtl_keras.data import catalog
 from mtl_keras.data.variants import VARIANTS
 from mtl_keras.errors import InputError
@@ -44,6 +45,7 @@ def prepare(
     Raises:
         InputError: The name is unknown, or a file is missing or altered, or
             original files are needed and `downloads` is not given.
+        MissingExtraError: A package that reads the files is not installed.
     """
     entry = catalog.find(name)
     root = catalog.resolve_data_dir(data_dir)
@@ -67,7 +69,9 @@ def prepare(
     files = {}
     if entry.needs_files:
         files = _checked_files(builder, downloads, entry.files)
-    _build(builder, root, files)
+    audio = optional.extra("audio", "pydub", f"The data set {entry.name!r}")
+    with audio if entry.reads_audio else contextlib.nullcontext():
+        _build(builder, root, files)
 
 
 def load(
@@ -211,7 +215,7 @@ def _build(
             extract_dir=unpacked, manual_dir=manual_dir, try_download_gcs=False
         )
         try:
-            with _quiet():
+            with _quiet(builder):
                 builder.download_and_prepare(
                     download_dir=unpacked, download_config=config
                 )
@@ -233,10 +237,16 @@ def _temporary_folder(root: pathlib.Path) -> tempfile.TemporaryDirectory:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Holds back the messages and progress bars that TFDS prints."""
-    with (
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
+def _quiet(builder: tfds.core.DatasetBuilder) -> Iterator[None]:
+    """Keeps one builder from printing, and TFDS from drawing progress bars.
+
+    Standard output and error stay as they are: other threads write to them meanwhile.
+    """
+    for name in ("_log_download_bytes", "_log_download_done"):
+        setattr(builder, name, lambda: None)
+    active = tqdm_utils._active
+    tfds.display_progress_bar(enable=False)
+    try:
         yield
+    finally:
+        tfds.display_progress_bar(enable=active)

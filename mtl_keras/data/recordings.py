@@ -9,11 +9,12 @@ import struct
 import warnings
 
 import numpy as np
-from scipy import signal
-from scipy.io import wavfile
 
-from mtl_keras.data.speech import SAMPLE_RATE
+from mtl_keras import optional
 from mtl_keras.errors import InputError
+
+SAMPLE_RATE = 8_000
+"""Samples per second of a model's audio input."""
 
 # The filter of a conversion grows with the rate: a broken header could ask for one
 # larger than memory. Nothing records at more.
@@ -29,7 +30,6 @@ _UNREADABLE = (
     ZeroDivisionError,
     NameError,
     struct.error,
-    wavfile.WavFileWarning,
 )
 
 
@@ -51,6 +51,10 @@ def read_wav(path: str | os.PathLike, rate: int = SAMPLE_RATE) -> np.ndarray:
         InputError: The file is missing, is not a whole WAV file with sound, or has
             more than 768,000 samples per second.
     """
+    with optional.extra("audio", "scipy", "Reading a recording"):
+        from scipy import signal
+        from scipy.io import wavfile
+
     path = pathlib.Path(path)
     if path.exists() and not path.is_file():
         raise InputError(f"Expected {path} to be a file. Received: something else.")
@@ -61,7 +65,7 @@ def read_wav(path: str | os.PathLike, rate: int = SAMPLE_RATE) -> np.ndarray:
             recorded_rate, samples = wavfile.read(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    except _UNREADABLE as error:
+    except (*_UNREADABLE, wavfile.WavFileWarning) as error:
         raise InputError(
             f"Expected {path} to be a WAV file. Received: a file that is corrupt or "
             f"of another kind ({error})."

@@ -1,19 +1,19 @@
-"""Plots of multi-task results. Matplotlib is loaded on first use."""
+"""Plots of multi-task results, by Matplotlib."""
 
 from __future__ import annotations
 
 import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from mtl_keras import optional
 from mtl_keras.evaluation.pareto import pareto_front
 from mtl_keras.reports.figures import new_figure, save_png, styled
 
-if TYPE_CHECKING:
+with optional.extra("plots", "matplotlib", "A plot"):
     from matplotlib.figure import Figure
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mtl_keras import optional
 from mtl_keras.errors import InputError, check_integer
 
 
@@ -30,7 +31,8 @@ def group_auc(y_true: Any, y_score: Any, groups: Any) -> float:
     Raises:
         InputError: If lengths differ.
     """
-    from sklearn.metrics import roc_auc_score
+    with optional.extra("evaluation", "scikit-learn", "The AUC within groups"):
+        from sklearn.metrics import roc_auc_score
 
     total, rows = 0.0, 0
     for true, score in _lists(y_true, y_score, groups):
@@ -61,7 +63,8 @@ def ndcg(y_true: Any, y_score: Any, groups: Any, k: int = 10) -> float:
     Raises:
         InputError: If lengths differ.
     """
-    from sklearn.metrics import ndcg_score
+    with optional.extra("evaluation", "scikit-learn", "NDCG"):
+        from sklearn.metrics import ndcg_score
 
     check_integer("k", k, low=1)
     values = [

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-from scipy import stats
 
 from mtl_keras.errors import InputError
 
@@ -52,6 +51,9 @@ def average_rank(
         sign = -1.0 if directions[task] == "max" else 1.0
         column = np.array([sign * values[task] for values in results.values()])
         column[np.isnan(column)] = math.inf
-        total += stats.rankdata(column)
+        # Those that tie share the mean of their ranks.
+        better = (column < column[:, None]).sum(axis=1)
+        equal = (column == column[:, None]).sum(axis=1)
+        total += better + (equal + 1) / 2
     means = total / len(tasks)
     return {method: float(rank) for method, rank in zip(results, means, strict=True)}

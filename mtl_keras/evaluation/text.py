@@ -7,6 +7,7 @@ import re
 import string
 from collections.abc import Callable, Sequence
 
+from mtl_keras import optional
 from mtl_keras.errors import InputError
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -71,7 +72,8 @@ def bleu(predictions: Sequence[str], references: Sequence[str]) -> float:
     Raises:
         InputError: There are no sentences, or not as many of both.
     """
-    import sacrebleu
+    with optional.extra("text", "sacrebleu", "BLEU"):
+        import sacrebleu
 
     _check_lengths(predictions, references)
     return sacrebleu.corpus_bleu(list(predictions), [list(references)]).score

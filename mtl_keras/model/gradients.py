@@ -43,6 +43,11 @@ class GradientStepper:
         pipeline: The balancing.
         guard: The policy for numbers that are not finite.
         task_clipnorm: Longest task gradient, or None.
+
+    Attributes:
+        reached: What the recorded steps showed of the variables that each task's loss
+            reaches (`reached_in_step`), by the ids of the trainable variables.
+        was_called: Whether the model has run or traced a step.
     """
 
     def __init__(
@@ -51,6 +56,8 @@ class GradientStepper:
         self._pipeline = pipeline
         self._guard = guard
         self._clipnorm = task_clipnorm
+        self.reached: dict[tuple[int, ...], dict[str, set[int]]] = {}
+        self.was_called = False
 
     @property
     def changes_rows(self) -> bool:
@@ -116,7 +123,7 @@ class GradientStepper:
         else:
             step = self._through_backbone(tape, variables, context)
         if balancer is not None:
-            balancer.after_step(step.weights)
+            balancer.after_step(step.weights, step.present)
         return step
 
     def _collected(
@@ -234,6 +241,7 @@ class GradientStepper:
             tasks.present,
             context.loss_scale,
             sub_batches=tasks.sub_batches,
+            sources=variables.shared,
         )
         update, weights = self._aggregated(step, tasks.loss_weights)
         # The optimizer sums over replicas, each of which has the whole update.
@@ -261,6 +269,7 @@ class GradientStepper:
             tasks.present,
             context.loss_scale,
             summed=False,
+            sources=representation,
         )
         update, weights = self._aggregated(step, tasks.loss_weights)
         upstream = [
@@ -303,7 +312,7 @@ class GradientStepper:
             return packed(step.shared, step.own, step.weights, step.finite)
 
         def keep() -> tuple[list[Gradient], tf.Tensor, tf.Tensor]:
-            weights = balancer.kept_weights()
+            weights = balancer.kept_weights(context.present)
             factors = [
                 weight * factor
                 for weight, factor in zip(
@@ -322,7 +331,7 @@ class GradientStepper:
             ]
             return packed(shared, own, weights, tf.ones(len(own), "bool"))
 
-        flat, weights, finite = tf.cond(balancer.is_due(), solve, keep)
+        flat, weights, finite = tf.cond(balancer.is_due(context.present), solve, keep)
         given = iter(flat)
         everything = [next(given) if there else None for there in connected]
         shared = everything[: len(variables.shared)]

@@ -1,7 +1,7 @@
 """Figures of reports, drawn by Matplotlib: inline SVG in a page, PNG as a file.
 
-Matplotlib is loaded on first use. Figures are made without pyplot: they need no display
-and leave no global state. Charts are as wide as one column on a phone.
+Figures are made without pyplot: they need no display and leave no global state. Charts
+are as wide as one column on a phone.
 """
 
 from __future__ import annotations
@@ -13,16 +13,21 @@ import pathlib
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
-from mtl_keras.files import whole_file
+from mtl_keras import optional
+from mtl_keras.files import atomic_write
 
-if TYPE_CHECKING:
-    from markupsafe import Markup
+with optional.extra("plots", "matplotlib", "A figure"):
+    from matplotlib import rc_context
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
+with optional.extra("plots", "jinja2", "A report"):
+    from markupsafe import Markup, escape
 
 WIDTH = 340 / 72  # inches: 340 CSS pixels
 _DASHES = ("-", (0, (5, 3)), (0, (1.5, 2.5)))  # with ten colours, thirty lines
@@ -78,8 +83,6 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(draw)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        from matplotlib import rc_context
-
         with rc_context(_STYLE):
             return draw(*args, **kwargs)
 
@@ -94,8 +97,6 @@ def svg(figure: Figure, about: str) -> Markup:
         figure: The figure. Its background is left out.
         about: Text alternative.
     """
-    from markupsafe import Markup, escape
-
     buffer = io.StringIO()
     unset = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with warnings.catch_warnings():
@@ -121,8 +122,8 @@ def svg(figure: Figure, about: str) -> Markup:
 @styled
 def save_png(figure: Figure, path: pathlib.Path) -> pathlib.Path:
     """Writes a figure as a PNG, atomically, and returns the path."""
-    with whole_file(path) as beside:
-        figure.savefig(beside, format="png", dpi=110)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
     return path
 
 
@@ -134,8 +135,6 @@ def new_figure(width: float, height: float, **kwargs: Any) -> tuple[Figure, Any]
         height: Inches.
         **kwargs: Passed on to `Figure.subplots`.
     """
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(**kwargs)
 
@@ -212,8 +211,6 @@ def line_style(index: int) -> dict[str, Any]:
 @styled
 def line_legend(names: Sequence[str]) -> Figure:
     """Returns a legend of lines as a figure of its own, to stand above charts."""
-    from matplotlib.lines import Line2D
-
     columns = max(1, min(len(names), 60 // max(map(len, names), default=1)))
     rows = math.ceil(len(names) / columns)
     figure, axes = new_figure(2 * WIDTH, 0.1 + 0.22 * rows)
@@ -240,8 +237,6 @@ def scatter(
         x_name: Label of the horizontal axis.
         y_name: Label of the vertical axis.
     """
-    from matplotlib.ticker import MaxNLocator
-
     figure, axes = new_figure(WIDTH, 3.5)
     axes.set_xlabel(x_name)
     axes.set_ylabel(y_name)

@@ -9,7 +9,11 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mtl_keras.files import whole_file
+from mtl_keras import optional
+from mtl_keras.files import atomic_write
+
+with optional.extra("plots", "jinja2", "A report"):
+    import jinja2
 
 NONE = "–"
 
@@ -27,14 +31,12 @@ def write_html(path: pathlib.Path, template: str, context: Mapping[str, Any]) ->
             `svg` are not.
     """
     page = _environment().get_template(template).render(context)
-    with whole_file(path) as beside:
-        beside.write_text(page, encoding="utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
 
 
 @functools.cache
 def _environment() -> Any:
-    import jinja2
-
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mtl_keras.reports"),
         autoescape=True,

@@ -7,8 +7,8 @@ from typing import Any
 
 import keras_tuner
 import numpy as np
-from scipy.stats import qmc
 
+from mtl_keras import optional
 from mtl_keras.errors import InputError
 from mtl_keras.evaluation.pareto import pareto_front
 from mtl_keras.search.encoding import SpaceEncoding
@@ -75,7 +75,8 @@ class ParetoOracle(keras_tuner.oracles.BayesianOptimizationOracle):
 
     Args:
         objective: A list of two or more `keras_tuner.Objective`.
-        max_trials: How many trials to run at most.
+        max_trials: How many trials to run at most; `None` until the space is
+            exhausted.
         num_initial_points: How many trials explore before the processes guide the
             search; `None` for two more than there are hyperparameters, and at
             most half of the trials.
@@ -85,12 +86,13 @@ class ParetoOracle(keras_tuner.oracles.BayesianOptimizationOracle):
 
     Raises:
         InputError: With fewer than two objectives.
+        MissingExtraError: Without scikit-learn and SciPy.
     """
 
     def __init__(
         self,
         objective: Sequence[keras_tuner.Objective],
-        max_trials: int = 10,
+        max_trials: int | None = 10,
         num_initial_points: int | None = None,
         rho: float = 0.05,
         **kwargs: Any,
@@ -100,6 +102,7 @@ class ParetoOracle(keras_tuner.oracles.BayesianOptimizationOracle):
                 "Expected `objective` to be a list of at least two objectives. "
                 f"Received: objective={objective!r}."
             )
+        check_bayesian("ParetoOracle")
         super().__init__(
             objective=list(objective),
             max_trials=max_trials,
@@ -158,11 +161,8 @@ class ParetoOracle(keras_tuner.oracles.BayesianOptimizationOracle):
         encoding = SpaceEncoding(self.hyperparameters.space)
         started = len(self.trials)
         rng = np.random.default_rng([self.seed, started])
-        initial = self.num_initial_points or max(
-            2, min(encoding.dimensions + 2, self.max_trials // 2)
-        )
-        if len(self._completed()) < initial:
-            sobol = qmc.Sobol(encoding.dimensions, seed=self.seed)
+        if len(self._completed()) < self._initial_points(encoding.dimensions):
+            sobol = _quasi_random().Sobol(encoding.dimensions, seed=self.seed)
             proposals = sobol.random_base2((2 * started + 1).bit_length())[started:]
         else:
             proposals = self._proposals(encoding, rng)
@@ -171,6 +171,13 @@ class ParetoOracle(keras_tuner.oracles.BayesianOptimizationOracle):
             if not self._duplicate(values):
                 return {"status": "RUNNING", "values": values}
         return self._random_populate_space()
+
+    def _initial_points(self, dimensions: int) -> int:
+        """Returns how many trials explore before the processes guide the search."""
+        if self.num_initial_points:
+            return self.num_initial_points
+        most = self.max_trials // 2 if self.max_trials else dimensions + 2
+        return max(2, min(dimensions + 2, most))
 
     def _completed(self) -> list[Any]:
         # A reloaded state has its trials in any order.
@@ -191,6 +198,7 @@ class ParetoOracle(keras_tuner.oracles.BayesianOptimizationOracle):
         points = np.stack([encoding.point(t.hyperparameters) for t in trials])
         costs = self._costs(trials)
         models = self._models(encoding, points, costs)
+        qmc = _quasi_random()
         starts = qmc.Sobol(encoding.dimensions, seed=rng).random(_STARTS)
         front = pareto_front(costs, ["min"] * costs.shape[1])
         mean, deviation = _predict(
@@ -201,6 +209,9 @@ class ParetoOracle(keras_tuner.oracles.BayesianOptimizationOracle):
         span = costs[front].max(axis=0) - ideal
         span[span <= 0.0] = 1.0
         weights = rng.dirichlet(np.ones(costs.shape[1]))
+        # An objective that was the same in all trials has nothing to trade.
+        varied = costs.max(axis=0) > costs.min(axis=0)
+        weights *= varied if varied.any() else 1.0
         normal = qmc.MultivariateNormalQMC(np.zeros(len(weights)), seed=rng)
         noise = normal.random(_SAMPLES)
 
@@ -244,6 +255,29 @@ class ParetoOracle(keras_tuner.oracles.BayesianOptimizationOracle):
                 )
             models.append(model)
         return models
+
+
+def _quasi_random() -> Any:
+    """Returns SciPy's quasi-random sequences, on first use."""
+    with optional.extra("search", "scipy", "ParetoOracle"):
+        from scipy.stats import qmc
+
+    return qmc
+
+
+def check_bayesian(user: str) -> None:
+    """Checks that KerasTuner's Gaussian processes can be had.
+
+    Args:
+        user: What needs them, for the message.
+
+    Raises:
+        MissingExtraError: Without scikit-learn or SciPy.
+    """
+    with optional.extra("search", "scikit-learn", user):
+        import sklearn.gaussian_process  # noqa: F401
+    with optional.extra("search", "scipy", user):
+        import scipy.optimize  # noqa: F401
 
 
 def _predict(models: Sequence[Any], features: np.ndarray) -> tuple[Any, Any]:

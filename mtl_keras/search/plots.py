@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from mtl_keras import optional
 from mtl_keras.evaluation.plots import trade_off_figure
 from mtl_keras.reports.figures import new_figure, styled
 from mtl_keras.search.components import Components
@@ -21,8 +22,10 @@ from mtl_keras.search.records import (
 from mtl_keras.search.study import Study
 from mtl_keras.search.values import main_values, short
 
-if TYPE_CHECKING:
+with optional.extra("plots", "matplotlib", "The report of a study"):
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
+    from matplotlib.patheffects import withStroke
 
 _MOST_OBJECTIVES = 5  # whose hypervolume is quick to compute
 
@@ -64,9 +67,6 @@ def parallel(study: Study, records: Sequence[Record]) -> Figure | None:
     The best line is on top; with several objectives, lines on the front are thick.
     None without a finished trial.
     """
-    from matplotlib import colormaps
-    from matplotlib.patheffects import withStroke
-
     done = finished(records)
     if not done:
         return None

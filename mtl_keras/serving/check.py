@@ -11,8 +11,8 @@ import numpy as np
 from tensorflow.core.framework import types_pb2
 
 from mtl_keras.errors import InputError
-from mtl_keras.serving.runtime import RefusedError, Runtime, stock_operations
-from mtl_keras.serving.stock_ops import nodes
+from mtl_keras.serving.runtime import RefusedError, Runtime
+from mtl_keras.serving.stock_ops import nodes, stock_operations
 from mtl_keras.serving.versions import latest_version
 from mtl_keras.serving.warmup import arrays, read_records
 
@@ -85,8 +85,9 @@ def check(
 ) -> Report:
     """Loads an export as TensorFlow Serving does, and compares it with Keras.
 
-    TensorFlow's C++ loader loads it with the tag `serve`; its session answers the
+    TensorFlow's loader loads it with the tag `serve`, and a session answers the
     warm-up records of each signature, which hold the Keras model's answers.
+    Operations that a process with nothing but TensorFlow does not have are refused.
 
     Args:
         path: Folder of a version, or of versions, of which the newest is taken.

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import pathlib
 import re
+import subprocess
+import sys
 from collections.abc import Mapping, Set
 from typing import Any
 
 import keras
+import tensorflow as tf
+from tensorflow.core.framework import kernel_def_pb2
 
 from mtl_keras.errors import InputError
-from mtl_keras.serving.runtime import stock_operations
 
 
 def check_stock(signature: str, function: Any, model: keras.Model) -> None:
@@ -82,3 +87,34 @@ def layer_names(model: keras.Model) -> set[str]:
         if isinstance(layer, keras.Model):
             names |= layer_names(layer)
     return names
+
+
+@functools.cache
+def stock_operations() -> frozenset[str]:
+    """Returns the operations that TensorFlow's C++ library has kernels for.
+
+    Asked of a process that loads this library and nothing else: this process may
+    have registered more, such as operations of a library of one's own, and
+    `import tensorflow` does register more, such as those that call back into Python.
+    """
+    library = pathlib.Path(tf.sysconfig.get_lib()) / "libtensorflow_cc.so.2"
+    done = subprocess.run(
+        [sys.executable, "-c", _LIST_KERNELS, str(library)],
+        capture_output=True,
+        check=True,
+    )
+    kernels = kernel_def_pb2.KernelList.FromString(done.stdout)
+    return frozenset(kernel.op for kernel in kernels.kernel)
+
+
+_LIST_KERNELS = """
+import ctypes, sys
+library = ctypes.CDLL(sys.argv[1])
+class Buffer(ctypes.Structure):
+    _fields_ = (("data", ctypes.c_void_p), ("length", ctypes.c_size_t))
+library.TF_NewStatus.restype = ctypes.c_void_p
+library.TF_GetAllRegisteredKernels.restype = ctypes.POINTER(Buffer)
+status = ctypes.c_void_p(library.TF_NewStatus())
+kernels = library.TF_GetAllRegisteredKernels(status).contents
+sys.stdout.buffer.write(ctypes.string_at(kernels.data, kernels.length))
+"""

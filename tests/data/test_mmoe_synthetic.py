@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mtl_keras import data
-from mtl_keras.data import mmoe_synthetic
+from mtl_keras.data.generated import mmoe_synthetic
 
 
 @pytest.mark.parametrize("correlation", [0.5, 0.9, 1.0])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from mtl_keras.data import scenes, sources
+from mtl_keras.data.generated import digits, scenes
 
 
 @pytest.fixture(scope="module")
@@ -81,15 +81,15 @@ def test_same_data_every_time(test_split, tmp_path, few_scenes):
 
 
 def test_source_digits_of_the_splits_are_disjoint():
-    pools = sources.bundled_digits()
-    digits = {
+    pools = digits.bundled_digits()
+    images = {
         split: {image.tobytes() for image in pool.images}
         for split, pool in pools.items()
     }
     assert sum(len(pool.labels) for pool in pools.values()) == 1_797
-    assert not digits["train"] & digits["validation"]
-    assert not digits["train"] & digits["test"]
-    assert not digits["validation"] & digits["test"]
+    assert not images["train"] & images["validation"]
+    assert not images["train"] & images["test"]
+    assert not images["validation"] & images["test"]
 
 
 def test_scenes_use_all_digits_of_their_pool_and_no_others():

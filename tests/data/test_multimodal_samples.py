@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from small_multimodal import SIZES
 
 from mtl_keras import data
-from mtl_keras.data import modalities, speech
+from mtl_keras.data.generated import modalities, speech
 from mtl_keras.errors import InputError
 
 DOWNLOADS = os.environ.get("MTL_KERAS_TEST_DOWNLOADS", "")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import pathlib
 import socket
+import sys
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
 from mtl_keras import data
+from mtl_keras.data import catalog, generated
 from mtl_keras.errors import InputError
 
 DOWNLOADS = os.environ.get("MTL_KERAS_TEST_DOWNLOADS", "")
@@ -45,14 +47,41 @@ def test_names_and_info(tmp_path):
     assert not data.info("multi_digits/digits", data_dir=tmp_path).needs_downloads
 
 
+@pytest.mark.parametrize(("name", "cls"), generated.BUILDERS.items())
+def test_the_names_of_what_is_generated_are_those_of_its_builder(name, cls):
+    builder = getattr(data, cls)
+    assert builder.name == name
+    names = {f"{name}/{config.name}" for config in builder.BUILDER_CONFIGS}
+    assert names == {known for known in data.names() if known.startswith(f"{name}/")}
+    if catalog.full_name(name) != name:
+        assert catalog.full_name(name) == f"{name}/{builder.DEFAULT_CONFIG_NAME}"
+    for config in builder.BUILDER_CONFIGS:
+        description = catalog.find(f"{name}/{config.name}").description
+        # Of multimodal, numbers of samples are by modality and not described.
+        for said in {"behaviour": ["samples"], "mmoe_synthetic": ["correlation"]}.get(
+            name, []
+        ):
+            assert f"{getattr(config, said):,}" in description
+
+
 def test_load_prepares_what_needs_no_files(
     tmp_path, few_scenes, no_network, capfd, monkeypatch
 ):
     monkeypatch.setenv("MTL_KERAS_DATA_DIR", str(tmp_path))
+    prepare = tfds.core.DatasetBuilder.download_and_prepare
+
+    def other_thread(self, **kwargs):
+        print("said meanwhile by another thread")
+        print("and on standard error", file=sys.stderr)
+        prepare(self, **kwargs)
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", other_thread)
     dataset = data.load("multi_digits", "train[:100]")
     assert len(dataset) == 100
     assert dataset.element_spec["image"].shape == (36, 36, 1)
-    assert capfd.readouterr().out == ""
+    said = capfd.readouterr()
+    assert set(said.out.splitlines()) == {"said meanwhile by another thread"}
+    assert set(said.err.splitlines()) == {"and on standard error"}
     info = data.info("multi_digits/digits")
     assert info.prepared
     assert tmp_path in info.path.parents
@@ -97,7 +126,7 @@ def test_interrupted_preparation_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mtl_keras.data.scenes.compose", interrupt)
+    monkeypatch.setattr("mtl_keras.data.generated.scenes.compose", interrupt)
     with pytest.raises(KeyboardInterrupt):
         data.prepare("multi_digits/digits", data_dir=tmp_path)
     monkeypatch.undo()

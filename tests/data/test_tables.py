@@ -11,7 +11,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from mtl_keras import data
-from mtl_keras.data import Behaviour, census_income, columns, impressions
+from mtl_keras.data import Behaviour, census_income, columns
+from mtl_keras.data.generated import impressions
 from mtl_keras.data.movielens_history import HISTORY, split_by_time, with_history
 from mtl_keras.errors import InputError
 

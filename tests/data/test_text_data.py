@@ -17,7 +17,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from mtl_keras import data
-from mtl_keras.data import grammar, multi30k, variants
+from mtl_keras.data import multi30k, variants
+from mtl_keras.data.generated import grammar
 from mtl_keras.data.variants import Variant
 from mtl_keras.errors import InputError
 

@@ -21,8 +21,9 @@ from mtl_keras.applications.base import (
 )
 from mtl_keras.applications.multimodal import encoders
 from mtl_keras.applications.tasks import multiclass_task
-from mtl_keras.data.modalities import SAMPLE_RATE, SIZE, SPEAKERS
+from mtl_keras.data.generated.modalities import SIZE, SPEAKERS
 from mtl_keras.data.passes import shuffled
+from mtl_keras.data.recordings import SAMPLE_RATE
 from mtl_keras.model.keras_compat import call_again
 
 if TYPE_CHECKING:

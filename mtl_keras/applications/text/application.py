@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import keras
 
+from mtl_keras import optional
 from mtl_keras.applications import heads
 from mtl_keras.applications.base import (
     BoundApplication,
@@ -214,6 +215,9 @@ class Text(BoundApplication):
             return SpanProbabilities(
                 2 * width, sources.POSITIONS, _DROPOUT, dtype="float32", name=task
             )([features, kinds])
+        # Measured at the end of a training, and missed there too late.
+        with optional.extra("text", "sacrebleu", "The task 'translation'"):
+            import sacrebleu  # noqa: F401
         assert written is not None
         lookup = vocabulary.target_lookup(written.words)
         ids = lookup(TargetTokens(name="target_tokens")(inputs["target"]))

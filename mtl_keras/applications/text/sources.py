@@ -12,7 +12,7 @@ import tensorflow as tf
 from mtl_keras import data as data_registry
 from mtl_keras import errors
 from mtl_keras.applications.text.tokens import tokens
-from mtl_keras.data.generated_text import TARGET
+from mtl_keras.data.generated.generated_text import TARGET
 
 DEFAULT = "generated_text"
 POSITIONS = 512

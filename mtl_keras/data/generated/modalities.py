@@ -13,13 +13,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from mtl_keras.data import scenes, sources, speech
+from mtl_keras.data import sources
+from mtl_keras.data.generated import digits, scenes
 
 SIZE = 28
 """Height and width of an image, in pixels."""
-
-SAMPLE_RATE = speech.SAMPLE_RATE
-"""Samples per second of a recording."""
 
 WORDS = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
@@ -71,7 +69,7 @@ def drawn_digits(sizes: dict[str, int], seed: int) -> dict[str, scenes.Pool]:
     Returns:
         `{split: Pool}` with images uint8 `[28, 28]`.
     """
-    pools = sources.bundled_digits()
+    pools = digits.bundled_digits()
     drawn = {}
     for number, (split, count) in enumerate(sizes.items()):
         rng = np.random.default_rng([seed, number])
@@ -98,6 +96,9 @@ def synthetic_speech(sizes: dict[str, int], seed: int) -> dict[str, Recordings]:
         sizes: Number of recordings in each split.
         seed: Seed of the recordings.
     """
+    # The synthesiser needs SciPy, which nothing else here does.
+    from mtl_keras.data.generated import speech
+
     said = {}
     for number, (split, count) in enumerate(sizes.items()):
         rng = np.random.default_rng([seed, number])

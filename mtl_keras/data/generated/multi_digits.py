@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from mtl_keras.data import scenes, sources
+from mtl_keras.data.generated import digits, scenes
 
 _DESCRIPTION = """
 Scenes of two handwritten digits, one in the left and one in the right half, each
@@ -132,9 +132,9 @@ class MultiDigits(tfds.core.GeneratorBasedBuilder):
         del dl_manager  # Nothing is downloaded: MNIST is read as prepared.
         if self.builder_config.source == "mnist":
             # <data_dir>/multi_digits/<config>/<version>
-            pools = sources.mnist_digits(self.data_path.parents[2])
+            pools = digits.mnist_digits(self.data_path.parents[2])
         else:
-            pools = sources.bundled_digits()
+            pools = digits.bundled_digits()
         return {
             split: self._generate_examples(pools[split], count, [_SEED, number])
             for number, (split, count) in enumerate(self.builder_config.scenes.items())

@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import signal
 
-SAMPLE_RATE = 8_000
-"""Samples per second."""
+from mtl_keras import optional
+from mtl_keras.data.recordings import SAMPLE_RATE
+
+with optional.extra("audio", "scipy", "Synthetic speech"):
+    from scipy import signal
 
 _FRAME = SAMPLE_RATE // 100
 _BANDWIDTHS = np.array([80.0, 110.0, 160.0])

@@ -11,9 +11,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from mtl_keras.data import modalities, sources
-from mtl_keras.data.modalities import Recordings, Texts
-from mtl_keras.data.scenes import Pool
+from mtl_keras.data.generated import digits, modalities
+from mtl_keras.data.generated.modalities import Recordings, Texts
+from mtl_keras.data.generated.scenes import Pool
 
 _DESCRIPTION = """
 Samples of up to three modalities: an image of a handwritten digit, a recording of a
@@ -206,7 +206,7 @@ class Multimodal(tfds.core.GeneratorBasedBuilder):
             if config.texts:
                 texts = modalities.generated_texts(data_dir)
         else:
-            images = sources.mnist_digits(data_dir)
+            images = digits.mnist_digits(data_dir)
             recordings = modalities.spoken_digits(data_dir)
             if config.texts:
                 texts = modalities.reviews(data_dir)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mtl_keras.data.grammar import SPLITS, Grammar
+from mtl_keras.data.generated.grammar import SPLITS, Grammar
 
 _DESCRIPTION = """
 Sentences of a small grammar for three tasks: the sentiment of a sentence, the span
@@ -43,7 +43,7 @@ class GeneratedText(tfds.core.GeneratorBasedBuilder):
       (`text`, `answer_start`).
     - `translation`: `en`, `art`.
 
-    The grammar is in `mtl_keras.data.grammar`.
+    The grammar is in `mtl_keras.data.generated.grammar`.
     """
 
     VERSION = tfds.core.Version("1.0.0")

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mtl_keras.data import columns, impressions
+from mtl_keras.data import columns
+from mtl_keras.data.generated import impressions
 
 _DESCRIPTION = """
 Generated impressions of items on users with latent tastes and delayed interests:
@@ -57,7 +58,7 @@ class Behaviour(tfds.core.GeneratorBasedBuilder):
 
     Known only because the data are generated: `click_probability` and
     `conversion_probability` (given a click), and `conversion_if_clicked`, drawn
-    from the latter for every impression. `mtl_keras.data.impressions` has the rules.
+    from the latter for every impression. The module `impressions` has the rules.
     """
 
     VERSION = tfds.core.Version("1.0.0")
