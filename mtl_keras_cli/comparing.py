@@ -139,8 +139,8 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _leaderboard(summary: dict[str, Any]) -> Table:
     """Lays out the combinations, best Δm first."""
-    from mtl_keras.compare.html_parts import mean_and_std, number, p_value, span
     from mtl_keras.compare.summary import corrected_p
+    from mtl_keras.reports.rendering import mean_and_std, number, p_value, span
 
     table = plain_table("method")
     heads = ["Δm %", "p", "rank", *summary["tasks"], "jobs", "ms a step", "MB"]

@@ -1,33 +1,27 @@
-"""The report of a comparison: one HTML page that needs nothing else."""
+"""The report of a comparison: the sections of its page."""
 
 from __future__ import annotations
 
-import html
-import importlib.resources
 import itertools
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mtl_keras.compare import svg
-from mtl_keras.compare.certainty import certainty
-from mtl_keras.compare.html_parts import (
-    charts,
+from mtl_keras.compare.significance_text import significance
+from mtl_keras.compare.summary import Summary, corrected_p
+from mtl_keras.evaluation import pareto_front
+from mtl_keras.reports import figures, svg, write_html
+from mtl_keras.reports.rendering import (
+    Section,
     figure,
     is_finite,
-    legend,
     mean_and_std,
     number,
     p_value,
-    paragraph,
     section,
     span,
-    table,
 )
-from mtl_keras.compare.summary import Summary, corrected_p
-from mtl_keras.evaluation import pareto_front
-from mtl_keras.files import atomic_write
 from mtl_keras.runs.config import spec_name
 
 _MEASURES = {
@@ -38,7 +32,7 @@ _MEASURES = {
     ),
     "cosines": (
         "Gradient cosine",
-        "Cosine of the two tasks' gradients in the shared weights.",
+        "Cosine of the two tasks' gradients on the shared weights.",
     ),
     "pairs": (
         "Trained in pairs",
@@ -49,17 +43,13 @@ _MEASURES = {
 
 
 def write_report(path: pathlib.Path, summary: Summary) -> None:
-    """Writes the page.
-
-    It loads nothing: no script, no font, no picture. Every name is escaped.
+    """Writes the report of a comparison, one HTML file that loads nothing.
 
     Args:
-        path: The file.
+        path: The file. An existing one is replaced.
         summary: What `results.json` holds.
     """
-    page = _Report(summary).page()
-    with atomic_write(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_html(path, "comparison.html", _Report(summary).context())
 
 
 class _Report:
@@ -68,282 +58,294 @@ class _Report:
         self._base = summary["comparison"]["base"]
         self._tasks = list(summary["tasks"])
         self._methods: dict[str, Any] = {
-            name: found for name, found in summary["methods"].items() if found["seeds"]
+            name: method
+            for name, method in summary["methods"].items()
+            if method["seeds"]
         }
-        self._title = f"{self._base['application']}: {len(summary['methods'])} methods"
 
-    def page(self) -> str:
-        style = importlib.resources.files(__package__).joinpath("report.css")
-        sections = [self._head()]
-        if self._methods:
-            sections += [
-                self._results(),
-                certainty(self._summary["tests"]),
-                self._gains(),
-                self._fronts(),
-                self._losses(),
-                self._weights(),
-                self._cosines(),
-                self._affinity(),
-            ]
-        sections += [self._failures(), self._settings()]
-        return (
-            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"<title>{html.escape(self._title)}</title>\n"
-            f"<style>\n{style.read_text(encoding='utf-8')}</style>\n</head>\n<body>\n"
-            f"{''.join(sections)}</body>\n</html>\n"
-        )
+    def context(self) -> dict[str, Any]:
+        count = len(self._summary["methods"])
+        sections = list(self._of_methods()) if self._methods else []
+        return {
+            "title": f"{self._base['application']}: {count} methods",
+            "introduction": self._introduction(),
+            "sections": [*sections, *self._failures(), self._settings()],
+        }
 
-    def _head(self) -> str:
+    def _of_methods(self) -> Iterator[Section]:
+        yield self._results()
+        yield significance(self._summary["tests"])
+        yield self._gains()
+        yield self._fronts()
+        yield self._losses()
+        yield self._weights()
+        yield from self._cosines()
+        yield from self._affinity()
+
+    def _introduction(self) -> str:
         seeds, base = self._summary["comparison"]["seeds"], self._base
         samples = f", {base['limit']} training samples" if base["limit"] else ""
-        words = (
+        return (
             f"{len(self._summary['methods'])} ways to train {len(self._tasks)} tasks "
             f"of {base['application']} on {base['data']} in one model, against each "
             f"task alone: {seeds} seed{'s' if seeds > 1 else ''}, {base['epochs']} "
             f"epochs each{samples}. Every training keeps the epoch that is best on "
             "the validation split; all values here are of the test split."
         )
-        return f"<h1>{html.escape(self._title)}</h1>\n{paragraph(words)}\n"
 
-    def _results(self) -> str:
+    def _results(self) -> Section:
         heads = ["method", "Δm %", "p\nsingle", "p\nreference", "rank"]
         heads += [f"{task}\n{self._axis(task)}" for task in self._tasks]
         heads += ["epoch", "jobs", "ms\na step", "CPU\nms", "MB"]
         single = self._summary["single"]
-        rows = [
-            [
-                "single tasks",
-                *("0", "", "", ""),
-                *(mean_and_std(single[task]["test"][task]) for task in self._tasks),
-                span(epoch for task in self._tasks for epoch in single[task]["epochs"]),
-                *("", "", "", ""),
-            ]
+        excluded = ""
+        if self._summary["excluded"]:
+            excluded = (
+                f" Δm excludes {', '.join(self._summary['excluded'])}: alone, its "
+                "metric is 0 for some seed, and a gain over 0 has no value."
+            )
+        alone = [
+            "single tasks",
+            *("0", "", "", ""),
+            *(mean_and_std(single[task]["test"][task]) for task in self._tasks),
+            span(epoch for task in self._tasks for epoch in single[task]["epochs"]),
+            *("", "", "", ""),
         ]
-        rows += [self._row(name, found) for name, found in self._methods.items()]
-        words = (
+        return section(
+            "Results",
             "Mean ± standard deviation over seeds; the best of a column is bold. Δm is "
             "the mean relative gain over the single tasks of the same seed. Rank is "
             "the mean over tasks and seeds. ◆ marks methods on the Pareto front of all "
             "tasks. Jobs is how many trainings shared the machine: times of a step "
             "compare only where it is the same. CPU ms is its processor time; "
             "MB the most that the whole process held, TensorFlow and data included."
+            + excluded,
+            rows=[alone, *itertools.starmap(self._row, self._methods.items())],
+            heads=heads,
+            best=self._best(),
         )
-        if self._summary["excluded"]:
-            words += (
-                f" Δm excludes {', '.join(self._summary['excluded'])}: alone, its "
-                "metric is 0 for some seed, and a gain over 0 has no value."
-            )
-        return section("Results", words, table(rows, heads, self._best()))
 
-    def _row(self, name: str, found: Mapping[str, Any]) -> list[str]:
+    def _row(self, name: str, method: Mapping[str, Any]) -> list[str]:
         return [
-            f"{name} ◆" if found["on_front"] else name,
-            mean_and_std(found["delta_m"], 2, sign=True),
+            f"{name} ◆" if method["on_front"] else name,
+            mean_and_std(method["delta_m"], 2, sign=True),
             p_value(corrected_p(self._summary, "against_single", name)),
             p_value(corrected_p(self._summary, "against_reference", name)),
-            mean_and_std(found["rank"], 1),
-            *(mean_and_std(found["test"][task]) for task in self._tasks),
-            span(found["epochs"]),
-            span(found["jobs"]),
-            number(found["step_ms"]["mean"], 1),
-            number(found["step_cpu_ms"]["mean"], 1),
-            number(found["peak_memory_mb"]["mean"], 0),
+            mean_and_std(method["rank"], 1),
+            *(mean_and_std(method["test"][task]) for task in self._tasks),
+            span(method["epochs"]),
+            span(method["jobs"]),
+            number(method["step_ms"]["mean"], 1),
+            number(method["step_cpu_ms"]["mean"], 1),
+            number(method["peak_memory_mb"]["mean"], 0),
         ]
 
-    def _best(self) -> dict[tuple[int, int], bool]:
-        """Returns the cells of the results that hold the best mean of a column."""
+    def _best(self) -> set[tuple[int, int]]:
+        """Returns the (row, column) of each cell that holds its column's best mean."""
+        methods = self._methods.values()
         columns = {
-            1: ([found["delta_m"]["mean"] for found in self._methods.values()], "max"),
-            4: ([found["rank"]["mean"] for found in self._methods.values()], "min"),
+            1: ([method["delta_m"]["mean"] for method in methods], "max"),
+            4: ([method["rank"]["mean"] for method in methods], "min"),
         }
-        for index, task in enumerate(self._tasks):
-            means = [found["test"][task]["mean"] for found in self._methods.values()]
-            columns[5 + index] = (means, self._direction(task))
-        best = {}
+        for column, task in enumerate(self._tasks, start=5):
+            means = [method["test"][task]["mean"] for method in methods]
+            columns[column] = (means, self._direction(task))
+        cells = set()
         for column, (means, direction) in columns.items():
-            there = [mean for mean in means if is_finite(mean)]
-            if there:
-                top = max(there) if direction == "max" else min(there)
-                # The first row is that of the single tasks.
-                for row, mean in enumerate(means, start=1):
-                    best[row, column] = mean == top
-        return best
+            finite = [mean for mean in means if is_finite(mean)]
+            best = (max if direction == "max" else min)(finite, default=None)
+            # The first row is that of the single tasks.
+            cells |= {
+                (row, column)
+                for row, mean in enumerate(means, start=1)
+                if best is not None and mean == best
+            }
+        return cells
 
-    def _gains(self) -> str:
-        rows = [
-            svg.Bar(
+    def _gains(self) -> Section:
+        deltas = [
+            figures.Bar(
                 name,
-                found["delta_m"]["mean"],
-                found["delta_m"]["std"],
-                mean_and_std(found["delta_m"], 2, sign=True) + " %",
+                method["delta_m"]["mean"],
+                method["delta_m"]["std"],
+                mean_and_std(method["delta_m"], 2, sign=True) + " %",
             )
-            for name, found in self._methods.items()
+            for name, method in self._methods.items()
         ]
-        unit = "gain over single tasks, %"
-        figures = [figure("Δm, all tasks", svg.bars(rows, unit, "Δm of each method"))]
+        drawn = figures.bars(deltas, "gain over single tasks, %")
+        shown = [figure("Δm, all tasks", svg(drawn, "Δm of each method"))]
         for task in self._tasks:
-            rows = [
-                svg.Bar(
+            gains = [
+                figures.Bar(
                     name,
-                    found["gain"][task]["mean"],
-                    found["gain"][task]["std"],
-                    mean_and_std(found["test"][task]),
+                    method["gain"][task]["mean"],
+                    method["gain"][task]["std"],
+                    mean_and_std(method["test"][task]),
                 )
-                for name, found in self._methods.items()
+                for name, method in self._methods.items()
             ]
-            drawn = svg.bars(
-                rows, "gain over the task alone, %", f"Gain of each method on {task}"
-            )
-            figures.append(figure(f"{task}, {self._axis(task)}", drawn))
-        words = (
+            drawn = figures.bars(gains, "gain over the task alone, %")
+            about = f"Gain of each method on {task}"
+            shown.append(figure(f"{task}, {self._axis(task)}", svg(drawn, about)))
+        return section(
+            "Gain by task",
             "Bars start at what the task reaches alone; to the right is better, also "
             "for metrics of which less is better. Whiskers are one standard deviation "
-            "over seeds. The numbers are the metrics themselves."
+            "over seeds. The numbers are the metrics themselves.",
+            figures=shown,
         )
-        return section("Gain by task", words, charts(figures))
 
-    def _fronts(self) -> str:
-        figures = []
+    def _fronts(self) -> Section:
+        shown = []
         for first, second in itertools.combinations(self._tasks, 2):
             points = [
-                svg.Point(
-                    name, found["test"][first]["mean"], found["test"][second]["mean"]
+                figures.Point(
+                    name, method["test"][first]["mean"], method["test"][second]["mean"]
                 )
-                for name, found in self._methods.items()
+                for name, method in self._methods.items()
             ]
             front = pareto_front(
                 [(point.x, point.y) for point in points],
                 [self._direction(first), self._direction(second)],
             )
-            drawn = svg.scatter(
-                points,
-                front,
-                f"{first} {self._axis(first)}",
-                f"{second} {self._axis(second)}",
-                f"Pareto front of {first} and {second}",
-            )
-            figures.append(figure(f"{first} and {second}", drawn))
-        words = (
+            axes = [f"{task} {self._axis(task)}" for task in (first, second)]
+            drawn = figures.scatter(points, front, *axes)
+            about = f"Pareto front of {first} and {second}"
+            shown.append(figure(f"{first} and {second}", svg(drawn, about)))
+        return section(
+            "Pareto fronts",
             "Means over seeds, two tasks at a time. Ringed and joined: no other method "
             "is better in one of the two and as good in the other. Arrows tell which "
-            "way is better."
+            "way is better.",
+            legend=list(self._methods),
+            figures=shown,
         )
-        names = legend(self._methods, numbered=True)
-        return section("Pareto fronts", words, names + charts(figures))
 
-    def _losses(self) -> str:
-        figures = []
+    def _losses(self) -> Section:
+        shown = []
         for task in self._tasks:
-            key = f"val_{task}_loss"
             rows = [
-                svg.Series(name, found["history"][key])
-                for name, found in self._methods.items()
-                if key in found["history"]
+                figures.Series(name, method["history"][f"val_{task}_loss"])
+                for name, method in self._methods.items()
+                if f"val_{task}_loss" in method["history"]
             ]
             if rows:
                 about = f"Validation loss of {task} by epoch"
-                figures.append(figure(task, svg.lines(rows, "epoch", "loss", about)))
-        words = "Validation loss, mean over seeds."
-        return section("Loss curves", words, legend(self._methods) + charts(figures))
+                drawn = figures.lines(rows, "epoch", "loss")
+                shown.append(figure(task, svg(drawn, about)))
+        return section(
+            "Loss curves",
+            "Validation loss, mean over seeds.",
+            legend=svg(figures.line_legend(list(self._methods)), "Methods"),
+            figures=shown,
+        )
 
-    def _weights(self) -> str:
-        figures = []
-        for name, found in self._methods.items():
+    def _weights(self) -> Section:
+        shown = []
+        for name, method in self._methods.items():
             rows = [
-                svg.Series(task, found["history"][f"{task}_weight"])
+                figures.Series(task, method["history"][f"{task}_weight"])
                 for task in self._tasks
-                if f"{task}_weight" in found["history"]
+                if f"{task}_weight" in method["history"]
             ]
+            drawn = figures.lines(rows, "epoch", "weight")
             about = f"Task weights of {name} by epoch"
-            figures.append(figure(name, svg.lines(rows, "epoch", "weight", about)))
-        words = "Mean weight of each task in the steps of an epoch, mean over seeds."
-        return section("Task weights", words, legend(self._tasks) + charts(figures))
+            shown.append(figure(name, svg(drawn, about)))
+        return section(
+            "Task weights",
+            "Mean weight of each task in the steps of an epoch, mean over seeds.",
+            legend=svg(figures.line_legend(self._tasks), "Tasks"),
+            figures=shown,
+        )
 
-    def _cosines(self) -> str:
+    def _cosines(self) -> Iterator[Section]:
         tables = {
-            name: found["cosines"]
-            for name, found in self._methods.items()
-            if found["cosines"] is not None
+            name: method["cosines"]
+            for name, method in self._methods.items()
+            if method["cosines"] is not None
         }
         largest = max(map(_largest_between, tables.values()), default=1.0)
-        figures = [
+        shown = [
             figure(
                 name,
-                svg.heat(
-                    cosines, self._tasks, 2, largest, f"Gradient cosines of {name}"
+                svg(
+                    figures.heat(cosines, self._tasks, 2, largest),
+                    f"Gradient cosines of {name}",
                 ),
             )
             for name, cosines in tables.items()
         ]
-        words = (
-            "Cosine between the gradients of two tasks in the shared weights, where "
-            "the method has brought the model: mean over epochs and seeds, on the same "
-            "batches for all. Below 0, the tasks pull against each other. All have one "
-            "scale of colours, whose end is the largest value between two tasks."
-        )
-        if not figures:
-            return ""
-        return section("Gradient cosines", words, charts(figures))
+        if shown:
+            yield section(
+                "Gradient cosines",
+                "Cosine between the gradients of two tasks on the shared weights, "
+                "where the method has brought the model: mean over epochs and seeds, "
+                "on the same batches for all. Below 0, the tasks conflict. All have "
+                "one scale of colours, whose end is the largest value between two "
+                "tasks.",
+                figures=shown,
+            )
 
-    def _affinity(self) -> str:
+    def _affinity(self) -> Iterator[Section]:
         affinity = self._summary["affinity"]
-        figures = []
-        for name, (title, words) in _MEASURES.items():
+        shown = []
+        for name, (title, text) in _MEASURES.items():
             if affinity[name] is None:
                 continue
             # The share by which a step lowers a loss is shown in percent.
             factor = 100.0 if name == "lookahead" else 1.0
-            shown = [
+            table = [
                 [factor * value if is_finite(value) else None for value in row]
                 for row in affinity[name]
             ]
+            drawn = figures.heat(table, self._tasks, 2, _largest_between(table))
             groups = affinity["groups"][name]["groups"]
             named = "; ".join(" + ".join(group) for group in groups)
-            drawn = svg.heat(
-                shown,
-                self._tasks,
-                2,
-                _largest_between(shown),
-                f"{title} of task pairs",
+            shown.append(
+                figure(
+                    title,
+                    svg(drawn, f"{title} of task pairs"),
+                    above=text,
+                    below=f"Suggested groups: {named}",
+                )
             )
-            below = paragraph(f"Suggested groups: {named}")
-            figures.append(figure(title, paragraph(words) + drawn + below))
-        if not figures:
-            return ""
-        words = (
-            "Rows act on columns. Look-ahead and cosines were measured in the "
-            f"trainings by {self._summary['tests']['reference']}. The groups are the "
-            "split with the most mean gain for each task from the others in its group; "
-            "train a suggestion before you trust it, as the measures need not agree."
-        )
-        return section("Which tasks help which", words, charts(figures))
+        if shown:
+            yield section(
+                "Which tasks help which",
+                "Rows act on columns. Look-ahead and cosines were measured in the "
+                f"trainings by {self._summary['tests']['reference']}. The groups are "
+                "the split with the most mean gain for each task from the others in "
+                "its group; train a suggestion before you trust it, as the measures "
+                "need not agree.",
+                figures=shown,
+            )
 
-    def _failures(self) -> str:
+    def _failures(self) -> Iterator[Section]:
         failed = self._summary["failed"]
-        if not failed:
-            return ""
-        words = "The same command, started again, tries them again."
-        return section("Failed trainings", words, table(failed.items()))
+        if failed:
+            yield section(
+                "Failed trainings",
+                "The same command, started again, retries them.",
+                rows=failed.items(),
+            )
 
-    def _settings(self) -> str:
+    def _settings(self) -> Section:
         left_out = ("balancing", "sharing", "seed", "loss_weights", "tasks")
-        given = {k: v for k, v in self._base.items() if k not in left_out}
+        settings = {k: v for k, v in self._base.items() if k not in left_out}
         sharing = self._summary["comparison"]["sharing"]
-        given["sharing"] = ", ".join(map(spec_name, sharing))
-        given |= self._summary["machine"] | self._summary["versions"]
-        rows = [
-            [key.replace("_", " "), str(value)]
-            for key, value in given.items()
-            if value is not None
-        ]
+        settings["sharing"] = ", ".join(map(spec_name, sharing))
+        settings |= self._summary["machine"] | self._summary["versions"]
         command = self._summary["command"]
-        words = "The budget is the same for all. Made by:" if command else ""
-        # Lines break between words, and not after the hyphens of an option.
-        parts = [f"<span>{html.escape(part)}</span>" for part in command.split(" ")]
-        shown = f"<pre>{' '.join(parts)}</pre>\n" if command else ""
-        return section("Settings", words, shown + table(rows))
+        return section(
+            "Settings",
+            "The budget is the same for all." + (" Made by:" if command else ""),
+            command=command,
+            rows=[
+                [key.replace("_", " "), str(value)]
+                for key, value in settings.items()
+                if value is not None
+            ],
+        )
 
     def _direction(self, task: str) -> str:
         return self._summary["tasks"][task]["direction"]
@@ -354,7 +356,7 @@ class _Report:
 
 
 def _largest_between(table: Sequence[Sequence[float | None]]) -> float:
-    """Returns the largest size of a value off the diagonal; 1 with none."""
+    """Returns the largest magnitude off the diagonal; 1 with none."""
     between = [
         abs(value)
         for i, row in enumerate(table)

@@ -14,11 +14,11 @@ from rich.console import Console
 
 from mtl_keras.compare import worker
 from mtl_keras.compare.comparison import Cell, Comparison
-from mtl_keras.compare.html_parts import span
 from mtl_keras.compare.report import write_report
 from mtl_keras.compare.running import run_cells
 from mtl_keras.compare.summary import Record, Summary, corrected_p, summarise
 from mtl_keras.files import atomic_write
+from mtl_keras.reports.rendering import span
 from mtl_keras.runs.folder import disk_errors, write_json
 from mtl_keras.runs.training import versions
 

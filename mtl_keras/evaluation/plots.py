@@ -11,10 +11,9 @@ from numpy.typing import ArrayLike
 
 from mtl_keras import optional
 from mtl_keras.evaluation.pareto import pareto_front
+from mtl_keras.reports.figures import new_figure, save_png, styled
 
-# A figure made without pyplot needs no display and leaves no global state.
 with optional.extra("plots", "matplotlib", "A plot"):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
 
@@ -48,6 +47,23 @@ def trade_off(
     Returns:
         The path.
     """
+    figure = trade_off_figure(
+        points, names, directions, groups=groups, labels=labels, title=title
+    )
+    return save_png(figure, pathlib.Path(path))
+
+
+@styled
+def trade_off_figure(
+    points: ArrayLike,
+    names: Sequence[str],
+    directions: Sequence[str],
+    *,
+    groups: Sequence[str] | None = None,
+    labels: Sequence[str] | None = None,
+    title: str = "",
+) -> Figure:
+    """Returns `trade_off`'s Matplotlib figure; takes the same arguments."""
     array = np.asarray(points, dtype=np.float64)
     kept = np.flatnonzero(~np.isnan(array).any(axis=1)).tolist()
     array = array[kept]
@@ -56,9 +72,15 @@ def trade_off(
     count = len(names)
     side = count - 1
     size = 4.2 if side == 1 else 2.6 * side + 0.6
-    figure = Figure(figsize=(size + (0.8 if side == 1 else 0), size), dpi=110)
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(side, side, squeeze=False, sharex="col", sharey="row")
+    figure, axes = new_figure(
+        size + (0.8 if side == 1 else 0),
+        size,
+        nrows=side,
+        ncols=side,
+        squeeze=False,
+        sharex="col",
+        sharey="row",
+    )
     everywhere = set(pareto_front(array, directions))
 
     for row, column in itertools.product(range(side), range(side)):
@@ -85,12 +107,10 @@ def trade_off(
         else:
             figure.legend(handles, texts, loc="upper right")
     figure.suptitle(title, x=0.02, ha="left")
-    figure.tight_layout()
-    path = pathlib.Path(path)
-    figure.savefig(path, format="png")
-    return path
+    return figure
 
 
+@styled
 def expert_usage(
     usage: Mapping[str, Mapping[str, float]],
     path: str | pathlib.Path,
@@ -112,13 +132,7 @@ def expert_usage(
     table = np.asarray(
         [[row.get(name, np.nan) for name in columns] for row in usage.values()]
     )
-    figure = Figure(
-        figsize=(2.5 + 0.6 * len(columns), 1.6 + 0.4 * len(usage)),
-        dpi=110,
-        layout="constrained",
-    )
-    FigureCanvasAgg(figure)
-    axis = figure.subplots()
+    figure, axis = new_figure(2.5 + 0.6 * len(columns), 1.6 + 0.4 * len(usage))
     image = axis.imshow(table, vmin=0.0, vmax=1.0, cmap="Blues", aspect="auto")
     for row, column in itertools.product(*map(range, table.shape)):
         share = table[row, column]
@@ -129,9 +143,7 @@ def expert_usage(
     axis.set_yticks(range(len(usage)), list(usage))
     axis.set_title(title, loc="left")
     figure.colorbar(image, label="share")
-    path = pathlib.Path(path)
-    figure.savefig(path, format="png")
-    return path
+    return save_png(figure, pathlib.Path(path))
 
 
 def _axis_label(name: str, direction: str) -> str:

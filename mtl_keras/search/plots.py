@@ -1,16 +1,15 @@
-"""Pictures of a study, by Matplotlib."""
+"""Figures of a study: objectives against each other, trials as lines, hypervolume."""
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from mtl_keras import optional
-from mtl_keras.evaluation.plots import trade_off
-from mtl_keras.files import atomic_write
+from mtl_keras.evaluation.plots import trade_off_figure
+from mtl_keras.reports.figures import new_figure, styled
 from mtl_keras.search.components import Components
 from mtl_keras.search.records import (
     Record,
@@ -23,23 +22,18 @@ from mtl_keras.search.records import (
 from mtl_keras.search.study import Study
 from mtl_keras.search.values import main_values, short
 
-# With the module: a study should not find out at its end.
 with optional.extra("plots", "matplotlib", "The report of a study"):
     from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patheffects import withStroke
 
 _MOST_OBJECTIVES = 5  # whose hypervolume is quick to compute
 
 
-def draw_trade_off(
-    study: Study, records: Sequence[Record], path: pathlib.Path
-) -> pathlib.Path | None:
-    """Draws the objectives, or else the tasks' main metrics, against each other.
+def trade_offs(study: Study, records: Sequence[Record]) -> Figure | None:
+    """Returns the objectives, or else the tasks' main metrics, against each other.
 
-    Returns:
-        The path, or None with nothing to draw.
+    None for fewer than two of them, or without a finished trial.
     """
     application = study.base_config().get_application()
     tasks = list(study.tasks or ())
@@ -56,48 +50,40 @@ def draw_trade_off(
     by = next(
         (n for n in ("balancing", "sharing", "backbone") if n in study.searched), None
     )
-    groups = [_group(study, flat_settings(r)[by], by) for r in done] if by else None
-    with atomic_write(path) as beside:
-        trade_off(
-            points,
-            names,
-            directions,
-            beside,
-            groups=groups,
-            labels=[str(record["trial"]) for record in done],
-            title=f"{study.application}: validation metrics of {len(done)} trials",
-        )
-    return path
+    return trade_off_figure(
+        points,
+        names,
+        directions,
+        groups=[_group(study, flat_settings(r)[by], by) for r in done] if by else None,
+        labels=[str(record["trial"]) for record in done],
+        title=f"{study.application}: validation metrics of {len(done)} trials",
+    )
 
 
-def draw_parallel(
-    study: Study, records: Sequence[Record], path: pathlib.Path
-) -> pathlib.Path | None:
-    """Draws every trial as a line over its searched settings and its objectives.
+@styled
+def parallel(study: Study, records: Sequence[Record]) -> Figure | None:
+    """Returns every trial as a line through its searched settings and objectives.
 
-    The best line is on top; with several objectives, lines on the front are.
+    The best line is on top; with several objectives, lines on the front are thick.
+    None without a finished trial.
     """
     done = finished(records)
     if not done:
         return None
     columns = _columns(study, done)
-    figure = Figure(
-        figsize=(1.0 + 1.05 * len(columns), 4.4), dpi=110, layout="constrained"
-    )
-    FigureCanvasAgg(figure)
-    axis = figure.subplots()
+    figure, axis = new_figure(1.0 + 1.05 * len(columns), 4.4)
     heights = np.stack([_heights(values) for values in columns.values()], axis=1)
-    scores = np.array([record["score"] for record in done])
-    order = np.argsort(scores, kind="stable")
-    colours = np.linspace(0.15, 1.0, len(done))
+    order = np.argsort([record["score"] for record in done], kind="stable")
+    colours = colormaps["viridis_r"](np.linspace(0.15, 1.0, len(done)))
     halo = [withStroke(linewidth=3, foreground="white")]
     best = [r["trial"] for r in front_of(done)]
     for place, index in enumerate(order):
+        on_front = done[index]["trial"] in best
         axis.plot(
             heights[index],
-            color=figure_colour(colours[place]),
-            linewidth=2.2 if done[index]["trial"] in best else 1.0,
-            alpha=1.0 if done[index]["trial"] in best else 0.6,
+            color=colours[place],
+            linewidth=2.2 if on_front else 1.0,
+            alpha=1.0 if on_front else 0.6,
         )
     for position, (values, height) in enumerate(
         zip(columns.values(), heights.T, strict=True)
@@ -115,34 +101,22 @@ def draw_parallel(
     axis.set_ylim(-0.06, 1.06)
     axis.spines[:].set_visible(False)
     axis.set_title(f"{study.application}: {len(done)} trials", loc="left")
-    with atomic_write(path) as beside:
-        figure.savefig(beside, format="png")
-    return path
+    return figure
 
 
-def figure_colour(share: float) -> Any:
-    """Returns the colour of a rank, from 0 (worst) to 1 (best)."""
-    return colormaps["viridis_r"](share)
-
-
-def draw_hypervolume(
-    records: Sequence[Record], path: pathlib.Path
-) -> pathlib.Path | None:
-    """Draws the hypervolume over trials, where there are several objectives."""
+@styled
+def hypervolume(records: Sequence[Record]) -> Figure | None:
+    """Returns the hypervolume over trials; None unless there are several objectives."""
     done = finished(records)
     if not done or not 2 <= objective_points(done).shape[1] <= _MOST_OBJECTIVES:
         return None
     curve = hypervolume_curve(records)
-    figure = Figure(figsize=(5.0, 3.2), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.subplots()
+    figure, axis = new_figure(5.0, 3.2)
     axis.step(range(1, len(curve) + 1), curve, where="post")
     axis.set_xlabel("finished trials")
     axis.set_ylabel("hypervolume")
-    axis.grid(alpha=0.25)
-    with atomic_write(path) as beside:
-        figure.savefig(beside, format="png")
-    return path
+    axis.grid()
+    return figure
 
 
 def _broken(name: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from mtl_keras.reports import save_png
 from mtl_keras.runs.progress import duration
 from mtl_keras.search import page, plots
 from mtl_keras.search.records import Record, flat_settings, front_of
@@ -93,14 +94,14 @@ def outcome(study: Study, record: Record) -> str:
 
 
 def write(study: Study, records: Sequence[Record], out: pathlib.Path) -> None:
-    """Draws the pictures and the page, those of `FILES` that there is data for."""
-    pictures = [
-        path
-        for path in (
-            plots.draw_trade_off(study, records, out / PLOT),
-            plots.draw_parallel(study, records, out / PARALLEL),
-            plots.draw_hypervolume(records, out / HYPERVOLUME),
-        )
-        if path is not None
-    ]
-    page.write_page(study, records, out / PAGE, pictures)
+    """Draws the figures and the page, those of `FILES` that there is data for."""
+    figures = {
+        PLOT: plots.trade_offs(study, records),
+        PARALLEL: plots.parallel(study, records),
+        HYPERVOLUME: plots.hypervolume(records),
+    }
+    drawn = {name: figure for name, figure in figures.items() if figure is not None}
+    for name, figure in drawn.items():
+        save_png(figure, out / name)
+    by_stem = {name.removesuffix(".png"): figure for name, figure in drawn.items()}
+    page.write_page(study, records, out / PAGE, by_stem)

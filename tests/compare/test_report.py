@@ -14,8 +14,8 @@ from scipy import stats
 from mtl_keras.compare import Comparison
 from mtl_keras.compare.report import write_report
 from mtl_keras.compare.summary import summarise
-from mtl_keras.compare.svg import Bar, Point, bars, scatter
 from mtl_keras.evaluation import holm
+from mtl_keras.reports.figures import Bar, Point, bars, heat, scatter, svg
 from mtl_keras.runs import RunConfig
 
 MAIN = {"way": "accuracy", "bright": "auc", "level": "mae"}
@@ -215,43 +215,53 @@ def test_the_page_is_whole_and_loads_nothing(given, tmp_path):
     checker.feed(page)
     assert checker.open == []
     assert checker.loads == []
-    assert not re.search(r"https?:|url\(|@import", page)
+    # Markers and clip paths are referred to within the page.
+    assert not re.search(r"https?:|url\((?!#)|href=\"(?!#)|@import", page)
+    referred = set(re.findall(r'(?:url\(|href=")#(\w+)', page))
+    assert referred <= set(re.findall(r' id="(\w+)"', page))
     assert "width=device-width" in page
     assert "prefers-color-scheme: dark" in page
-    assert "&#x27;x</span> <span>&amp;</span> <span>&lt;y&gt;&#x27;<" in page
+    assert "&#39;x</span> <span>&amp;</span> <span>&lt;y&gt;&#39;<" in page
     # Two of the four seeds were timed with two jobs side by side.
     assert page.count("<td>1–2</td><td>5.0</td>") == len(METHODS)
-    assert page.count('<svg viewBox="0 0 340') == 4 + 3 + 3 + 3 + 3 + 2
+    legends = 2
+    assert page.count('<svg role="img"') == 4 + 3 + 3 + 3 + 3 + 2 + legends
 
 
 def test_bars_and_points_are_where_their_values_are():
-    drawn = bars([Bar("a", 2.0, 0.5, ""), Bar("b", -4.0, None, "")], "%", "")
-    boxes = re.findall(
-        r'<rect class="(\w+)" x="([\d.]+)" y="\d+" width="([\d.]+)"', drawn
-    )
-    (first, x1, width1), (second, x2, width2) = boxes
-    assert (first, second) == ("gain", "loss")
-    assert float(width2) == pytest.approx(2 * float(width1), abs=0.2)
-    # One starts where the other ends: at 0.
-    assert float(x1) == pytest.approx(float(x2) + float(width2), abs=0.2)
-    points = [Point("a", 0.0, 0.0), Point("b", 1.0, 2.0), Point("c", 0.5, 1.0)]
-    drawn = scatter(points, [1], "x", "y", "")
-    places = np.array(re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', drawn), float)
-    np.testing.assert_allclose(places[2], (places[0] + places[1]) / 2, atol=0.1)
-    assert places[1, 0] > places[0, 0]
-    assert places[1, 1] < places[0, 1]
+    figure = bars([Bar("a", 2.0, 0.5, ""), Bar("b", -4.0, None, "")], "%")
+    first, second = figure.axes[0].patches
+    assert (first.get_x(), first.get_width()) == (0.0, 2.0)
+    assert (second.get_x(), second.get_width()) == (0.0, -4.0)
+    assert first.get_facecolor() != second.get_facecolor()
+    points = [Point("a", 0.0, 0.0), Point("b", 1.0, 2.0), Point("c", 0.5, math.nan)]
+    figure = scatter(points, [1], "x", "y")
+    numbers = {text.get_text(): text.xy for text in figure.axes[0].texts}
+    assert {n: tuple(xy) for n, xy in numbers.items()} == {"1": (0, 0), "2": (1, 2)}
 
 
 def test_numbers_of_points_close_together_do_not_cover_each_other():
     far = [Point("far", 0.0, 0.0)]
     close = [Point(str(n), 1.0 + 0.001 * n, 1.0 - 0.001 * n) for n in range(8)]
-    drawn = scatter(far + close, [], "x", "y", "")
-    circles = re.findall(r'cx="([\d.]+)" cy="([\d.]+)" r="(\d)"', drawn)
-    marks = np.array([place for *place, r in circles if r == "9"], float)
-    dots = np.array([place for *place, r in circles if r == "3"], float)
+    figure = scatter(far + close, [], "x", "y")
+    figure.draw_without_rendering()
+    texts = figure.axes[0].texts
+    places = figure.axes[0].transData.transform([text.xy for text in texts])
+    places *= 72 / figure.dpi
+    marks = places + [text.xyann for text in texts]
     gaps = np.linalg.norm(marks[:, None] - marks, axis=-1) + 99 * np.eye(len(marks))
     assert len(marks) == 9
     assert gaps.min() > 18
-    # What stands aside is tied to its place, which nothing covers.
-    assert drawn.count('class="tie"') == len(dots) == 7
-    assert np.linalg.norm(dots[:, None] - marks[2:], axis=-1).min() > 9
+    # What stands aside is tied to its place, which no other number covers.
+    aside = [text.arrow_patch is not None for text in texts]
+    assert aside == [False, False] + [True] * 7
+    assert np.linalg.norm(places[2:, None] - marks[2:], axis=-1).min() > 9
+
+
+def test_names_in_figures_are_text_and_not_markup():
+    names = ["<b>&", "$a_b$", "城市"]
+    drawn = svg(heat(np.eye(3), names, 2, 1.0), 'x"y')
+    for name in ("&lt;b&gt;&amp;", "$a_b$", "城市"):
+        assert f">{name}<" in drawn
+    assert "<b>" not in drawn
+    assert 'aria-label="x&#34;y"' in drawn

@@ -1,0 +1,10 @@
+"""HTML reports of studies and comparisons: one template engine, one set of figures.
+
+A report is one file that loads nothing: no script, font, picture or style sheet from
+elsewhere. Jinja2 escapes whatever a user named; figures are inline SVG by Matplotlib.
+"""
+
+from mtl_keras.reports.figures import save_png, svg
+from mtl_keras.reports.rendering import write_html
+
+__all__ = ["save_png", "svg", "write_html"]

@@ -1,0 +1,353 @@
+"""Figures of reports, drawn by Matplotlib: inline SVG in a page, PNG as a file.
+
+Figures are made without pyplot: they need no display and leave no global state. Charts
+are as wide as one column on a phone.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+import pathlib
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+import numpy as np
+
+from mtl_keras import optional
+from mtl_keras.files import atomic_write
+
+with optional.extra("plots", "matplotlib", "A figure"):
+    from matplotlib import rc_context
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
+with optional.extra("plots", "jinja2", "A report"):
+    from markupsafe import Markup, escape
+
+WIDTH = 340 / 72  # inches: 340 CSS pixels
+_DASHES = ("-", (0, (5, 3)), (0, (1.5, 2.5)))  # with ten colours, thirty lines
+_MARK = 9.0  # radius of a numbered point, in points
+_NEUTRAL = "0.45"
+_CARD = "#f6f8fa"  # as in the style sheet
+# Text stays text, and a name is no formula: "$" has no meaning in it.
+_STYLE: dict[Any, Any] = {
+    "axes.axisbelow": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "font.size": 9,
+    "grid.alpha": 0.3,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "mtl_keras",
+    "text.parse_math": False,
+}
+
+
+class Bar(NamedTuple):
+    """One horizontal bar, from 0 to a mean."""
+
+    label: str
+    mean: float | None
+    spread: float | None
+    """Half the length of the whisker; None for no whisker."""
+    text: str
+    """Written at the end of the row."""
+
+
+class Series(NamedTuple):
+    """One line of a chart."""
+
+    label: str
+    values: Sequence[float]
+    """By epoch; NaN leaves a gap."""
+
+
+class Point(NamedTuple):
+    """One numbered point of a chart."""
+
+    label: str
+    x: float
+    y: float
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def styled(draw: Callable[P, R]) -> Callable[P, R]:
+    """Returns a function that draws, or saves, in the style of the reports."""
+
+    @functools.wraps(draw)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        with rc_context(_STYLE):
+            return draw(*args, **kwargs)
+
+    return wrapped
+
+
+@styled
+def svg(figure: Figure, about: str) -> Markup:
+    """Returns a figure as inline SVG that scales with its column.
+
+    Args:
+        figure: The figure. Its background is left out.
+        about: Text alternative.
+    """
+    buffer = io.StringIO()
+    unset = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with warnings.catch_warnings():
+        # Text stays text: the reader's fonts have the glyphs, or have not.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
+        figure.savefig(buffer, format="svg", metadata=unset, transparent=True)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    # Attributes that only a file of its own needs, and ids that would stand in a page
+    # twice; markers and clip paths have ids made from what they are.
+    for attribute in ("xmlns:xlink", "xmlns", "version", "width", "height"):
+        text = re.sub(rf' {attribute}="[^"]*"', "", text, count=1)
+    text = re.sub(r' id="[\w.]+_\d+"', "", text)
+    # Paths to a hundredth of a point.
+    text = re.sub(
+        r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), text
+    )
+    width = f"width: {figure.get_figwidth() * 72:.0f}px"
+    opening = f'<svg role="img" aria-label="{escape(about)}" style="{width}"'
+    return Markup(text.replace("<svg", opening, 1))
+
+
+@styled
+def save_png(figure: Figure, path: pathlib.Path) -> pathlib.Path:
+    """Writes a figure as a PNG, atomically, and returns the path."""
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    return path
+
+
+def new_figure(width: float, height: float, **kwargs: Any) -> tuple[Figure, Any]:
+    """Returns a figure and its axes; to be called by `styled` functions.
+
+    Args:
+        width: Inches.
+        height: Inches.
+        **kwargs: Passed on to `Figure.subplots`.
+    """
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(**kwargs)
+
+
+@styled
+def bars(rows: Sequence[Bar], unit: str) -> Figure:
+    """Returns horizontal bars around 0, with whiskers.
+
+    Args:
+        rows: The bars, from above.
+        unit: Label of the axis.
+    """
+    figure, axes = new_figure(WIDTH, 0.7 + 0.5 * len(rows))
+    for index, row in enumerate(rows):
+        above = {
+            "transform": axes.get_yaxis_transform(),
+            "va": "center",
+            "bbox": {"facecolor": _CARD, "edgecolor": "none", "pad": 1.0},
+        }
+        axes.text(0.0, index - 0.36, row.label, ha="left", **above)
+        axes.text(1.0, index - 0.36, row.text, ha="right", **above)
+        if row.mean is not None and math.isfinite(row.mean):
+            axes.barh(
+                index + 0.08,
+                row.mean,
+                height=0.34,
+                color="C0" if row.mean >= 0 else "C1",
+                xerr=row.spread or None,
+                error_kw={"ecolor": "0.2", "capsize": 3},
+                alpha=0.75,
+            )
+    axes.axvline(0.0, color="0.2", linewidth=1)
+    axes.set_ylim(len(rows) - 0.5, -0.6)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.locator_params("x", nbins=5)
+    axes.grid(axis="x")
+    axes.set_xlabel(unit)
+    return figure
+
+
+@styled
+def lines(rows: Sequence[Series], x_name: str, y_name: str) -> Figure:
+    """Returns values by epoch, the first epoch being 1.
+
+    Args:
+        rows: The lines, coloured in their order as `line_style` tells.
+        x_name: Label of the axis of epochs.
+        y_name: Label of the other axis.
+    """
+    figure, axes = new_figure(WIDTH, 3.1)
+    for index, row in enumerate(rows):
+        values = np.where(np.isfinite(row.values), row.values, np.nan)
+        epochs = np.arange(1, len(values) + 1)
+        marker = "o" if len(values) == 1 else None
+        axes.plot(epochs, values, marker=marker, markersize=4, **line_style(index))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(nbins=5)
+    axes.grid()
+    axes.set_xlabel(x_name)
+    axes.set_ylabel(y_name)
+    return figure
+
+
+def line_style(index: int) -> dict[str, Any]:
+    """Returns colour and dashes of the line at `index`, for a chart or its legend."""
+    return {
+        "color": f"C{index % 10}",
+        "linestyle": _DASHES[index % len(_DASHES)],
+        "linewidth": 1.8,
+    }
+
+
+@styled
+def line_legend(names: Sequence[str]) -> Figure:
+    """Returns a legend of lines as a figure of its own, to stand above charts."""
+    columns = max(1, min(len(names), 60 // max(map(len, names), default=1)))
+    rows = math.ceil(len(names) / columns)
+    figure, axes = new_figure(2 * WIDTH, 0.1 + 0.22 * rows)
+    handles = [
+        Line2D([], [], label=name, **line_style(index))
+        for index, name in enumerate(names)
+    ]
+    axes.set_axis_off()
+    axes.legend(handles=handles, loc="upper left", ncols=columns, frameon=False)
+    return figure
+
+
+@styled
+def scatter(
+    points: Sequence[Point], front: Sequence[int], x_name: str, y_name: str
+) -> Figure:
+    """Returns numbered points, those of a front joined by a line.
+
+    A number that would cover another stands beside its point, tied to it by a line.
+
+    Args:
+        points: The points, numbered 1, 2, …; non-finite ones are not drawn.
+        front: Indices of the points on the front.
+        x_name: Label of the horizontal axis.
+        y_name: Label of the vertical axis.
+    """
+    figure, axes = new_figure(WIDTH, 3.5)
+    axes.set_xlabel(x_name)
+    axes.set_ylabel(y_name)
+    axes.grid()
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins=4))
+    drawn = [i for i, p in enumerate(points) if math.isfinite(p.x + p.y)]
+    joined = sorted((points[i].x, points[i].y) for i in front)
+    if joined:
+        axes.plot(*zip(*joined, strict=True), "--", color=_NEUTRAL, linewidth=1.2)
+    places = np.array([(points[i].x, points[i].y) for i in drawn]).reshape(-1, 2)
+    axes.plot(*places.T, linestyle="none")  # sets the limits
+    axes.margins(0.12)
+    figure.draw_without_rendering()  # fixes the layout, and with it the pixels
+    marks = _spread_out(axes.transData.transform(places) * 72 / figure.dpi, axes)
+    offsets = marks - axes.transData.transform(places) * 72 / figure.dpi
+    for index, place, offset in zip(drawn, places, offsets, strict=True):
+        colour = f"C{index % 10}"
+        moved = bool(offset.any())
+        if moved:
+            axes.plot(*place, "o", color=colour, markersize=5, zorder=3)
+        axes.annotate(
+            str(index + 1),
+            place,
+            offset,
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=8,
+            fontweight="bold",
+            color="white",
+            zorder=4,
+            bbox={
+                "boxstyle": "circle,pad=0.25",
+                "facecolor": colour,
+                "edgecolor": "0.1" if index in front else colour,
+                "linewidth": 1.6,
+            },
+            arrowprops={"arrowstyle": "-", "color": _NEUTRAL} if moved else None,
+        )
+    return figure
+
+
+def _spread_out(places: np.ndarray, axes: Axes) -> np.ndarray:
+    """Returns where to number each point: on it, or nearby if that is taken.
+
+    Args:
+        places: `[N, 2]`, the points in points (1/72 inch) from the figure's corner.
+        axes: The axes, beyond which no number goes.
+    """
+    box = axes.get_window_extent().get_points() * 72 / axes.figure.dpi
+    low, high = box[0] + _MARK, box[1] - _MARK
+    turns = np.arange(16) * math.tau / 16
+    circle = np.stack([np.cos(turns), np.sin(turns)], axis=1)
+    marks: list[np.ndarray] = []
+    for index, place in enumerate(places):
+        mark = place
+        if any(math.dist(place, other) < 2 * _MARK for other in marks):
+            others = np.delete(places, index, axis=0)
+            candidates = (
+                place + radius * direction
+                for radius in np.arange(2 * _MARK, 7 * _MARK, 6)
+                for direction in circle
+            )
+            free = (
+                candidate
+                for candidate in candidates
+                if (candidate >= low).all()
+                and (candidate <= high).all()
+                and all(math.dist(candidate, o) > _MARK + 4 for o in others)
+                and all(math.dist(candidate, m) > 2 * _MARK + 2 for m in marks)
+            )
+            mark = next(free, place)
+        marks.append(mark)
+    return np.array(marks).reshape(-1, 2)
+
+
+@styled
+def heat(
+    table: Sequence[Sequence[float | None]],
+    names: Sequence[str],
+    digits: int,
+    largest: float,
+) -> Figure:
+    """Returns a square table as colours around 0, with its numbers.
+
+    Args:
+        table: `[T, T]` rows of numbers; None and NaN stay blank.
+        names: T names of the rows and columns.
+        digits: Decimals of the numbers.
+        largest: The magnitude that gets the full colour.
+    """
+    figure, axes = new_figure(WIDTH, 1.2 + 0.5 * len(names))
+    values = np.array(
+        [[math.nan if v is None else v for v in row] for row in table], np.float64
+    )
+    end = largest if largest > 0 else 1.0
+    edges = np.arange(len(names) + 1) - 0.5
+    colours = {"cmap": "RdBu", "vmin": -end, "vmax": end, "alpha": 0.7}
+    axes.pcolormesh(edges, edges, values, edgecolor="white", **colours)
+    axes.invert_yaxis()
+    for (row, column), value in np.ndenumerate(values):
+        if math.isfinite(value):
+            # Adding 0 takes the sign off what is rounded to 0.
+            text = f"{round(value, digits) + 0.0:.{digits}f}"
+            axes.text(column, row, text, ha="center", va="center")
+    axes.set_xticks(
+        range(len(names)), names, rotation=40, ha="left", rotation_mode="anchor"
+    )
+    axes.xaxis.tick_top()
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return figure
