@@ -197,6 +197,8 @@ class _Grid(StudyOracle, keras_tuner.oracles.GridSearchOracle):
     the first trial that was under way.
     """
 
+    _ordered_ids: Any
+
     def reload(self) -> None:
         """Reads the state, and finds the place in the grid."""
         super().reload()
