@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import doctest
 import inspect
-import pathlib
 import re
 from typing import Any
 
@@ -17,19 +16,16 @@ import mtl_keras
 _BLOCK = re.compile(r"^```(python|pycon)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def namespace(folder: pathlib.Path) -> dict[str, Any]:
+def namespace() -> dict[str, Any]:
     """Returns the names that an example may use without defining them.
 
-    `model` has tasks `a` and `b` and is not compiled; `x` and `y` are samples for it;
-    `folder` is an empty folder.
+    `model` has tasks `a` and `b` and is not compiled; `x` and `y` are samples for it.
     """
-    inputs = keras.Input((4,))
+    inputs = keras.Input((4,), name="x")
     features = keras.layers.Dense(8, "relu")(inputs)
     outputs = {task: keras.layers.Dense(1, name=task)(features) for task in "ab"}
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(8, 4)).astype("float32")
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
     return {
-        "folder": folder,
         "keras": keras,
         "model": mtl_keras.MultiTaskModel(inputs, outputs),
         "mtl_keras": mtl_keras,

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import mtl_keras
+from docstring_examples import namespace, run_examples
 from mtl_keras import balancing, fusion, sharing
 from mtl_keras.ops import solvers
 
@@ -151,6 +152,31 @@ def _raised(function: Callable[..., Any]) -> list[str]:
 @pytest.mark.parametrize("public", EVERYTHING, ids=lambda public: public.name)
 def test_docstring(public):
     assert not flaws(public)
+
+
+_WITH_EXAMPLES = ("balancing", "callbacks", "evaluation", "serving", "sharing")
+
+
+@pytest.fixture(scope="module")
+def version(tmp_path_factory):
+    """The folder of an export of the examples' model."""
+    path = tmp_path_factory.mktemp("models")
+    return mtl_keras.serving.export(namespace()["model"], path / "mine")
+
+
+@pytest.mark.parametrize(
+    "public",
+    [
+        public
+        for public in EVERYTHING
+        if public.owner is None and public.name.split(".")[1] in _WITH_EXAMPLES
+    ],
+    ids=lambda public: public.name,
+)
+def test_example(public, version, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = namespace() | {"version": version}
+    assert run_examples(public.name, public.value, names) > 0
 
 
 def _named_after_papers() -> dict[str, str]:

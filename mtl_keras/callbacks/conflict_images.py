@@ -45,8 +45,8 @@ class ConflictImages(keras.callbacks.Callback):
     Example:
 
     ```python
-    model.compile("adam", loss=losses, balancing="pcgrad", monitor="conflicts")
-    model.fit(x, y, callbacks=[ConflictImages("logs")])
+    model.compile("adam", loss="mse", balancing="pcgrad", monitor="conflicts")
+    model.fit(x, y, callbacks=[mtl_keras.callbacks.ConflictImages("logs")])
     ```
     """
 

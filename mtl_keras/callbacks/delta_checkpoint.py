@@ -58,13 +58,14 @@ class DeltaCheckpoint(keras.callbacks.Callback):
     Example:
 
     ```python
+    model.compile("adam", loss="mse")
     keep = mtl_keras.callbacks.DeltaCheckpoint(
         "best.keras",
-        baseline={"digit": 0.97, "even": 0.98},
-        metrics={"digit": "val_digit_accuracy", "even": "val_even_accuracy"},
-        directions={"digit": "max", "even": "max"},
+        baseline={"a": 0.31, "b": 0.28},  # of each task alone
+        metrics={"a": "val_a_loss", "b": "val_b_loss"},
+        directions={"a": "min", "b": "min"},
     )
-    model.fit(x, y, validation_data=validation, callbacks=[keep])
+    model.fit(x, y, validation_data=(x, y), callbacks=[keep])
     ```
     """
 

@@ -54,6 +54,15 @@ class TaskAffinity(keras.callbacks.Callback):
     Raises:
         InputError: For a step size out of range; at the start of training, for a
             model that is no MultiTaskModel, shares no weights, or has one task only.
+
+    Example:
+
+    ```python
+    model.compile("adam", loss="mse")
+    affinity = mtl_keras.callbacks.TaskAffinity([(x, y)])
+    model.fit(x, y, callbacks=[affinity])
+    affinity.history[-1]["affinity"][0][1]  # of a step on task a for task b
+    ```
     """
 
     def __init__(

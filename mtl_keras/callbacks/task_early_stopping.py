@@ -51,12 +51,13 @@ class TaskEarlyStopping(keras.callbacks.Callback):
     Example:
 
     ```python
+    model.compile("adam", loss="mse")
     stop = mtl_keras.callbacks.TaskEarlyStopping(
-        metrics={"digit": "val_digit_accuracy", "even": "val_even_loss"},
-        directions={"digit": "max", "even": "min"},
+        metrics={"a": "val_a_loss", "b": "val_b_loss"},
+        directions={"a": "min", "b": "min"},
         patience=3,
     )
-    model.fit(x, y, validation_data=validation, epochs=50, callbacks=[stop])
+    model.fit(x, y, validation_data=(x, y), epochs=2, callbacks=[stop])
     ```
     """
 

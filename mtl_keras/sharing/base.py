@@ -22,9 +22,13 @@ class Sharing:
     to share:
 
     ```python
+    inputs, tasks = keras.Input((8,)), ["a", "b"]
+    stages = [keras.layers.Dense(16, "relu"), keras.layers.Dense(8, "relu")]
+    sharing = mtl_keras.sharing.get("mmoe")
     features = sharing(inputs, stages, tasks)
-    outputs = {task: head(task, x) for task, x in features.items()}
+    outputs = {task: keras.layers.Dense(1)(x) for task, x in features.items()}
     outputs = sharing.connect_outputs(outputs)
+    model = mtl_keras.MultiTaskModel(inputs, outputs)
     ```
 
     Where tasks form a chain (a click, then a purchase), a way to share also
