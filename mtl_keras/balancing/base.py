@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import keras
@@ -13,9 +14,18 @@ import tensorflow as tf
 from mtl_keras import ops
 from mtl_keras.balancing.arguments import check_choice
 from mtl_keras.errors import check_integer
+from mtl_keras.ops import solvers
 
 SCALES = ("sum", "mean")
 TASK_SPECIFIC = ("own", "weighted")
+
+# The spacing at 1 of the dtypes in which gradients are computed.
+_SPACINGS = {
+    "float64": solvers.EPS,
+    "float32": 2.0**-23,
+    "float16": 2.0**-10,
+    "bfloat16": 2.0**-7,
+}
 
 
 class Balancer:
@@ -228,6 +238,8 @@ class GradientStep:
             representations are not: every replica has its own samples.
         sub_batches: For methods with `num_sub_batches`: as `gradients`, for each
             of that many disjoint parts of the batch.
+        compute_dtypes: Names of further dtypes through which the gradients came;
+            mixed precision computes in these, and casts to the variables' dtype.
     """
 
     def __init__(
@@ -238,6 +250,7 @@ class GradientStep:
         loss_scale: tf.Tensor,
         summed: bool = True,
         sub_batches: Sequence[Sequence[Sequence[Any]]] = (),
+        compute_dtypes: Sequence[str] = (),
     ):
         self.gradients = gradients
         self.losses = losses
@@ -245,6 +258,14 @@ class GradientStep:
         self.loss_scale = loss_scale
         self.summed = summed
         self.sub_batches = sub_batches
+        self.compute_dtypes = compute_dtypes
+
+    @property
+    def precision(self) -> float:
+        """The spacing at 1 of the coarsest dtype in which gradients were computed."""
+        dtypes = {g.dtype.name for row in self.gradients for g in row if g is not None}
+        spacings = [_SPACINGS[d] for d in dtypes.union(self.compute_dtypes)]
+        return max(spacings, default=solvers.EPS)
 
     @functools.cached_property
     def gramian(self) -> tf.Tensor:
@@ -316,7 +337,10 @@ class GramBalancer(GradientBalancer):
 
     A method of this kind implements `weights` and nothing else. `natural_scale`
     tells in which scale its paper writes them: `"mean"` (equal weights are 1 / T)
-    or `"sum"` (equal weights are 1).
+    or `"sum"` (equal weights are 1). A method that decides rank, conflict or
+    stationarity takes a second argument, `precision`: the spacing at 1 of the dtype in
+    which the gradients were computed (default: float64's). It is given to methods whose
+    signature has it.
 
     Args:
         update_every: Solve every k-th step and keep the weights in between; the
@@ -350,15 +374,18 @@ class GramBalancer(GradientBalancer):
         """
         raise NotImplementedError
 
-    def weights_with_losses(self, gramian: tf.Tensor, losses: tf.Tensor) -> tf.Tensor:
+    def weights_with_losses(
+        self, gramian: tf.Tensor, losses: tf.Tensor, precision: float = solvers.EPS
+    ) -> tf.Tensor:
         """Returns `weights`; overridden by methods that read the losses too.
 
         Args:
             gramian: As in `weights`.
             losses: float32 `[T]`.
+            precision: The spacing at 1 of the dtype of the gradients.
         """
         del losses
-        return self.weights(gramian)
+        return self.weights(gramian, **accepted(self.weights, precision))
 
     def solved(self, weights: tf.Tensor, converged: tf.Tensor) -> tf.Tensor:
         """Returns a solver's weights, and counts the step if it fell back.
@@ -386,8 +413,12 @@ class GramBalancer(GradientBalancer):
 
     def solve(self, step: GradientStep) -> tf.Tensor:
         """Returns the step's weights in `self.scale`, float32 `[T]`."""
-        weights = self.weights_with_losses(step.gramian, step.losses)
-        return tf.cast(weights * self.rescaling(step.gramian), "float32")
+        weights = self.weights_with_losses(
+            step.gramian,
+            step.losses,
+            **accepted(self.weights_with_losses, step.precision),
+        )
+        return in_float32(weights * self.rescaling(step.gramian))
 
     def aggregate(self, step: GradientStep) -> tuple[list[Any], tf.Tensor]:
         """See `GradientBalancer.aggregate`."""
@@ -420,6 +451,30 @@ class GramBalancer(GradientBalancer):
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "update_every": self.update_every}
+
+
+def accepted(method: Callable[..., tf.Tensor], precision: float) -> dict[str, float]:
+    """Returns `precision` as an argument, empty for a method that does not take it."""
+    if "precision" in inspect.signature(method).parameters:
+        return {"precision": precision}
+    return {}
+
+
+def in_float32(weights: tf.Tensor) -> tf.Tensor:
+    """Returns task weights as float32 `[T]`, none infinite and not all of them zero.
+
+    Weights that all lie below the smallest normal number, or one of which exceeds
+    2^110, are multiplied by one number: the direction of the update is kept. The upper
+    bound leaves room for sums over tasks and steps.
+
+    Args:
+        weights: `[T]`, finite.
+    """
+    weights = tf.cast(weights, "float64")
+    largest = tf.reduce_max(tf.abs(weights))
+    bounded = tf.clip_by_value(largest, 2.0**-126, 2.0**110)
+    factor = tf.where(largest > 0.0, bounded / largest, 1.0)
+    return tf.cast(weights * factor, "float32")
 
 
 def mean_weights(present: tf.Tensor, scale: str) -> tf.Tensor:

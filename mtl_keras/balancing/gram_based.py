@@ -140,13 +140,17 @@ class GradVac(GramBalancer):
             "goals", (num_tasks, num_tasks), 0.0, dtype="float64"
         )
 
-    def weights(self, gramian: tf.Tensor) -> tf.Tensor:
+    def weights(
+        self, gramian: tf.Tensor, precision: float = solvers.EPS
+    ) -> tf.Tensor:
         """See `GramBalancer.weights`."""
         goals = (
             tf.convert_to_tensor(self._goals) if self.built else tf.zeros_like(gramian)
         )
         orders = solvers.random_orders(gramian.shape[0], self.next_seed())
-        weights, goals, converged = solvers.gradvac(gramian, goals, orders, self.beta)
+        weights, goals, converged = solvers.gradvac(
+            gramian, goals, orders, self.beta, precision
+        )
         if self.built:
             self._goals.assign(goals)
         return self.solved(weights, converged)
@@ -173,9 +177,11 @@ class IMTLG(GramBalancer):
     method = "imtl_g"
     natural_scale = "mean"
 
-    def weights(self, gramian: tf.Tensor) -> tf.Tensor:
+    def weights(
+        self, gramian: tf.Tensor, precision: float = solvers.EPS
+    ) -> tf.Tensor:
         """See `GramBalancer.weights`."""
-        return self.solved(*solvers.imtl_g(gramian))
+        return self.solved(*solvers.imtl_g(gramian, precision))
 
 
 @_register
@@ -207,10 +213,12 @@ class CAGrad(GramBalancer):
         check_choice("rescale", rescale, ("none", "linear", "square"))
         self.rescale = rescale
 
-    def weights(self, gramian: tf.Tensor) -> tf.Tensor:
+    def weights(
+        self, gramian: tf.Tensor, precision: float = solvers.EPS
+    ) -> tf.Tensor:
         """See `GramBalancer.weights`."""
         divisor = {"none": 1.0, "linear": 1 + self.c, "square": 1 + self.c**2}
-        weights = self.solved(*solvers.cagrad(gramian, self.c))
+        weights = self.solved(*solvers.cagrad(gramian, self.c, precision))
         return weights / divisor[self.rescale]
 
     def get_config(self) -> dict[str, Any]:
@@ -242,9 +250,11 @@ class AlignedMTL(GramBalancer):
         check_choice("scale_mode", scale_mode, ("min", "median", "rmse"))
         self.scale_mode = scale_mode
 
-    def weights(self, gramian: tf.Tensor) -> tf.Tensor:
+    def weights(
+        self, gramian: tf.Tensor, precision: float = solvers.EPS
+    ) -> tf.Tensor:
         """See `GramBalancer.weights`."""
-        return self.solved(*solvers.aligned(gramian, self.scale_mode))
+        return self.solved(*solvers.aligned(gramian, self.scale_mode, precision))
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -270,9 +280,11 @@ class ConFIG(GramBalancer):
     method = "config"
     natural_scale = "sum"
 
-    def weights(self, gramian: tf.Tensor) -> tf.Tensor:
+    def weights(
+        self, gramian: tf.Tensor, precision: float = solvers.EPS
+    ) -> tf.Tensor:
         """See `GramBalancer.weights`."""
-        return self.solved(*solvers.config(gramian))
+        return self.solved(*solvers.config(gramian, precision))
 
 
 @_register
@@ -314,9 +326,14 @@ class Krum(GramBalancer):
                 f"Received: {num_tasks} tasks."
             )
 
-    def weights(self, gramian: tf.Tensor) -> tf.Tensor:
+    def weights(
+        self, gramian: tf.Tensor, precision: float = solvers.EPS
+    ) -> tf.Tensor:
         """See `GramBalancer.weights`."""
-        return self.solved(*solvers.krum(gramian, self.n_byzantine, self.n_selected))
+        solution = solvers.krum(
+            gramian, self.n_byzantine, self.n_selected, precision=precision
+        )
+        return self.solved(*solution)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

@@ -43,14 +43,20 @@ class GradientStepper:
         pipeline: The balancing.
         guard: The policy for numbers that are not finite.
         task_clipnorm: Longest task gradient, or None.
+        compute_dtypes: Those of the model's layers, by name.
     """
 
     def __init__(
-        self, pipeline: Pipeline, guard: NonFiniteGuard, task_clipnorm: float | None
+        self,
+        pipeline: Pipeline,
+        guard: NonFiniteGuard,
+        task_clipnorm: float | None,
+        compute_dtypes: Sequence[str] = (),
     ):
         self._pipeline = pipeline
         self._guard = guard
         self._clipnorm = task_clipnorm
+        self._compute_dtypes = compute_dtypes
 
     @property
     def changes_rows(self) -> bool:
@@ -234,6 +240,7 @@ class GradientStepper:
             tasks.present,
             context.loss_scale,
             sub_batches=tasks.sub_batches,
+            compute_dtypes=self._compute_dtypes,
         )
         update, weights = self._aggregated(step, tasks.loss_weights)
         # The optimizer sums over replicas, each of which has the whole update.
@@ -261,6 +268,7 @@ class GradientStepper:
             tasks.present,
             context.loss_scale,
             summed=False,
+            compute_dtypes=self._compute_dtypes,
         )
         update, weights = self._aggregated(step, tasks.loss_weights)
         upstream = [

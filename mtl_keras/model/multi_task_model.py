@@ -43,7 +43,11 @@ from mtl_keras.model.representation import (
 from mtl_keras.model.step import Forward, StepContext
 from mtl_keras.model.task_losses import TaskLosses, task_losses, track_total
 from mtl_keras.model.task_metrics import update_metrics
-from mtl_keras.model.task_variables import reached_variables, split_variables
+from mtl_keras.model.task_variables import (
+    compute_dtypes,
+    reached_variables,
+    split_variables,
+)
 from mtl_keras.model.training_state import ModelWithTrainingState
 
 
@@ -266,7 +270,9 @@ class MultiTaskModel(ModelWithTrainingState):
         self._pipeline = pipeline
         self._guard = guard
         self._task_clipnorm = task_clipnorm
-        self._stepper = GradientStepper(pipeline, guard, task_clipnorm)
+        self._stepper = GradientStepper(
+            pipeline, guard, task_clipnorm, compute_dtypes(self)
+        )
 
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """Trains the model; see `keras.Model.fit`."""

@@ -134,7 +134,7 @@ def gradvac(
         squares = tf.reduce_sum(rows * products, axis=1)
         parts = tf.reduce_sum(tf.abs(rows), axis=1)
         cancelled = squares <= (noise * parts) ** 2
-        length = tf.sqrt(tf.where(cancelled, 0.0, squares))
+        length = tf.sqrt(tf.where(~cancelled, squares, 0.0))
         product = tf.reduce_sum(products * other, axis=1)
         cosine = tf.clip_by_value(tf.math.divide_no_nan(product, length), -1.0, 1.0)
         goal = tf.clip_by_value(

@@ -156,7 +156,7 @@ def _of_cosines(problem: Problem, precision: float) -> _Spectrum:
 def _without_noise(problem: Problem, precision: float) -> tuple[tf.Tensor, tf.Tensor]:
     """The Gram matrix without the noise of the unit gradients, and its rank."""
     spectrum = _of_cosines(problem, precision)
-    cut = tf.where(spectrum.kept, 0.0, spectrum.vectors)
+    cut = tf.where(~spectrum.kept, spectrum.vectors, 0.0)
     size = problem.cosines.shape[0]
     projection = tf.eye(size, dtype=tf.float64) - tf.matmul(cut, cut, transpose_b=True)
     cosines = tf.matmul(projection, tf.matmul(problem.cosines, projection))
