@@ -140,9 +140,7 @@ class GradVac(GramBalancer):
             "goals", (num_tasks, num_tasks), 0.0, dtype="float64"
         )
 
-    def weights(
-        self, gramian: tf.Tensor, precision: float = solvers.EPS
-    ) -> tf.Tensor:
+    def weights(self, gramian: tf.Tensor, precision: float = solvers.EPS) -> tf.Tensor:
         """See `GramBalancer.weights`."""
         goals = (
             tf.convert_to_tensor(self._goals) if self.built else tf.zeros_like(gramian)
@@ -177,9 +175,7 @@ class IMTLG(GramBalancer):
     method = "imtl_g"
     natural_scale = "mean"
 
-    def weights(
-        self, gramian: tf.Tensor, precision: float = solvers.EPS
-    ) -> tf.Tensor:
+    def weights(self, gramian: tf.Tensor, precision: float = solvers.EPS) -> tf.Tensor:
         """See `GramBalancer.weights`."""
         return self.solved(*solvers.imtl_g(gramian, precision))
 
@@ -191,7 +187,10 @@ class CAGrad(GramBalancer):
     min over the simplex of wᵀGb + c‖g₀‖ √(wᵀGw) with b = 1/T; the update is
     g₀ + c‖g₀‖ g_w / ‖g_w‖. Liu et al., "Conflict-Averse Gradient Descent for
     Multi-task Learning", NeurIPS 2021, arXiv 2110.14048. The problem is solved
-    exactly, and no absolute threshold stops it late in training.
+    exactly, and no absolute threshold stops it late in training. Where its minimum is
+    at g_w = 0 (no update in the ball helps the worst task), the update is the nearest
+    to g₀ that hurts no task, the limit for smaller c; with c ≥ 1 at a Pareto-stationary
+    point it may be zero.
 
     Cost: T backward.
     Choose it when the mean loss counts, and no task may be left behind; `c` sets
@@ -213,9 +212,7 @@ class CAGrad(GramBalancer):
         check_choice("rescale", rescale, ("none", "linear", "square"))
         self.rescale = rescale
 
-    def weights(
-        self, gramian: tf.Tensor, precision: float = solvers.EPS
-    ) -> tf.Tensor:
+    def weights(self, gramian: tf.Tensor, precision: float = solvers.EPS) -> tf.Tensor:
         """See `GramBalancer.weights`."""
         divisor = {"none": 1.0, "linear": 1 + self.c, "square": 1 + self.c**2}
         weights = self.solved(*solvers.cagrad(gramian, self.c, precision))
@@ -250,9 +247,7 @@ class AlignedMTL(GramBalancer):
         check_choice("scale_mode", scale_mode, ("min", "median", "rmse"))
         self.scale_mode = scale_mode
 
-    def weights(
-        self, gramian: tf.Tensor, precision: float = solvers.EPS
-    ) -> tf.Tensor:
+    def weights(self, gramian: tf.Tensor, precision: float = solvers.EPS) -> tf.Tensor:
         """See `GramBalancer.weights`."""
         return self.solved(*solvers.aligned(gramian, self.scale_mode, precision))
 
@@ -280,9 +275,7 @@ class ConFIG(GramBalancer):
     method = "config"
     natural_scale = "sum"
 
-    def weights(
-        self, gramian: tf.Tensor, precision: float = solvers.EPS
-    ) -> tf.Tensor:
+    def weights(self, gramian: tf.Tensor, precision: float = solvers.EPS) -> tf.Tensor:
         """See `GramBalancer.weights`."""
         return self.solved(*solvers.config(gramian, precision))
 
@@ -326,9 +319,7 @@ class Krum(GramBalancer):
                 f"Received: {num_tasks} tasks."
             )
 
-    def weights(
-        self, gramian: tf.Tensor, precision: float = solvers.EPS
-    ) -> tf.Tensor:
+    def weights(self, gramian: tf.Tensor, precision: float = solvers.EPS) -> tf.Tensor:
         """See `GramBalancer.weights`."""
         solution = solvers.krum(
             gramian, self.n_byzantine, self.n_selected, precision=precision

@@ -64,9 +64,7 @@ class Nash(_PowerRoot):
 
     method = "nash"
 
-    def weights(
-        self, gramian: tf.Tensor, precision: float = solvers.EPS
-    ) -> tf.Tensor:
+    def weights(self, gramian: tf.Tensor, precision: float = solvers.EPS) -> tf.Tensor:
         """See `GramBalancer.weights`."""
         return self.root(gramian, 1.0, precision)
 
@@ -92,9 +90,7 @@ class FairGrad(_PowerRoot):
         super().__init__(**kwargs)
         self.alpha = check_number("alpha", alpha, low=1e-3)
 
-    def weights(
-        self, gramian: tf.Tensor, precision: float = solvers.EPS
-    ) -> tf.Tensor:
+    def weights(self, gramian: tf.Tensor, precision: float = solvers.EPS) -> tf.Tensor:
         """See `GramBalancer.weights`."""
         return self.root(gramian, self.alpha, precision)
 
@@ -163,13 +159,9 @@ class UPGrad(_ConeProjection):
 
     method = "upgrad"
 
-    def weights(
-        self, gramian: tf.Tensor, precision: float = solvers.EPS
-    ) -> tf.Tensor:
+    def weights(self, gramian: tf.Tensor, precision: float = solvers.EPS) -> tf.Tensor:
         """See `GramBalancer.weights`."""
-        solution = solvers.upgrad(
-            gramian, self._preference(), self.reg_eps, precision
-        )
+        solution = solvers.upgrad(gramian, self._preference(), self.reg_eps, precision)
         return self.solved(*solution)
 
 
@@ -192,9 +184,7 @@ class DualProj(_ConeProjection):
 
     method = "dualproj"
 
-    def weights(
-        self, gramian: tf.Tensor, precision: float = solvers.EPS
-    ) -> tf.Tensor:
+    def weights(self, gramian: tf.Tensor, precision: float = solvers.EPS) -> tf.Tensor:
         """See `GramBalancer.weights`."""
         solution = solvers.dualproj(
             gramian, self._preference(), self.reg_eps, precision

@@ -86,9 +86,7 @@ class CRMOGM(GramBalancer):
         )
         return self._smoothed(gramian, new)
 
-    def weights(
-        self, gramian: tf.Tensor, precision: float = solvers.EPS
-    ) -> tf.Tensor:
+    def weights(self, gramian: tf.Tensor, precision: float = solvers.EPS) -> tf.Tensor:
         """See `GramBalancer.weights`."""
         new = self.balancer.weights(
             gramian, **accepted(self.balancer.weights, precision)
@@ -164,9 +162,7 @@ class PCD(GramBalancer):
         self._squares = self.add_variable("squares", (num_tasks,), 0.0, "float64")
         self._steps = self.add_variable("steps_seen", (num_tasks,), 0.0, "float64")
 
-    def weights(
-        self, gramian: tf.Tensor, precision: float = solvers.EPS
-    ) -> tf.Tensor:
+    def weights(self, gramian: tf.Tensor, precision: float = solvers.EPS) -> tf.Tensor:
         """See `GramBalancer.weights`. Before `build`, averages are this step's."""
         gramian = tf.cast(gramian, "float64")
         num_tasks = gramian.shape[0]

@@ -31,8 +31,9 @@ def power_root(
     the convex function `w' G w / 2 - sum_i phi(w_i)`, where the derivative of `phi`
     is `w^(-1/alpha)`. Newton's method runs on the logarithms of `w` and of
     `w^(-1/alpha)`, which stay in the range of a float64 for any `alpha` and any size of
-    the gradients, and searches along every step until steps are short. Exact, where the paper of Nash-MTL solves a sequence of convex
-    approximations and FairGrad's authors use a least-squares solver.
+    the gradients, and searches along every step until steps are short. Exact, where
+    the paper of Nash-MTL solves a sequence of convex approximations and FairGrad's
+    authors use a least-squares solver.
 
     At a Pareto-stationary point there is no root: the weights are then 1 for every
     task, the plain sum, and not converged.
@@ -72,9 +73,7 @@ def power_root(
     common = tf.reduce_mean(log_target)
     log_target -= common
 
-    def moved(
-        log_y: tf.Tensor, products: tf.Tensor, step: tf.Tensor
-    ) -> tf.Tensor:
+    def moved(log_y: tf.Tensor, products: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
         """Returns the changes of log y for a step, `[..., T]`.
 
         Upwards y moves as in the linear model. Downwards it does so too unless that
