@@ -463,16 +463,16 @@ def accepted(method: Callable[..., tf.Tensor], precision: float) -> dict[str, fl
 def in_float32(weights: tf.Tensor) -> tf.Tensor:
     """Returns task weights as float32 `[T]`, none infinite and not all of them zero.
 
-    Weights that all lie below the smallest normal number, or one of which exceeds
-    2^110, are multiplied by one number: the direction of the update is kept. The upper
-    bound leaves room for sums over tasks and steps.
+    Where the largest is below 2^-110 or above 2^110, one factor brings it there: the
+    direction of the update is kept. The bounds leave room for smaller weights, and for
+    sums over tasks and steps.
 
     Args:
         weights: `[T]`, finite.
     """
     weights = tf.cast(weights, "float64")
     largest = tf.reduce_max(tf.abs(weights))
-    bounded = tf.clip_by_value(largest, 2.0**-126, 2.0**110)
+    bounded = tf.clip_by_value(largest, 2.0**-110, 2.0**110)
     factor = tf.where(largest > 0.0, bounded / largest, 1.0)
     return tf.cast(weights * factor, "float32")
 
