@@ -194,23 +194,30 @@ def test_fair_root_of_gradients_many_decades_apart(powers, which):
 
 
 def root_of_two_tasks(gram, alpha):
-    """The logarithms of the weights, by bracketing log(w_2 / w_1)."""
+    """The logarithms of the weights, by bracketing log(n_2 w_2 / n_1 w_1)."""
     p = 1.0 / alpha
     norms = np.sqrt(np.diag(gram))
     cosine = gram[0, 1] / norms.prod()
-    log_norms = np.log(norms)
+    first, second = np.log(norms)
 
-    def difference(log):  # of both equations, for u = log(n_2 w_2 / n_1 w_1)
-        first = np.log(1.0 + cosine * np.exp(log)) + 2 * log_norms[0]
-        second = np.log(cosine * np.exp(-log) + 1.0) + log + log_norms.sum()
-        return second - first + p * (log + log_norms[0] - log_norms[1])
+    def difference(log):  # of the logarithms of both equations
+        products = np.log(cosine + np.exp(log)) - np.log(1.0 + cosine * np.exp(log))
+        return second - first + products + p * (log + first - second)
 
-    low, high = -80.0, 80.0
-    if cosine < 0:
-        low, high = (np.log(-cosine) + 1e-12, -np.log(-cosine) - 1e-12)
-    log = scipy.optimize.brentq(difference, low, high, xtol=1e-14, rtol=1e-14)
-    first = -(2 * log_norms[0] + np.log(1.0 + cosine * np.exp(log))) / (1.0 + p)
-    return np.array([first, first + log + log_norms[0] - log_norms[1]])
+    # Both products are positive between these. For small alpha the root may lie
+    # within rounding of one.
+    high = -np.log(-cosine) - 1e-13 if cosine < 0 else 600.0
+    low = -high
+    if difference(low) > 0 or difference(high) < 0:
+        log = low if difference(low) > 0 else high
+    else:
+        log = scipy.optimize.brentq(difference, low, high, xtol=1e-14, rtol=1e-14)
+    if log < 0:
+        length = -(first + np.log(1.0 + cosine * np.exp(log)) - p * first)
+    else:
+        length = -(second + np.log(cosine + np.exp(log)) + p * (log - second))
+    length /= 1.0 + p
+    return np.array([length - first, length + log - second])
 
 
 @pytest.mark.parametrize("which", ["native", "tensorflow"])
@@ -582,7 +589,10 @@ for method, call in (
 
 
 def test_xla_compiles_a_solver_once_for_one_shape():
-    environment = os.environ | {"TF_CPP_VMODULE": "device_compiler=1"}
+    environment = os.environ | {
+        "TF_CPP_MIN_LOG_LEVEL": "0",
+        "TF_CPP_VMODULE": "device_compiler=1",
+    }
     log = subprocess.run(
         [sys.executable, "-c", COMPILATIONS],
         env=environment,
