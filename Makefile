@@ -20,14 +20,24 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2
 
-# The kernels' own tests, under AddressSanitizer and UndefinedBehaviorSanitizer.
-# Without a C++ compiler there are none to run.
+# The kernels' own tests, under AddressSanitizer and UndefinedBehaviorSanitizer, built by
+# GCC and by clang where they are installed, with warnings as errors. Without a C++
+# compiler there are none to run.
 test-native: $(VENV)/installed-dev
-	$(BIN)/cmake -S . -B build/tests -G Ninja \
-		-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DMTL_KERAS_NATIVE=OFF \
-		-DMTL_KERAS_TESTS=ON -DMTL_KERAS_SANITIZE=address,undefined
-	$(BIN)/cmake --build build/tests
-	$(BIN)/ctest --test-dir build/tests --output-on-failure
+	@set -e; for compiler in g++ clang++; do \
+		if ! echo "int main() {}" | $$compiler -x c++ -fsanitize=address,undefined \
+			-o /dev/null - 2> /dev/null; then \
+			echo "No $$compiler with sanitizers: skipped"; \
+			continue; \
+		fi; \
+		build=build/tests-$$compiler; \
+		$(BIN)/cmake -S . -B $$build -G Ninja -DCMAKE_CXX_COMPILER=$$compiler \
+			-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DMTL_KERAS_NATIVE=OFF \
+			-DMTL_KERAS_TESTS=ON -DMTL_KERAS_SANITIZE=address,undefined \
+			-DCMAKE_COMPILE_WARNING_AS_ERROR=ON; \
+		$(BIN)/cmake --build $$build; \
+		$(BIN)/ctest --test-dir $$build --output-on-failure; \
+	done
 
 # Memory and step time over 100,000 steps, with every callback on.
 soak: $(VENV)/installed-dev

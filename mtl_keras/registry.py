@@ -10,6 +10,22 @@ import keras
 from mtl_keras.errors import InputError, unknown_name
 
 
+def named_class(kind: str, name: Any, classes: Mapping[str, type]) -> type:
+    """Returns the class of a name, without making an object of it.
+
+    Args:
+        kind: What is named, for the message.
+        name: The name.
+        classes: Classes by every name they may be called.
+
+    Raises:
+        InputError: For an unknown name.
+    """
+    if not isinstance(name, str) or name not in classes:
+        raise unknown_name(kind, name, classes)
+    return classes[name]
+
+
 def deserialize_named(
     kind: str, config: Mapping[str, Any], classes: Mapping[str, Any], base: type
 ) -> Any:
@@ -26,10 +42,9 @@ def deserialize_named(
         InputError: For an unknown name or arguments that the class lacks.
     """
     name, arguments = config.get("class_name"), config.get("config") or {}
-    cls = classes.get(name) if isinstance(name, str) else None
-    is_registered = cls is None and config.get("registered_name")
-    if cls is None and not is_registered:
-        raise unknown_name(kind, name, classes)
+    cls: Any = None
+    if not config.get("registered_name") or (isinstance(name, str) and name in classes):
+        cls = named_class(kind, name, classes)
     if not isinstance(arguments, Mapping):
         raise InputError(
             f"Expected the arguments of {kind} {name!r} to be a dict. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
 import shlex
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mtl_keras_cli import tensorflow
+from mtl_keras_cli.errors import FAILED
 from mtl_keras_cli.text import joined, make_console, plain_table
 
 if TYPE_CHECKING:
@@ -75,7 +77,7 @@ def compare(
     Each task alone, and every combination, with the same budget and the same order
     of the data, for several seeds. Started again, it goes on where it stopped. The
     folder gets report.html, results.json, summary.csv, cells.csv, and a run folder
-    for each training under cells/.
+    for each training under cells/. Exit code 1 tells of trainings that failed.
     """
     # The trainings run in processes of their own, which need the GPU's memory.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
@@ -118,7 +120,17 @@ def compare(
     console.print(_leaderboard(summary))
     for name, message in summary["failed"].items():
         console.print(f"{name} failed: {message}", soft_wrap=True, markup=False)
+    if summary["excluded"]:
+        excluded = ", ".join(summary["excluded"])
+        console.print(
+            f"Δm excludes {excluded}: alone, its metric is 0 for some seed.",
+            soft_wrap=True,
+            markup=False,
+        )
     console.print(f"Wrote {out}: {', '.join(FILES)}", soft_wrap=True)
+    if summary["failed"]:
+        console.print("The same command, started again, tries failed trainings again.")
+        raise typer.Exit(FAILED)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -139,7 +151,9 @@ def _leaderboard(summary: dict[str, Any]) -> Table:
     table.add_row("single tasks", "", "", "", *alone, "", "", "")
     methods = summary["methods"]
     done = [name for name in methods if methods[name]["seeds"]]
-    for name in sorted(done, key=lambda name: -methods[name]["delta_m"]["mean"]):
+    means = {name: methods[name]["delta_m"]["mean"] for name in done}
+    # Methods without a Δm come last.
+    for name in sorted(done, key=lambda n: (math.isnan(means[n]), -means[n])):
         found = methods[name]
         table.add_row(
             name,

@@ -8,6 +8,7 @@ from typing import Any
 import typer
 import typer.core
 
+FAILED = 1
 WRONG_INPUT = 2
 INTERRUPTED = 130
 
@@ -15,9 +16,11 @@ INTERRUPTED = 130
 class Commands(typer.core.TyperGroup):
     """A command group whose errors are one line on standard error.
 
-    Exit codes: 2 for wrong input, whether in the command line itself or in what
-    it names, and 130 for an interruption. Everything else is a defect and keeps
-    its traceback.
+    Exit codes: 1 where a command ran to its end and has to tell of a failure
+    (`compare`: a training failed; `tune`: no trial finished; `serve-check` and
+    `export --check`: an answer differs), 2 for wrong input, whether in the command
+    line itself or in what it names, and 130 for an interruption. Everything else is
+    a defect and keeps its traceback.
     """
 
     def main(self, *args: Any, **kwargs: Any) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import typer
 from rich.console import Console
 
@@ -17,6 +18,7 @@ from mtl_keras.errors import InputError
 from mtl_keras.runs import folder
 from mtl_keras.runs.training import load_split, test_metrics, versions
 from mtl_keras.serving.export import SOURCE
+from mtl_keras_cli.errors import FAILED
 from mtl_keras_cli.text import plain_table
 
 
@@ -50,7 +52,7 @@ def export_runs(
         return version
     models: list[keras.Model] = []
     class_names: dict[str, Any] = {}
-    inputs: dict[str, Any] = {}
+    samples: list[dict[str, Any]] = []
     metrics: dict[str, Any] = {}
     for run in loaded:
         application = run.config.get_application()
@@ -62,7 +64,7 @@ def export_runs(
         class_names |= application.class_names()
         # Inputs, labels, and sample weights where there are any.
         with catalog.reading(str(run.config.data)):
-            inputs |= next(iter(load_split(run.config.validate(), "test")))[0]
+            samples.append(next(iter(load_split(run.config.validate(), "test")))[0])
         metrics |= measured
     settings = [run.config.to_dict() for run in loaded]
     version = serving.export(
@@ -70,7 +72,7 @@ def export_runs(
         to,
         tasks=tasks,
         class_names=class_names,
-        samples=inputs,
+        samples=_joined(samples),
         source={
             **identity,
             **(settings[0] if len(settings) == 1 else {"runs": settings}),
@@ -80,6 +82,13 @@ def export_runs(
     )
     console.print(f"Wrote {version}", soft_wrap=True)
     return version
+
+
+def _joined(batches: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Joins the inputs of several runs, as many samples as the smallest batch has."""
+    arrays = {name: np.asarray(x) for batch in batches for name, x in batch.items()}
+    count = min(len(array) for array in arrays.values())
+    return {name: array[:count] for name, array in arrays.items()}
 
 
 def _digest(run: runs.Run) -> str:
@@ -170,5 +179,5 @@ def check_export(
         console.print(problem, soft_wrap=True, markup=False)
     if report.problems:
         console.print(f"{report.version} is not the model that was exported.")
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED)
     console.print("Every answer is that of the Keras model.")

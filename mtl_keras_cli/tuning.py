@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
+import signal
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 
+from mtl_keras_cli.errors import FAILED
 from mtl_keras_cli.text import make_console
 
 if TYPE_CHECKING:
@@ -16,6 +21,30 @@ if TYPE_CHECKING:
 ROLES = ("chief", "worker")
 
 
+@contextlib.contextmanager
+def interrupted_by_signals() -> Iterator[None]:
+    """Makes SIGTERM and SIGHUP interruptions, as Ctrl-C is.
+
+    A trial under way is then known to be interrupted, and not to have ended its
+    process itself. What is ignored, as by `nohup`, stays ignored.
+    """
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@interrupted_by_signals()
 def tune(
     study: pathlib.Path,
     out: pathlib.Path | None,
@@ -107,14 +136,15 @@ def _show(
     from mtl_keras.search import records, report
 
     console.print(report.leaderboard(checked, results))
-    if len(checked.objectives) > 1:
+    finished = records.finished(results)
+    if finished and len(checked.objectives) > 1:
         front = [record["trial"] for record in records.front_of(results)]
         console.print(
             f"On the front: trials {', '.join(front)}. To train one in full: "
             f"mtl-keras tune {study} --out {out} --from-trial {front[0]}",
             soft_wrap=True,
         )
-    if records.finished(results):
+    if finished:
         best = results[0]["trial"]
         console.print(
             f"Best: trial {best}. To train it in full: "
@@ -124,3 +154,6 @@ def _show(
     files = [records.TRIALS + "/", records.TABLE]
     files += [name for name in report.FILES if (out / name).is_file()]
     console.print(f"Wrote {out}: {', '.join(files)}", soft_wrap=True)
+    if not finished:
+        console.print("No trial finished: each failed, with the reason in its record.")
+        raise typer.Exit(FAILED)

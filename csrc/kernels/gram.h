@@ -14,7 +14,7 @@ namespace mtl_keras {
 // The gradients of one variable: those of the tasks that have one.
 struct Column {
   int64_t size = 0;  // elements of each gradient
-  std::vector<int> tasks;
+  std::vector<int> tasks;  // ascending
   std::vector<const void*> rows;
   std::vector<DType> dtypes;
 };
@@ -22,9 +22,12 @@ struct Column {
 // Writes the symmetric [num_tasks, num_tasks] matrix of inner products over all
 // columns, added up in double.
 //
-// The elements are cut into pieces that depend on the sizes alone; each piece is
-// summed by one thread and the sums are added in order. The result therefore has
-// the same bits whatever the number of threads.
+// The elements are cut into pieces that depend on the sizes alone; each pair of tasks
+// is summed by one thread within a piece, and the sums are added in order. The result
+// therefore has the same bits whatever the number of threads.
+//
+// Scratch memory: at most 64 MiB, and 4 MiB for each thread. Throws std::bad_alloc,
+// from `parallel_for` too.
 void TaskGramian(const std::vector<Column>& columns, int num_tasks,
                  const ParallelFor& parallel_for, double* out,
                  const Simd& simd = BestSimd());

@@ -1,6 +1,7 @@
 #include "kernels/mixture.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace mtl_keras {
 namespace {
@@ -8,10 +9,15 @@ namespace {
 // Registers that every processor has: larger ones gain little, as a mixture does two
 // operations for each number that it reads.
 constexpr int kLanes = 4;
-typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float)), aligned(4)));
+typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
 
-inline Lanes& At(float* x) { return *reinterpret_cast<Lanes*>(x); }
-inline const Lanes& At(const float* x) { return *reinterpret_cast<const Lanes*>(x); }
+// Unaligned: a reference to a less aligned vector is taken for aligned by clang.
+inline Lanes Load(const float* x) {
+  Lanes lanes;
+  std::memcpy(&lanes, x, sizeof(lanes));
+  return lanes;
+}
+inline void Store(Lanes lanes, float* x) { std::memcpy(x, &lanes, sizeof(lanes)); }
 
 // target = weight * x, n elements; returns the inner product of x and y.
 inline float ScaleAndMultiply(float weight, const float* x, const float* y, int64_t n,
@@ -19,11 +25,11 @@ inline float ScaleAndMultiply(float weight, const float* x, const float* y, int6
   Lanes even = {}, odd = {};
   int64_t i = 0;
   for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
-    const Lanes a = At(x + i), b = At(x + i + kLanes);
-    At(target + i) = weight * a;
-    At(target + i + kLanes) = weight * b;
-    even += a * At(y + i);
-    odd += b * At(y + i + kLanes);
+    const Lanes a = Load(x + i), b = Load(x + i + kLanes);
+    Store(weight * a, target + i);
+    Store(weight * b, target + i + kLanes);
+    even += a * Load(y + i);
+    odd += b * Load(y + i + kLanes);
   }
   even += odd;
   float sum = (even[0] + even[1]) + (even[2] + even[3]);
@@ -39,8 +45,8 @@ template <bool kFirst>
 inline void AddScaled(float weight, const float* x, int64_t n, float* target) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    const Lanes scaled = weight * At(x + i);
-    At(target + i) = kFirst ? scaled : At(target + i) + scaled;
+    const Lanes scaled = weight * Load(x + i);
+    Store(kFirst ? scaled : Load(target + i) + scaled, target + i);
   }
   for (; i < n; ++i) target[i] = kFirst ? weight * x[i] : target[i] + weight * x[i];
 }
@@ -54,7 +60,9 @@ int64_t Cost(const MixtureShape& shape) {
 
 void MixExperts(const MixtureShape& shape, const float* weights, const float* values,
                 const ParallelFor& parallel_for, float* mixture) {
-  const auto [batch, positions, experts, width] = shape;
+  const int64_t positions = shape.positions;
+  const int64_t experts = shape.experts;
+  const int64_t width = shape.width;
   const auto work = [=](int64_t begin, int64_t end) {
     for (int64_t row = begin * positions; row < end * positions; ++row) {
       const float* weight = weights + row / positions * experts;
@@ -66,14 +74,16 @@ void MixExperts(const MixtureShape& shape, const float* weights, const float* va
       }
     }
   };
-  parallel_for(batch, Cost(shape), work);
+  parallel_for(shape.batch, Cost(shape), work);
 }
 
 void MixExpertsGradient(const MixtureShape& shape, const float* weights,
                         const float* values, const float* gradient,
                         const ParallelFor& parallel_for, float* weights_gradient,
                         float* values_gradient) {
-  const auto [batch, positions, experts, width] = shape;
+  const int64_t positions = shape.positions;
+  const int64_t experts = shape.experts;
+  const int64_t width = shape.width;
   const auto work = [=](int64_t begin, int64_t end) {
     std::fill(weights_gradient + begin * experts, weights_gradient + end * experts,
               0.0f);
@@ -88,7 +98,7 @@ void MixExpertsGradient(const MixtureShape& shape, const float* weights,
       }
     }
   };
-  parallel_for(batch, 2 * Cost(shape), work);
+  parallel_for(shape.batch, 2 * Cost(shape), work);
 }
 
 }  // namespace mtl_keras

@@ -9,7 +9,9 @@
 namespace mtl_keras {
 namespace {
 
-constexpr int64_t kMostPieces = 64;
+constexpr int64_t kMaxPieces = 64;
+// Doubles of scratch memory for all pieces together, unless one alone needs more.
+constexpr int64_t kMaxScratch = 32 * 1024 * 1024;
 constexpr int64_t kGroupsPerPiece = 512;
 // Fewer rows than that cost more in setting up the products of whole rows.
 constexpr int64_t kShortestRun = 4;
@@ -131,9 +133,13 @@ void AddSparseGramian(const std::vector<SparseGradient>& gradients, int64_t widt
                       int num_tasks, const ParallelFor& parallel_for, double* out,
                       const Simd& simd) {
   const SparseGroups groups(gradients);
-  const int64_t square = static_cast<int64_t>(num_tasks) * num_tasks;
+  const int num_gradients = static_cast<int>(gradients.size());
+  const int64_t square = static_cast<int64_t>(num_gradients) * num_gradients;
+  // Sums, their lanes, and what the products of whole rows take.
+  const int64_t scratch = 10 * square + simd.gram_workspace(num_gradients);
+  const int64_t max_pieces = std::clamp<int64_t>(kMaxScratch / scratch, 1, kMaxPieces);
   const int64_t size =
-      std::max(kGroupsPerPiece, (groups.count() + kMostPieces - 1) / kMostPieces);
+      std::max(kGroupsPerPiece, (groups.count() + max_pieces - 1) / max_pieces);
   const int64_t pieces = (groups.count() + size - 1) / size;
   const int64_t padded = (width + 7) / 8 * 8;
   std::vector<double> sums(pieces * square, 0.0);
@@ -148,10 +154,9 @@ void AddSparseGramian(const std::vector<SparseGradient>& gradients, int64_t widt
   parallel_for(pieces, cost, [&](int64_t first, int64_t last) {
     std::vector<double> rows(gradients.size() * padded, 0.0);
     std::vector<double> lanes(square * 8);
-    std::vector<int> tasks(gradients.size());
-    const int num_gradients = static_cast<int>(gradients.size());
+    std::vector<int> present(gradients.size());
     Workspace workspace(simd.gram_workspace(num_gradients));
-    std::vector<double> part(gradients.size() * gradients.size());
+    std::vector<double> part(square);
     for (int64_t piece = first; piece < last; ++piece) {
       std::fill(lanes.begin(), lanes.end(), 0.0);
       const int64_t end = std::min(groups.count(), (piece + 1) * size);
@@ -164,12 +169,7 @@ void AddSparseGramian(const std::vector<SparseGradient>& gradients, int64_t widt
         if (stop - group >= kShortestRun) {
           simd.gram(values.data(), dtypes.data(), num_gradients, row * width,
                     (row + stop - group) * width, workspace.get(), part.data());
-          for (int i = 0; i < num_gradients; ++i) {
-            for (int j = 0; j <= i; ++j) {
-              sum[gradients[i].task * num_tasks + gradients[j].task] +=
-                  part[i * num_gradients + j];
-            }
-          }
+          for (int64_t i = 0; i < square; ++i) sum[i] += part[i];
           group = stop - 1;
           continue;
         }
@@ -178,12 +178,12 @@ void AddSparseGramian(const std::vector<SparseGradient>& gradients, int64_t widt
         for (const auto* e = groups.begin(group); e != groups.end(group); ++e) {
           const SparseGradient& gradient = gradients[e->gradient];
           const bool is_new = e->gradient != previous;
-          if (is_new) tasks[count++] = gradient.task;
+          if (is_new) present[count++] = e->gradient;
           previous = e->gradient;
           simd.widen(RowOf(gradient, e->row, width), gradient.dtype, width, is_new,
                      rows.data() + (count - 1) * padded);
         }
-        simd.add_pairs(rows.data(), tasks.data(), count, padded, num_tasks,
+        simd.add_pairs(rows.data(), present.data(), count, padded, num_gradients,
                        lanes.data());
       }
       for (int64_t i = 0; i < square; ++i) {
@@ -191,14 +191,15 @@ void AddSparseGramian(const std::vector<SparseGradient>& gradients, int64_t widt
       }
     }
   });
-  // Gradients come in the order of their tasks, so only one triangle is filled.
+  // The triangle that is filled for pairs of any rows.
   for (int64_t piece = 0; piece < pieces; ++piece) {
     const double* sum = sums.data() + piece * square;
-    for (int i = 0; i < num_tasks; ++i) {
-      for (int j = 0; j < num_tasks; ++j) {
-        const double value = sum[i * num_tasks + j];
-        out[i * num_tasks + j] += value;
-        if (i != j) out[j * num_tasks + i] += value;
+    for (int i = 0; i < num_gradients; ++i) {
+      for (int j = 0; j <= i; ++j) {
+        const int64_t row = gradients[i].task, column = gradients[j].task;
+        const double value = sum[i * static_cast<int64_t>(num_gradients) + j];
+        out[row * num_tasks + column] += value;
+        if (i != j) out[column * num_tasks + row] += value;
       }
     }
   }

@@ -54,6 +54,9 @@ class SparseGroups {
 
 // Adds one variable's inner products to `out`, [num_tasks, num_tasks]. Rows of the
 // same id inside one gradient count as their sum. Same bits for any thread count.
+//
+// Scratch memory: at most 256 MiB, or 112 n² bytes for n gradients, besides what
+// follows the number of rows. Throws std::bad_alloc, from `parallel_for` too.
 void AddSparseGramian(const std::vector<SparseGradient>& gradients, int64_t width,
                       int num_tasks, const ParallelFor& parallel_for, double* out,
                       const Simd& simd = BestSimd());

@@ -1,8 +1,29 @@
 #include "tensorflow/binding.h"
 
+#include <new>
+#include <stdexcept>
+
 #include "tensorflow/core/framework/shape_inference.h"
 
 namespace mtl_keras {
+namespace {
+
+void OutOfMemory(tensorflow::OpKernelContext* context, const std::string& name) {
+  context->CtxFailure(absl::ResourceExhaustedError(
+      absl::StrCat("Not enough memory for the scratch space of ", name, ".")));
+}
+
+}  // namespace
+
+void Kernel::Compute(tensorflow::OpKernelContext* context) {
+  try {
+    Run(context);
+  } catch (const std::bad_alloc&) {
+    OutOfMemory(context, type_string());
+  } catch (const std::length_error&) {
+    OutOfMemory(context, type_string());
+  }
+}
 
 absl::Status Places::Read(tensorflow::OpKernelConstruction* context, int count) {
   TF_RETURN_IF_ERROR(context->GetAttr("num_tasks", &num_tasks));

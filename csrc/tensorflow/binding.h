@@ -15,17 +15,29 @@
 
 namespace mtl_keras {
 
+// An op whose computation may throw for want of memory, on any of its threads: that
+// is the op's error, as an exception that reaches TensorFlow ends the process.
+class Kernel : public tensorflow::OpKernel {
+ public:
+  using OpKernel::OpKernel;
+
+  void Compute(tensorflow::OpKernelContext* context) final;
+
+ protected:
+  virtual void Run(tensorflow::OpKernelContext* context) = 0;
+};
+
 // Runs on the thread pool that TensorFlow gives to CPU kernels.
 inline ParallelFor OnThreadsOf(tensorflow::OpKernelContext* context) {
   auto* threads = context->device()->tensorflow_cpu_worker_threads();
   if (threads == nullptr || threads->num_threads <= 1) return Serially;
   tsl::thread::ThreadPool* pool = threads->workers;
-  return [pool](int64_t total, int64_t cost,
-                const std::function<void(int64_t, int64_t)>& work) {
+  return Rethrowing([pool](int64_t total, int64_t cost,
+                           const std::function<void(int64_t, int64_t)>& work) {
     if (total == 1) return work(0, 1);
     const auto params = tsl::thread::ThreadPool::SchedulingParams::Adaptive(cost);
     pool->ParallelFor(total, params, work);
-  };
+  });
 }
 
 inline DType DTypeOf(const tensorflow::Tensor& tensor) {

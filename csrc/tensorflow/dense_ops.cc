@@ -12,7 +12,6 @@ namespace mtl_keras {
 namespace {
 
 using tensorflow::OpInputList;
-using tensorflow::OpKernel;
 using tensorflow::OpKernelConstruction;
 using tensorflow::OpKernelContext;
 using tensorflow::Tensor;
@@ -69,14 +68,14 @@ absl::Status CheckFinite(const std::vector<Column>& columns, const Places& place
   return absl::OkStatus();
 }
 
-class TaskGramianOp : public OpKernel {
+class TaskGramianOp : public Kernel {
  public:
-  explicit TaskGramianOp(OpKernelConstruction* context) : OpKernel(context) {
+  explicit TaskGramianOp(OpKernelConstruction* context) : Kernel(context) {
     OP_REQUIRES_OK(context, places_.Read(context, context->num_inputs()));
     OP_REQUIRES_OK(context, context->GetAttr("check_finite", &check_finite_));
   }
 
-  void Compute(OpKernelContext* context) override {
+  void Run(OpKernelContext* context) override {
     OpInputList gradients;
     OP_REQUIRES_OK(context, context->input_list("gradients", &gradients));
     std::vector<Column> columns;
@@ -98,15 +97,15 @@ class TaskGramianOp : public OpKernel {
   bool check_finite_;
 };
 
-class CombineTaskGradientsOp : public OpKernel {
+class CombineTaskGradientsOp : public Kernel {
  public:
-  explicit CombineTaskGradientsOp(OpKernelConstruction* context) : OpKernel(context) {
+  explicit CombineTaskGradientsOp(OpKernelConstruction* context) : Kernel(context) {
     OP_REQUIRES_OK(context, places_.Read(context, context->num_inputs() - 1));
     OP_REQUIRES_OK(context,
                    CheckCombination(context, places_, context->num_outputs()));
   }
 
-  void Compute(OpKernelContext* context) override {
+  void Run(OpKernelContext* context) override {
     const double* weights = nullptr;
     OP_REQUIRES_OK(context, ReadWeights(context, places_, &weights));
     OpInputList gradients;

@@ -8,7 +8,6 @@
 namespace mtl_keras {
 namespace {
 
-using tensorflow::OpKernel;
 using tensorflow::OpKernelContext;
 using tensorflow::Tensor;
 using tensorflow::TensorShape;
@@ -34,11 +33,11 @@ absl::Status ReadShape(OpKernelContext* context, MixtureShape* shape,
   return absl::OkStatus();
 }
 
-class MixExpertsOp : public OpKernel {
+class MixExpertsOp : public Kernel {
  public:
-  using OpKernel::OpKernel;
+  using Kernel::Kernel;
 
-  void Compute(OpKernelContext* context) override {
+  void Run(OpKernelContext* context) override {
     MixtureShape shape;
     TensorShape mixture;
     OP_REQUIRES_OK(context, ReadShape(context, &shape, &mixture));
@@ -50,11 +49,11 @@ class MixExpertsOp : public OpKernel {
   }
 };
 
-class MixExpertsGradientOp : public OpKernel {
+class MixExpertsGradientOp : public Kernel {
  public:
-  using OpKernel::OpKernel;
+  using Kernel::Kernel;
 
-  void Compute(OpKernelContext* context) override {
+  void Run(OpKernelContext* context) override {
     MixtureShape shape;
     TensorShape mixture;
     OP_REQUIRES_OK(context, ReadShape(context, &shape, &mixture));

@@ -15,7 +15,6 @@
 namespace mtl_keras {
 namespace {
 
-using tensorflow::OpKernel;
 using tensorflow::OpKernelConstruction;
 using tensorflow::OpKernelContext;
 using tensorflow::Tensor;
@@ -37,11 +36,11 @@ bool Check(OpKernelContext* context, const char* what, int index,
 
 // An op whose first input is a Gram matrix, whose first output are weights and whose
 // last output tells whether they are the solution.
-class SolverOp : public OpKernel {
+class SolverOp : public Kernel {
  public:
-  explicit SolverOp(OpKernelConstruction* context) : OpKernel(context) {}
+  explicit SolverOp(OpKernelConstruction* context) : Kernel(context) {}
 
-  void Compute(OpKernelContext* context) override {
+  void Run(OpKernelContext* context) override {
     const Tensor& gramian = context->input(0);
     OP_REQUIRES(context,
                 gramian.dims() == 2 && gramian.dim_size(0) == gramian.dim_size(1) &&

@@ -13,7 +13,6 @@ namespace mtl_keras {
 namespace {
 
 using tensorflow::OpInputList;
-using tensorflow::OpKernel;
 using tensorflow::OpKernelConstruction;
 using tensorflow::OpKernelContext;
 using tensorflow::Tensor;
@@ -70,14 +69,14 @@ absl::Status ToColumns(const OpInputList& values, const OpInputList& indices,
   return absl::OkStatus();
 }
 
-class SparseTaskGramianOp : public OpKernel {
+class SparseTaskGramianOp : public Kernel {
  public:
-  explicit SparseTaskGramianOp(OpKernelConstruction* context) : OpKernel(context) {
+  explicit SparseTaskGramianOp(OpKernelConstruction* context) : Kernel(context) {
     OP_REQUIRES_OK(context, places_.Read(context, context->num_inputs() / 2));
     OP_REQUIRES_OK(context, context->GetAttr("check_finite", &check_finite_));
   }
 
-  void Compute(OpKernelContext* context) override {
+  void Run(OpKernelContext* context) override {
     OpInputList values, indices;
     OP_REQUIRES_OK(context, context->input_list("values", &values));
     OP_REQUIRES_OK(context, context->input_list("indices", &indices));
@@ -109,17 +108,17 @@ class SparseTaskGramianOp : public OpKernel {
   bool check_finite_;
 };
 
-class CombineSparseTaskGradientsOp : public OpKernel {
+class CombineSparseTaskGradientsOp : public Kernel {
  public:
   explicit CombineSparseTaskGradientsOp(OpKernelConstruction* context)
-      : OpKernel(context) {
+      : Kernel(context) {
     const int count = (context->num_inputs() - 1) / 2;
     OP_REQUIRES_OK(context, places_.Read(context, count));
     OP_REQUIRES_OK(context,
                    CheckCombination(context, places_, context->num_outputs() / 2));
   }
 
-  void Compute(OpKernelContext* context) override {
+  void Run(OpKernelContext* context) override {
     const double* weights = nullptr;
     OP_REQUIRES_OK(context, ReadWeights(context, places_, &weights));
     OpInputList values, indices;

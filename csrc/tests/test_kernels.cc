@@ -2,10 +2,12 @@
 // against plain loops.
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <map>
+#include <new>
 #include <random>
 #include <thread>
 #include <vector>
@@ -175,6 +177,69 @@ void TestNarrowTypes() {
   }
 }
 
+// Groups of tasks, when there are more than are multiplied at once.
+void TestGramianOfManyTasks() {
+  std::mt19937 random(5);
+  for (int num_tasks : {256, 257, 300, 520}) {
+    const std::vector<int64_t> sizes = {3, 70000};
+    std::vector<std::vector<float>> storage;
+    for (int64_t size : sizes) storage.push_back(Random(&random, size + num_tasks));
+    std::vector<Column> columns(sizes.size());
+    for (std::size_t v = 0; v < sizes.size(); ++v) {
+      columns[v].size = sizes[v];
+      for (int t = 0; t < num_tasks; ++t) {
+        // The long variable belongs to a few tasks of all groups, to save time.
+        if (v == 1 && t % 37 != 0) continue;
+        columns[v].tasks.push_back(t);
+        columns[v].rows.push_back(storage[v].data() + t);
+        columns[v].dtypes.push_back(DType::kFloat);
+      }
+    }
+    std::vector<double> expected(num_tasks * num_tasks), first;
+    for (const Column& column : columns) {
+      for (std::size_t i = 0; i < column.rows.size(); ++i) {
+        for (std::size_t j = 0; j < column.rows.size(); ++j) {
+          const float* a = static_cast<const float*>(column.rows[i]);
+          const float* b = static_cast<const float*>(column.rows[j]);
+          for (int64_t k = 0; k < column.size; ++k) {
+            expected[column.tasks[i] * num_tasks + column.tasks[j]] += double(a[k]) * b[k];
+          }
+        }
+      }
+    }
+    for (const Simd* simd : Variants()) {
+      for (int threads : {1, 3}) {
+        std::vector<double> gramian(num_tasks * num_tasks, 7.0);
+        TaskGramian(columns, num_tasks, Threads(threads), gramian.data(), *simd);
+        for (std::size_t i = 0; i < gramian.size(); ++i) {
+          CHECK_CLOSE(gramian[i], expected[i], 1e-7);
+        }
+        if (first.empty()) first = gramian;
+        CHECK(std::memcmp(first.data(), gramian.data(), 8 * first.size()) == 0);
+      }
+    }
+  }
+}
+
+// Memory that runs out in another thread is the caller's exception.
+void TestWantOfMemoryReachesTheCaller() {
+  for (int threads : {1, 3}) {
+    const ParallelFor parallel_for = Rethrowing(Threads(threads));
+    bool caught = false;
+    try {
+      parallel_for(9, 1, [](int64_t begin, int64_t) {
+        if (begin == 0) throw std::bad_alloc();
+      });
+    } catch (const std::bad_alloc&) {
+      caught = true;
+    }
+    CHECK(caught);
+    std::atomic<int64_t> sum{0};
+    parallel_for(9, 1, [&](int64_t begin, int64_t end) { sum += end - begin; });
+    CHECK(sum == 9);
+  }
+}
+
 void TestSparse() {
   std::mt19937 random(2);
   const int num_tasks = 4;
@@ -296,6 +361,8 @@ int main() {
   mtl_keras::TestGramianAndCombination();
   mtl_keras::TestUnaligned();
   mtl_keras::TestNarrowTypes();
+  mtl_keras::TestGramianOfManyTasks();
+  mtl_keras::TestWantOfMemoryReachesTheCaller();
   mtl_keras::TestSparse();
   mtl_keras::TestMixtures();
   std::printf("kernels: all as expected\n");

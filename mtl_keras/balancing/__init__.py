@@ -48,7 +48,7 @@ from mtl_keras.balancing.matrix_based import (
     TrimmedMean,
 )
 from mtl_keras.errors import InputError
-from mtl_keras.registry import deserialize_named
+from mtl_keras.registry import deserialize_named, named_class
 
 __all__ = [
     "COSMOS",
@@ -96,6 +96,7 @@ __all__ = [
     "Uncertainty",
     "deserialize",
     "get",
+    "get_class",
     "names",
     "serialize",
 ]
@@ -146,6 +147,18 @@ _CLASSES = {cls.__name__: cls for cls in _METHODS.values()}
 def names() -> list[str]:
     """Returns the names that `get` accepts, sorted."""
     return sorted(_METHODS)
+
+
+def get_class(name: str) -> type[Balancer]:
+    """Returns the class that `get` makes an object of for a name.
+
+    Args:
+        name: A name out of `names()`, or a class name.
+
+    Raises:
+        InputError: For an unknown name.
+    """
+    return named_class("balancing method", name, {**_METHODS, **_CLASSES})
 
 
 def serialize(balancer: Balancer) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import functools
+import copy
 import inspect
 import random
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import keras
 import tensorflow as tf
@@ -28,11 +29,16 @@ _SPACINGS = {
 }
 
 
+_Balancer = TypeVar("_Balancer", bound="Balancer")
+
+
 class Balancer:
     """A method that balances tasks; base of `LossBalancer` and `GradientBalancer`.
 
     All that a method remembers between steps lives in variables made by
-    `add_variable`, so that checkpoints and `.keras` files hold it.
+    `add_variable`, so that checkpoints and `.keras` files hold it. `compile` starts
+    it anew, with this instance too. An instance balances one model: another one that
+    is compiled with it gets a copy (`model.balancers`) with a state of its own.
 
     Args:
         scale: `"sum"` (the default: equal weights are 1, as Keras sums the losses
@@ -55,6 +61,9 @@ class Balancer:
 
     method = "balancer"
     """Name in the registry."""
+    search_space: Mapping[str, Any] = types.MappingProxyType({})
+    """The constructor's arguments that a study searches by default, each as a study
+    file writes a setting: a list of values, or `{"min": …, "max": …}`."""
     default_task_specific = "weighted"
     uses_seed = False
 
@@ -77,7 +86,25 @@ class Balancer:
         self.name = name or self.method
         self.tasks: tuple[str, ...] = ()
         self.built = False
+        self._owner: int | None = None
         self._variables: dict[str, keras.Variable] = {}
+
+    def fresh_copy(self: _Balancer) -> _Balancer:
+        """Returns an unbuilt balancer of the same arguments."""
+        other = copy.copy(self)
+        other.tasks = ()
+        other.built = False
+        other._owner = None
+        other._variables = {}
+        return other
+
+    def owned_by(self: _Balancer, model: Any) -> _Balancer:
+        """Returns this balancer, or a copy if it balances another model already."""
+        if self._owner is None:
+            self._owner = id(model)
+        if self._owner == id(model):
+            return self
+        return self.fresh_copy().owned_by(model)
 
     @property
     def variables(self) -> dict[str, keras.Variable]:
@@ -85,13 +112,11 @@ class Balancer:
         return dict(self._variables)
 
     def build(self, tasks: Sequence[str]) -> None:
-        """Creates the state for these tasks; called by `compile`.
+        """Creates the state for these tasks, always anew; called by `compile`.
 
         Args:
             tasks: Task names, in the order of every `[T]` tensor.
         """
-        if self.built and tuple(tasks) == self.tasks:
-            return
         self.tasks = tuple(tasks)
         self._variables = {}
         self.build_state(len(self.tasks))
@@ -240,6 +265,8 @@ class GradientStep:
             of that many disjoint parts of the batch.
         compute_dtypes: Names of further dtypes through which the gradients came;
             mixed precision computes in these, and casts to the variables' dtype.
+        sources: The V shared variables or tensors of the representation that the
+            gradients belong to. Empty for the variables that a method was built for.
     """
 
     def __init__(
@@ -251,6 +278,7 @@ class GradientStep:
         summed: bool = True,
         sub_batches: Sequence[Sequence[Sequence[Any]]] = (),
         compute_dtypes: Sequence[str] = (),
+        sources: Sequence[Any] = (),
     ):
         self.gradients = gradients
         self.losses = losses
@@ -259,6 +287,8 @@ class GradientStep:
         self.summed = summed
         self.sub_batches = sub_batches
         self.compute_dtypes = compute_dtypes
+        self.sources = sources
+        self._gramian: tf.Tensor | None = None
 
     @property
     def precision(self) -> float:
@@ -267,14 +297,22 @@ class GradientStep:
         spacings = [_SPACINGS[d] for d in dtypes.union(self.compute_dtypes)]
         return max(spacings, default=solvers.EPS)
 
-    @functools.cached_property
+    def total(self, value: tf.Tensor) -> tf.Tensor:
+        """Returns what `value` is over all replicas' samples."""
+        if self.summed or tf.distribute.get_strategy().num_replicas_in_sync == 1:
+            return value
+        context = tf.distribute.get_replica_context()
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+    @property
     def gramian(self) -> tf.Tensor:
         """The Gram matrix of the unscaled gradients, float64 `[T, T]`."""
-        gramian = ops.gramian(self.gradients)
-        if not self.summed and tf.distribute.get_strategy().num_replicas_in_sync > 1:
-            context = tf.distribute.get_replica_context()
-            gramian = context.all_reduce(tf.distribute.ReduceOp.SUM, gramian)
-        return gramian / tf.square(tf.cast(self.loss_scale, "float64"))
+        # Not a `functools.cached_property`: its lock, which all instances share on
+        # Python 3.11, would be held while a replica waits for the others.
+        if self._gramian is None:
+            gramian = self.total(ops.gramian(self.gradients))
+            self._gramian = gramian / tf.square(tf.cast(self.loss_scale, "float64"))
+        return self._gramian
 
 
 class GradientBalancer(Balancer):
@@ -303,7 +341,11 @@ class GradientBalancer(Balancer):
         self.add_variable("fallbacks", (), 0, dtype="int64")
 
     def build_variables(self, shared: Sequence[keras.Variable]) -> None:
-        """Creates state that belongs to the shared variables; after `build`."""
+        """Creates state that belongs to the shared variables; after `build`.
+
+        Called again before a function is traced that trains others of them, as layers
+        were frozen or thawed.
+        """
 
     def aggregate(self, step: GradientStep) -> tuple[list[Any], tf.Tensor]:
         """Turns the task gradients into one update.
@@ -314,8 +356,13 @@ class GradientBalancer(Balancer):
         """
         raise NotImplementedError
 
-    def after_step(self, weights: tf.Tensor) -> None:
-        """Called once at the end of each step with its weights, float32 `[T]`."""
+    def after_step(self, weights: tf.Tensor, present: tf.Tensor | None = None) -> None:
+        """Called once at the end of each step.
+
+        Args:
+            weights: The step's weights, float32 `[T]`.
+            present: bool `[T]`; `None` for all tasks.
+        """
 
     def count_fallback(self, fell_back: tf.Tensor) -> None:
         """Adds to the count of steps that fell back to the mean.
@@ -345,7 +392,9 @@ class GramBalancer(GradientBalancer):
     Args:
         update_every: Solve every k-th step and keep the weights in between; the
             steps in between take one backward pass (with several replicas they
-            still take T).
+            still take T). Each task counts the steps in which it is present: a step
+            solves when one of its tasks has had k of them since a solve that it
+            took part in, or none such solve yet.
         **kwargs: See `GradientBalancer`.
     """
 
@@ -356,11 +405,13 @@ class GramBalancer(GradientBalancer):
         self.update_every = check_integer("update_every", update_every, low=1)
 
     def build_state(self, num_tasks: int) -> None:
-        """Creates, for `update_every` > 1, the step count and the kept weights."""
+        """Creates, for `update_every` > 1, the step counts and the kept weights."""
         super().build_state(num_tasks)
         if self.update_every > 1:
-            self.add_variable("steps", (), 0, dtype="int64")
-            self.add_variable("kept_weights", (num_tasks,), 0.0)
+            # Since the last solve, by task; a task's first step solves.
+            self.add_variable("steps", (num_tasks,), self.update_every, dtype="int64")
+            # In the scale "sum", as the tasks of a later step may be others.
+            self.add_variable("kept_weights", (num_tasks,), 1.0)
 
     def weights(self, gramian: tf.Tensor) -> tf.Tensor:
         """Returns the weights of one step in the paper's own scale.
@@ -397,19 +448,31 @@ class GramBalancer(GradientBalancer):
         self.count_fallback(~converged)
         return weights
 
-    def is_due(self) -> tf.Tensor:
-        """Whether this step solves, a bool scalar."""
-        return tf.equal(self._variables["steps"] % self.update_every, 0)
+    def is_due(self, present: tf.Tensor) -> tf.Tensor:
+        """Whether a step with these tasks (bool `[T]`) solves, a bool scalar."""
+        steps = tf.convert_to_tensor(self._variables["steps"])
+        return tf.reduce_any(present & (steps >= self.update_every))
 
-    def kept_weights(self) -> tf.Tensor:
-        """The weights of the last solve, float32 `[T]`."""
-        return tf.convert_to_tensor(self._variables["kept_weights"])
+    def kept_weights(self, present: tf.Tensor) -> tf.Tensor:
+        """Returns the weights of a step between solves, in `self.scale`.
 
-    def after_step(self, weights: tf.Tensor) -> None:
-        """See `GradientBalancer.after_step`: keeps the weights for later steps."""
+        Args:
+            present: bool `[T]`.
+
+        Returns:
+            float32 `[T]`: for each task in the batch its weight of the last solve in
+            which it took part; 0 for the others.
+        """
+        kept = tf.convert_to_tensor(self._variables["kept_weights"])
+        return kept * mean_weights(present, self.scale)
+
+    def after_step(self, weights: tf.Tensor, present: tf.Tensor | None = None) -> None:
+        """See `GradientBalancer.after_step`: counts the step for its tasks."""
+        del weights
         if self.update_every > 1:
-            self._variables["steps"].assign_add(1)
-            self._variables["kept_weights"].assign(weights)
+            counted = 1 if present is None else tf.cast(present, "int64")
+            steps = self._variables["steps"]
+            steps.assign_add(counted * tf.ones(steps.shape, "int64"))
 
     def solve(self, step: GradientStep) -> tf.Tensor:
         """Returns the step's weights in `self.scale`, float32 `[T]`."""
@@ -418,7 +481,28 @@ class GramBalancer(GradientBalancer):
             step.losses,
             **accepted(self.weights_with_losses, step.precision),
         )
-        return in_float32(weights * self.rescaling(step.gramian))
+        return self.rescaled(weights, step.gramian)
+
+    def rescaled(self, weights: tf.Tensor, gramian: tf.Tensor) -> tf.Tensor:
+        """Returns a solution in `self.scale`, float32 `[T]`.
+
+        Where the largest weight is below 2^-110 or above 2^110, as of gradients near
+        1e±30, one factor brings it there: the direction of the update is kept. The
+        bounds leave room for smaller weights, and for sums over tasks and steps.
+
+        Args:
+            weights: float64 `[T]`, in the paper's scale.
+            gramian: float64 `[T, T]`.
+        """
+        weights = tf.cast(weights, "float64")
+        if self.scale != self.natural_scale:
+            taking_part = tf.cast(has_gradient(gramian), "float64")
+            count = tf.maximum(tf.reduce_sum(taking_part), 1.0)
+            weights *= count if self.scale == "sum" else 1.0 / count
+        largest = tf.reduce_max(tf.abs(weights))
+        bounded = tf.clip_by_value(largest, 2.0**-110, 2.0**110)
+        factor = tf.where(largest > 0.0, bounded / largest, 1.0)
+        return tf.cast(weights * factor, "float32")
 
     def aggregate(self, step: GradientStep) -> tuple[list[Any], tf.Tensor]:
         """See `GradientBalancer.aggregate`."""
@@ -428,25 +512,27 @@ class GramBalancer(GradientBalancer):
 
     def _solve_if_due(self, step: GradientStep) -> tf.Tensor:
         """Solves at every step, as replicas cannot branch, but keeps it if due."""
+        due = self.is_due(step.present)
         before = {
             name: tf.identity(tf.convert_to_tensor(variable))
             for name, variable in self._variables.items()
         }
         weights = self.solve(step)
-        due = self.is_due()
+        self._keep(weights, step)
         for name, value in before.items():
             variable = self._variables[name]
             variable.assign(tf.where(due, tf.convert_to_tensor(variable), value))
-        return tf.where(due, weights, self.kept_weights())
+        return tf.where(due, weights, self.kept_weights(step.present))
 
-    def rescaling(self, gramian: tf.Tensor) -> tf.Tensor:
-        """Returns the factor from the paper's scale to `self.scale`, float64 scalar."""
-        if self.scale == self.natural_scale:
-            return tf.ones((), "float64")
-        squares = tf.linalg.diag_part(tf.cast(gramian, "float64"))
-        taking_part = tf.not_equal(squares, 0.0)
-        count = tf.maximum(tf.reduce_sum(tf.cast(taking_part, "float64")), 1.0)
-        return count if self.scale == "sum" else 1.0 / count
+    def _keep(self, weights: tf.Tensor, step: GradientStep) -> None:
+        """Keeps the weights of a solve for the tasks that took part in it."""
+        kept, steps = self._variables["kept_weights"], self._variables["steps"]
+        finite = tf.reduce_all(tf.math.is_finite(step.gramian))
+        taking_part = has_gradient(step.gramian)
+        if self.scale == "mean":
+            weights *= tf.reduce_sum(tf.cast(taking_part, "float32"))
+        kept.assign(tf.where(finite & taking_part, weights, kept))
+        steps.assign(tf.where(finite & step.present, tf.zeros_like(steps), steps))
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -460,21 +546,22 @@ def accepted(method: Callable[..., tf.Tensor], precision: float) -> dict[str, fl
     return {}
 
 
-def in_float32(weights: tf.Tensor) -> tf.Tensor:
-    """Returns task weights as float32 `[T]`, none infinite and not all of them zero.
+def has_gradient(gramian: tf.Tensor) -> tf.Tensor:
+    """Returns for which tasks the row of a Gram matrix is not zero, bool `[T]`."""
+    return tf.not_equal(tf.linalg.diag_part(gramian), 0.0)
 
-    Where the largest is below 2^-110 or above 2^110, one factor brings it there: the
-    direction of the update is kept. The bounds leave room for smaller weights, and for
-    sums over tasks and steps.
+
+def with_loss(losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+    """Returns the present tasks whose loss is not exactly 0, bool `[T]`.
+
+    A loss of 0, of a `loss_weights` of 0 or of a finished task, has no logarithm and
+    no ratio; formulas made of these leave the task out as if it were absent.
 
     Args:
-        weights: `[T]`, finite.
+        losses: float32 `[T]`.
+        present: bool `[T]`.
     """
-    weights = tf.cast(weights, "float64")
-    largest = tf.reduce_max(tf.abs(weights))
-    bounded = tf.clip_by_value(largest, 2.0**-110, 2.0**110)
-    factor = tf.where(largest > 0.0, bounded / largest, 1.0)
-    return tf.cast(weights * factor, "float32")
+    return present & tf.not_equal(losses, 0.0)
 
 
 def mean_weights(present: tf.Tensor, scale: str) -> tf.Tensor:

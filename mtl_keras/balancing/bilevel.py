@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -33,7 +34,7 @@ class AutoLambda(LossBalancer):
     Choose it when some tasks only help others (`primary`).
 
     Args:
-        primary: Names of the tasks to validate on; all if `None`.
+        primary: Name or names of the tasks to validate on; all if `None`.
         learning_rate: Adam's rate for λ.
         initial: λ at the start, relative to the primary tasks' equal weights.
         **kwargs: See `Balancer`. The paper's scale is `"sum"`.
@@ -47,20 +48,22 @@ class AutoLambda(LossBalancer):
 
     def __init__(
         self,
-        primary: list[str] | None = None,
+        primary: str | Sequence[str] | None = None,
         learning_rate: float = 1e-3,
         initial: float = 1.0,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        if isinstance(primary, str):
+            primary = [primary]
         self.primary = None if primary is None else list(primary)
         self.learning_rate = check_number("learning_rate", learning_rate, 0.0)
         self.initial = check_number("initial", initial, 0.0)
 
     def build_state(self, num_tasks: int) -> None:
         """Creates λ and the moments of its optimizer."""
-        unknown = set(self.primary or ()) - set(self.tasks)
-        if unknown:
+        known = self.primary is None or set(self.primary) <= set(self.tasks)
+        if not known or self.primary == []:
             raise InputError(
                 f"Expected `primary` to name tasks out of {list(self.tasks)}. "
                 f"Received: primary={self.primary}."
@@ -81,7 +84,9 @@ class AutoLambda(LossBalancer):
         start = probe.weights()
         ahead = self._look_ahead(probe, start, weights, step.learning_rate)
         direction = self._validation_gradient(probe, ahead)
-        square = tf.add_n([tf.reduce_sum(tf.square(v)) for v in direction])
+        square = tf.add_n(
+            [tf.reduce_sum(tf.square(tf.cast(v, "float32"))) for v in direction]
+        )
         # The step length of DARTS (Liu et al., ICLR 2019), which the paper follows.
         epsilon = tf.math.divide_no_nan(0.01, tf.sqrt(square))
         forth = probe.losses(_moved(start, direction, epsilon), part=0)

@@ -55,8 +55,11 @@ class MGDA(GramBalancer):
         """See `GramBalancer.weights`. Losses count as 1 here."""
         return self.weights_with_losses(gramian, tf.ones((gramian.shape[0],)))
 
-    def weights_with_losses(self, gramian: tf.Tensor, losses: tf.Tensor) -> tf.Tensor:
-        """See `GramBalancer.weights_with_losses`."""
+    def weights_with_losses(
+        self, gramian: tf.Tensor, losses: tf.Tensor, precision: float = solvers.EPS
+    ) -> tf.Tensor:
+        """See `GramBalancer.weights_with_losses`. Nothing is decided by precision."""
+        del precision
         factors = tf.ones((gramian.shape[0],), "float64")
         if self.normalization in ("l2", "loss+"):
             norms = tf.sqrt(tf.linalg.diag_part(tf.cast(gramian, "float64")))
@@ -125,6 +128,7 @@ class GradVac(GramBalancer):
     """
 
     method = "gradvac"
+    search_space = {"beta": {"min": 1e-3, "max": 0.5, "log": True}}  # noqa: RUF012
     natural_scale = "sum"
     uses_seed = True
 
@@ -204,6 +208,7 @@ class CAGrad(GramBalancer):
     """
 
     method = "cagrad"
+    search_space = {"c": {"min": 0.1, "max": 0.9}}  # noqa: RUF012
     natural_scale = "mean"
 
     def __init__(self, c: float = 0.4, rescale: str = "none", **kwargs: Any):

@@ -85,6 +85,7 @@ class FairGrad(_PowerRoot):
     """
 
     method = "fairgrad"
+    search_space = {"alpha": {"min": 0.5, "max": 4.0}}  # noqa: RUF012
 
     def __init__(self, alpha: float = 2.0, **kwargs: Any):
         super().__init__(**kwargs)

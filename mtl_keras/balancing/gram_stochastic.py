@@ -12,7 +12,7 @@ from mtl_keras.balancing.base import (
     GradientStep,
     GramBalancer,
     accepted,
-    in_float32,
+    has_gradient,
 )
 from mtl_keras.balancing.simplex import over_present, project_to_simplex
 from mtl_keras.errors import InputError, check_integer, check_number, unknown_name
@@ -28,7 +28,8 @@ class CRMOGM(GramBalancer):
     w ← α w + (1 − α) w_new. Zhou et al., "On the Convergence of Stochastic
     Multi-Objective Gradient Manipulation and Beyond", NeurIPS 2022. The first
     weights are taken as they are; an absent task keeps its old weight for later and
-    gets 0 now.
+    gets 0 now. The average is over weights in the scale "sum", so that it is one of
+    like with like when the number of tasks in the batch changes.
 
     Cost: T backward; state: T weights, the wrapped method's; needs: a method to
     wrap.
@@ -58,8 +59,14 @@ class CRMOGM(GramBalancer):
                 "Expected a Gram-based method on whole batches for cr_mogm to wrap. "
                 f"Received: balancer={balancer!r}."
             )
-        self.balancer = wrapped
+        self.balancer = wrapped.fresh_copy()
         self.alpha = check_number("alpha", alpha, 0.0, 1.0)
+
+    def fresh_copy(self) -> CRMOGM:
+        """See `Balancer.fresh_copy`; the wrapped method is copied, too."""
+        other = super().fresh_copy()
+        other.balancer = self.balancer.fresh_copy()
+        return other
 
     @property
     def natural_scale(self) -> str:  # type: ignore[override]
@@ -97,13 +104,16 @@ class CRMOGM(GramBalancer):
         if not self.built:
             return new
         gramian = tf.cast(gramian, "float64")
-        taking_part = tf.not_equal(tf.linalg.diag_part(gramian), 0.0)
+        taking_part = has_gradient(gramian)
         moves = taking_part & tf.reduce_all(tf.math.is_finite(gramian))
-        mixed = self.alpha * self._smooth + (1.0 - self.alpha) * new
-        mixed = tf.where(self._seen > 0, mixed, new)
+        count = tf.ones((), "float64")
+        if self.natural_scale == "mean":
+            count = tf.maximum(tf.reduce_sum(tf.cast(taking_part, "float64")), 1.0)
+        mixed = self.alpha * self._smooth + (1.0 - self.alpha) * new * count
+        mixed = tf.where(self._seen > 0, mixed, new * count)
         self._smooth.assign(tf.where(moves, mixed, self._smooth))
         self._seen.assign(tf.maximum(self._seen, tf.cast(moves, "float64")))
-        return tf.where(taking_part, mixed, 0.0)
+        return tf.where(taking_part, mixed / count, 0.0)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -168,7 +178,7 @@ class PCD(GramBalancer):
         num_tasks = gramian.shape[0]
         main = self.tasks.index(self.primary) if self.primary in self.tasks else 0
         squares = tf.linalg.diag_part(gramian)
-        taking_part = tf.not_equal(squares, 0.0)
+        taking_part = has_gradient(gramian)
         finite = tf.reduce_all(tf.math.is_finite(gramian))
         scales = tf.sqrt(self._average(squares, taking_part & finite))
         inverse = tf.where(taking_part, tf.math.divide_no_nan(1.0, scales), 0.0)
@@ -257,8 +267,9 @@ class _HalfBatchBalancer(GramBalancer):
         num_tasks = len(self.tasks)
         cross = both[:num_tasks, num_tasks:]
         cross /= tf.square(tf.cast(step.loss_scale, "float64"))
-        weights = self.dual_step(cross, step.present)
-        return in_float32(weights * self.rescaling(step.gramian))
+        # The shortest vector would be that of a task without gradient.
+        taking_part = step.present & has_gradient(step.gramian)
+        return self.rescaled(self.dual_step(cross, taking_part), step.gramian)
 
     def dual_step(self, cross: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
         """Moves the dual weights and returns the task weights, float64 `[T]`."""
@@ -266,8 +277,7 @@ class _HalfBatchBalancer(GramBalancer):
 
     def weights(self, gramian: tf.Tensor) -> tf.Tensor:
         """The weights when both halves' gradients are the same."""
-        squares = tf.linalg.diag_part(gramian)
-        return self.dual_step(gramian, tf.not_equal(squares, 0.0))
+        return self.dual_step(gramian, has_gradient(gramian))
 
     def keep_if_finite(self, new: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
         """Stores the dual weights of present tasks, unless they are not finite."""

@@ -9,12 +9,45 @@ import keras
 import tensorflow as tf
 
 from mtl_keras.balancing.adam import TaskAdam
-from mtl_keras.balancing.arguments import PerTask, per_task, plain
-from mtl_keras.balancing.base import LossBalancer, LossStep, mean_weights
+from mtl_keras.balancing.arguments import PerTask, check_choice, per_task, plain
+from mtl_keras.balancing.base import LossBalancer, LossStep, mean_weights, with_loss
 from mtl_keras.balancing.epochs import EpochMeans
 from mtl_keras.errors import check_number, unknown_name
 
 _register = keras.saving.register_keras_serializable(package="mtl_keras")
+
+
+FIRST_LOSS = "first_loss"
+"""Starts a trained scale at its optimum for the task's first loss."""
+
+
+class MeanScaleBalancer(LossBalancer):
+    """A loss balancer whose formula gives weights of 1 / T to equal tasks.
+
+    A task whose loss is exactly 0 is left out of the formula, as an absent one is. Its
+    own weight is the equal one.
+    """
+
+    def weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+        """See `LossBalancer.weights`. Equal where losses that are not finite, or
+        all zero, leave the formula without a value."""
+        taking_part = with_loss(losses, present)
+        weights = self.mean_scale_weights(losses, taking_part)
+        usable = tf.reduce_all(tf.math.is_finite(weights))
+        usable &= tf.reduce_any(tf.not_equal(weights, 0.0))
+        weights = tf.where(usable, weights, mean_weights(taking_part, "mean"))
+        if self.scale == "sum":
+            weights *= tf.reduce_sum(tf.cast(taking_part, "float32"))
+        return tf.where(taking_part, weights, mean_weights(present, self.scale))
+
+    def mean_scale_weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+        """Returns the weights of the paper's formula, float32 `[T]`.
+
+        Args:
+            losses: float32 `[T]`.
+            present: bool `[T]`, the tasks that enter the formula.
+        """
+        raise NotImplementedError
 
 
 @_register
@@ -93,14 +126,21 @@ class Uncertainty(LossBalancer):
     Differs from the paper in that s is trained by an Adam of its own (without
     weight decay, loss scaling or clipping), at the learning rate of the model's
     optimizer unless `learning_rate` is given. `scale="sum"` is the paper's formula
-    as it stands; `"mean"` divides it by T.
+    as it stands; `"mean"` divides it by T. In a step in which its loss is exactly 0 a
+    task's s stays.
+
+    s moves by about the learning rate a step: from 0 to the log variance of a loss of
+    1e13, which is 30, that takes 30 000 steps at 1e-3. Where units differ by more than
+    the training can make up for, start with `initial_log_variance="first_loss"`.
 
     Cost: 1 backward; state: T log variances, Adam; needs: `kinds` for
     classification.
     Choose it when losses have different units or noise.
 
     Args:
-        initial_log_variance: s_i at the start.
+        initial_log_variance: s_i at the start: a number, or `"first_loss"` for the
+            optimum of each task's first loss (log L_i for regression), which makes
+            all weighted losses equal in the first step.
         learning_rate: Rate for s; `None` follows the model's optimizer.
         kinds: `{task: "regression" | "classification"}`; tasks left out count as
             regression, the form that most code uses for all.
@@ -116,13 +156,13 @@ class Uncertainty(LossBalancer):
 
     def __init__(
         self,
-        initial_log_variance: float = 0.0,
+        initial_log_variance: float | str = 0.0,
         learning_rate: float | None = None,
         kinds: Mapping[str, str] | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.initial_log_variance = check_number(
+        self.initial_log_variance = check_start(
             "initial_log_variance", initial_log_variance
         )
         if learning_rate is not None:
@@ -137,23 +177,33 @@ class Uncertainty(LossBalancer):
         """Creates s and the moments of its optimizer."""
         factors = {task: self._FACTORS[kind] for task, kind in self.kinds.items()}
         self._factors = per_task("kinds", factors, self.tasks, 0.5)
+        follows = self.initial_log_variance == FIRST_LOSS
         self._log_variance = self.add_variable(
-            "log_variance", (num_tasks,), self.initial_log_variance
+            "log_variance", (num_tasks,), 0.0 if follows else self.initial_log_variance
         )
         self._adam = TaskAdam(self.add_variable, num_tasks)
 
+    def _start(self, losses: tf.Tensor) -> tf.Tensor:
+        """Returns s as it is, or at the optimum of a task's first loss, `[T]`."""
+        optimum = tf.math.log(2.0 * tf.constant(self._factors, "float32") * losses)
+        if self.initial_log_variance != FIRST_LOSS:
+            return tf.convert_to_tensor(self._log_variance)
+        return self._adam.started(self._log_variance, optimum)
+
     def weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
         """See `LossBalancer.weights`."""
-        del losses
-        weights = tf.constant(self._factors, "float32") * tf.exp(-self._log_variance)
+        factors = tf.constant(self._factors, "float32")
+        weights = factors * tf.exp(-self._start(losses))
         return weights * mean_weights(present, self.scale)
 
     def update(self, step: LossStep) -> None:
         """Moves s against the gradient of the objective; see `LossBalancer.update`."""
         factors = tf.constant(self._factors, "float32")
-        gradient = 0.5 - factors * tf.exp(-self._log_variance) * step.losses
+        start = self._start(step.losses)
+        gradient = 0.5 - factors * tf.exp(-start) * step.losses
         rate = step.learning_rate if self.learning_rate is None else self.learning_rate
-        self._adam.step(self._log_variance, gradient, step.present, rate)
+        taking_part = with_loss(step.losses, step.present)
+        self._adam.step(self._log_variance, gradient, taking_part, rate, start)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -166,7 +216,7 @@ class Uncertainty(LossBalancer):
 
 
 @_register
-class DWA(LossBalancer):
+class DWA(MeanScaleBalancer):
     """Dynamic weight average: tasks whose loss falls slowly count more.
 
     w_i = T · softmax(r_i / τ) with r_i the ratio of the task's mean loss in the last
@@ -176,7 +226,8 @@ class DWA(LossBalancer):
 
     Epochs are those of `fit`; a training loop of your own calls `on_epoch_begin`.
     A task's mean is over the batches that have a label for it, and a task without
-    any in an epoch keeps its older means. `scale="mean"` leaves out the factor T.
+    any in an epoch keeps its older means. A mean of exactly 0 has no ratio: r_i is then
+    1. `scale="mean"` leaves out the factor T.
 
     Cost: 1 backward; state: T means of two epochs; needs: epochs (`fit`).
     Choose it when tasks learn at different speeds; simple and cheap.
@@ -187,6 +238,7 @@ class DWA(LossBalancer):
     """
 
     method = "dwa"
+    search_space = {"temperature": {"min": 0.5, "max": 8.0, "log": True}}  # noqa: RUF012
 
     def __init__(self, temperature: float = 2.0, **kwargs: Any):
         super().__init__(**kwargs)
@@ -200,19 +252,17 @@ class DWA(LossBalancer):
         """Closes the epoch before."""
         self._means.close_epoch()
 
-    def weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
-        """See `LossBalancer.weights`."""
+    def mean_scale_weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+        """See `MeanScaleBalancer.mean_scale_weights`."""
         del losses
+        before_last = tf.convert_to_tensor(self._means.before_last)
         ratio = tf.math.divide_no_nan(
-            tf.convert_to_tensor(self._means.last),
-            tf.convert_to_tensor(self._means.before_last),
+            tf.convert_to_tensor(self._means.last), before_last
         )
         # A task that has not had two epochs yet counts as one that stands still.
-        ratio = tf.where(self._means.epochs >= 2, ratio, 1.0)
-        weights = masked_softmax(ratio / self.temperature, present)
-        if self.scale == "sum":
-            weights *= tf.reduce_sum(tf.cast(present, "float32"))
-        return weights
+        has_ratio = (self._means.epochs >= 2) & tf.not_equal(before_last, 0.0)
+        ratio = tf.where(has_ratio, ratio, 1.0)
+        return masked_softmax(ratio / self.temperature, present)
 
     def update(self, step: LossStep) -> None:
         """Adds this batch to the epoch's means; see `LossBalancer.update`."""
@@ -221,6 +271,18 @@ class DWA(LossBalancer):
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "temperature": self.temperature}
+
+
+def check_start(argument: str, value: Any) -> float | str:
+    """Returns where a trained scale starts: a number, or `FIRST_LOSS`.
+
+    Raises:
+        InputError: For anything else.
+    """
+    if isinstance(value, str):
+        check_choice(argument, value, (FIRST_LOSS,))
+        return value
+    return check_number(argument, value)
 
 
 def masked_softmax(logits: tf.Tensor, present: tf.Tensor) -> tf.Tensor:

@@ -8,9 +8,13 @@ import keras
 import tensorflow as tf
 
 from mtl_keras.balancing.adam import TaskAdam
-from mtl_keras.balancing.base import LossBalancer, LossStep, mean_weights
-from mtl_keras.balancing.loss_based import masked_softmax
-from mtl_keras.balancing.loss_scalarising import MeanScaleBalancer
+from mtl_keras.balancing.base import LossBalancer, LossStep, mean_weights, with_loss
+from mtl_keras.balancing.loss_based import (
+    FIRST_LOSS,
+    MeanScaleBalancer,
+    check_start,
+    masked_softmax,
+)
 from mtl_keras.errors import check_number
 
 _register = keras.saving.register_keras_serializable(package="mtl_keras")
@@ -23,43 +27,70 @@ class IMTLL(LossBalancer):
     Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021. At the optimum
     of s, e^(s_i) L_i = 1. Differs from the paper in that s is trained by an Adam of
     its own, at the rate of the model's optimizer unless `learning_rate` is given.
-    `scale="sum"` is the paper's formula; `"mean"` divides it by T.
+    `scale="sum"` is the paper's formula; `"mean"` divides it by T. In a step in which
+    its loss is exactly 0 a task's s stays.
+
+    As in `Uncertainty`, s moves by about the learning rate a step: where units differ
+    by more than the training can make up for, start with
+    `initial_log_scale="first_loss"`.
 
     Cost: 1 backward; state: T log scales, Adam; needs: positive losses.
     Choose it when all weighted losses should be of one size.
 
     Args:
         learning_rate: Rate for s; `None` follows the model's optimizer.
+        initial_log_scale: s_i at the start: a number, or `"first_loss"` for the
+            optimum of each task's first loss, −log L_i.
         **kwargs: See `Balancer`.
     """
 
     method = "imtl_l"
 
-    def __init__(self, learning_rate: float | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        learning_rate: float | None = None,
+        initial_log_scale: float | str = 0.0,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
+        self.initial_log_scale = check_start("initial_log_scale", initial_log_scale)
         if learning_rate is not None:
             learning_rate = check_number("learning_rate", learning_rate, low=0.0)
         self.learning_rate = learning_rate
 
     def build_state(self, num_tasks: int) -> None:
         """Creates s and the moments of its optimizer."""
-        self._log_scale = self.add_variable("log_scale", (num_tasks,), 0.0)
+        follows = self.initial_log_scale == FIRST_LOSS
+        self._log_scale = self.add_variable(
+            "log_scale", (num_tasks,), 0.0 if follows else self.initial_log_scale
+        )
         self._adam = TaskAdam(self.add_variable, num_tasks)
+
+    def _start(self, losses: tf.Tensor) -> tf.Tensor:
+        """Returns s as it is, or at the optimum of a task's first loss, `[T]`."""
+        if self.initial_log_scale != FIRST_LOSS:
+            return tf.convert_to_tensor(self._log_scale)
+        return self._adam.started(self._log_scale, -tf.math.log(losses))
 
     def weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
         """See `LossBalancer.weights`."""
-        del losses
-        return tf.exp(self._log_scale) * mean_weights(present, self.scale)
+        return tf.exp(self._start(losses)) * mean_weights(present, self.scale)
 
     def update(self, step: LossStep) -> None:
         """Moves s against the gradient of the objective."""
-        gradient = tf.exp(self._log_scale) * step.losses - 1.0
+        start = self._start(step.losses)
+        gradient = tf.exp(start) * step.losses - 1.0
         rate = step.learning_rate if self.learning_rate is None else self.learning_rate
-        self._adam.step(self._log_scale, gradient, step.present, rate)
+        taking_part = with_loss(step.losses, step.present)
+        self._adam.step(self._log_scale, gradient, taking_part, rate, start)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
-        return {**super().get_config(), "learning_rate": self.learning_rate}
+        return {
+            **super().get_config(),
+            "learning_rate": self.learning_rate,
+            "initial_log_scale": self.initial_log_scale,
+        }
 
 
 @_register
@@ -71,8 +102,9 @@ class FAMO(MeanScaleBalancer):
     (∂z/∂w)ᵀ (log D_before − log D_after) by Adam with weight decay: who gained most
     gets less. Liu et al., "FAMO: Fast Adaptive Multitask Optimization", NeurIPS
     2023, arXiv 2306.03792. The second forward pass draws the same dropout masks and
-    leaves batch statistics and seeds alone, which the authors' code does not. The
-    floor of D_i is relative to the largest, where theirs is an absolute 1e-8.
+    leaves batch statistics and seeds alone, which the authors' code does not. D_i has
+    no floor but float32's, where theirs is 1e-8, so that losses may have any unit; a
+    task whose loss is exactly 0 is left out.
 
     Cost: 1 backward, 1 forward; state: T logits, Adam; needs: losses above
     `lower_bound`.
@@ -87,6 +119,10 @@ class FAMO(MeanScaleBalancer):
     """
 
     method = "famo"
+    search_space = {  # noqa: RUF012
+        "learning_rate": {"min": 1e-3, "max": 0.1, "log": True},
+        "weight_decay": {"min": 1e-4, "max": 1e-2, "log": True},
+    }
     needs_probe = True
 
     def __init__(
@@ -107,15 +143,13 @@ class FAMO(MeanScaleBalancer):
         self._adam = TaskAdam(self.add_variable, num_tasks)
 
     def _distance(self, losses: tf.Tensor) -> tf.Tensor:
-        distance = losses - self.lower_bound
-        floor = tf.maximum(1e-8 * tf.reduce_max(tf.abs(distance)), 1e-30)
-        return tf.maximum(distance, floor)
+        return tf.maximum(losses - self.lower_bound, 1e-37)
 
     def mean_scale_weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
         """See `MeanScaleBalancer.mean_scale_weights`."""
-        shares = masked_softmax(tf.convert_to_tensor(self._logits), present)
-        weights = shares / self._distance(losses)
-        return tf.math.divide_no_nan(weights, tf.reduce_sum(weights))
+        return masked_softmax(
+            self._logits - tf.math.log(self._distance(losses)), present
+        )
 
     def update(self, step: LossStep) -> None:
         """Moves w by what the step gained."""
@@ -123,11 +157,12 @@ class FAMO(MeanScaleBalancer):
         assert step.probe is not None
         after = step.probe.total(tf.stack(step.probe.losses(step.probe.weights())))
         gain = before - tf.math.log(self._distance(after))
-        shares = masked_softmax(tf.convert_to_tensor(self._logits), step.present)
-        gain = tf.where(step.present, gain, 0.0)
+        taking_part = with_loss(after, with_loss(step.losses, step.present))
+        shares = masked_softmax(tf.convert_to_tensor(self._logits), taking_part)
+        gain = tf.where(taking_part, gain, 0.0)
         gradient = shares * (gain - tf.reduce_sum(shares * gain))
         gradient += self.weight_decay * self._logits
-        self._adam.step(self._logits, gradient, step.present, self.learning_rate)
+        self._adam.step(self._logits, gradient, taking_part, self.learning_rate)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -163,6 +198,7 @@ class GradNorm(MeanScaleBalancer):
     """
 
     method = "gradnorm"
+    search_space = {"alpha": {"min": 0.1, "max": 3.0}}  # noqa: RUF012
     needs_gradient_norms = True
 
     def __init__(self, alpha: float = 1.5, learning_rate: float = 0.025, **kwargs: Any):
@@ -183,7 +219,9 @@ class GradNorm(MeanScaleBalancer):
 
     def update(self, step: LossStep) -> None:
         """Moves v towards the target norms."""
-        present = step.present
+        # A task without gradient would be taken for one that is behind all others.
+        assert step.gradient_norms is not None
+        present = with_loss(step.losses, step.present) & (step.gradient_norms > 0)
         # A first loss that no ratio can be taken to waits for a better one.
         is_first = present & (self._first < 0)
         is_first &= tf.math.is_finite(step.losses) & (step.losses > 0)

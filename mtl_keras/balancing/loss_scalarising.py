@@ -12,31 +12,12 @@ from mtl_keras.balancing.arguments import (
     plain,
     preference_per_task,
 )
-from mtl_keras.balancing.base import LossBalancer, LossStep, mean_weights
+from mtl_keras.balancing.base import LossStep, mean_weights
 from mtl_keras.balancing.epochs import EpochMeans
-from mtl_keras.balancing.loss_based import masked_softmax
+from mtl_keras.balancing.loss_based import MeanScaleBalancer, masked_softmax
 from mtl_keras.errors import check_integer, check_number
 
 _register = keras.saving.register_keras_serializable(package="mtl_keras")
-
-
-class MeanScaleBalancer(LossBalancer):
-    """A loss balancer whose formula gives weights of 1 / T to equal tasks."""
-
-    def weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
-        """See `LossBalancer.weights`. Equal where losses that are not finite, or
-        all zero, leave the formula without a value."""
-        weights = self.mean_scale_weights(losses, present)
-        usable = tf.reduce_all(tf.math.is_finite(weights))
-        usable &= tf.reduce_any(tf.not_equal(weights, 0.0))
-        weights = tf.where(usable, weights, mean_weights(present, "mean"))
-        if self.scale == "sum":
-            weights *= tf.reduce_sum(tf.cast(present, "float32"))
-        return weights
-
-    def mean_scale_weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
-        """Returns the weights of the paper's formula, float32 `[T]`."""
-        raise NotImplementedError
 
 
 @_register
@@ -70,8 +51,9 @@ class UWSO(MeanScaleBalancer):
     """Analytic uncertainty with a soft optimum: softmax(1 / (L_i τ)).
 
     Kirchdorfer et al., "Analytical Uncertainty-Based Loss Weighting in Multi-Task
-    Learning", arXiv 2408.07985. A loss of zero or less counts as the smallest
-    positive number, which gives its task all the weight, as in the limit.
+    Learning", arXiv 2408.07985. A negative loss counts as the smallest positive
+    number, which gives its task all the weight; a task whose loss is exactly 0 is
+    left out.
 
     Cost: 1 backward; needs: positive losses.
     Choose it when `uncertainty` would do, and nothing should be learned; its
@@ -83,6 +65,7 @@ class UWSO(MeanScaleBalancer):
     """
 
     method = "uw_so"
+    search_space = {"temperature": {"min": 0.2, "max": 5.0, "log": True}}  # noqa: RUF012
 
     def __init__(self, temperature: float = 1.0, **kwargs: Any):
         super().__init__(**kwargs)
@@ -103,9 +86,10 @@ class GLS(MeanScaleBalancer):
     """Geometric mean of the losses, (∏ L_i)^(1/T).
 
     Chennupati et al., "MultiNet++", CVPR Workshops 2019, arXiv 1904.08492. Computed
-    as exp(mean log L), so that no product under- or overflows. Losses below 1e-12
-    of the largest are taken as that, so that a finished task does not end the
-    training of the others. Takes the arguments of `Balancer`.
+    as exp(mean log L), so that no product under- or overflows. Losses below 1e-24
+    of the largest are taken as that, and a task whose loss is exactly 0 is left out,
+    so that a finished task does not end the training of the others. Takes the
+    arguments of `Balancer`.
 
     Cost: 1 backward; needs: non-negative losses.
     Choose it when losses differ by orders of magnitude.
@@ -126,12 +110,9 @@ class GLS(MeanScaleBalancer):
         )
         with tf.control_dependencies([check] if check is not None else []):
             largest = tf.reduce_max(losses)
-        floored = tf.maximum(losses, 1e-12 * largest)
-        logs = tf.where(present, tf.math.log(floored), 0.0)
+        logs = tf.math.log(tf.where(present, tf.maximum(losses, 1e-24 * largest), 1.0))
         equal = mean_weights(present, "mean")
-        mean = tf.exp(tf.reduce_sum(equal * logs))
-        weights = tf.where(present, equal * tf.math.divide_no_nan(mean, floored), 0.0)
-        return tf.where(tf.equal(largest, 0.0), equal, weights)
+        return equal * tf.exp(tf.reduce_sum(equal * logs) - logs)
 
 
 class _PreferenceBalancer(MeanScaleBalancer):
@@ -160,12 +141,14 @@ class _PreferenceBalancer(MeanScaleBalancer):
 
 @_register
 class STCH(_PreferenceBalancer):
-    """Smooth Tchebycheff scalarisation: μ log Σ exp(λ_i (L_i − z_i) / μ).
+    """Smooth Tchebycheff scalarisation: μ log Σ exp(λ_i (f_i − z_i) / μ).
 
     Lin et al., "Smooth Tchebycheff Scalarization for Multi-Objective Optimization",
-    ICML 2024, arXiv 2402.19078. After `warmup_epochs` epochs of Σ log L_i, losses
-    are divided by their means over the last of these (the nadir), as in the
-    authors' multi-task runs. λ = T · preference, so that it is 1 for equal tasks.
+    ICML 2024, arXiv 2402.19078. After `warmup_epochs` epochs of Σ log L_i, f_i is
+    log(L_i / nadir_i) with the means over the last of these epochs as the nadir, as in
+    the authors' multi-task runs (whose warm-up of 4 is 5 epochs here). Without a
+    warm-up f_i is L_i itself, as in the paper. λ = T · preference, so that it is 1 for
+    equal tasks. A task whose loss is exactly 0 is left out.
 
     Cost: 1 backward; state: T means, T nadirs; needs: epochs, warm-up.
     Choose it when the worst task matters, or a point of the Pareto front by
@@ -173,14 +156,15 @@ class STCH(_PreferenceBalancer):
 
     Args:
         mu: μ, the smoothing; the smaller, the nearer to the maximum.
-        warmup_epochs: Epochs before the scalarisation; with 0 losses are not
-            divided.
-        ideal: z, one number for all tasks, in units of the (divided) losses.
+        warmup_epochs: Epochs before the scalarisation; with 0 it is of the losses
+            themselves.
+        ideal: z, one number for all tasks, in units of f.
         preference: `{task: number}` or a list; uniform by default.
         **kwargs: See `Balancer`.
     """
 
     method = "stch"
+    search_space = {"mu": {"min": 0.1, "max": 10.0, "log": True}}  # noqa: RUF012
 
     def __init__(
         self,
@@ -216,12 +200,17 @@ class STCH(_PreferenceBalancer):
         """See `MeanScaleBalancer.mean_scale_weights`."""
         count = tf.reduce_sum(tf.cast(present, "float32"))
         stress = self.preferred(present) * count
-        divided = losses / self._nadir
-        soft = masked_softmax(stress * (divided - self.ideal) / self.mu, present)
-        weights = soft * stress / self._nadir
-        logs = mean_weights(present, "mean") / tf.maximum(losses, 1e-30)
+        if self.warmup_epochs == 0:
+            return stress * self._soft(stress * (losses - self.ideal), present)
+        positive = tf.where(present, tf.maximum(losses, 1e-30), 1.0)
+        relative = tf.math.log(positive) - tf.math.log(self._nadir)
+        soft = self._soft(stress * (relative - self.ideal), present)
         warming_up = self._means.epochs < self.warmup_epochs
-        return tf.where(warming_up, tf.where(present, logs, 0.0), weights)
+        slopes = tf.where(warming_up, mean_weights(present, "mean"), stress * soft)
+        return slopes / positive
+
+    def _soft(self, values: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+        return masked_softmax(values / self.mu, present)
 
     def update(self, step: LossStep) -> None:
         """Adds the batch to the epoch's means."""
@@ -255,6 +244,7 @@ class COSMOS(_PreferenceBalancer):
     """
 
     method = "cosmos"
+    search_space = {"strength": {"min": 0.1, "max": 10.0, "log": True}}  # noqa: RUF012
 
     def __init__(
         self, strength: float = 1.0, preference: PerTask | None = None, **kwargs: Any
@@ -299,6 +289,7 @@ class PBI(_PreferenceBalancer):
     """
 
     method = "pbi"
+    search_space = {"penalty": {"min": 0.05, "max": 5.0, "log": True}}  # noqa: RUF012
 
     def __init__(
         self, penalty: float = 0.5, preference: PerTask | None = None, **kwargs: Any

@@ -7,6 +7,7 @@ with T times the shared variables.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,11 @@ import numpy as np
 import tensorflow as tf
 
 from mtl_keras.balancing.arguments import per_task
-from mtl_keras.balancing.base import GradientBalancer, GradientStep, mean_weights
+from mtl_keras.balancing.base import (
+    GradientBalancer,
+    GradientStep,
+    mean_weights,
+)
 from mtl_keras.balancing.loss_based import masked_softmax
 from mtl_keras.balancing.simplex import over_present, project_to_simplex
 from mtl_keras.errors import InputError, check_integer, check_number
@@ -26,7 +31,8 @@ _register = keras.saving.register_keras_serializable(package="mtl_keras")
 class MatrixBalancer(GradientBalancer):
     """A gradient balancer that works on the gradients themselves.
 
-    A method implements `combine`. `natural_scale` is as for `GramBalancer`.
+    A task whose gradient is zero takes no part, as an absent one. A method implements
+    `combine`. `natural_scale` is as for `GramBalancer`.
 
     Args:
         **kwargs: See `GradientBalancer`.
@@ -37,6 +43,10 @@ class MatrixBalancer(GradientBalancer):
     def aggregate(self, step: GradientStep) -> tuple[list[Any], tf.Tensor]:
         """See `GradientBalancer.aggregate`."""
         matrix, connected = dense_matrix(step)
+        # As for Gram-based methods: without gradient, as of a loss weight of 0, a task
+        # takes no part. The shortest vector would be its.
+        step = copy.copy(step)
+        step.present &= _any_nonzero(matrix, len(step.gradients))
         update, weights = self.combine(matrix, step)
         # Gradients that are not finite stay so, which tells a loss-scaling optimizer
         # to skip the step; weights without any entry would stop training silently.
@@ -55,7 +65,8 @@ class MatrixBalancer(GradientBalancer):
         ):
             plain = tf.tensordot(mean, rows, axes=1)
             value = tf.where(usable, value * factor, plain)
-            combined[index] = value * step.loss_scale
+            value *= step.loss_scale
+            combined[index] = tf.cast(value, _dtype(step.gradients, index))
         return combined, tf.where(usable, weights * factor, mean)
 
     def _rescaling(self, present: tf.Tensor) -> tf.Tensor:
@@ -92,18 +103,47 @@ class AveragingBalancer(MatrixBalancer):
                 f"Received: gradients_of={self.gradients_of!r}."
             )
 
+    def build_state(self, num_tasks: int) -> None:
+        """Forgets the shared variables of an earlier `build`."""
+        super().build_state(num_tasks)
+        self._states: dict[int, keras.Variable] = {}
+
     def build_variables(self, shared: Sequence[keras.Variable]) -> None:
-        """Creates the state, one entry per task and shared variable's entry."""
-        self._state = [
-            self.add_variable(f"state_{index}", (len(self.tasks), *v.shape), 0.0)
-            for index, v in enumerate(shared)
-        ]
+        """Creates the state, one entry per task and shared variable's entry.
+
+        Where it is called again, the state of frozen variables is dropped. With
+        thawed ones the method starts anew, as its counts hold for all averages.
+        """
+        if self._states and any(id(v) not in self._states for v in shared):
+            self.build(self.tasks)
+        known, self._states = self._states, {}
+        for index in range(len(known)):
+            del self._variables[f"state_{index}"]
+        for index, v in enumerate(shared):
+            name = f"state_{index}"
+            if id(v) in known:
+                self._variables[name] = known[id(v)]
+            else:
+                self.add_variable(name, (len(self.tasks), *v.shape), 0.0)
+            self._states[id(v)] = self._variables[name]
 
     def state_of(self, step: GradientStep) -> list[keras.Variable]:
         """Returns the state of the variables that a task reaches."""
+        states = list(self._states.values())
+        if step.sources:
+            for variable in step.sources:
+                if id(variable) not in self._states:
+                    raise InputError(
+                        "Expected variables that the model's layers show as shared "
+                        f"before the first step, as {self.method} keeps averages for "
+                        f"them. Received {variable.path!r}, which was thawed since, or "
+                        "which tasks share through a closure or a loss; compile "
+                        "again, or take a method without averages."
+                    )
+            states = [self._states[id(variable)] for variable in step.sources]
         return [
             state
-            for index, state in enumerate(self._state)
+            for index, state in enumerate(states)
             if any(row[index] is not None for row in step.gradients)
         ]
 
@@ -116,8 +156,13 @@ class GradDrop(MatrixBalancer):
     P > u, of negative ones where P < u. Chen et al., "Just Pick a Sign: Optimizing
     Deep Multitask Models with Gradient Sign Dropout", NeurIPS 2020, arXiv
     2010.06808. Differs from the paper in that it acts on the gradients of shared
-    variables, where the paper acts on those of a layer's activations; that is
-    `gradients_of="representation"`.
+    variables, where the paper acts on those of a layer's activations.
+
+    That is `gradients_of="representation"`, as in the paper and the authors' layer:
+    gradients are multiplied by the signs of the activations and summed over the
+    batch (of all replicas), and each feature has one P, one u and one sign for all
+    samples. The authors' layer also multiplies the result by the ratio of its norm to
+    that of the summed gradients; this one does not.
 
     Cost: T backward; state: step count; needs: `seed`.
     Choose it when conflicts are local to some entries; with
@@ -151,21 +196,23 @@ class GradDrop(MatrixBalancer):
         """See `MatrixBalancer.combine`."""
         seed = self.next_seed()
         update = []
-        for index, rows in enumerate(matrix):
+        for index, (rows, signs) in enumerate(
+            zip(matrix, _sign_deciders(matrix, step), strict=True)
+        ):
             agreement = tf.math.divide_no_nan(
-                tf.reduce_sum(rows, axis=0), tf.reduce_sum(tf.abs(rows), axis=0)
+                tf.reduce_sum(signs, axis=0), tf.reduce_sum(tf.abs(signs), axis=0)
             )
             purity = 0.5 * (1.0 + agreement)
             draws = tf.random.stateless_uniform(
-                tf.shape(rows)[1:],
+                tf.shape(signs)[1:],
                 seed + tf.constant([index, 0], "int64"),
                 alg="philox",
             )
-            passes = ((rows > 0) & (purity > draws)) | ((rows < 0) & (purity < draws))
-            leaks = tf.reshape(
-                tf.constant(self._leaks, rows.dtype), (-1, *[1] * (rows.ndim - 1))
+            fails = ((signs > 0) & (purity <= draws)) | (
+                (signs < 0) & (purity >= draws)
             )
-            kept = leaks + (1.0 - leaks) * tf.cast(passes, rows.dtype)
+            leaks = _shaped(tf.constant(self._leaks, rows.dtype), rows)
+            kept = leaks + (1.0 - leaks) * tf.cast(~fails, rows.dtype)
             update.append(tf.reduce_sum(kept * rows, axis=0))
         return update, mean_weights(step.present, "sum")
 
@@ -180,9 +227,12 @@ class MoCo(AveragingBalancer):
 
     λ ← Π(λ − γ (YYᵀ + ρ I) λ) with Π the projection onto the simplex; the update is
     Yᵀλ. Fernando et al., "Mitigating Gradient Bias in Multi-objective Learning",
-    ICLR 2023, arXiv 2210.12624. LibMTL uses a softmax in place of the projection.
+    ICLR 2023, arXiv 2210.12624. LibMTL uses a softmax in place of the projection, and
+    brings each g_i to the length of its loss (g_i · L_i / ‖g_i‖) before it is
+    tracked. β falls with the steps of its task, γ with those of the task that has
+    most.
 
-    Cost: T backward; state: T × P averages, T weights, step count.
+    Cost: T backward; state: T × P averages, T weights, T step counts.
     Choose it when `mgda` would do, gradients are noisy and there is memory to
     spare.
 
@@ -214,25 +264,27 @@ class MoCo(AveragingBalancer):
         self.rho = check_number("rho", rho, 0.0)
 
     def build_state(self, num_tasks: int) -> None:
-        """Creates λ and the step count."""
+        """Creates λ and the tasks' step counts."""
         super().build_state(num_tasks)
         self._lambda = self.add_variable(
             "lambda", (num_tasks,), 1.0 / num_tasks, dtype="float64"
         )
-        self._steps = self.add_variable("steps", (), 0.0)
+        self._steps = self.add_variable("steps", (num_tasks,), 0.0)
 
     def combine(
         self, matrix: list[tf.Tensor], step: GradientStep
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         """See `MatrixBalancer.combine`."""
-        count = self._steps + 1.0
-        beta = self.beta * tf.pow(count, -self.beta_decay)
-        gamma = self.gamma * tf.pow(count, -self.gamma_decay)
-        finite = all_finite(matrix)
+        moves = step.present & all_finite(matrix)
+        steps = self._steps + tf.cast(moves, "float32")
+        self._steps.assign(steps)
+        steps = tf.maximum(steps, 1.0)
+        beta = self.beta * tf.pow(steps, -self.beta_decay)
+        gamma = self.gamma * tf.pow(tf.reduce_max(steps), -self.gamma_decay)
         tracked = []
         for rows, state in zip(matrix, self.state_of(step), strict=True):
-            moves = _by_row(step.present & finite, rows)
-            new = tf.where(moves, state - beta * (state - rows), state)
+            new = state - _shaped(beta, rows) * (state - rows)
+            new = tf.where(_by_row(moves, rows), new, state)
             state.assign(new)
             tracked.append(new)
         kept = tf.convert_to_tensor(self._lambda)
@@ -240,8 +292,7 @@ class MoCo(AveragingBalancer):
         slope = tf.linalg.matvec(_gramian(tracked), old) + self.rho * old
         moved = old - tf.cast(gamma, "float64") * slope
         new = project_to_simplex(moved, step.present)
-        self._lambda.assign(tf.where(step.present & finite, new, kept))
-        self._steps.assign_add(tf.cast(finite, "float32"))
+        self._lambda.assign(tf.where(moves, new, kept))
         weights = tf.cast(new, "float32")
         return _weighted_sum(weights, tracked), weights
 
@@ -319,6 +370,9 @@ class ExcessMTL(AveragingBalancer):
 
     S_i += g_i²; e_i = Σ g_i² / √(S_i + 1e-7); w ∝ w · exp(η e_i / e_i(0)). He et
     al., "Robust Multi-Task Learning with Excess Risks", ICML 2024, arXiv 2402.02009.
+    The exponents of a step are taken relative to their mean over the tasks in the
+    batch, which changes no weight, and leaves an absent task where it stood among the
+    others.
 
     Cost: T backward; state: T × P sums, T weights, T first risks.
     Choose it when labels of some tasks are noisy.
@@ -359,6 +413,8 @@ class ExcessMTL(AveragingBalancer):
         first = tf.where(moves & tf.equal(self._first, 0.0), excess, self._first)
         self._first.assign(first)
         growth = self.step_size * tf.math.divide_no_nan(excess, first)
+        growth = tf.where(moves, growth, 0.0)
+        growth -= tf.reduce_sum(mean_weights(moves, "mean") * growth)
         logits = tf.where(moves, self._logits + growth, self._logits)
         self._logits.assign(logits)
         weights = masked_softmax(logits, step.present)
@@ -426,6 +482,11 @@ class TrimmedMean(MatrixBalancer):
         return {**super().get_config(), "trim": self.trim}
 
 
+def _dtype(gradients: Sequence[Sequence[Any]], index: int) -> tf.DType:
+    """Returns the dtype of the gradients on a variable that a task reaches."""
+    return next(row[index].dtype for row in gradients if row[index] is not None)
+
+
 def dense_matrix(step: GradientStep) -> tuple[list[tf.Tensor], list[bool]]:
     """Returns the stacked, unscaled task gradients of each connected variable.
 
@@ -448,6 +509,35 @@ def dense_matrix(step: GradientStep) -> tuple[list[tf.Tensor], list[bool]]:
             stacked = tf.cast(tf.stack(rows), "float32") / step.loss_scale
             matrix.append(stacked)
     return matrix, connected
+
+
+def _sign_deciders(matrix: Sequence[tf.Tensor], step: GradientStep) -> list[tf.Tensor]:
+    """Returns the gradients whose signs GradDrop compares.
+
+    `[T, …]` for variables. For a representation `[T, 1, …]`: gradients times the
+    signs of the activations, summed over the batch of all replicas.
+    """
+    if step.summed:
+        return list(matrix)
+    connected = [
+        source
+        for index, source in enumerate(step.sources)
+        if any(row[index] is not None for row in step.gradients)
+    ]
+    signed = [
+        rows * tf.sign(tf.cast(activations, rows.dtype))
+        for rows, activations in zip(matrix, connected, strict=True)
+    ]
+    return [step.total(tf.reduce_sum(rows, axis=1, keepdims=True)) for rows in signed]
+
+
+def _any_nonzero(matrix: Sequence[tf.Tensor], num_tasks: int) -> tf.Tensor:
+    """Returns for which tasks an entry is not zero, bool `[T]`."""
+    nonzero = [
+        tf.reduce_any(tf.not_equal(rows, 0.0), axis=list(range(1, rows.ndim)))
+        for rows in matrix
+    ]
+    return tf.reduce_any(tf.stack([tf.zeros(num_tasks, "bool"), *nonzero]), axis=0)
 
 
 def all_finite(tensors: Sequence[tf.Tensor]) -> tf.Tensor:

@@ -181,11 +181,15 @@ class Pipeline:
         """Creates all state for these tasks and shared variables."""
         for balancer in self.balancers:
             balancer.build(tasks)
-        if self.gradient_balancer is not None:
-            self.gradient_balancer.build_variables(shared)
+        self.build_variables(shared)
         self.task_weights = TaskWeights(tasks)
         if self.monitored is not None:
             self.monitor = ConflictMonitor(len(tasks))
+
+    def build_variables(self, shared: Sequence[keras.Variable]) -> None:
+        """Creates the state that belongs to the shared variables."""
+        if self.gradient_balancer is not None:
+            self.gradient_balancer.build_variables(shared)
 
     def aggregate(self, step: GradientStep) -> tuple[list[Any], tf.Tensor]:
         """Combines the task gradients, watched on request.

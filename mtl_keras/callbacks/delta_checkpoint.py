@@ -12,7 +12,8 @@ from typing import Any
 import keras
 
 from mtl_keras.errors import InputError
-from mtl_keras.evaluation.delta import delta_m
+from mtl_keras.evaluation.delta import delta_m, has_relative_gain
+from mtl_keras.files import atomic_write, make_folder
 
 # An entry of the .keras archive beside Keras's own, which loading passes over. In
 # the same file as the model, what it says can never be about another model.
@@ -24,10 +25,12 @@ class DeltaCheckpoint(keras.callbacks.Callback):
 
     Δm is the mean relative gain over single-task baselines, in percent; see
     `mtl_keras.evaluation.delta_m`. With baselines of 1 it ranks epochs by the mean
-    of the metrics themselves.
+    of the metrics themselves. Tasks whose baseline is 0 or NaN are excluded, with a
+    warning when the callback is made.
 
-    The file is written beside `filepath` and renamed into place: it holds a whole
-    model at any time, the best one so far, whenever the process may end. A training
+    The file is written beside `filepath`, synced and renamed into place: it holds a
+    whole model at any time, the best one so far, whenever the process ends or the
+    power is lost. A training
     that starts at epoch 0 starts anew, and its first epoch replaces what was there;
     one that goes on (`initial_epoch`, `keras.callbacks.BackupAndRestore`) replaces
     only what it betters. List it before a callback that saves the training's state,
@@ -48,8 +51,9 @@ class DeltaCheckpoint(keras.callbacks.Callback):
         best_epoch: Its epoch, from 0; None before the first epoch.
 
     Raises:
-        InputError: For another ending of the file, or tasks that differ between the
-            arguments; at the end of an epoch, for a key that the logs lack.
+        InputError: For another ending of the file, tasks that differ between the
+            arguments, or no task with a baseline other than 0; at the end of an
+            epoch, for a key that the logs lack.
 
     Example:
 
@@ -80,7 +84,8 @@ class DeltaCheckpoint(keras.callbacks.Callback):
                 "Expected `filepath` to end in .keras. "
                 f"Received: {str(self.filepath)!r}."
             )
-        # Checks tasks, baselines and directions before anything is trained.
+        # Checks tasks, baselines and directions before anything is trained, and warns
+        # of excluded tasks.
         delta_m(dict.fromkeys(metrics, 1.0), baseline, directions)
         self.baseline = dict(baseline)
         self.metrics = dict(metrics)
@@ -114,7 +119,12 @@ class DeltaCheckpoint(keras.callbacks.Callback):
                 f"Received: {', '.join(sorted(logs))}."
             )
         values = {task: float(logs[key]) for task, key in self.metrics.items()}
-        delta = delta_m(values, self.baseline, self.directions)
+        compared = {
+            task: value
+            for task, value in values.items()
+            if has_relative_gain(self.baseline[task])
+        }
+        delta = delta_m(compared, self.baseline, self.directions)
         # A NaN is never better; as the first one it must not stay the best.
         if self.best is None or delta > self.best or self.best != self.best:
             self._save(epoch, delta, values)
@@ -132,18 +142,12 @@ class DeltaCheckpoint(keras.callbacks.Callback):
             self.model.load_weights(self.filepath)
 
     def _save(self, epoch: int, delta: float, values: dict[str, float]) -> None:
-        self.filepath.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.filepath.with_name(f".{os.getpid()}.{self.filepath.name}")
-        try:
-            self.model.save(beside)
-            with zipfile.ZipFile(beside, "a") as archive:
+        make_folder(self.filepath.parent)
+        with atomic_write(self.filepath) as temporary:
+            self.model.save(temporary)
+            with zipfile.ZipFile(temporary, "a") as archive:
                 found = {"epoch": epoch, "delta_m": delta, "metrics": values}
                 archive.writestr(_ENTRY, json.dumps(found))
-            with beside.open("rb") as file:
-                os.fsync(file.fileno())
-            beside.replace(self.filepath)
-        finally:
-            beside.unlink(missing_ok=True)
 
     def _read(self) -> None:
         if not self.filepath.is_file():

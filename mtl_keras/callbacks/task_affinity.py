@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from mtl_keras.errors import InputError, check_number
-from mtl_keras.files import whole_file
+from mtl_keras.files import atomic_write
 
 
 class TaskAffinity(keras.callbacks.Callback):
@@ -107,8 +107,8 @@ class TaskAffinity(keras.callbacks.Callback):
             }
         )
         if self.path is not None:
-            with whole_file(self.path) as beside:
-                beside.write_text(json.dumps(self.history), encoding="utf-8")
+            with atomic_write(self.path) as temporary:
+                temporary.write_text(json.dumps(self.history), encoding="utf-8")
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Reads what was measured before, when there was no epoch left to train."""

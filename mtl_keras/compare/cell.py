@@ -40,10 +40,10 @@ def train_cell(path: pathlib.Path) -> Record:
     """Trains a cell, or goes on with it, and writes its record.
 
     Args:
-        path: The cell's folder, with `settings.json`: `kind`, `config` (a
-            `RunConfig` as a dictionary), `baseline` (`{task: value}`, what the
-            tasks reach alone on validation, or None for 1) and `jobs` (how many
-            trainings share the machine, this one included).
+        path: The cell's folder, with `settings.json`: `label` (for people), `kind`,
+            `config` (a `RunConfig` as a dictionary), `baseline` (`{task: value}`,
+            what the tasks reach alone on validation, or None for 1) and `jobs` (how
+            many trainings share the machine, this one included).
 
     Returns:
         What `record.json` then holds.

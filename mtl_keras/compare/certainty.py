@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mtl_keras.compare.html_parts import p_value, paragraph, section, table
+from mtl_keras.compare.html_parts import (
+    is_finite,
+    p_value,
+    paragraph,
+    section,
+    table,
+)
 
 _LEVEL = 0.05
 _TITLE = "What these seeds can show"
@@ -25,7 +31,7 @@ def certainty(tests: Mapping[str, Any]) -> str:
         [
             name,
             f"{t['difference']:+.2f}",
-            f"{t['low']:+.2f} to {t['high']:+.2f}",
+            _interval(t),
             p_value(t["p"]),
             p_value(t["p_corrected"]),
             p_value(found["wilcoxon"][name]["p"]),
@@ -48,23 +54,39 @@ def _what_was_tested(tests: Mapping[str, Any]) -> str:
 
 
 def _what_was_found(tests: Mapping[str, Any]) -> str:
+    families = (
+        ("against_single", "the single tasks"),
+        ("against_reference", tests["reference"]),
+    )
     shown = {
         family: [
             name
             for name, found in tests.get(family, {}).get("t", {}).items()
             if found["p_corrected"] < _LEVEL
         ]
-        for family in ("against_single", "against_reference")
+        for family, _ in families
     }
     words = []
-    for family, other in (
-        ("against_single", "the single tasks"),
-        ("against_reference", tests["reference"]),
-    ):
+    for family, other in families:
         names = shown[family]
         words.append(f"Different from {other} at 5%: {', '.join(names) or 'none'}.")
     words.append("That no difference was shown does not mean that there is none.")
+    for family, other in families:
+        reasons = {
+            name: found["untestable"]
+            for name, found in tests.get(family, {}).get("t", {}).items()
+            if found["untestable"]
+        }
+        if reasons:
+            named = ", ".join(f"{name} ({why})" for name, why in reasons.items())
+            words.append(f"Not testable against {other}: {named}.")
     return " ".join(words)
+
+
+def _interval(test: Mapping[str, Any]) -> str:
+    if not is_finite(test["low"]):
+        return "–"
+    return f"{test['low']:+.2f} to {test['high']:+.2f}"
 
 
 def _limits(tests: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import re
 from typing import Any
@@ -22,6 +23,9 @@ DEFAULT_BALANCING = (
     "upgrad",
 )
 
+_IDENTITY_DIGITS = 12
+_LABEL_LENGTH = 50  # characters of up to four bytes; a name may have 255 bytes
+
 SINGLE, PAIR, COMBINATION = "single", "pair", "combination"
 
 
@@ -30,17 +34,20 @@ class Cell:
     """One training of a comparison.
 
     Attributes:
-        name: Name of its folder.
+        name: Name of its folder: a readable label, shortened, and a hash of kind and
+            settings, which alone tells trainings apart.
         kind: `"single"` (one task alone), `"pair"` (two tasks, for affinity) or
             `"combination"` (all tasks, one sharing and balancing).
         method: Name of what is compared, the same for all seeds.
         config: The validated settings.
+        identity: The hash.
     """
 
     name: str
     kind: str
     method: str
     config: RunConfig
+    identity: str
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -108,8 +115,15 @@ class Comparison:
                     f"Expected each {what} once. Received twice: {twice[0]}."
                 )
         filled = dataclasses.replace(self, base=base, sharing=sharing)
+        known: dict[str, Cell] = {}
         for cell in filled.cells():
             cell.config.validate()
+            same = known.setdefault(cell.identity, cell)
+            if same is not cell:
+                raise InputError(
+                    "Expected each combination once. Received the same twice: "
+                    f"{same.method} and {cell.method}."
+                )
         return filled
 
     @property
@@ -173,13 +187,14 @@ class Comparison:
         config = dataclasses.replace(
             self.base, tasks=tasks, seed=seed, sharing=sharing, balancing=balancing
         )
-        words = [method, f"seed{seed}"]
+        parts = [method]
         if kind == COMBINATION:
-            words = [spec_name(sharing), spec_name(balancing), f"seed{seed}"]
-        # What differs has to differ in the folder's name as well: arguments are part
-        # of it, and only what is no part of a number is replaced.
-        name = "-".join(re.sub(r"[^\w.]+", "_", word).strip("_") for word in words)
-        return Cell(name, kind, method, config)
+            parts = [spec_name(sharing), spec_name(balancing)]
+        label = "-".join(re.sub(r"[^\w.]+", "_", part).strip("_") for part in parts)
+        digest = hashlib.sha256(f"{kind} {config.identity()}".encode()).hexdigest()
+        identity = digest[:_IDENTITY_DIGITS]
+        name = f"{label[:_LABEL_LENGTH]}-seed{seed}-{identity}"
+        return Cell(name, kind, method, config, identity)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings as JSON has them."""

@@ -27,7 +27,7 @@ from mtl_keras.compare.html_parts import (
 )
 from mtl_keras.compare.summary import Summary, corrected_p
 from mtl_keras.evaluation import pareto_front
-from mtl_keras.files import whole_file
+from mtl_keras.files import atomic_write
 from mtl_keras.runs.config import spec_name
 
 _MEASURES = {
@@ -58,8 +58,8 @@ def write_report(path: pathlib.Path, summary: Summary) -> None:
         summary: What `results.json` holds.
     """
     page = _Report(summary).page()
-    with whole_file(path) as beside:
-        beside.write_text(page, encoding="utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
 
 
 class _Report:
@@ -130,6 +130,11 @@ class _Report:
             "compare only where it is the same. CPU ms is its processor time; "
             "MB the most that the whole process held, TensorFlow and data included."
         )
+        if self._summary["excluded"]:
+            words += (
+                f" Δm excludes {', '.join(self._summary['excluded'])}: alone, its "
+                "metric is 0 for some seed, and a gain over 0 has no value."
+            )
         return section("Results", words, table(rows, heads, self._best()))
 
     def _row(self, name: str, found: Mapping[str, Any]) -> list[str]:

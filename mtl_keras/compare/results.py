@@ -18,7 +18,7 @@ from mtl_keras.compare.html_parts import span
 from mtl_keras.compare.report import write_report
 from mtl_keras.compare.running import run_cells
 from mtl_keras.compare.summary import Record, Summary, corrected_p, summarise
-from mtl_keras.files import whole_file
+from mtl_keras.files import atomic_write
 from mtl_keras.runs.folder import disk_errors, write_json
 from mtl_keras.runs.training import versions
 
@@ -108,8 +108,8 @@ def _write_summary(path: pathlib.Path, summary: Summary) -> None:
         for head, task in zip(heads, tasks, strict=True)
     }
     with (
-        whole_file(path) as beside,
-        beside.open("w", newline="", encoding="utf-8") as file,
+        atomic_write(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.DictWriter(file, fields)
         writer.writeheader()
@@ -147,8 +147,8 @@ def _write_cells(
     """Writes one row for each value of each cell."""
     fields = ["cell", "kind", "method", "seed", "status", "epoch", "task", "metric"]
     with (
-        whole_file(path) as beside,
-        beside.open("w", newline="", encoding="utf-8") as file,
+        atomic_write(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.writer(file)
         costs = ["jobs", "step_ms", "step_cpu_ms", "peak_memory_mb"]

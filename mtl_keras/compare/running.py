@@ -17,6 +17,8 @@ from mtl_keras.compare.cell import RECORD, SETTINGS
 from mtl_keras.compare.comparison import COMBINATION, SINGLE, Cell, Comparison
 from mtl_keras.compare.records import Record, read_record
 from mtl_keras.errors import InputError
+from mtl_keras.evaluation import has_relative_gain
+from mtl_keras.files import make_folder
 from mtl_keras.runs.config import check_count
 from mtl_keras.runs.folder import check_free, check_no_links, read_json, write_json
 from mtl_keras.runs.progress import duration
@@ -62,7 +64,7 @@ def _open(comparison: Comparison, out: pathlib.Path) -> None:
     file = out / COMPARISON
     if not file.is_file():
         check_free(out)
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
     else:
         check_no_links(*out.rglob("*"))
         earlier = read_json(file).get("base")
@@ -187,7 +189,7 @@ class _Queue:
 
     def _start(self, cell: Cell, slot: int) -> None:
         path = self._folder / cell.name
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         (path / RECORD).unlink(missing_ok=True)
         baseline = None
         if cell.kind != SINGLE:
@@ -204,7 +206,16 @@ class _Queue:
                 self._finish(cell, 0, 0.0)
                 return
             baseline = {task: r["validation"][task] for task, r in alone.items()}
+            excluded = [t for t, b in baseline.items() if not has_relative_gain(b)]
+            if excluded:
+                self._console.print(
+                    f"{cell}: its epoch is chosen without {', '.join(excluded)}, whose "
+                    "baseline on validation is 0.",
+                    soft_wrap=True,
+                    markup=False,
+                )
         settings = {
+            "label": str(cell),
             "kind": cell.kind,
             "config": cell.config.to_dict(),
             "baseline": baseline,

@@ -65,6 +65,12 @@ class _Summary:
         for cell in self._finished(SINGLE):
             (task,) = cell.tasks
             self._single[task][self._seed(cell)] = self._test(cell)[task]
+        # For all seeds where it is so for one: values of Δm are then of the same tasks.
+        self._excluded = [
+            task
+            for task, values in self._single.items()
+            if not all(map(evaluation.has_relative_gain, values.values()))
+        ]
 
     def _finished(self, kind: str, method: str | None = None) -> list[Cell]:
         return [
@@ -103,6 +109,7 @@ class _Summary:
                 for task in self._tasks
             },
             "methods": methods,
+            "excluded": self._excluded,
             "tests": tests,
             "affinity": self._affinity(),
             "failed": {
@@ -139,11 +146,12 @@ class _Summary:
         # order of the data does it to both.
         gains = {
             task: [
-                self._gain(task, test[task], self._single[task][self._seed(cell)])
+                self._gain(task, test[task], self._seed(cell))
                 for cell, test in zip(cells, tests, strict=True)
             ]
             for task in self._tasks
         }
+        compared = [task for task in self._tasks if task not in self._excluded]
         everything = {
             task: {
                 metric: spread([r["test"][task].get(metric, math.nan) for r in records])
@@ -156,16 +164,28 @@ class _Summary:
                 task: spread([test[task] for test in tests]) for task in self._tasks
             },
             "gain": {task: spread(gains[task]) for task in self._tasks},
-            "delta_m": spread(np.mean(list(gains.values()), axis=0)),
+            "delta_m": spread(
+                [
+                    float(np.mean([gains[task][index] for task in compared]))
+                    if compared
+                    else math.nan
+                    for index in range(len(cells))
+                ]
+            ),
             "validation_delta_m": spread([r["validation_delta_m"] for r in records]),
             "metrics": everything,
             "history": _mean_history([record["history"] for record in records]),
             "cosines": self._over_cells(cells, "cosines"),
         }
 
-    def _gain(self, task: str, value: float, baseline: float) -> float:
-        """Returns the relative gain in percent; NaN where the baseline is 0."""
-        if baseline == 0:
+    def _gain(self, task: str, value: float, seed: int) -> float:
+        """Returns the relative gain in percent; NaN where there is none.
+
+        That is over a baseline of 0, and over the single task of a seed whose
+        training was tried again and failed, after it had served the others.
+        """
+        baseline = self._single[task].get(seed, math.nan)
+        if not evaluation.has_relative_gain(baseline):
             return math.nan
         return evaluation.delta_m({task: value}, {task: baseline}, self._directions)
 

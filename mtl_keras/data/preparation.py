@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
-import io
 import lzma
 import os
 import pathlib
@@ -15,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.utils import tqdm_utils
 
 from mtl_keras.data import catalog
 from mtl_keras.data.variants import VARIANTS
@@ -211,7 +211,7 @@ def _build(
             extract_dir=unpacked, manual_dir=manual_dir, try_download_gcs=False
         )
         try:
-            with _quiet():
+            with _quiet(builder):
                 builder.download_and_prepare(
                     download_dir=unpacked, download_config=config
                 )
@@ -233,10 +233,16 @@ def _temporary_folder(root: pathlib.Path) -> tempfile.TemporaryDirectory:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Holds back the messages and progress bars that TFDS prints."""
-    with (
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
+def _quiet(builder: tfds.core.DatasetBuilder) -> Iterator[None]:
+    """Keeps one builder from printing, and TFDS from drawing progress bars.
+
+    Standard output and error stay as they are: other threads write to them meanwhile.
+    """
+    for name in ("_log_download_bytes", "_log_download_done"):
+        setattr(builder, name, lambda: None)
+    active = tqdm_utils._active
+    tfds.display_progress_bar(enable=False)
+    try:
         yield
+    finally:
+        tfds.display_progress_bar(enable=active)

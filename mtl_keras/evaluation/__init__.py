@@ -5,7 +5,7 @@ from __future__ import annotations
 from mtl_keras.evaluation.affinity import Grouping, suggest_groups, task_affinity
 from mtl_keras.evaluation.boxes import BoxIoU
 from mtl_keras.evaluation.calibration import CalibrationError, calibration_error
-from mtl_keras.evaluation.delta import delta_m
+from mtl_keras.evaluation.delta import delta_m, has_relative_gain
 from mtl_keras.evaluation.pareto import hypervolume, pareto_front
 from mtl_keras.evaluation.ranking import by_slice, group_auc, ndcg
 from mtl_keras.evaluation.ranks import average_rank
@@ -38,6 +38,7 @@ __all__ = [
     "delta_m",
     "detectable_difference",
     "group_auc",
+    "has_relative_gain",
     "holm",
     "hypervolume",
     "ndcg",

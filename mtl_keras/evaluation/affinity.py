@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mtl_keras.errors import InputError
-from mtl_keras.evaluation.delta import delta_m
+from mtl_keras.evaluation.delta import delta_m, has_relative_gain
 
 # The best split is found by looking at all subsets of all subsets: 3^T steps.
 _MOST_TASKS = 12
@@ -34,11 +34,11 @@ def task_affinity(
 
     Returns:
         float64 `[T, T]` in percent: row i, column j is what task j gains from i.
-        0 on the diagonal, NaN for pairs that were not trained.
+        0 on the diagonal, NaN for pairs that were not trained and for tasks whose
+        baseline has no relative gain (see `has_relative_gain`).
 
     Raises:
-        InputError: For a task without a baseline, a direction or a value, or a
-            baseline of 0.
+        InputError: For a task without a baseline, a direction or a value.
     """
     tasks = list(baseline)
     gains = np.full((len(tasks), len(tasks)), np.nan)
@@ -50,9 +50,10 @@ def task_affinity(
                 f"both. Received values of {sorted(values)} and baselines of {tasks}."
             )
         for task, other in (pair, pair[::-1]):
-            gains[tasks.index(other), tasks.index(task)] = delta_m(
-                {task: values[task]}, baseline, directions
-            )
+            if has_relative_gain(baseline[task]):
+                gains[tasks.index(other), tasks.index(task)] = delta_m(
+                    {task: values[task]}, baseline, directions
+                )
     return gains
 
 

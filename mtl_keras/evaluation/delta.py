@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping
 
 from mtl_keras.errors import InputError, unknown_name
+
+_SMALLEST_BASELINE = 1e-7
+"""Sums of float32 values near 1 are exact to that: a smaller baseline may be 0."""
+
+
+def has_relative_gain(baseline: float | None) -> bool:
+    """Whether gains over this baseline have a value.
+
+    Not over 0, over what is 0 up to the round-off of float32 metrics (less than
+    1e-7), over NaN or infinity, and over a missing one.
+    """
+    return (
+        baseline is not None
+        and math.isfinite(baseline)
+        and abs(baseline) >= _SMALLEST_BASELINE
+    )
 
 
 def delta_m(
@@ -18,11 +36,15 @@ def delta_m(
     Multiple Tasks" (CVPR 2019):
 
     ```
-    Δm = 100 / T · Σ_t s_t · (M_t - B_t) / B_t
+    Δm = 100 / T · Σ_t s_t · (M_t - B_t) / |B_t|
     ```
 
     with `s_t = 1` where higher is better and `-1` where lower is better.
-    Positive means that the multi-task model is better on average.
+    Positive means that the multi-task model is better on average. Departures: the
+    paper divides by `B_t`, which has the wrong sign for a metric below 0, such as an
+    R² or a log-likelihood; and a task whose baseline is 0 (less than 1e-7, the
+    round-off of float32 metrics), NaN or infinite has no relative gain: it is
+    excluded from the mean with a warning, T being the tasks that are left.
 
     Args:
         metrics: One main metric per task, of the multi-task model.
@@ -30,15 +52,23 @@ def delta_m(
         directions: `"max"` or `"min"` per task.
 
     Returns:
-        Percent.
+        Percent; NaN if the metric of a task that is not excluded is NaN.
 
     Raises:
-        InputError: If the tasks differ, a direction is neither `"max"` nor
-            `"min"`, or a baseline is 0 (the relative gain has no value then).
+        InputError: If there are no tasks, a task has no baseline, a direction is
+            neither `"max"` nor `"min"`, or all tasks are excluded.
+
+    Example:
+
+    ```python
+    baseline = {"price": -1.0, "rent": 0.5}
+    delta_m({"price": -0.5, "rent": 0.6}, baseline, dict.fromkeys(baseline, "max"))
+    # 35.0: 50 % for the price, 20 % for the rent
+    ```
     """
     if not metrics:
         raise InputError("Expected at least one task. Received: no metrics.")
-    total = 0.0
+    gains, excluded = [], []
     for task, value in metrics.items():
         if task not in baseline:
             raise unknown_name("task among the baselines", task, baseline)
@@ -47,11 +77,20 @@ def delta_m(
                 f"Expected a direction 'max' or 'min' for task {task!r}. "
                 f"Received: {directions.get(task)!r}."
             )
-        if baseline[task] == 0:
-            raise InputError(
-                f"Expected a baseline other than 0 for task {task!r}: a relative "
-                "gain over 0 has no value."
-            )
+        if not has_relative_gain(baseline[task]):
+            excluded.append(f"{task} ({baseline[task]})")
+            continue
         sign = 1.0 if directions[task] == "max" else -1.0
-        total += sign * (value - baseline[task]) / baseline[task]
-    return 100.0 * total / len(metrics)
+        gains.append(sign * (value - baseline[task]) / abs(baseline[task]))
+    if not gains:
+        raise InputError(
+            "Expected a baseline other than 0 for at least one task: a relative gain "
+            f"over 0 has no value. Received: {', '.join(excluded)}."
+        )
+    if excluded:
+        warnings.warn(
+            "Δm excludes tasks whose baseline is 0 or no number, as a relative gain "
+            f"over it has no value: {', '.join(excluded)}.",
+            stacklevel=2,
+        )
+    return 100.0 * sum(gains) / len(gains)

@@ -12,6 +12,8 @@ from scipy import optimize, stats
 from mtl_keras.errors import InputError, check_integer, check_number
 
 _TESTS = ("t", "wilcoxon")
+# Differences of metrics, which are float32, that are no larger are round-off.
+_ROUND_OFF = 4 * float(np.finfo(np.float32).eps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,12 +23,13 @@ class PairedTest:
     Attributes:
         difference: Mean of first minus second, in the metric's unit.
         low: Lower end of the 95% confidence interval of the mean difference, of the
-            t distribution and not corrected for several comparisons; NaN with fewer
-            than two seeds.
+            t distribution and not corrected for several comparisons; NaN where the
+            differences have no variance.
         high: Upper end.
-        p: Two-sided p-value; NaN with fewer than two seeds.
+        p: Two-sided p-value; NaN where the test cannot be made.
         p_corrected: The p-value after Holm's correction over all comparisons that
-            were made together.
+            were made together; NaN where `p` is, which does not count among them.
+        untestable: Why `p` is NaN; empty where it is not.
     """
 
     difference: float
@@ -34,6 +37,7 @@ class PairedTest:
     high: float
     p: float
     p_corrected: float
+    untestable: str = ""
 
 
 def paired_tests(
@@ -58,7 +62,11 @@ def paired_tests(
         test: `"t"` or `"wilcoxon"`.
 
     Returns:
-        `{method: PairedTest}`. Where all differences are exactly 0, p is 1.
+        `{method: PairedTest}`. With one seed nothing can be tested. Where all
+        differences are 0, p is 1. Where they are equal and not 0, a t-test has no
+        variance to measure them by: p is NaN, and `untestable` says why. Values are
+        taken for metrics in float32, so differences are equal, or 0, up to its
+        round-off.
 
     Raises:
         InputError: If the numbers of seeds differ, a value is not finite, or the test
@@ -91,19 +99,21 @@ def _test(
     if not np.isfinite(differences).all():
         raise InputError(f"Expected finite values for {method!r}. Received: {values}.")
     mean = float(differences.mean())
+    low = high = p = math.nan
     if len(differences) < 2:
-        return PairedTest(mean, math.nan, math.nan, math.nan, math.nan)
-    if (differences == differences[0]).all():
-        # Without spread there is no t: equal methods, or a difference beyond doubt.
-        p = 1.0 if mean == 0 else 0.0
-        low = high = mean
-    else:
+        return PairedTest(mean, low, high, p, math.nan, "one seed")
+    round_off = _ROUND_OFF * max(np.abs(values).max(), np.abs(other).max())
+    differences = np.where(np.abs(differences) <= round_off, 0.0, differences)
+    if np.ptp(differences) > round_off:
         found = stats.ttest_1samp(differences, 0.0)
         p = float(found.pvalue)
         low, high = map(float, found.confidence_interval(0.95))
-    if test == "wilcoxon":
-        p = 1.0 if not differences.any() else _signed_rank(differences)
-    return PairedTest(mean, low, high, p, math.nan)
+    if not differences.any():
+        p = 1.0
+    elif test == "wilcoxon":
+        p = _signed_rank(differences)
+    untestable = "no variance over the seeds" if math.isnan(p) else ""
+    return PairedTest(mean, low, high, p, math.nan, untestable)
 
 
 def _signed_rank(differences: np.ndarray) -> float:

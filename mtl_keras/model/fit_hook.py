@@ -1,12 +1,14 @@
-"""The callback that every `fit` of a multi-task model runs."""
+"""The callbacks that every `fit` of a multi-task model runs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 
 from mtl_keras.balancing.pipeline import Pipeline
+from mtl_keras.model.keras_compat import infer_monitor_modes
 from mtl_keras.model.nonfinite import NonFiniteGuard
 
 
@@ -38,4 +40,26 @@ class FitHook(keras.callbacks.Callback):
         """Looks at the epoch's last steps."""
         del epoch, logs
         self._guard.check()
+        self._guard.warn_of_skips()
+        self.model.check_balanced()
         self._guard.epoch = None
+
+
+class MonitorModes(keras.callbacks.Callback):
+    """Infers `mode` for callbacks that monitor the loss or a metric of one task.
+
+    Goes before them, as they read it at the end of the first epoch, when the metrics
+    are built.
+
+    Args:
+        callbacks: The callbacks of `fit`.
+    """
+
+    def __init__(self, callbacks: Sequence[keras.callbacks.Callback]):
+        super().__init__()
+        self._callbacks = list(callbacks)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Sets the modes."""
+        del epoch, logs
+        infer_monitor_modes(self.model, self._callbacks, self.model.tasks)

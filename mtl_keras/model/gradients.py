@@ -44,6 +44,11 @@ class GradientStepper:
         guard: The policy for numbers that are not finite.
         task_clipnorm: Longest task gradient, or None.
         compute_dtypes: Those of the model's layers, by name.
+
+    Attributes:
+        reached: What the recorded steps showed of the variables that each task's loss
+            reaches (`reached_in_step`), by the ids of the trainable variables.
+        was_called: Whether the model has run or traced a step.
     """
 
     def __init__(
@@ -57,6 +62,8 @@ class GradientStepper:
         self._guard = guard
         self._clipnorm = task_clipnorm
         self._compute_dtypes = compute_dtypes
+        self.reached: dict[tuple[int, ...], dict[str, set[int]]] = {}
+        self.was_called = False
 
     @property
     def changes_rows(self) -> bool:
@@ -122,7 +129,7 @@ class GradientStepper:
         else:
             step = self._through_backbone(tape, variables, context)
         if balancer is not None:
-            balancer.after_step(step.weights)
+            balancer.after_step(step.weights, step.present)
         return step
 
     def _collected(
@@ -241,6 +248,7 @@ class GradientStepper:
             context.loss_scale,
             sub_batches=tasks.sub_batches,
             compute_dtypes=self._compute_dtypes,
+            sources=variables.shared,
         )
         update, weights = self._aggregated(step, tasks.loss_weights)
         # The optimizer sums over replicas, each of which has the whole update.
@@ -269,6 +277,7 @@ class GradientStepper:
             context.loss_scale,
             summed=False,
             compute_dtypes=self._compute_dtypes,
+            sources=representation,
         )
         update, weights = self._aggregated(step, tasks.loss_weights)
         upstream = [
@@ -311,7 +320,7 @@ class GradientStepper:
             return packed(step.shared, step.own, step.weights, step.finite)
 
         def keep() -> tuple[list[Gradient], tf.Tensor, tf.Tensor]:
-            weights = balancer.kept_weights()
+            weights = balancer.kept_weights(context.present)
             factors = [
                 weight * factor
                 for weight, factor in zip(
@@ -330,7 +339,7 @@ class GradientStepper:
             ]
             return packed(shared, own, weights, tf.ones(len(own), "bool"))
 
-        flat, weights, finite = tf.cond(balancer.is_due(), solve, keep)
+        flat, weights, finite = tf.cond(balancer.is_due(context.present), solve, keep)
         given = iter(flat)
         everything = [next(given) if there else None for there in connected]
         shared = everything[: len(variables.shared)]

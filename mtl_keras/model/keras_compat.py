@@ -7,14 +7,22 @@ to the resolved objects. Reading them here keeps every form that Keras accepts.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
+from keras.src.backend.common import global_state
+from keras.src.callbacks.monitor_callback import MonitorCallback
+from keras.src.models.functional import Functional, operation_fn
+from keras.src.saving.keras_saveable import KerasSaveable
+
+__all__ = ["KerasSaveable"]
 
 
 class ResolvedLoss(NamedTuple):
-    """One task's loss as `compile` resolved it."""
+    """One of a task's losses as `compile` resolved it."""
 
     loss: keras.losses.Loss
     weight: float | None
@@ -23,8 +31,8 @@ class ResolvedLoss(NamedTuple):
 
 def resolved_losses(
     model: keras.Model, y: dict[str, Any], y_pred: dict[str, Any]
-) -> dict[str, ResolvedLoss]:
-    """Returns the loss, static weight and loss metric of each task with a loss.
+) -> dict[str, list[ResolvedLoss]]:
+    """Returns the losses, static weights and loss metrics of each task with a loss.
 
     Args:
         model: A compiled model.
@@ -36,10 +44,11 @@ def resolved_losses(
         compile_loss.build(y, y_pred)
     flat = compile_loss._flat_losses
     trackers = compile_loss.metrics or [None] * len(flat)
-    return {
-        entry.path[0]: ResolvedLoss(entry.loss, entry.loss_weights, tracker)
-        for entry, tracker in zip(flat, trackers, strict=True)
-    }
+    resolved: dict[str, list[ResolvedLoss]] = {}
+    for entry, tracker in zip(flat, trackers, strict=True):
+        loss = ResolvedLoss(entry.loss, entry.loss_weights, tracker)
+        resolved.setdefault(entry.path[0], []).append(loss)
+    return resolved
 
 
 class ResolvedMetrics(NamedTuple):
@@ -80,9 +89,97 @@ def resolved_metrics(
     }
 
 
-def loss_tracker(model: keras.Model) -> keras.metrics.Metric:
+def outputs_of_metrics(
+    model: keras.Model, outputs: Sequence[str], results: Mapping[str, Any]
+) -> dict[str, str]:
+    """Returns the output that each logged metric of `compile` belongs to.
+
+    Args:
+        model: A compiled model.
+        outputs: Names of all outputs.
+        results: All that is logged, in the order of Keras: the metrics of `compile`
+            come after `loss`.
+    """
+    compiled = model._compile_metrics
+    if compiled is None or not compiled.built:
+        return {}
+    order = compiled._flatten_y({output: output for output in outputs})
+    by_metric = [
+        output
+        for metrics in (compiled._flat_metrics, compiled._flat_weighted_metrics)
+        for output, of_output in zip(order, metrics, strict=True)
+        for _ in (of_output.metrics if of_output else ())
+    ]
+    losses = {tracker.name for tracker in loss_trackers(model)}
+    names = [name for name in results if name not in losses]
+    return dict(zip(names, by_metric, strict=False))
+
+
+def metric_function(
+    metric: keras.metrics.Metric,
+) -> tuple[Callable[[Any, Any], Any], Any] | None:
+    """Returns what a metric takes the mean of; None for another kind of metric.
+
+    Args:
+        metric: Any metric.
+
+    Returns:
+        From labels and outputs to values, and the function that it wraps.
+    """
+    if (
+        not isinstance(metric, keras.metrics.MeanMetricWrapper)
+        or type(metric).update_state is not keras.metrics.MeanMetricWrapper.update_state
+    ):
+        return None
+    return functools.partial(metric._fn, **metric._fn_kwargs), metric._fn
+
+
+def computed_loss(
+    model: keras.Model, x: Any, y: Any, y_pred: Any, sample_weight: Any
+) -> tf.Tensor:
+    """Returns the training loss by `compute_loss`, whatever arguments this takes."""
+    return model._compute_loss(
+        x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
+    )
+
+
+def infer_monitor_modes(
+    model: keras.Model, callbacks: Sequence[Any], tasks: Sequence[str]
+) -> None:
+    """Sets `mode` where a callback monitors one task and leaves it to be inferred.
+
+    Keras finds only metrics whose name has no output's in front.
+
+    Args:
+        model: A compiled model.
+        callbacks: Callbacks of any kind.
+        tasks: Names of the outputs with a loss.
+    """
+    modes = {f"{task}_loss": "min" for task in tasks}
+    compiled = model._compile_metrics
+    if compiled is not None and compiled.built:
+        outputs = dict(zip(model.output, model.output, strict=True))
+        for task, metrics in resolved_metrics(model, outputs, outputs).items():
+            for metric in (*metrics.unweighted, *metrics.weighted):
+                direction = getattr(metric, "_direction", None)
+                if direction is not None:
+                    mode = "max" if direction == "up" else "min"
+                    modes[f"{task}_{metric.name}"] = mode
+    for callback in callbacks:
+        if isinstance(callback, MonitorCallback) and callback.mode == "auto":
+            monitored = callback.monitor.removeprefix("val_")
+            callback.mode = modes.get(monitored, "auto")
+
+
+def loss_tracker(model: keras.Model) -> keras.metrics.Mean:
     """Returns the metric behind the logged `loss`."""
     return model._loss_tracker
+
+
+def loss_trackers(model: keras.Model) -> list[keras.metrics.Mean]:
+    """Returns the metrics behind the logged `loss` and `<task>_loss`."""
+    of_losses = model._compile_loss.metrics if model._compile_loss else []
+    return [model._loss_tracker, *of_losses]
 
 
 class GraphNode(NamedTuple):
@@ -91,6 +188,13 @@ class GraphNode(NamedTuple):
     operation: keras.Operation
     inputs: list[keras.KerasTensor]
     outputs: list[keras.KerasTensor]
+    arguments: list[keras.Variable]
+    """Variables that the operation was called with."""
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """The variables that the call reads, as far as the graph shows."""
+        return [*getattr(self.operation, "variables", ()), *self.arguments]
 
     @property
     def used_inputs(self) -> list[keras.KerasTensor]:
@@ -105,21 +209,152 @@ class GraphNode(NamedTuple):
 
 def graph_nodes(model: keras.Model) -> list[GraphNode]:
     """Returns the calls of a functional model, inputs first."""
+    return [
+        GraphNode(
+            node.operation,
+            list(node.input_tensors),
+            list(node.outputs),
+            [
+                value
+                for value in keras.tree.flatten(
+                    (node.arguments.args, node.arguments.kwargs)
+                )
+                if isinstance(value, keras.Variable)
+            ],
+        )
+        for node in _nodes(model)
+    ]
+
+
+def inlined_graph_nodes(model: keras.Model) -> list[GraphNode]:
+    """Returns the calls of a functional model and of models nested in it.
+
+    A nested functional model of several outputs stands for the calls inside it, as
+    an output of it depends on some of its layers only. The tensors inside are
+    stand-ins, of which each call of the nested model has its own.
+    """
+    nodes: list[GraphNode] = []
+    for node, call in zip(graph_nodes(model), _nodes(model), strict=True):
+        if not _has_several_outputs(node.operation):
+            nodes.append(node)
+            continue
+        inner: Functional = node.operation
+        tensors = dict(
+            zip(map(id, inner.inputs), _call_inputs(inner, call), strict=True)
+        )
+
+        def outer(
+            tensor: keras.KerasTensor,
+            tensors: dict[int, keras.KerasTensor] = tensors,
+        ) -> keras.KerasTensor:
+            stand_in = keras.KerasTensor(tensor.shape, tensor.dtype)
+            return tensors.setdefault(id(tensor), stand_in)
+
+        for within in inlined_graph_nodes(inner):
+            if within.inputs:
+                nodes.append(
+                    within._replace(
+                        inputs=[outer(t) for t in within.inputs],
+                        outputs=[outer(t) for t in within.outputs],
+                    )
+                )
+        passing_on = keras.Operation(name=f"{inner.name}_output")
+        nodes += [
+            GraphNode(passing_on, [outer(result)], [output], [])
+            for result, output in zip(inner.outputs, node.outputs, strict=True)
+        ]
+    return nodes
+
+
+def inlined_outputs(
+    model: keras.Model, outputs: Mapping[str, keras.KerasTensor]
+) -> dict[str, keras.KerasTensor]:
+    """Calls the layers of nested models of several outputs one by one.
+
+    Args:
+        model: A functional model.
+        outputs: `{name: KerasTensor}`, outputs of the model.
+
+    Returns:
+        The same outputs, made of the same inputs by the same layers; those that
+        depend on no nested model of several outputs are the tensors that they were.
+    """
+    tensors = {id(tensor): tensor for tensor in model.inputs}
+    _call_inlined(model, tensors, None)
+    return {name: tensors[id(output)] for name, output in outputs.items()}
+
+
+def _call_inlined(
+    model: Functional, tensors: dict[int, keras.KerasTensor], training: bool | None
+) -> None:
+    """Adds to `{id of a tensor of the model: tensor}`; its inputs are in it."""
+    for node in _nodes(model):
+        if node.is_input:
+            continue
+        arguments, options = node.arguments.fill_in(tensors)
+        if _has_several_outputs(node.operation):
+            inner: Functional = node.operation
+            given = [tensors[id(t)] for t in _call_inputs(inner, node)]
+            within = dict(zip(map(id, inner.inputs), given, strict=True))
+            _call_inlined(inner, within, options.get("training", training))
+            results = [within[id(output)] for output in inner.outputs]
+        elif all(tensors[id(t)] is t for t in node.input_tensors):
+            results = node.outputs
+        else:
+            call = operation_fn(node.operation, training=training)
+            results = keras.tree.flatten(call(*arguments, **options))
+        tensors.update(zip(map(id, node.outputs), results, strict=True))
+
+
+def _nodes(model: keras.Model) -> list[Any]:
     by_depth = model._nodes_by_depth
     return [
-        GraphNode(node.operation, list(node.input_tensors), list(node.outputs))
-        for depth in sorted(by_depth, reverse=True)
-        for node in by_depth[depth]
+        node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]
     ]
+
+
+def _has_several_outputs(operation: keras.Operation) -> bool:
+    return (
+        isinstance(operation, Functional)
+        and type(operation).call is Functional.call
+        and len(operation.outputs) > 1
+    )
+
+
+def _call_inputs(model: Functional, node: Any) -> list[keras.KerasTensor]:
+    """Returns what a nested model was called with, in the order of its inputs."""
+    arguments, options = node.arguments.args, node.arguments.kwargs
+    inputs = arguments[0] if arguments else options["inputs"]
+    if isinstance(inputs, dict) and not isinstance(model.input, dict):
+        inputs = [inputs[tensor.name] for tensor in model.inputs]
+    return keras.tree.flatten(inputs)
+
+
+def standardized_inputs(model: keras.Model, inputs: Any) -> list[Any]:
+    """Returns a batch as tensors in the order of `model.inputs`.
+
+    Args:
+        model: A functional model.
+        inputs: A batch in any structure that the model can be called with.
+    """
+    return model._standardize_inputs(inputs)
 
 
 def identity_with_mask(tensor: Any) -> Any:
     """Returns a copy of a tensor that carries its Keras mask."""
-    copy = tf.identity(tensor)
-    mask = getattr(tensor, "_keras_mask", None)
+    return with_mask(tf.identity(tensor), mask_of(tensor))
+
+
+def mask_of(tensor: Any) -> Any:
+    """Returns the Keras mask that a tensor carries, or None."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def with_mask(tensor: Any, mask: Any) -> Any:
+    """Returns the tensor, made to carry a Keras mask unless that is None."""
     if mask is not None:
-        copy._keras_mask = mask
-    return copy
+        tensor._keras_mask = mask
+    return tensor
 
 
 def call_again(model: keras.Model, inputs: Any) -> Any:
@@ -136,6 +371,11 @@ def call_again(model: keras.Model, inputs: Any) -> Any:
         `keras.KerasTensor`s in the structure of its outputs.
     """
     return model._run_through_graph(inputs)
+
+
+def saving_as_hdf5() -> bool:
+    """Returns whether a model's configuration is asked for by Keras's HDF5 format."""
+    return bool(global_state.get_global_attribute("use_legacy_config"))
 
 
 def may_overflow(
@@ -168,8 +408,10 @@ def update_if(
         optimizer: The optimizer; built here if it is not yet, as a branch of a
             graph may not create variables.
         gradients: By variable.
-        variables: What to update.
+        variables: What to update; may be empty.
     """
+    if not variables:
+        return
     if not optimizer.built:
         with keras.name_scope(optimizer.name, caller=optimizer):
             optimizer.build(variables)
@@ -199,7 +441,8 @@ def update_if(
 def _apply(
     optimizer: keras.optimizers.Optimizer, gradients: list[Any], variables: list[Any]
 ) -> tf.Tensor:
-    optimizer.apply(gradients, variables)
+    # As Keras's trainer does it, for the sake of optimizers that override it.
+    optimizer.apply_gradients(zip(gradients, variables, strict=True))
     return tf.constant(True)
 
 

@@ -9,17 +9,18 @@ import keras
 import tensorflow as tf
 
 from mtl_keras.errors import InputError, unknown_name
+from mtl_keras.model.keras_compat import mask_of, with_mask
 
 
 class Labels(NamedTuple):
     """One batch's labels; every dict is keyed by task."""
 
     y: dict[str, Any]
-    """Labels, zeros where absent; None for an output without a loss."""
+    """Labels; None for an output without a loss."""
     weights: dict[str, Any]
     """Sample weights as given, or None."""
     labelled: dict[str, tf.Tensor | None]
-    """bool `[batch]`; None where no weight was given, so all are labelled."""
+    """bool, as the weights; None where no weight was given, so all are labelled."""
 
 
 def arrange_labels(
@@ -27,8 +28,10 @@ def arrange_labels(
 ) -> Labels:
     """Brings labels and weights, in any of Keras's forms, into dicts by task.
 
-    A sample weight of exactly 0 marks an absent label. Its place is filled with
-    zeros, so that a filler such as −1 or NaN neither raises nor spreads.
+    A sample weight of exactly 0 marks an absent label: of a sample, or of an element
+    (a token, a pixel) where the weights have more axes. Its filler stays where
+    losses and metrics can take it. NaN, infinity, negative integers and class ids
+    that the output does not have become 0, so that nothing raises.
 
     Args:
         y: Labels: a dict by output, or a list in Keras's order of the outputs
@@ -38,7 +41,8 @@ def arrange_labels(
         tasks: Outputs that have a loss.
 
     Raises:
-        InputError: For labels or weights of no output, or missing labels.
+        InputError: For labels or weights of no output, missing labels, or weights
+            whose axes are not the first of the labels.
     """
     y = _by_output(y, y_pred, "labels", required=tasks)
     weights = _by_output(sample_weight, y_pred, "sample weights", required=())
@@ -48,13 +52,8 @@ def arrange_labels(
         labelled[task] = None
         if weight is not None and y[task] is not None:
             weights[task] = weight = tf.convert_to_tensor(weight)
-            has_label = tf.cast(weight, "bool")
-            if len(weight.shape) > 1:
-                has_label = tf.reduce_any(
-                    has_label, axis=list(range(1, len(weight.shape)))
-                )
-            labelled[task] = has_label
-            y[task] = _without_absent(y[task], has_label)
+            labelled[task] = tf.cast(weight, "bool")
+            y[task] = _with_usable_fillers(task, y[task], labelled[task], y_pred[task])
     return Labels(y, weights, labelled)
 
 
@@ -76,9 +75,9 @@ def sub_batch(labels: Labels, part: int, parts: int, size: tf.Tensor) -> Labels:
             weights[task] = tf.cast(inside, "float32")
             labelled[task] = inside
         else:
-            mask = with_trailing_axes(inside, len(weight.shape) - 1)
+            mask = fitted(inside, len(weight.shape))
             weights[task] = weight * tf.cast(mask, weight.dtype)
-            labelled[task] = inside & labels.labelled[task]
+            labelled[task] = mask & labels.labelled[task]
     return Labels(labels.y, weights, labelled)
 
 
@@ -110,7 +109,8 @@ def leave_out(
     """
     outputs, weights = dict(y_pred), dict(labels.weights)
     for task, keep in zip(tasks, tf.unstack(kept), strict=True):
-        outputs[task] = tf.where(keep, y_pred[task], tf.zeros_like(y_pred[task]))
+        output = tf.where(keep, y_pred[task], tf.zeros_like(y_pred[task]))
+        outputs[task] = with_mask(output, mask_of(y_pred[task]))
         weight = weights[task]
         if weight is None:
             weight = tf.ones(tf.shape(y_pred[task])[:1])
@@ -128,6 +128,13 @@ def _by_output(
                 raise unknown_name(f"output in the {what}", name, names)
         given = dict(value)
     elif isinstance(value, (list, tuple)):
+        fields = getattr(value, "_fields", None)
+        if fields is not None and list(fields) != names:
+            raise InputError(
+                f"Expected {what} as a dict with the keys {names}. Received a named "
+                f"tuple with the fields {list(fields)}, of which Keras takes the "
+                "positions and not the names: pass `._asdict()`."
+            )
         if len(value) != len(names):
             raise InputError(
                 f"Expected {what} for the outputs {names}. "
@@ -152,17 +159,69 @@ def _by_output(
     return {name: given.get(name) for name in y_pred}
 
 
-def _without_absent(label: Any, labelled: tf.Tensor) -> tf.Tensor:
+def _with_usable_fillers(
+    task: str, label: Any, labelled: tf.Tensor, y_pred: Any
+) -> tf.Tensor:
     label = tf.convert_to_tensor(label)
-    mask = with_trailing_axes(labelled, len(label.shape) - 1)
-    return tf.where(mask, label, tf.zeros_like(label))
+    mask = fitted(labelled, len(label.shape))
+    if len(mask.shape) > len(label.shape) or not all(
+        size in (None, 1) or of_label in (None, size)
+        for size, of_label in zip(mask.shape, label.shape, strict=True)
+    ):
+        raise InputError(
+            f"Expected sample weights of {task!r} with the first axes of its labels, "
+            f"{tuple(label.shape)}. Received sample weights of shape "
+            f"{tuple(labelled.shape)}."
+        )
+    usable = mask
+    if label.dtype.is_floating:
+        usable |= tf.math.is_finite(label)
+    elif label.dtype.is_integer:
+        usable |= label >= 0
+    if label.dtype.is_floating or label.dtype.is_integer:
+        classes = _classes(label, y_pred)
+        if classes is not None:
+            in_range = (label >= 0) & (label < tf.cast(classes, label.dtype))
+            usable &= mask | in_range
+    return tf.where(usable, label, tf.zeros_like(label))
 
 
-def with_trailing_axes(tensor: tf.Tensor, count: int) -> tf.Tensor:
-    """Returns a `[batch]` tensor as `[batch, 1, …]` with `count` axes of size 1."""
-    for _ in range(count):
+def _classes(label: tf.Tensor, y_pred: Any) -> int | None:
+    """Returns how many classes a label may be an id of; None where it is no id."""
+    rank, classes = len(y_pred.shape), y_pred.shape[-1] if len(y_pred.shape) else None
+    if classes is None or classes < 2:
+        return None
+    without_axis = len(label.shape) == rank - 1
+    with_axis = len(label.shape) == rank and label.shape[-1] == 1
+    return classes if without_axis or with_axis else None
+
+
+def fitted(tensor: tf.Tensor, rank: int) -> tf.Tensor:
+    """Returns a tensor with trailing axes of size 1 added or dropped up to a rank.
+
+    Of sample weights, masks and what is labelled the first axes are those of the
+    values that they belong to. Axes of another size are never dropped: the result
+    has more than `rank` axes then.
+    """
+    while len(tensor.shape) > rank and tensor.shape[-1] == 1:
+        tensor = tf.squeeze(tensor, -1)
+    for _ in range(rank - len(tensor.shape)):
         tensor = tf.expand_dims(tensor, -1)
     return tensor
+
+
+def gathered(labelled: tf.Tensor, tensor: Any) -> tf.Tensor:
+    """Returns the labelled entries of a batch, `[labelled, …]`, with their mask.
+
+    Args:
+        labelled: bool, `[batch]` or with more axes, which become one.
+        tensor: A tensor that begins with these axes.
+    """
+    mask = mask_of(tensor)
+    entries = tf.boolean_mask(tensor, labelled)
+    if mask is None or len(mask.shape) < len(labelled.shape):
+        return entries
+    return with_mask(entries, tf.boolean_mask(mask, labelled))
 
 
 def sum_over_replicas(value: tf.Tensor) -> tf.Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -12,16 +13,27 @@ import tensorflow as tf
 
 from mtl_keras import balancing as balancing_lib
 from mtl_keras.balancing.base import LossStep
+from mtl_keras.balancing.matrix_based import all_finite
 from mtl_keras.balancing.pipeline import Pipeline
 from mtl_keras.errors import InputError, check_number, unknown_name
-from mtl_keras.model.arguments import as_list, check_names, tasks_with_loss
-from mtl_keras.model.fit_hook import FitHook
+from mtl_keras.model.arguments import (
+    arrange_losses,
+    as_list,
+    check_names,
+    check_task_names,
+    explained,
+)
+from mtl_keras.model.fit_hook import FitHook, MonitorModes
 from mtl_keras.model.gradients import GradientStepper, norms_on_last_shared_layer
 from mtl_keras.model.keras_compat import (
+    computed_loss,
     loss_tracker,
+    loss_trackers,
     may_overflow,
+    outputs_of_metrics,
     resolved_losses,
     resolved_metrics,
+    standardized_inputs,
     update_if,
 )
 from mtl_keras.model.labels import (
@@ -31,20 +43,28 @@ from mtl_keras.model.labels import (
     leave_out,
     replicas,
     sub_batch,
+    sum_over_replicas,
     without_tasks,
 )
-from mtl_keras.model.nonfinite import NonFiniteGuard
+from mtl_keras.model.nonfinite import (
+    NonFiniteGuard,
+    finite_gradients,
+    on_all_replicas,
+)
 from mtl_keras.model.probe import BatchProbe
 from mtl_keras.model.representation import (
     SplitModel,
     check_shared_below,
+    reached_around_representation,
     split_at_representation,
 )
 from mtl_keras.model.step import Forward, StepContext
 from mtl_keras.model.task_losses import TaskLosses, task_losses, track_total
-from mtl_keras.model.task_metrics import update_metrics
+from mtl_keras.model.task_metrics import update_metrics, where_computed
 from mtl_keras.model.task_variables import (
+    TaskVariables,
     compute_dtypes,
+    reached_in_step,
     reached_variables,
     split_variables,
 )
@@ -58,9 +78,11 @@ class MultiTaskModel(ModelWithTrainingState):
     Functional: layers reached by two or more outputs are shared, the others belong
     to their task; the model finds out by itself. All of Keras's training interface
     works as in `keras.Model`; `compile` takes one argument more, `balancing`.
+    A subclass may override `compute_loss` as Keras documents it, for equal weights:
+    its one loss cannot be split by task.
 
     A sample weight of exactly 0 marks an absent label: losses and `metrics` are
-    then averages over the labelled samples (see `compile`).
+    then averages over what is labelled and not masked (see `compile`).
 
     Args:
         inputs: `keras.Input`, or a list or dict of them.
@@ -141,8 +163,28 @@ class MultiTaskModel(ModelWithTrainingState):
 
     @property
     def shared_variables(self) -> list[keras.Variable]:
-        """Trainable variables that two or more tasks with a loss reach."""
+        """Trainable variables that two or more tasks with a loss reach.
+
+        As the functional graph shows, and after a step as its operations do, which
+        also show what closures read.
+        """
         return split_variables(self, self._reached).shared
+
+    @property
+    def _reached(self) -> dict[str, set[int]]:
+        """The ids of the variables that each task's loss reaches, as far as known."""
+        key = self._ids_of_trainable()
+        if self.compiled and key in self._stepper.reached:
+            return self._stepper.reached[key]
+        return self._reached_in_graph()
+
+    def _reached_in_graph(self) -> dict[str, set[int]]:
+        # Not kept, as layers may get variables later (LoRA).
+        by_task = {task: self._outputs_by_task[task] for task in self.tasks}
+        return reached_variables(self, by_task)
+
+    def _ids_of_trainable(self) -> tuple[int, ...]:
+        return tuple(id(v) for v in self.trainable_variables)
 
     def stop_tasks(self, tasks: Iterable[str]) -> None:
         """Takes tasks out of the training steps to come, also within a `fit`.
@@ -184,17 +226,19 @@ class MultiTaskModel(ModelWithTrainingState):
     ) -> None:
         """Configures training. Takes all that `keras.Model.compile` takes.
 
-        With sample weights, a weight of exactly 0 means that the label is absent.
-        A task's loss is then Keras's value × batch size / labelled samples (for the
-        reductions that average over the batch), `metrics` see labelled samples
-        only, and `weighted_metrics` are weighted as in Keras. `loss` is logged as
-        Keras defines it, Σ loss_weights · losses plus regularisation, whatever the
-        method, so that runs compare.
+        With sample weights, a weight of exactly 0 means that the label is absent, of
+        a sample or of an element (a token, a pixel). A task's loss is then the average
+        over what is labelled and not masked (for the reductions that average), Keras's
+        own value where no label is absent. `metrics` see what is labelled only, and
+        `weighted_metrics` are weighted as in Keras. NaN is logged for a loss or metric
+        without a label in the epoch. `loss` is logged as Keras defines it,
+        Σ loss_weights · losses plus regularisation, whatever the method, so that runs
+        compare.
 
         Args:
             optimizer: As in Keras.
             loss: As in Keras. Every output needs an entry in a dict; `None` leaves
-                an output untrained.
+                an output untrained. The losses in a list for one output are added up.
             loss_weights: As in Keras; they multiply the losses before balancing.
                 Tasks left out of a dict count 1.
             metrics: As in Keras.
@@ -217,8 +261,9 @@ class MultiTaskModel(ModelWithTrainingState):
                 the batch, and the step is skipped only where no task is left, or
                 something that belongs to no single task is not finite. Costs T
                 backward passes. The skips of an epoch are logged as
-                `<task>_nonfinite` and `skipped_steps`. A gradient that overflows
-                in mixed precision is left to the loss scale.
+                `<task>_nonfinite` and `skipped_steps`, with a warning where they are
+                most. A gradient that overflows in mixed precision is left to the loss
+                scale.
             task_clipnorm: Scales each task's gradient on the shared variables (or
                 on the representation) down to this norm before balancing. Costs T
                 backward passes. The optimizer's own `clipnorm`, `global_clipnorm`
@@ -226,25 +271,28 @@ class MultiTaskModel(ModelWithTrainingState):
 
         Raises:
             InputError: For an unknown balancing method, an output without a loss,
-                or an entry for no output.
+                an entry for no output, a loss of several outputs together, a task
+                name that TensorFlow does not take, or a class that overrides
+                `compute_loss` with other than equal weights.
         """
         balancers = balancing_lib.get(balancing)
         if not isinstance(balancers, list):
             balancers = [balancers]
-        pipeline = Pipeline(balancers, monitor)
+        pipeline = Pipeline([b.owned_by(self) for b in balancers], monitor)
         self._stopped = frozenset()
         guard = NonFiniteGuard(on_nonfinite)
         if task_clipnorm is not None:
             task_clipnorm = check_number("task_clipnorm", task_clipnorm, low=0.0)
+        if self._overrides_compute_loss:
+            self._check_one_loss(pipeline, guard, task_clipnorm)
         outputs = sorted(self._outputs_by_task)
-        loss_tasks = tasks_with_loss(loss, outputs)
+        check_task_names(outputs)
         check_names("metrics", metrics, outputs)
         check_names("weighted_metrics", weighted_metrics, outputs)
-        check_names("loss_weights", loss_weights, outputs)
-        if isinstance(loss_weights, dict) and loss_weights:
-            loss_weights = {task: loss_weights.get(task, 1.0) for task in loss_tasks}
-            if not isinstance(loss, (dict, list, tuple)):
-                loss = dict.fromkeys(loss_tasks, loss)
+        if loss is None and self._overrides_compute_loss:
+            loss_tasks = tuple(outputs)
+        else:
+            loss, loss_weights, loss_tasks = arrange_losses(loss, loss_weights, outputs)
         super().compile(
             optimizer=optimizer,
             loss=loss,
@@ -256,17 +304,26 @@ class MultiTaskModel(ModelWithTrainingState):
             jit_compile=jit_compile,
             auto_scale_loss=auto_scale_loss,
         )
+        self._compile_arguments = {
+            "jit_compile": jit_compile,
+            "auto_scale_loss": auto_scale_loss,
+        }
         self._loss_tasks = loss_tasks
-        by_task = {task: self._outputs_by_task[task] for task in self.tasks}
-        self._reached = reached_variables(self, by_task)
-        shared = split_variables(self, self._reached).shared
+        shared = split_variables(self, self._reached_in_graph()).shared
         self._split = None
         if pipeline.gradients_of_representation and shared:
+            if type(self).call is not MultiTaskModel.call:
+                raise InputError(
+                    "Expected a model whose layers make its outputs for "
+                    'gradients_of="representation". Received: '
+                    f"{type(self).__name__}, which overrides `call`; use "
+                    'gradients_of="shared".'
+                )
             self._split = split_at_representation(self, self._outputs_by_task)
             check_shared_below(self._split, shared)
         with self.distribute_strategy.scope():
             pipeline.build(self.tasks, shared)
-            guard.build(self.tasks)
+            guard.build(self.tasks, outputs)
         self._pipeline = pipeline
         self._guard = guard
         self._task_clipnorm = task_clipnorm
@@ -274,27 +331,94 @@ class MultiTaskModel(ModelWithTrainingState):
             pipeline, guard, task_clipnorm, compute_dtypes(self)
         )
 
+    def check_balanced(self) -> None:
+        """Raises `InputError` if a training passed by the balancing.
+
+        As a subclass's `train_step` does that does not call this class's.
+        """
+        assert self._pipeline is not None
+        if not self._stepper.was_called and not is_equal(self._pipeline.balancers):
+            raise InputError(
+                f"Expected {type(self).__name__}.train_step to call "
+                "super().train_step, which balances the tasks, or "
+                "balancing='equal'. Received: "
+                f"balancing={[b.name for b in self._pipeline.balancers]}."
+            )
+
+    @property
+    def _overrides_compute_loss(self) -> bool:
+        return type(self).compute_loss is not MultiTaskModel.compute_loss
+
+    def _check_one_loss(
+        self, pipeline: Pipeline, guard: NonFiniteGuard, task_clipnorm: float | None
+    ) -> None:
+        """Raises `InputError` if the loss of a subclass has to be split by task."""
+        options = (pipeline.monitored, task_clipnorm)
+        stock = is_equal(pipeline.balancers) and guard.policy == "raise"
+        if not stock or any(options):
+            raise InputError(
+                "Expected balancing='equal' alone, without monitor, task_clipnorm and "
+                f"on_nonfinite, as {type(self).__name__} overrides `compute_loss`, "
+                "whose one loss cannot be split by task; to balance, change the "
+                "outputs' losses, or call `add_loss` in a layer. "
+                f"Received: balancing={[b.name for b in pipeline.balancers]}, "
+                f"monitor={pipeline.monitored!r}, task_clipnorm={task_clipnorm}, "
+                f"on_nonfinite={guard.policy!r}."
+            )
+
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
-        """Trains the model; see `keras.Model.fit`."""
+        """Trains the model; see `keras.Model.fit`.
+
+        Raises:
+            InputError: For labels or sample weights that an output cannot take.
+            NonFiniteError: See `compile`.
+        """
         bound = inspect.signature(super().fit).bind(*args, **kwargs)
+        if self._pipeline is None:
+            return super().fit(*bound.args, **bound.kwargs)
         callbacks = bound.arguments.get("callbacks")
-        if self._pipeline is not None:
-            hook = FitHook(self._pipeline, self._guard)
-            if isinstance(callbacks, keras.callbacks.CallbackList):
-                callbacks.append(hook)
-            else:
-                bound.arguments["callbacks"] = [*as_list(callbacks), hook]
-        return super().fit(*bound.args, **bound.kwargs)
+        hook = FitHook(self._pipeline, self._guard)
+        if not isinstance(callbacks, keras.callbacks.CallbackList):
+            given = as_list(callbacks)
+            bound.arguments["callbacks"] = [MonitorModes(given), *given, hook]
+            with explained(sorted(self._outputs_by_task)):
+                return super().fit(*bound.args, **bound.kwargs)
+        # Keras takes such a list as it is; it is the caller's, so ours leave it.
+        given = callbacks.callbacks
+        callbacks.callbacks = [MonitorModes(given), *given, hook]
+        try:
+            for own in (callbacks.callbacks[0], hook):
+                own.set_model(self)
+            with explained(sorted(self._outputs_by_task)):
+                return super().fit(*bound.args, **bound.kwargs)
+        finally:
+            callbacks.callbacks = given
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the losses and metrics; see `keras.Model.evaluate`."""
+        with explained(sorted(self._outputs_by_task)):
+            return super().evaluate(*args, **kwargs)
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Takes one step on one batch; see `keras.Model.train_on_batch`."""
-        logs = super().train_on_batch(*args, **kwargs)
+        with explained(sorted(self._outputs_by_task)):
+            logs = super().train_on_batch(*args, **kwargs)
         self._guard.check()
         return logs
 
+    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the losses and metrics of a batch; see `keras.Model`."""
+        with explained(sorted(self._outputs_by_task)):
+            return super().test_on_batch(*args, **kwargs)
+
     def make_train_function(self, force: bool = False) -> Any:
         """Makes the function that runs an execution's steps; see Keras."""
-        if force or self.train_function is None:
+        makes = force or self.train_function is None
+        if self._pipeline is not None and (makes or self.run_eagerly):
+            # Layers may be frozen or thawed since `compile`.
+            with self.distribute_strategy.scope():
+                self._pipeline.build_variables(self.shared_variables)
+        if makes:
             super().make_train_function(force)
             if not self._guard.skips:
                 self.train_function = self._guard.watching(self.train_function)
@@ -318,7 +442,8 @@ class MultiTaskModel(ModelWithTrainingState):
         """Returns Σ loss_weights · task losses plus regularisation; see Keras."""
         del x, training
         losses = self._task_losses(self._labels(y, y_pred, sample_weight), y_pred)
-        return tf.add_n([*losses.values, *self._added_losses()])
+        losses.track()
+        return losses.total(losses.scaled(self._added_losses()))
 
     def task_losses(
         self, y: Any, y_pred: dict[str, Any], sample_weight: Any = None
@@ -344,8 +469,27 @@ class MultiTaskModel(ModelWithTrainingState):
         """Updates the metrics and returns all results; see Keras."""
         del x
         labels = self._labels(y, y_pred, sample_weight)
-        update_metrics(resolved_metrics(self, labels.y, y_pred), labels, y_pred)
+        metrics = resolved_metrics(self, labels.y, y_pred)
+        if metrics:
+            update_metrics(metrics, labels, y_pred)
+            self._guard.labelled_batches.update_state(labels.labelled)
         return self.get_metrics_result()
+
+    def get_metrics_result(self) -> dict[str, Any]:
+        """Returns the results of all metrics, NaN for what nothing was labelled for.
+
+        A replica's own results within a step are as Keras has them.
+        """
+        results = super().get_metrics_result()
+        if self._pipeline is None or replicas() > 1:
+            return results
+        outputs = sorted(self._outputs_by_task)
+        return where_computed(
+            results,
+            loss_trackers(self),
+            outputs_of_metrics(self, outputs, results),
+            self._guard.labelled_batches,
+        )
 
     def _labels(self, y: Any, y_pred: Any, sample_weight: Any) -> Labels:
         return arrange_labels(y, sample_weight, y_pred, self.tasks)
@@ -356,7 +500,10 @@ class MultiTaskModel(ModelWithTrainingState):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One step: forward, task losses, balanced gradients, update."""
+        self._stepper.was_called = True
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        if self._overrides_compute_loss:
+            return self._step_on_one_loss(x, y, sample_weight)
         pipeline, guard = self._pipeline, self._guard
         assert pipeline is not None
         assert pipeline.task_weights is not None
@@ -372,6 +519,7 @@ class MultiTaskModel(ModelWithTrainingState):
         totals = losses.total_over_replicas()
         finite = tf.math.is_finite(totals)
         present = guard.taking_part(losses.present, finite)
+        losses.track(finite if guard.skips else None)
         track_total(
             loss_tracker(self),
             losses,
@@ -390,7 +538,7 @@ class MultiTaskModel(ModelWithTrainingState):
             forward.representation,
             forward.sub_batches,
         )
-        variables = split_variables(self, self._reached)
+        variables = self._task_variables(tape, forward)
         balanced = self._stepper.gradients(tape, variables, context)
         verdict = guard.judge(
             losses.present,
@@ -401,10 +549,13 @@ class MultiTaskModel(ModelWithTrainingState):
         )
         present = balanced.present & verdict.update
         step = LossStep(
-            tf.where(present, totals, 0.0), present, self.optimizer.learning_rate
+            tf.where(present, totals, 0.0),
+            present,
+            tf.cast(self.optimizer.learning_rate, "float32"),
         )
         if pipeline.needs_gradient_norms:
-            norms = norms_on_last_shared_layer(tape, context, variables)
+            layers = split_variables(self, self._reached_in_graph())
+            norms = norms_on_last_shared_layer(tape, context, layers)
             step = step._replace(gradient_norms=norms)
         trainable = self.trainable_variables
         gradients = [balanced.by_id[id(v)] for v in trainable]
@@ -423,34 +574,98 @@ class MultiTaskModel(ModelWithTrainingState):
             **guard.logs(),
         }
 
-    def _forward(self, x: Any, y: Any, sample_weight: Any) -> Forward:
-        representation = None
-        if self._split is None:
+    def _step_on_one_loss(self, x: Any, y: Any, sample_weight: Any) -> dict[str, Any]:
+        """One step on what a subclass's `compute_loss` returns, as Keras takes it."""
+        pipeline, guard, optimizer = self._pipeline, self._guard, self.optimizer
+        assert pipeline is not None
+        assert pipeline.task_weights is not None
+        with tf.GradientTape() as tape:
             y_pred = self(x, training=True)
-        else:
-            representation, y_pred = self._split.call(x)
-        labels = self._labels(y, y_pred, sample_weight)
-        labels = without_tasks(labels, self._stopped, batch_size(y_pred))
-        losses = self._task_losses(labels, y_pred)
+            loss = computed_loss(self, x, y, y_pred, sample_weight)
+            scaled = optimizer.scale_loss(loss)
+        loss_tracker(self).update_state(
+            loss * tf.cast(replicas(), loss.dtype), sample_weight=batch_size(y_pred)
+        )
+        trainable = self.trainable_variables
+        gradients = tape.gradient(scaled, trainable)
+        finite = all_finite([sum_over_replicas(loss)])
+        (usable,) = tf.unstack(on_all_replicas(finite_gradients([gradients])))
+        usable |= may_overflow(optimizer, optimizer.scale_loss(tf.ones(())))
+        present = tf.ones((len(self.tasks),), "bool")
+        verdict = guard.judge(
+            present, present & finite, present, usable, optimizer.iterations
+        )
+        update_if(verdict.update, optimizer, gradients, trainable)
+        pipeline.task_weights.update_state(tf.cast(present, "float32"), present)
+        return {
+            **self.compute_metrics(x, y, y_pred, sample_weight=sample_weight),
+            **pipeline.logs(),
+        }
+
+    def _forward(self, x: Any, y: Any, sample_weight: Any) -> Forward:
         assert self._pipeline is not None
+        split, tape = self._split, None
+        inputs: list[Any] = []
+        representation: list[Any] = []
+        if split is not None:
+            inputs = standardized_inputs(self, x)
+            representation = split.below(inputs)
+            tape = tf.GradientTape(persistent=True)
+        with contextlib.nullcontext() if tape is None else tape:
+            if split is None:
+                y_pred = self(x, training=True)
+            else:
+                y_pred = split.above(representation, inputs)
+            labels = self._labels(y, y_pred, sample_weight)
+            labels = without_tasks(labels, self._stopped, batch_size(y_pred))
+            losses = self._task_losses(labels, y_pred)
         sub_batches = self._sub_batch_losses(
             labels, y_pred, self._pipeline.num_sub_batches
         )
         return Forward(
-            y_pred, labels, losses, sub_batches, self._added_losses(), representation
+            y_pred,
+            labels,
+            losses,
+            sub_batches,
+            losses.scaled(self._added_losses()),
+            None if split is None else representation,
+            tape,
         )
 
-    def _task_losses(
-        self, labels: Labels, y_pred: dict[str, Any], track: bool = True
-    ) -> TaskLosses:
-        resolved = resolved_losses(self, labels.y, y_pred)
-        by_task = {task: resolved[task] for task in self.tasks}
-        return task_losses(by_task, labels, y_pred, track, self._guard.skips)
+    def _task_variables(self, tape: tf.GradientTape, forward: Forward) -> TaskVariables:
+        """Returns the split of the trainable variables, by what the step recorded."""
+        key = self._ids_of_trainable()
+        known = tf.executing_eagerly() and key in self._stepper.reached
+        if self._stepper.needs_several_gradients and not known:
+            losses = dict(zip(self.tasks, forward.losses.values, strict=True))
+            reached = self._reached_in_graph()
+            variables = self.trainable_variables
+            if self._split is None:
+                reached = reached_in_step(tape, losses, variables, reached)
+            else:
+                assert forward.representation is not None
+                reached = reached_around_representation(
+                    self._split,
+                    (tape, forward.heads_tape),
+                    losses,
+                    [t for t in forward.representation if t.dtype.is_floating],
+                    variables,
+                    reached,
+                )
+            self._stepper.reached[key] = reached
+        return split_variables(self, self._reached)
+
+    def _task_losses(self, labels: Labels, y_pred: dict[str, Any]) -> TaskLosses:
+        # At the root TensorFlow takes fewer names for a scope.
+        with tf.name_scope("task_losses"):
+            resolved = resolved_losses(self, labels.y, y_pred)
+            by_task = {task: resolved[task] for task in self.tasks}
+            return task_losses(by_task, labels, y_pred)
 
     def _untracked_losses(
         self, labels: Labels, y_pred: dict[str, Any]
     ) -> list[tf.Tensor]:
-        return self._task_losses(labels, y_pred, track=False).values
+        return self._task_losses(labels, y_pred).values
 
     def _sub_batch_losses(
         self, labels: Labels, y_pred: dict[str, Any], parts: int
@@ -461,3 +676,10 @@ class MultiTaskModel(ModelWithTrainingState):
             self._untracked_losses(sub_batch(labels, part, parts, size), y_pred)
             for part in range(parts)
         ]
+
+
+def is_equal(balancers: Sequence[balancing_lib.Balancer]) -> bool:
+    """Returns whether these balancers train as stock Keras does."""
+    (first, *others) = balancers
+    equal = isinstance(first, balancing_lib.Equal) and first.scale == "sum"
+    return equal and not others

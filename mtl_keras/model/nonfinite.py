@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from mtl_keras.balancing.arguments import check_choice
 from mtl_keras.balancing.matrix_based import all_finite
 from mtl_keras.errors import NonFiniteError
 from mtl_keras.model.labels import sum_over_replicas
+from mtl_keras.model.task_metrics import LabelledBatches
 
 POLICIES = ("raise", "skip_task", "skip_step")
 
@@ -39,6 +41,7 @@ class NonFiniteGuard:
 
     Attributes:
         epoch: The epoch of `fit`, from 0; None outside.
+        labelled_batches: How many batches of the epoch had a label, by output.
     """
 
     def __init__(self, policy: str):
@@ -53,9 +56,10 @@ class NonFiniteGuard:
         """Whether training goes on after a number that is not finite."""
         return self.policy != "raise"
 
-    def build(self, tasks: Sequence[str]) -> None:
-        """Creates the variables for these tasks."""
+    def build(self, tasks: Sequence[str], outputs: Sequence[str]) -> None:
+        """Creates the variables for these tasks, and outputs with or without a loss."""
         self._tasks = tuple(tasks)
+        self.labelled_batches = LabelledBatches(outputs)
         size = len(tasks)
         self._batch = _counter("batch", ())
         # By task and, last, of whole steps.
@@ -67,7 +71,7 @@ class NonFiniteGuard:
     @property
     def counts(self) -> list[keras.Variable]:
         """What is counted in an epoch."""
-        return [self._batch, self._counts]
+        return [self._batch, self._counts, *self.labelled_batches.variables]
 
     def reset(self) -> None:
         """Starts the counts of an epoch anew."""
@@ -151,6 +155,27 @@ class NonFiniteGuard:
         }
         return {**logs, "skipped_steps": steps}
 
+    def warn_of_skips(self) -> None:
+        """Warns where most steps of an epoch, or of one task in it, were skipped."""
+        if not self.skips:
+            return
+        batches = int(self._batch.numpy())
+        *by_task, steps = self._counts.numpy().tolist()
+        most = [
+            f"those of task {task!r} ({count})"
+            for task, count in zip(self._tasks, by_task, strict=True)
+            if 2 * count > batches
+        ]
+        if 2 * steps > batches:
+            most = [f"all tasks' ({steps})"]
+        if most:
+            warnings.warn(
+                f"Of the {batches} steps of this epoch most were skipped: "
+                f"{', '.join(most)}. Their loss or gradient was NaN or infinite. Give "
+                "labels that are missing, as NaN, a sample weight of 0.",
+                stacklevel=2,
+            )
+
     def watching(self, train_function: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """Returns a training function that raises after a step that failed.
 
@@ -204,8 +229,9 @@ class NonFiniteGuard:
         return (
             f"Expected finite numbers in training. Received NaN or infinity at step "
             f"{step} (batch {batch}{epoch}, all counted from 1): {what}. The model's "
-            "weights are those before this step. Look at the data of this batch, lower "
-            "the learning rate, clip gradients, or compile with "
+            "weights are those before this step. Look at the data of this batch: a "
+            "label that is missing, as NaN, needs a sample weight of 0. Else lower the "
+            "learning rate, clip gradients, or, for rare bad batches, compile with "
             'on_nonfinite="skip_task" or "skip_step".'
         )
 

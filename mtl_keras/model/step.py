@@ -26,6 +26,8 @@ class Forward(NamedTuple):
     """Regularisation and `add_loss` losses."""
     representation: list[tf.Tensor] | None
     """See `StepContext`."""
+    heads_tape: tf.GradientTape | None
+    """Where the step took a representation: recorded the heads and losses alone."""
 
 
 class Objectives(NamedTuple):

@@ -1,93 +1,167 @@
-"""Task losses that average over labelled samples."""
+"""Task losses that average over what is labelled and not masked."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
-from mtl_keras.model.keras_compat import ResolvedLoss
+from mtl_keras.errors import InputError
+from mtl_keras.model.arguments import naming_output
+from mtl_keras.model.keras_compat import ResolvedLoss, mask_of, with_mask
 from mtl_keras.model.labels import (
     Labels,
-    batch_size,
+    fitted,
+    gathered,
     replicas,
     sum_over_replicas,
-    with_trailing_axes,
 )
 
-# Reductions that divide by the number of samples, absent ones included. "sum" and
-# "mean_with_sample_weight" leave absent samples out by themselves.
-_MEANS_OVER_BATCH = ("sum_over_batch_size", "mean")
+_MEANS = ("sum_over_batch_size", "mean")
+
+# Functions whose value of a sample is the mean of those of its elements, so that each
+# element of an output `[batch, elements]` may have a weight of its own.
+_MEANS_OF_ELEMENTS = (
+    keras.losses.binary_crossentropy,
+    keras.losses.binary_focal_crossentropy,
+    keras.losses.hinge,
+    keras.losses.huber,
+    keras.losses.log_cosh,
+    keras.losses.mean_absolute_error,
+    keras.losses.mean_absolute_percentage_error,
+    keras.losses.mean_squared_error,
+    keras.losses.mean_squared_logarithmic_error,
+    keras.losses.poisson,
+    keras.losses.squared_hinge,
+)
+
+
+class Tracked(NamedTuple):
+    """What the metric that logs one loss is to be given."""
+
+    task: int
+    tracker: keras.metrics.Metric
+    value: tf.Tensor
+    """This replica's share of the loss."""
+    count: Any
+    """How many elements it stands for; None where Keras does not know the batch."""
 
 
 class TaskLosses(NamedTuple):
     """The losses of one batch, in the order of the tasks."""
 
     values: list[tf.Tensor]
-    """Scalars: this replica's share, times the static `loss_weights`."""
+    """Scalars to differentiate: this replica's share, times the `loss_weights`."""
     present: tf.Tensor
     """bool `[T]`: has the task a label in the batch, on any replica?"""
+    tracked: list[Tracked]
+    """The losses that are logged."""
+    scale: tf.Tensor | None
+    """What `values` are multiples of their means by; None for 1."""
 
     def total_over_replicas(self) -> tf.Tensor:
         """Returns the losses of the whole batch, float32 `[T]`, without gradient."""
         values = tf.stack([tf.cast(value, "float32") for value in self.values])
         return sum_over_replicas(tf.stop_gradient(values))
 
+    def scaled(self, added: list[tf.Tensor]) -> list[tf.Tensor]:
+        """Returns regularisation and `add_loss` losses as multiples, like `values`."""
+        if self.scale is None:
+            return added
+        return [value * self.scale for value in added]
+
+    def total(
+        self, added: list[tf.Tensor], taking_part: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """Returns this replica's share of the loss that is logged, a scalar.
+
+        Args:
+            added: Regularisation and `add_loss` losses, as `scaled` returns them.
+            taking_part: None, or bool `[T]`: the tasks whose losses count.
+        """
+        values = self.values
+        if taking_part is not None:
+            parts = tf.unstack(taking_part)
+            values = [
+                tf.where(takes_part, value, 0.0)
+                for takes_part, value in zip(parts, values, strict=True)
+            ]
+        total = tf.add_n([*values, *added])
+        return total if self.scale is None else total / self.scale
+
+    def track(self, kept: tf.Tensor | None = None) -> None:
+        """Updates the metrics that log the losses.
+
+        Args:
+            kept: None, or bool `[T]`: the tasks whose losses enter.
+        """
+        for task, tracker, value, count in self.tracked:
+            if kept is not None:
+                value = tf.where(kept[task], value, 0.0)
+                # Without a count a batch counts as one.
+                count = tf.cast(1.0 if count is None else count, "float32")
+                count = tf.where(kept[task], count, 0.0)
+            tracker.update_state(value * float(replicas()), sample_weight=count)
+
+
+class _Value(NamedTuple):
+    """A loss as Keras gives it, and what it is an average over, on this replica."""
+
+    value: tf.Tensor
+    divisor: tf.Tensor | None = None
+    """What Keras divided by; None for reductions that do not divide."""
+    wanted: tf.Tensor | None = None
+    """What to divide by, to be summed over replicas."""
+    labelled: tf.Tensor | None = None
+    """How many elements are labelled and not masked."""
+    elements: tf.Tensor | None = None
+    """How many are not masked; these four are None without sample weights."""
+
 
 def task_losses(
-    losses: dict[str, ResolvedLoss],
-    labels: Labels,
-    y_pred: dict[str, Any],
-    track: bool = True,
-    skip_nonfinite: bool = False,
+    losses: dict[str, list[ResolvedLoss]], labels: Labels, y_pred: dict[str, Any]
 ) -> TaskLosses:
-    """Computes each task's loss over its labelled samples, and tracks it.
+    """Computes each task's loss over its labelled elements.
 
-    Keras's value times batch size / labelled samples: the average over labelled
-    samples, and Keras's own value where every label is there. The counts are
-    summed over replicas.
+    Keras's value where every label is there. Else, for the reductions that divide,
+    the sum over the elements that are labelled and not masked, divided by their
+    number (for `"mean_with_sample_weight"` by their weights), over all replicas.
 
     Args:
         losses: `keras_compat.resolved_losses`' result.
         labels: The batch's labels.
         y_pred: The model's outputs.
-        track: Whether to update the metrics that log the losses.
-        skip_nonfinite: Whether these metrics leave out losses that are not finite.
     """
-    size = tf.cast(batch_size(y_pred), "float32")
-    counts = {task: _count(labels.labelled[task], size) for task in losses}
-    factors, present = _over_replicas(labels, counts, size)
-    values = []
+    outputs = sorted(y_pred)
+    computed: dict[str, list[_Value]] = {}
     for task, resolved in losses.items():
-        weight = _fitting_weight(
-            resolved.loss, labels.y[task], y_pred[task], labels.weights[task]
-        )
-        value = resolved.loss(labels.y[task], y_pred[task], weight)
-        value = tf.cast(value, "float32")
-        averages = resolved.loss.reduction in _MEANS_OVER_BATCH
-        if track and resolved.tracker is not None:
-            unscaled = value * float(replicas())
-            if labels.labelled[task] is None:
-                # As Keras does it: its static batch size, which may be unknown.
-                count = y_pred[task].shape[0]
-            else:
-                count = counts[task]
-                if averages:
-                    unscaled *= tf.math.divide_no_nan(size, count)
-            if skip_nonfinite:
-                finite = tf.math.is_finite(unscaled)
-                unscaled = tf.where(finite, unscaled, 0.0)
-                # Without a count a batch counts as one.
-                count = tf.cast(1.0 if count is None else count, "float32")
-                count = tf.where(finite, count, 0.0)
-            resolved.tracker.update_state(unscaled, sample_weight=count)
-        if averages and task in factors:
-            value *= factors[task]
-        if resolved.weight is not None:
-            value *= resolved.weight
-        values.append(value)
-    return TaskLosses(values, present)
+        with naming_output(outputs.index(task), outputs):
+            computed[task] = [
+                _value(task, one.loss, labels, y_pred[task]) for one in resolved
+            ]
+    flat = [value for values in computed.values() for value in values]
+    totals = iter(_over_replicas(flat))
+    weighted, tracked, present = [], [], []
+    for index, (task, resolved) in enumerate(losses.items()):
+        terms, labelled = [], []
+        for one, of_loss in zip(resolved, computed[task], strict=True):
+            factor, count = next(totals)
+            value = of_loss.value if factor is None else of_loss.value * factor
+            if one.tracker is not None:
+                tracked.append(_tracked(index, one.tracker, value, count, y_pred[task]))
+            if one.weight is not None:
+                value *= one.weight
+            terms.append(value)
+            labelled.append(tf.constant(True) if count is None else count > 0)
+        weighted.append(terms)
+        present.append(tf.reduce_any(tf.stack(labelled)))
+    scale = _scale([value for terms in weighted for value in terms])
+    values = [
+        tf.add_n([_scalar(value, scale) for value in terms]) for terms in weighted
+    ]
+    return TaskLosses(values, tf.stack(present), tracked, scale)
 
 
 def track_total(
@@ -107,14 +181,7 @@ def track_total(
         taking_part: None, or bool `[T]`: the losses of the other tasks, and a batch
             in which none is left, do not count.
     """
-    values = losses.values
-    if taking_part is not None:
-        parts = tf.unstack(taking_part)
-        values = [
-            tf.where(takes_part, value, 0.0)
-            for takes_part, value in zip(parts, values, strict=True)
-        ]
-    total = tf.add_n([*values, *added]) * float(replicas())
+    total = losses.total(added, taking_part) * float(replicas())
     if taking_part is not None:
         counts = tf.reduce_any(taking_part) | ~tf.reduce_any(losses.present)
         counts &= tf.math.is_finite(total)
@@ -123,36 +190,226 @@ def track_total(
     tracker.update_state(total, sample_weight=size)
 
 
-def _fitting_weight(
-    loss: keras.losses.Loss, y: Any, y_pred: Any, weight: tf.Tensor | None
-) -> tf.Tensor | None:
-    """Lets one weight per sample serve a loss with several values per sample.
+def element_values(
+    function: Any, y: Any, y_pred: Any, rank: int, elementary: Any
+) -> tf.Tensor:
+    """Returns a loss's or metric's values, one for each element that has a weight.
 
-    Keras multiplies the loss values `[batch, …]` by the weights as they are, which
-    for `[batch]` against, say, `[batch, height, width]` is an error.
+    Args:
+        function: From labels and outputs to values.
+        y: Labels.
+        y_pred: Outputs.
+        rank: Axes of the sample weights and masks.
+        elementary: The function by which `function` is known to be, or not to be, a
+            mean over the elements of the last axis.
+
+    Returns:
+        The values as they are where they have as many axes, or no axis can be added.
     """
-    if weight is None or len(weight.shape) != 1 or len(y_pred.shape) < 3:
-        return weight
-    # Only the rank is read; a graph drops the values.
-    return with_trailing_axes(weight, len(loss.call(y, y_pred).shape) - 1)
+    values = function(y, y_pred)
+    if len(values.shape) >= rank or elementary not in _MEANS_OF_ELEMENTS:
+        return values
+    if len(y.shape) == len(y_pred.shape) - 1 and y_pred.shape[-1] == 1:
+        return function(tf.expand_dims(y, -1), y_pred)
+    if len(y.shape) == len(y_pred.shape) == rank:
+        return function(tf.expand_dims(y, -1), tf.expand_dims(y_pred, -1))
+    return values
 
 
-def _count(labelled: tf.Tensor | None, size: tf.Tensor) -> tf.Tensor:
-    if labelled is None:
-        return size
-    return tf.reduce_sum(tf.cast(labelled, "float32"))
+def check_axes(kind: str, task: str, values: tf.Tensor, *weights: Any) -> None:
+    """Raises `InputError` for weights or masks with more axes than the values.
+
+    Args:
+        kind: What the values are of, for the message.
+        task: The output.
+        values: Values of a loss or metric.
+        *weights: Sample weights or masks, or None.
+    """
+    for weight in weights:
+        if axes(weight) > len(values.shape):
+            raise InputError(
+                f"Expected a {kind} of {task!r} that gives a value for each element "
+                f"of its sample weights and mask, of shape {tuple(weight.shape)}. "
+                f"Received values of shape {tuple(values.shape)}."
+            )
+
+
+def axes(tensor: Any) -> int:
+    """Returns how many axes sample weights or a mask have, without a last one of 1."""
+    return 0 if tensor is None else len(fitted(tensor, 1).shape)
+
+
+class _Reduction(keras.losses.Loss):
+    """Keras's reduction of values that are there already."""
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        del y_true
+        return y_pred
+
+
+def _value(task: str, loss: keras.losses.Loss, labels: Labels, y_pred: Any) -> _Value:
+    y, weight, labelled = labels.y[task], labels.weights[task], labels.labelled[task]
+    if weight is None:
+        return _Value(tf.cast(loss(y, y_pred, None), "float32"))
+    weight, labelled = fitted(_not_negative(weight), 1), fitted(labelled, 1)
+    # Of an absent label's loss nothing may reach the model: zero times NaN is NaN.
+    of_output = fitted(labelled, len(y_pred.shape))
+    guarded = tf.where(of_output, y_pred, tf.stop_gradient(y_pred))
+    reduces_itself = type(loss).__call__ is not keras.losses.Loss.__call__
+    if not reduces_itself:
+        in_mask = mask_of(y_pred)
+        values = element_values(
+            loss.call,
+            keras.ops.convert_to_tensor(y, dtype=loss.dtype),
+            keras.ops.convert_to_tensor(guarded, dtype=loss.dtype),
+            max(axes(weight), axes(in_mask)),
+            # One number for a whole batch `[batch]`, as Keras has it.
+            getattr(loss, "fn", None) if len(y_pred.shape) > 1 else None,
+        )
+        reduces_itself = len(values.shape) == 0
+    if reduces_itself:
+        guarded = with_mask(guarded, mask_of(y_pred))
+        return _of_labelled(loss, y, guarded, weight, labelled)
+    check_axes("loss", task, values, weight, in_mask)
+    rank = len(values.shape)
+    mask = _joint(fitted_or_none(in_mask, rank), fitted_or_none(mask_of(values), rank))
+    weight, labelled = fitted(weight, rank), fitted(labelled, rank)
+    if len(labels.weights[task].shape) < rank:
+        # Keras divides by the sum of the weights as they are.
+        weight = tf.broadcast_to(weight, tf.shape(values))
+    values = with_mask(tf.where(labelled, values, tf.zeros_like(values)), mask)
+    reduction = _Reduction(reduction=loss.reduction, dtype=loss.dtype)
+    value = tf.cast(reduction(values, values, weight), "float32")
+    if mask is None:
+        elements, counted = tf.ones_like(labelled), labelled
+    else:
+        counted = labelled & mask
+        elements = tf.broadcast_to(mask, tf.shape(counted))
+    elements, counted = _number(elements), _number(counted)
+    divisor = wanted = None
+    if loss.reduction in _MEANS:
+        divisor, wanted = elements, counted
+    elif loss.reduction == "mean_with_sample_weight":
+        weight = tf.cast(weight, "float32")
+        if mask is not None:
+            weight *= tf.cast(mask, "float32")
+        divisor = wanted = tf.reduce_sum(weight)
+    return _Value(value, divisor, wanted, counted, elements)
+
+
+def _of_labelled(
+    loss: keras.losses.Loss,
+    y: tf.Tensor,
+    y_pred: Any,
+    weight: tf.Tensor,
+    labelled: tf.Tensor,
+) -> _Value:
+    """Returns a loss that gives one number, of the labelled samples alone."""
+    is_any = tf.reduce_any(labelled)
+    # Without a label the first sample stands in, as not every loss takes none.
+    first = tf.reshape(tf.range(tf.size(labelled)) < 1, tf.shape(labelled))
+    entries = labelled | (first & ~is_any)
+    output = gathered(entries, y_pred)
+    mask = mask_of(output)
+    weight = tf.boolean_mask(weight, entries)
+    if mask is not None:
+        weight = fitted(weight, len(mask.shape))
+    value = loss(tf.boolean_mask(y, entries), output, weight)
+    value = tf.where(is_any, tf.cast(value, "float32"), 0.0)
+    number = _number(labelled)
+    elements = tf.cast(tf.size(labelled), "float32")
+    return _Value(value, number, number, number, elements)
+
+
+def _not_negative(weight: tf.Tensor) -> tf.Tensor:
+    message = "Expected sample weights of at least 0, which marks an absent label."
+    check = tf.debugging.assert_non_negative(weight, message=message)
+    with tf.control_dependencies([check] if check is not None else []):
+        return tf.identity(weight)
+
+
+def fitted_or_none(mask: Any, rank: int) -> tf.Tensor | None:
+    """Returns a mask with trailing axes up to a rank, bool; None for None."""
+    return None if mask is None else tf.cast(fitted(mask, rank), "bool")
+
+
+def _joint(first: tf.Tensor | None, second: tf.Tensor | None) -> tf.Tensor | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return first & second
+
+
+def _number(flags: tf.Tensor) -> tf.Tensor:
+    """Returns how many flags are set, as a float32 scalar."""
+    return tf.cast(tf.reduce_sum(tf.cast(flags, "int32")), "float32")
 
 
 def _over_replicas(
-    labels: Labels, counts: dict[str, tf.Tensor], size: tf.Tensor
-) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-    """Returns batch size / labelled samples by task, and which tasks are present."""
-    if all(labels.labelled[task] is None for task in counts):
-        return {}, tf.ones((len(counts),), "bool")
-    *totals, size = tf.unstack(sum_over_replicas(tf.stack([*counts.values(), size])))
-    factors = {
-        task: tf.math.divide_no_nan(size, total)
-        for task, total in zip(counts, totals, strict=True)
-        if labels.labelled[task] is not None
-    }
-    return factors, tf.stack(totals) > 0
+    values: Sequence[_Value],
+) -> list[tuple[tf.Tensor | None, tf.Tensor | None]]:
+    """Returns each loss's factor, and its labelled elements over all replicas.
+
+    Both are None for a loss without sample weights, and the factor for one whose
+    reduction does not divide.
+    """
+    numbers = [
+        (value.labelled if value.wanted is None else value.wanted, *value[3:])
+        for value in values
+        if value.labelled is not None
+    ]
+    if not numbers:
+        return [(None, None)] * len(values)
+    rows = iter(tf.unstack(sum_over_replicas(tf.stack(numbers))))
+    result: list[tuple[tf.Tensor | None, tf.Tensor | None]] = []
+    for value in values:
+        if value.labelled is None:
+            result.append((None, None))
+            continue
+        wanted, labelled, elements = tf.unstack(next(rows))
+        factor = None
+        if value.divisor is not None:
+            factor = tf.math.divide_no_nan(value.divisor * float(replicas()), wanted)
+            factor = tf.where(labelled < elements, factor, 1.0)
+        result.append((factor, labelled))
+    return result
+
+
+def _tracked(
+    task: int,
+    tracker: keras.metrics.Metric,
+    value: tf.Tensor,
+    count: tf.Tensor | None,
+    y_pred: Any,
+) -> Tracked:
+    """Returns what a loss is logged by: its mean over labelled elements."""
+    if len(value.shape) and count is None:
+        value = tf.reduce_mean(value) / float(replicas())
+    elif len(value.shape):
+        value = tf.math.divide_no_nan(tf.reduce_sum(value), count)
+    # Without sample weights as Keras does it: its static batch size, which may be
+    # unknown.
+    number = y_pred.shape[0] if count is None else count / float(replicas())
+    return Tracked(task, tracker, value, number)
+
+
+def _scale(values: Sequence[tf.Tensor]) -> tf.Tensor | None:
+    """Returns what Keras multiplies every mean by where a loss is not reduced.
+
+    It adds the losses with one value for each sample to the scalars, and
+    differentiates the sum of the result.
+    """
+    unreduced = [value for value in values if len(value.shape)]
+    if not unreduced:
+        return None
+    largest = max(unreduced, key=lambda value: len(value.shape))
+    return tf.cast(tf.size(largest), "float32") * float(replicas())
+
+
+def _scalar(value: tf.Tensor, scale: tf.Tensor | None) -> tf.Tensor:
+    """Returns the sum over the batch where losses are not reduced."""
+    if scale is None:
+        return value
+    if not len(value.shape):
+        return value * scale
+    size = tf.cast(tf.size(value), "float32") * float(replicas())
+    return tf.reduce_sum(value) * (scale / size)

@@ -1,57 +1,212 @@
-"""Metrics that leave absent labels out."""
+"""Metrics that leave absent labels out, and what is logged of them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from mtl_keras.model.keras_compat import ResolvedMetrics
-from mtl_keras.model.labels import Labels, with_trailing_axes
+from mtl_keras.errors import InputError
+from mtl_keras.model.arguments import naming_output
+from mtl_keras.model.keras_compat import (
+    ResolvedMetrics,
+    mask_of,
+    metric_function,
+    with_mask,
+)
+from mtl_keras.model.labels import Labels, fitted, gathered
+from mtl_keras.model.task_losses import axes, check_axes, element_values
 
-# Stock metrics that count elements, and so want a weight for each element of a
-# label with more than one value, where the others want one for each sample.
-_COUNTS_ELEMENTS = (
+# Metrics of Keras that count elements, each with a weight of its own.
+_OF_ELEMENTS = (
     keras.metrics.AUC,
     keras.metrics.FalseNegatives,
     keras.metrics.FalsePositives,
-    keras.metrics.IoU,
     keras.metrics.Precision,
+    keras.metrics.PrecisionAtRecall,
+    keras.metrics.R2Score,
     keras.metrics.Recall,
+    keras.metrics.RecallAtPrecision,
+    keras.metrics.SensitivityAtSpecificity,
+    keras.metrics.SpecificityAtSensitivity,
     keras.metrics.TrueNegatives,
     keras.metrics.TruePositives,
 )
 
 
+class LabelledBatches(keras.metrics.Metric):
+    """Counts, by output, the batches with a label.
+
+    Args:
+        outputs: Names of all outputs.
+    """
+
+    def __init__(self, outputs: Sequence[str], name: str = "labelled_batches"):
+        super().__init__(name=name, dtype="float32")
+        self.outputs = tuple(outputs)
+        shape = (len(self.outputs),)
+        self._count = self.add_weight(shape=shape, initializer="zeros", name="count")
+
+    def update_state(self, labelled: dict[str, tf.Tensor | None]) -> None:
+        """Adds a batch: bool by output; None where all is labelled."""
+        flags = [
+            tf.constant(True) if labelled[output] is None else labelled[output]
+            for output in self.outputs
+        ]
+        some = tf.stack([tf.reduce_any(flag) for flag in flags])
+        self._count.assign_add(tf.cast(some, "float32"))
+
+    def result(self) -> dict[str, tf.Tensor]:
+        """Returns the counts by output, float32 scalars."""
+        counts = tf.unstack(tf.convert_to_tensor(self._count))
+        return dict(zip(self.outputs, counts, strict=True))
+
+
 def update_metrics(
     metrics: dict[str, ResolvedMetrics], labels: Labels, y_pred: dict[str, Any]
 ) -> None:
-    """Updates `metrics` on labelled samples and `weighted_metrics` as Keras does.
+    """Updates `metrics` on what is labelled and `weighted_metrics` as Keras does.
+
+    Without sample weights both are Keras's. With them, Keras's own metrics get them
+    (`metrics`: 1 for what is labelled) in the form that each wants; a metric of one
+    number for a batch, and in `metrics` one that is not Keras's, sees the labelled
+    samples or elements alone.
 
     Args:
         metrics: `keras_compat.resolved_metrics`' result.
         labels: The batch's labels.
         y_pred: The model's outputs.
     """
+    outputs = sorted(y_pred)
     for task, resolved in metrics.items():
-        y = labels.y[task]
-        labelled = labels.labelled[task]
-        for metric in resolved.unweighted:
+        y, output, labelled = labels.y[task], y_pred[task], labels.labelled[task]
+        with naming_output(outputs.index(task), outputs):
             if labelled is None:
-                metric.update_state(y, y_pred[task])
-            else:
-                mask = _mask_for(metric, labelled, y)
-                metric.update_state(y, y_pred[task], sample_weight=mask)
-        for metric in resolved.weighted:
-            metric.update_state(y, y_pred[task], sample_weight=labels.weights[task])
+                for metric in (*resolved.unweighted, *resolved.weighted):
+                    metric.update_state(y, output)
+                continue
+            for metric in resolved.unweighted:
+                ones = tf.cast(labelled, metric.dtype)
+                if not _update_weighted(task, metric, y, output, labelled, ones):
+                    _update_on_labelled(metric, y, output, labelled)
+            weight = labels.weights[task]
+            for metric in resolved.weighted:
+                if not _update_weighted(task, metric, y, output, labelled, weight):
+                    metric.update_state(y, output, sample_weight=weight)
 
 
-def _mask_for(
-    metric: keras.metrics.Metric, labelled: tf.Tensor, y: tf.Tensor
-) -> tf.Tensor:
-    mask = tf.cast(labelled, "float32")
-    extra = len(y.shape) - 1
-    if extra < 1 or not isinstance(metric, _COUNTS_ELEMENTS):
-        return mask
-    return tf.broadcast_to(with_trailing_axes(mask, extra), tf.shape(y))
+def where_computed(
+    results: dict[str, Any],
+    means: Sequence[keras.metrics.Mean],
+    outputs: dict[str, str],
+    batches: LabelledBatches,
+) -> dict[str, Any]:
+    """Returns what is logged, NaN in place of 0 for what no batch had a label for.
+
+    Args:
+        results: The results of all metrics by name.
+        means: The metrics that log losses.
+        outputs: The output of each metric of `compile` by name.
+        batches: How many batches had a label.
+    """
+    counts = {mean.name: mean.count for mean in means}
+    by_output = batches.result()
+    counts |= {name: by_output[output] for name, output in outputs.items()}
+    return {
+        name: tf.where(tf.convert_to_tensor(counts[name]) > 0, result, np.nan)
+        if name in counts and tf.as_dtype(result.dtype).is_floating
+        else result
+        for name, result in results.items()
+    }
+
+
+def _update_weighted(
+    task: str,
+    metric: keras.metrics.Metric,
+    y: tf.Tensor,
+    y_pred: Any,
+    labelled: tf.Tensor,
+    weight: tf.Tensor,
+) -> bool:
+    """Updates a metric of Keras by weights; returns False for another metric."""
+    weight = fitted(weight, 1)
+    wrapped = metric_function(metric)
+    if wrapped is not None:
+        _update_mean(task, metric, wrapped, y, y_pred, fitted(labelled, 1), weight)
+    elif isinstance(metric, _OF_ELEMENTS):
+        weight = fitted(weight, _common_rank(y, y_pred))
+        metric.update_state(y, y_pred, sample_weight=weight)
+    elif isinstance(metric, keras.metrics.IoU):
+        # It takes as many weights as labels.
+        shape = tf.shape(y) if metric.sparse_y_true else tf.shape(y)[:-1]
+        rank = len(y.shape) - (not metric.sparse_y_true)
+        weight = tf.broadcast_to(fitted(weight, rank), shape)
+        metric.update_state(y, y_pred, sample_weight=weight)
+    elif isinstance(metric, keras.metrics.FBetaScore):
+        if axes(weight) > 1:
+            raise InputError(
+                f"Expected sample weights of {task!r} with one axis, as its metric "
+                f"{metric.name!r} has one weight for a sample. Received sample weights "
+                f"of shape {tuple(weight.shape)}."
+            )
+        metric.update_state(y, y_pred, sample_weight=weight)
+    else:
+        return False
+    return True
+
+
+def _update_mean(
+    task: str,
+    metric: keras.metrics.Metric,
+    wrapped: tuple[Callable[[Any, Any], Any], Any],
+    y: tf.Tensor,
+    y_pred: Any,
+    labelled: tf.Tensor,
+    weight: tf.Tensor,
+) -> None:
+    """Updates a mean of a function's values, as `MeanMetricWrapper` does."""
+    function, elementary = wrapped
+    mask = mask_of(y_pred)
+    rank = max(axes(weight), axes(mask))
+    values = element_values(function, y, y_pred, rank, elementary)
+    if len(values.shape) == 0:
+        # The labelled samples alone, and once where there is none.
+        first = tf.reshape(tf.range(tf.size(labelled)) < 1, tf.shape(labelled))
+        entries = labelled | (first & ~tf.reduce_any(labelled))
+        value = function(tf.boolean_mask(y, entries), gathered(entries, y_pred))
+        value = tf.where(tf.reduce_any(labelled), value, tf.zeros_like(value))
+        total = tf.reduce_sum(tf.cast(weight, value.dtype))
+        keras.metrics.Mean.update_state(metric, value, sample_weight=total)
+        return
+    check_axes(f"metric {metric.name!r}", task, values, weight, mask)
+    own_mask = mask_of(values)
+    of_values = fitted(labelled, len(values.shape))
+    values = tf.where(of_values, values, tf.zeros_like(values))
+    if mask is not None:
+        mask = tf.cast(fitted(mask, rank), metric.dtype)
+        weight = tf.cast(fitted(weight, rank), metric.dtype) * mask
+    keras.metrics.Mean.update_state(
+        metric, with_mask(values, own_mask), sample_weight=weight
+    )
+
+
+def _update_on_labelled(
+    metric: keras.metrics.Metric, y: tf.Tensor, y_pred: Any, labelled: tf.Tensor
+) -> None:
+    """Updates a metric on what is labelled alone; not at all where nothing is."""
+    labelled = fitted(labelled, 1)
+
+    def update() -> tf.Tensor:
+        metric.update_state(tf.boolean_mask(y, labelled), gathered(labelled, y_pred))
+        return tf.constant(True)
+
+    tf.cond(tf.reduce_any(labelled), update, lambda: tf.constant(False))
+
+
+def _common_rank(y: tf.Tensor, y_pred: Any) -> int:
+    """Returns the rank to which Keras brings labels and outputs."""
+    lower, higher = sorted((len(y.shape), len(y_pred.shape)))
+    return higher if lower in (1, higher) else lower

@@ -1,13 +1,14 @@
-"""Which variables tasks share, read from the functional graph."""
+"""Which variables tasks share, by the functional graph and by a step's operations."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
+import tensorflow as tf
 
-from mtl_keras.model.keras_compat import GraphNode, graph_nodes
+from mtl_keras.model.keras_compat import GraphNode, inlined_graph_nodes
 
 
 class TaskVariables(NamedTuple):
@@ -62,16 +63,18 @@ def reached_variables(
 ) -> dict[str, set[int]]:
     """Returns the ids of all variables on the way from the inputs to each output.
 
+    As far as the functional graph shows them; see `reached_in_step`.
+
     Args:
         model: A functional model.
         outputs: `{task: KerasTensor}`, outputs of the model.
     """
-    nodes = graph_nodes(model)
+    nodes = inlined_graph_nodes(model)
     return {
         task: {
             id(variable)
             for index in reached_nodes(nodes, output)
-            for variable in getattr(nodes[index].operation, "variables", ())
+            for variable in nodes[index].variables
         }
         for task, output in outputs.items()
     }
@@ -100,3 +103,106 @@ def reached_nodes(
             inputs = node.inputs if auxiliary else node.used_inputs
             waiting += [maker[id(t)] for t in inputs]
     return reached
+
+
+def reached_in_step(
+    tape: tf.GradientTape,
+    losses: Mapping[str, tf.Tensor],
+    variables: Sequence[keras.Variable],
+    reached: Mapping[str, set[int]],
+) -> dict[str, set[int]]:
+    """Returns `reached` as the operations of a recorded step correct it.
+
+    The functional graph does not show what a closure reads (a `Lambda` with another
+    head's kernel) nor a loss's own variables, and attributes all variables of a
+    layer of several outputs to each of them.
+
+    Args:
+        tape: A persistent tape that recorded the step.
+        losses: `{task: scalar}`.
+        variables: The trainable variables.
+        reached: `reached_variables`' result.
+
+    Returns:
+        The ids of variables by task: those of `reached` but for variables from which
+        no operation leads to the task's loss, and all others with a gradient.
+    """
+    flow = None if tf.executing_eagerly() else DataFlow(losses)
+    found = found_in_step(tape, losses, variables, reached, flow)
+    return {
+        task: ids
+        | {
+            id(v)
+            for v in variables
+            if id(v) in reached[task] and (flow is None or flow.leads(v, task))
+        }
+        for task, ids in found.items()
+    }
+
+
+def found_in_step(
+    tape: tf.GradientTape,
+    targets: Mapping[str, Any],
+    variables: Sequence[keras.Variable],
+    known: Mapping[str, set[int]],
+    flow: DataFlow | None,
+) -> dict[str, set[int]]:
+    """Returns the ids of variables, beside the known ones, with a gradient.
+
+    A traced step pays nothing for it: the gradients are no part of its results, and
+    where the data flow excludes all variables none is traced at all. In eager mode it
+    takes a backward pass for each target.
+
+    Args:
+        tape: A persistent tape that recorded the step.
+        targets: `{name: tensor or list of tensors}` to differentiate.
+        variables: Candidates.
+        known: Ids of the variables to leave out, by target.
+        flow: The data flow to the targets; None in eager mode.
+    """
+    found = {}
+    for name, target in targets.items():
+        others = [
+            v
+            for v in variables
+            if id(v) not in known[name] and (flow is None or flow.leads(v, name))
+        ]
+        gradients = tape.gradient(target, others) if others else []
+        found[name] = {
+            id(v) for v, g in zip(others, gradients, strict=True) if g is not None
+        }
+    return found
+
+
+class DataFlow:
+    """Which variables a traced graph reads on the way to some tensors.
+
+    Args:
+        targets: `{name: tensor or list of tensors}` of one graph.
+        cut: Tensors beyond which not to look.
+    """
+
+    def __init__(self, targets: Mapping[str, Any], cut: Sequence[tf.Tensor] = ()):
+        self._names = list(targets)
+        flags: dict[tf.Operation, int] = {}
+        for index, target in enumerate(targets.values()):
+            for tensor in keras.tree.flatten(target):
+                flags[tensor.op] = flags.get(tensor.op, 0) | 1 << index
+                graph = tensor.graph
+        ends = {tensor.op for tensor in cut}
+        # A graph lists its operations in the order of creation.
+        for operation in reversed(graph.get_operations()):
+            flag = flags.get(operation, 0)
+            if flag and operation not in ends:
+                for tensor in operation.inputs:
+                    flags[tensor.op] = flags.get(tensor.op, 0) | flag
+        self._flags = {
+            id(outside): flags.get(inside.op, 0) for outside, inside in graph.captures
+        }
+
+    def leads(self, variable: keras.Variable, name: str) -> bool:
+        """Returns False if no operation leads from the variable to the target."""
+        flag = self._flags.get(id(getattr(variable.value, "handle", None)))
+        # A variable that the graph does not hold under its own handle is left to the
+        # tape.
+        return flag is None or bool(flag >> self._names.index(name) & 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pathlib
 import re
 import struct
@@ -17,6 +16,7 @@ import keras
 import numpy as np
 
 from mtl_keras.errors import InputError
+from mtl_keras.files import atomic_write
 from mtl_keras.model import MultiTaskModel
 from mtl_keras.runs.folder import first_line
 
@@ -114,15 +114,10 @@ def save(folder: pathlib.Path, model: MultiTaskModel, progress: Progress) -> Non
         json.dumps(dataclasses.asdict(progress)).encode(), "uint8"
     )
     target = folder / f"epoch-{progress.epoch:06d}-step-{progress.step:09d}.npz"
-    beside = folder / ".unfinished"
     try:
-        with beside.open("wb") as file:
+        with atomic_write(target) as temporary, temporary.open("wb") as file:
             np.savez(file, allow_pickle=False, **values)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(target)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise InputError(
             f"The checkpoint {target} cannot be written: {error.strerror}."
         ) from error

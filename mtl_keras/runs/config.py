@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -185,6 +187,39 @@ class RunConfig:
             values["tasks"] = list(self.tasks)
         return values
 
+    def identity(self) -> str:
+        """Returns a hash of all settings: equal for the same training, and only then.
+
+        Methods count with all their arguments, defaults included, however they are
+        written: `"dwa"`, `"DWA"` and `{"class_name": "dwa", "config": {"temperature":
+        2}}` are one.
+
+        Returns:
+            64 hexadecimal digits (SHA-256 of canonical JSON).
+
+        Raises:
+            InputError: For an unknown method or optimizer.
+        """
+        import keras
+
+        from mtl_keras import balancing, sharing
+        from mtl_keras.runs.optimizers import make_optimizer
+
+        values = self.to_dict()
+        several = isinstance(self.balancing, (list, tuple))
+        values["balancing"] = [
+            _canonical_method(balancing.serialize(balancing.get(spec)), spec)  # type: ignore[arg-type]
+            for spec in (self.balancing if several else [self.balancing])
+        ]
+        if self.sharing is not None:
+            method = sharing.serialize(sharing.get(self.sharing))
+            values["sharing"] = _canonical_method(method, self.sharing)
+        if self.optimizer is not None:
+            optimizer = make_optimizer(self.optimizer, 1.0)
+            values["optimizer"] = keras.saving.serialize_keras_object(optimizer)
+        text = json.dumps(_canonical_numbers(values), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
         """Makes a config from `to_dict`'s dictionary.
@@ -257,6 +292,37 @@ def spec_name(spec: Any, write: Callable[[Any], str] = repr) -> str:
     if isinstance(spec, (list, tuple)):
         return " + ".join(spec_name(member, write) for member in spec)
     return str(spec)
+
+
+def _canonical_method(serialized: Any, spec: Any) -> Any:
+    """Returns a serialized method without what is drawn anew for each instance.
+
+    Args:
+        serialized: What Keras's serialization gives for the method.
+        spec: What the method was made from. A seed that it does not give is drawn.
+    """
+    if not isinstance(serialized, dict) or "class_name" not in serialized:
+        return serialized
+    given = (spec.get("config") or {}) if isinstance(spec, dict) else {}
+    return {
+        "class_name": serialized.get("registered_name") or serialized["class_name"],
+        "config": {
+            key: _canonical_method(value, given.get(key))
+            for key, value in serialized["config"].items()
+            if key != "seed" or given.get(key) is not None
+        },
+    }
+
+
+def _canonical_numbers(values: Any) -> Any:
+    """Returns JSON values with whole numbers as integers: 1.0 and 1 are one setting."""
+    if isinstance(values, Mapping):
+        return {str(key): _canonical_numbers(value) for key, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [_canonical_numbers(value) for value in values]
+    if isinstance(values, float) and values.is_integer():
+        return int(values)
+    return values
 
 
 def is_number(value: Any) -> bool:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import tensorflow as tf
 
 from mtl_keras.errors import InputError, system_reason
-from mtl_keras.files import whole_file
+from mtl_keras.files import atomic_write
 from mtl_keras.runs.config import RunConfig, is_number
 from mtl_keras.runs.model_file import check_model_file
 
@@ -158,8 +158,8 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 def write_json(path: pathlib.Path, values: Any) -> None:
     """Writes JSON, the file as a whole or not at all."""
     text = json.dumps(without_nan(values), indent=2, ensure_ascii=False)
-    with whole_file(path) as beside:
-        beside.write_text(text + "\n", encoding="utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def without_nan(values: Any) -> Any:
@@ -186,7 +186,10 @@ def is_table(value: Any, is_right: Callable[[Any], bool]) -> bool:
 def write_history(path: pathlib.Path, history: Mapping[str, list[float]]) -> None:
     """Writes the epochs' logs as CSV, one row per epoch counted from 1."""
     epochs = max((len(values) for values in history.values()), default=0)
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with (
+        atomic_write(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["epoch", *history])
         for epoch in range(epochs):
@@ -237,6 +240,9 @@ def disk_errors(path: pathlib.Path) -> Iterator[None]:
     """Turns what the system says while a folder is written into an InputError."""
     try:
         yield
+    except ConnectionError:
+        # Of a pipe or a chief, not of the folder.
+        raise
     except (OSError, tf.errors.OpError) as error:
         raise InputError(
             f"The folder {str(path)!r} cannot be written: {system_reason(error)}."

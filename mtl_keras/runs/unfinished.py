@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mtl_keras.errors import InputError
+from mtl_keras.files import make_folder, publish_folder
 from mtl_keras.runs.config import RunConfig
 from mtl_keras.runs.folder import (
     CONFIG,
@@ -89,7 +90,7 @@ def opened(
     check_free(out)
     made = [p for p in out.parents if not p.exists()]
     try:
-        work.mkdir(parents=True, exist_ok=True)
+        make_folder(work)
     except OSError as error:
         raise InputError(
             f"The output folder {str(out)!r} cannot be made: {error.strerror}."
@@ -99,9 +100,9 @@ def opened(
         _check_settings(work, config, out)
         try:
             for name in (_RUN, CHECKPOINTS):
-                (work / name).mkdir(exist_ok=True)
+                make_folder(work / name)
             yield work / _RUN, work / CHECKPOINTS
-            (work / _RUN).rename(out)
+            publish_folder(work / _RUN, out)
         except BaseException as error:
             if not any((work / CHECKPOINTS).glob("*")):
                 shutil.rmtree(work, ignore_errors=True)

@@ -25,34 +25,18 @@ from mtl_keras.search.space import Dimension, parse_argument
 
 _KEYS = ("class_name", "config", "search")
 
-# What `search = true` searches of a balancing method: the arguments that its paper
-# tunes, around their defaults.
-_BALANCING: dict[str, dict[str, Any]] = {
-    "cagrad": {"c": {"min": 0.1, "max": 0.9}},
-    "cosmos": {"strength": {"min": 0.1, "max": 10.0, "log": True}},
-    "dwa": {"temperature": {"min": 0.5, "max": 8.0, "log": True}},
-    "fairgrad": {"alpha": {"min": 0.5, "max": 4.0}},
-    "famo": {
-        "learning_rate": {"min": 1e-3, "max": 0.1, "log": True},
-        "weight_decay": {"min": 1e-4, "max": 1e-2, "log": True},
-    },
-    "gradnorm": {"alpha": {"min": 0.1, "max": 3.0}},
-    "gradvac": {"beta": {"min": 1e-3, "max": 0.5, "log": True}},
-    "pbi": {"penalty": {"min": 0.05, "max": 5.0, "log": True}},
-    "stch": {"mu": {"min": 0.1, "max": 10.0, "log": True}},
-    "uwso": {"temperature": {"min": 0.2, "max": 5.0, "log": True}},
-}
-_OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "adamw": {"weight_decay": {"min": 1e-4, "max": 0.1, "log": True}},
-    "lion": {"weight_decay": {"min": 1e-4, "max": 0.1, "log": True}},
-    "rmsprop": {"momentum": {"min": 0.0, "max": 0.9}},
-    "sgd": {"momentum": {"min": 0.0, "max": 0.99}},
+# Keras's optimizers declare nothing of the kind themselves.
+_OPTIMIZERS: dict[type, dict[str, Any]] = {
+    keras.optimizers.AdamW: {"weight_decay": {"min": 1e-4, "max": 0.1, "log": True}},
+    keras.optimizers.Lion: {"weight_decay": {"min": 1e-4, "max": 0.1, "log": True}},
+    keras.optimizers.RMSprop: {"momentum": {"min": 0.0, "max": 0.9}},
+    keras.optimizers.SGD: {"momentum": {"min": 0.0, "max": 0.99}},
 }
 
 
-def _optimizer(name: str) -> keras.optimizers.Optimizer:
+def _optimizer_class(name: str) -> type:
     try:
-        return keras.optimizers.get(name)
+        return type(keras.optimizers.get(name))
     except ValueError as error:
         raise InputError(
             f"Unknown optimizer {name!r}. Expected the name of a Keras optimizer, "
@@ -60,13 +44,13 @@ def _optimizer(name: str) -> keras.optimizers.Optimizer:
         ) from error
 
 
-# How each setting finds its objects by name, and what `search = true` means for one.
-_REGISTRIES: dict[str, tuple[Callable[[str], Any], Callable[[str], Mapping]]] = {
-    "balancing": (balancing.get, lambda name: _BALANCING.get(name, {})),
-    "sharing": (sharing.get, lambda name: sharing.get(name).search_space),
-    "optimizer": (_optimizer, lambda name: _OPTIMIZERS.get(name, {})),
+# How each setting finds its classes by name.
+_CLASSES: dict[str, Callable[[str], type]] = {
+    "balancing": balancing.get_class,
+    "sharing": sharing.get_class,
+    "optimizer": _optimizer_class,
 }
-SETTINGS = tuple(_REGISTRIES)
+SETTINGS = tuple(_CLASSES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +149,7 @@ def parse_components(setting: str, value: Any) -> Components:
 
 def _component(setting: str, value: Any) -> Component:
     if isinstance(value, str):
-        _REGISTRIES[setting][0](value)
+        _CLASSES[setting](value)
         return Component(value, value, {}, {})
     if setting == "balancing" and isinstance(value, list) and value:
         for item in value:
@@ -188,8 +172,9 @@ def _component(setting: str, value: Any) -> Component:
         raise InputError(
             f"Expected config in space.{setting} to be a table. Received: {config!r}."
         )
-    searched = _searched(setting, name, config, value)
-    _check_arguments(setting, name, [*config, *searched])
+    cls = _CLASSES[setting](name)
+    searched = _searched(setting, cls, config, value)
+    _check_arguments(name, cls, [*config, *searched])
     arguments = {
         argument: parse_argument(f"{setting}.{argument}", space)
         for argument, space in searched.items()
@@ -200,13 +185,12 @@ def _component(setting: str, value: Any) -> Component:
 
 
 def _searched(
-    setting: str, name: str, config: Mapping[str, Any], value: Mapping[str, Any]
+    setting: str, cls: type, config: Mapping[str, Any], value: Mapping[str, Any]
 ) -> dict[str, Any]:
-    get, declared = _REGISTRIES[setting]
-    get(name)
-    searched = value.get("search", {})
+    name, searched = value["class_name"], value.get("search", {})
     if searched is True:
-        searched = {k: v for k, v in declared(name).items() if k not in config}
+        declared = getattr(cls, "search_space", _OPTIMIZERS.get(cls, {}))
+        searched = {k: v for k, v in declared.items() if k not in config}
     if not isinstance(searched, dict) or ("search" in value and not searched):
         raise InputError(
             f"Expected space.{setting} to have search = true, where {name!r} declares "
@@ -222,12 +206,12 @@ def _searched(
     return searched
 
 
-def _check_arguments(setting: str, name: str, given: list[str]) -> None:
+def _check_arguments(name: str, cls: type, given: list[str]) -> None:
     """Raises an InputError for an argument that the method's class lacks."""
     known: dict[str, None] = {}
     # Without `object`, whose signature names nothing.
-    for cls in type(_REGISTRIES[setting][0](name)).__mro__[:-1]:
-        for parameter in inspect.signature(cls).parameters.values():
+    for base in cls.__mro__[:-1]:
+        for parameter in inspect.signature(base).parameters.values():
             if parameter.kind in (
                 inspect.Parameter.POSITIONAL_OR_KEYWORD,
                 inspect.Parameter.KEYWORD_ONLY,

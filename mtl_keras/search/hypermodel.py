@@ -13,13 +13,14 @@ import tensorflow as tf
 
 from mtl_keras import sharing as sharing_registry
 from mtl_keras.errors import InputError
+from mtl_keras.evaluation.pareto import pareto_front
 from mtl_keras.runs.config import RunConfig, check_count
 from mtl_keras.runs.optimizers import learning_rate_schedule, make_optimizer
 from mtl_keras.runs.results import by_task, metric_names
 from mtl_keras.runs.training import compiled_model, count_batches, load_split
-from mtl_keras.search.objectives import oriented
+from mtl_keras.search.objectives import Objective, oriented, parse_objectives
 from mtl_keras.search.search_space import parse_space
-from mtl_keras.search.space import Fixed
+from mtl_keras.search.space import Fixed, LossWeights
 from mtl_keras.search.study import Study
 
 SUM = "multi_objective"  # KerasTuner's name for the sum of several objectives
@@ -55,6 +56,9 @@ class MultiTaskHyperModel(keras_tuner.HyperModel):
     tuner = keras_tuner.RandomSearch(hypermodel, objective="val_loss")
     tuner.search(x, y, validation_data=(x_val, y_val), epochs=5)
     ```
+
+    `"val_loss"` is here the sum of the tasks' losses without the searched weights,
+    see `fit`.
 
     The space is written as `[space]` of a study file is: a value fixes a setting, a
     list or `{"min": …, "max": …}` searches it, and the arguments of one method are
@@ -134,11 +138,39 @@ class MultiTaskHyperModel(keras_tuner.HyperModel):
     def fit(
         self, hp: keras_tuner.HyperParameters, model: keras.Model, *args, **kwargs
     ) -> Any:
-        """Fits with the drawn batch size; returns what `model.fit` does."""
+        """Fits with the drawn batch size; returns what `model.fit` does.
+
+        Where loss weights are searched, `"loss"` and `"val_loss"` of the history, and
+        of the logs that callbacks get, are the sum of the tasks' losses without the
+        weights.
+        """
         batch_size = self.settings(hp).get("batch_size")
         if batch_size is not None:
             kwargs["batch_size"] = batch_size
+        if isinstance(self.space.loss_weights, LossWeights):
+            own = _UnweightedLoss(list(self._loss))
+            kwargs["callbacks"] = [own, *(kwargs.get("callbacks") or ())]
         return model.fit(*args, **kwargs)
+
+
+class _UnweightedLoss(keras.callbacks.Callback):
+    """Replaces the weighted loss in an epoch's logs, for later callbacks.
+
+    Trials with different loss weights cannot be told apart by a loss that has them in
+    it: the smaller the weight of the hardest task, the better it looks.
+    """
+
+    def __init__(self, tasks: Sequence[str]):
+        super().__init__()
+        self._tasks = tasks
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Sets `"loss"` and `"val_loss"` to the sum of the tasks' losses."""
+        for prefix in ("", "val_"):
+            names = [f"{prefix}{task}_loss" for task in self._tasks]
+            losses = [logs[name] for name in names if name in logs]
+            if losses:
+                logs[f"{prefix}loss"] = sum(losses)
 
 
 _TRAINING = (
@@ -165,7 +197,7 @@ class StudyHyperModel(keras_tuner.HyperModel):
     ```
 
     The objectives are those of the study, computed on the validation split after
-    the last epoch, where the learning rate has decayed.
+    every epoch; a trial has those of its best one, see `best_epoch`.
 
     Args:
         study: The study, as `load_study` or `Study.validate` returns it.
@@ -220,8 +252,8 @@ class StudyHyperModel(keras_tuner.HyperModel):
             **kwargs: Further arguments of `keras.Model.fit`.
 
         Returns:
-            The objectives by name, with several of them their sum as KerasTuner has
-            it, and `"val_<task>_<metric>"` for all metrics.
+            Of the best epoch: the objectives by name, with several of them their sum
+            as KerasTuner has it, and `"val_<task>_<metric>"` for all metrics.
 
         Raises:
             TypeError: For positional data.
@@ -232,20 +264,24 @@ class StudyHyperModel(keras_tuner.HyperModel):
                 f"Received: {len(args)} arguments."
             )
         config = self.config(hp)
-        first: list[keras.callbacks.Callback] = []
+        results = _EpochResults(self)
+        own: list[keras.callbacks.Callback] = [results]
         if self.study.patience is not None:
             (objective,) = self.study.objectives
-            stop = keras.callbacks.EarlyStopping(
-                objective.name, mode=objective.direction, patience=self.study.patience
+            own.append(
+                keras.callbacks.EarlyStopping(
+                    objective.name,
+                    mode=objective.direction,
+                    patience=self.study.patience,
+                )
             )
-            first = [_ObjectiveLog(self), stop]
-        history = model.fit(
+        model.fit(
             load_split(config, "train"),
             validation_data=self.validation_data(config),
-            callbacks=[*first, *callbacks],
+            callbacks=[*own, *callbacks],
             **{"epochs": config.epochs, "shuffle": False, "verbose": 0, **kwargs},
-        ).history
-        return self.results({key: values[-1] for key, values in history.items()})
+        )
+        return best_epoch(results.epochs, self.study.objectives)
 
     def validation_data(self, config: RunConfig) -> tf.data.Dataset:
         """Returns the validation split, cached over the trials of a batch size."""
@@ -277,18 +313,45 @@ class StudyHyperModel(keras_tuner.HyperModel):
         return flat
 
 
-class _ObjectiveLog(keras.callbacks.Callback):
-    """Adds the objective to an epoch's logs, for the callbacks after it."""
+class _EpochResults(keras.callbacks.Callback):
+    """Results of every epoch, and the objectives in its logs for later callbacks.
+
+    Attributes:
+        epochs: What `StudyHyperModel.results` returns for each epoch so far.
+    """
 
     def __init__(self, hypermodel: StudyHyperModel):
         super().__init__()
         self._hypermodel = hypermodel
+        self.epochs: list[dict[str, float]] = []
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Adds `"val_<objective>"`."""
+        """Adds `"val_<objective>"`, and of several their sum."""
         results = self._hypermodel.results(logs)
-        (objective,) = self._hypermodel.study.objectives
-        logs[objective.name] = results[objective.name]
+        self.epochs.append(results)
+        names = [*(o.name for o in self._hypermodel.study.objectives), SUM]
+        logs |= {name: results[name] for name in names if name in results}
+
+
+def best_epoch(
+    epochs: Sequence[Mapping[str, float]], objectives: Sequence[Objective]
+) -> dict[str, float]:
+    """Returns the results of the epoch that a trial is scored by.
+
+    With one objective that is its best epoch (the first of equal ones, as Keras's
+    callbacks have it), with several the last one that no other epoch dominates: a
+    model that the trial had, and as its learning rate had decayed most. A training
+    that ended in what is no number has failed, whatever came before.
+
+    Args:
+        epochs: `{objective name: value, ...}` of every epoch.
+        objectives: The objectives.
+    """
+    points = [[results[o.name] for o in objectives] for results in epochs]
+    front = pareto_front(points, [o.direction for o in objectives])
+    if any(map(math.isnan, points[-1])):
+        return dict(epochs[-1])
+    return dict(epochs[front[0] if len(objectives) == 1 else front[-1]])
 
 
 def train_baselines(study: Study) -> dict[str, float]:
@@ -301,7 +364,8 @@ def train_baselines(study: Study) -> dict[str, float]:
         study: A validated study.
 
     Returns:
-        The main metric of each task on the validation split.
+        The main metric of each task on the validation split, at its best epoch as
+        trials have it.
     """
     return {task: train_baseline(study, task) for task in study.tasks or ()}
 
@@ -313,7 +377,7 @@ def train_baseline(study: Study, task: str) -> float:
     train = load_split(alone, "train")
     assert alone.epochs is not None
     model = compiled_model(alone, count_batches(train) * alone.epochs)
-    logs = model.fit(
+    history = model.fit(
         train,
         validation_data=load_split(alone, "validation"),
         epochs=alone.epochs,
@@ -321,9 +385,14 @@ def train_baseline(study: Study, task: str) -> float:
         verbose=0,
     ).history
     application = alone.get_application()
-    results = by_task(
-        {key: values[-1] for key, values in logs.items()},
-        metric_names(application, (task,)),
-        "val_",
-    )
-    return results[task][application.tasks[task].objective]
+    names = metric_names(application, (task,))
+    (main,) = parse_objectives(task, application, (task,))
+    values = [
+        main.value(
+            by_task(dict(zip(history, logs, strict=True)), names, "val_"),
+            application,
+            None,
+        )
+        for logs in zip(*history.values(), strict=True)
+    ]
+    return best_epoch([{main.name: value} for value in values], [main])[main.name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import subprocess
 import time
@@ -12,7 +13,7 @@ import tensorflow as tf
 from mtl_keras.errors import InputError
 from mtl_keras.search.workers import Chief
 
-_DEATHS = 3  # in a row without a finished trial between them
+_DEATHS = 3  # with the same trial, or with none: more than a trial is tried
 
 
 class LocalWorkers:
@@ -32,7 +33,7 @@ class LocalWorkers:
         self._count = count
         self._started = 0
         self._running: dict[str, tuple[int, subprocess.Popen]] = {}
-        self._deaths = 0
+        self._deaths: collections.Counter[str | None] = collections.Counter()
         self._finished = 0
 
     def __enter__(self) -> LocalWorkers:
@@ -67,18 +68,20 @@ class LocalWorkers:
             finished: Number of trials that have ended so far.
 
         Raises:
-            InputError: If workers die one after the other and no trial ends.
+            InputError: If workers die one after the other before they have a trial,
+                or around the same one.
         """
         time.sleep(0.2)
         if finished > self._finished:
-            self._finished, self._deaths = finished, 0
+            self._finished = finished
+            self._deaths.clear()
         for name, (slot, process) in list(self._running.items()):
             if not process.poll():
                 continue
             del self._running[name]
-            self._chief.give_back(name)
-            self._deaths += 1
-            if self._deaths >= _DEATHS:
+            trial_id = self._chief.give_back(name)
+            self._deaths[trial_id] += 1
+            if self._deaths[trial_id] >= _DEATHS:
                 raise InputError(
                     f"The study stopped: {_DEATHS} workers in a row died, the last one "
                     f"with exit code {process.returncode}."

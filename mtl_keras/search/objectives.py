@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mtl_keras.errors import InputError, unknown_name
-from mtl_keras.evaluation.delta import delta_m
+from mtl_keras.evaluation.delta import delta_m, has_relative_gain
 from mtl_keras.runs.results import main_metrics, metric_names, score
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class Objective:
         if self.label == MEAN:
             return score(main, application)
         assert baselines is not None
+        main = {t: main[t] for t in main if has_relative_gain(baselines[t])}
         directions = {task: application.tasks[task].direction for task in main}
         return delta_m(main, baselines, directions)
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
-import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import keras_tuner
 from keras_tuner.engine.trial import Trial, TrialStatus
 
-from mtl_keras.runs.folder import write_json
+from mtl_keras.errors import InputError
+from mtl_keras.runs.folder import first_line, read_json, without_nan, write_json
 from mtl_keras.search.hypermodel import StudyHyperModel
 from mtl_keras.search.pareto import ParetoOracle
 
 _FAILURES = 3  # in a row, after which a study stops
+FILE = "oracle.json"
+_TRIAL = "trial.json"
 _ENDED = (TrialStatus.COMPLETED, TrialStatus.FAILED)
 
 
@@ -95,8 +100,8 @@ class StudyOracle(keras_tuner.Oracle):
         write_json(pathlib.Path(self._get_oracle_fname()), self.get_state())
 
     def _save_trial(self, trial: Any) -> None:
-        path = os.path.join(self._get_trial_dir(trial.trial_id), "trial.json")
-        write_json(pathlib.Path(path), trial.get_state())
+        folder = pathlib.Path(self._get_trial_dir(trial.trial_id))
+        write_json(folder / _TRIAL, trial.get_state())
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Notes which worker had which trial; then as KerasTuner."""
@@ -108,7 +113,11 @@ class StudyOracle(keras_tuner.Oracle):
 
         A kill may come between a trial's file and the oracle's: a trial that one of
         them misses is put where it belongs, to be run again or to have ended.
+
+        Raises:
+            InputError: If a file is not what an oracle of this kind has written.
         """
+        self._check_files()
         super().reload()
         for trial in self.trials.values():
             for history in trial.metrics.metrics.values():
@@ -128,13 +137,76 @@ class StudyOracle(keras_tuner.Oracle):
             if trial_id in self._retry_queue
         }
 
+    def _check_files(self) -> None:
+        """Raises an InputError for files that KerasTuner would stumble over."""
+        folder = pathlib.Path(self._project_dir)
+        trials = {_read_trial(path) for path in folder.glob(f"trial_*/{_TRIAL}")}
+        with _decoding(folder, FILE):
+            state = read_json(folder / FILE)
+        for key, own in without_nan(self.get_state()).items():
+            value = state.get(key)
+            if own is not None and _kind(value) is not _kind(own):
+                raise broken(folder, f"another {key!r} was expected in {FILE}")
+        named = {*state["ongoing_trials"].values(), *state["start_order"]}
+        for trial_id in named - trials:
+            raise broken(folder, f"it has no file of trial {trial_id}")
+        with _decoding(folder, FILE):
+            keras_tuner.HyperParameters.from_config(state["hyperparameters"])
+            type(self._display)(self).set_state(state["display"])
+
+
+def _read_trial(path: pathlib.Path) -> str:
+    """Checks a trial's own file; returns its ID."""
+    with _decoding(path.parents[1], f"{path.parent.name}/{_TRIAL}"):
+        state = read_json(path)
+        trial_id = Trial.from_state(state).trial_id
+    if path.parent.name != f"trial_{trial_id}" or not trial_id.isdecimal():
+        raise broken(path.parents[1], f"{path} is of trial {trial_id!r}")
+    return trial_id
+
+
+@contextlib.contextmanager
+def _decoding(folder: pathlib.Path, name: str) -> Iterator[None]:
+    """Turns what KerasTuner raises at content that it did not write into one line."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise broken(folder, f"{name}: {first_line(error)}") from error
+
+
+def _kind(value: Any) -> type:
+    return float if isinstance(value, (int, float)) else type(value)
+
+
+def broken(state: pathlib.Path, why: str) -> InputError:
+    """Returns the error for a state folder that a study cannot be resumed from."""
+    return InputError(
+        f"The search state {str(state)!r} is broken and cannot be resumed ({why}). "
+        "Name another folder with --out."
+    )
+
 
 class _Random(StudyOracle, keras_tuner.oracles.RandomSearchOracle):
     pass
 
 
 class _Grid(StudyOracle, keras_tuner.oracles.GridSearchOracle):
-    pass
+    """Grid search whose place in the grid follows from its trials.
+
+    KerasTuner's own keeps the place in memory alone: reloaded, it ends, or raises at
+    the first trial that was under way.
+    """
+
+    def reload(self) -> None:
+        """Reads the state, and finds the place in the grid."""
+        super().reload()
+        values = {i: self.trials[i].hyperparameters.values for i in self.start_order}
+        compare = functools.cmp_to_key(self._compare)
+        self._ordered_ids = type(self._ordered_ids)()
+        for trial_id in sorted(values, key=lambda i: compare(values[i])):
+            self._ordered_ids.insert(trial_id)
+        # Those whose next combination was tried are skipped.
+        self._populate_next = list(self.start_order)
 
 
 class _Hyperband(StudyOracle, keras_tuner.oracles.HyperbandOracle):

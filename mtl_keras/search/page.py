@@ -7,7 +7,7 @@ import html
 import pathlib
 from collections.abc import Sequence
 
-from mtl_keras.files import whole_file
+from mtl_keras.files import atomic_write
 from mtl_keras.runs.progress import duration
 from mtl_keras.search.records import Record, flat_settings, front_of
 from mtl_keras.search.study import Study
@@ -87,7 +87,7 @@ def write_page(
             f'src="data:image/png;base64,{data}"></div>'
         )
     parts.append("</body></html>")
-    with whole_file(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_text("\n".join(parts) + "\n", encoding="utf-8")
 
 

@@ -75,7 +75,8 @@ class ParetoOracle(keras_tuner.oracles.BayesianOptimizationOracle):
 
     Args:
         objective: A list of two or more `keras_tuner.Objective`.
-        max_trials: How many trials to run at most.
+        max_trials: How many trials to run at most; `None` until the space is
+            exhausted.
         num_initial_points: How many trials explore before the processes guide the
             search; `None` for two more than there are hyperparameters, and at
             most half of the trials.
@@ -90,7 +91,7 @@ class ParetoOracle(keras_tuner.oracles.BayesianOptimizationOracle):
     def __init__(
         self,
         objective: Sequence[keras_tuner.Objective],
-        max_trials: int = 10,
+        max_trials: int | None = 10,
         num_initial_points: int | None = None,
         rho: float = 0.05,
         **kwargs: Any,
@@ -158,10 +159,7 @@ class ParetoOracle(keras_tuner.oracles.BayesianOptimizationOracle):
         encoding = SpaceEncoding(self.hyperparameters.space)
         started = len(self.trials)
         rng = np.random.default_rng([self.seed, started])
-        initial = self.num_initial_points or max(
-            2, min(encoding.dimensions + 2, self.max_trials // 2)
-        )
-        if len(self._completed()) < initial:
+        if len(self._completed()) < self._initial_points(encoding.dimensions):
             sobol = qmc.Sobol(encoding.dimensions, seed=self.seed)
             proposals = sobol.random_base2((2 * started + 1).bit_length())[started:]
         else:
@@ -171,6 +169,13 @@ class ParetoOracle(keras_tuner.oracles.BayesianOptimizationOracle):
             if not self._duplicate(values):
                 return {"status": "RUNNING", "values": values}
         return self._random_populate_space()
+
+    def _initial_points(self, dimensions: int) -> int:
+        """Returns how many trials explore before the processes guide the search."""
+        if self.num_initial_points:
+            return self.num_initial_points
+        most = self.max_trials // 2 if self.max_trials else dimensions + 2
+        return max(2, min(dimensions + 2, most))
 
     def _completed(self) -> list[Any]:
         # A reloaded state has its trials in any order.
@@ -201,6 +206,9 @@ class ParetoOracle(keras_tuner.oracles.BayesianOptimizationOracle):
         span = costs[front].max(axis=0) - ideal
         span[span <= 0.0] = 1.0
         weights = rng.dirichlet(np.ones(costs.shape[1]))
+        # An objective that was the same in all trials has nothing to trade.
+        varied = costs.max(axis=0) > costs.min(axis=0)
+        weights *= varied if varied.any() else 1.0
         normal = qmc.MultivariateNormalQMC(np.zeros(len(weights)), seed=rng)
         noise = normal.random(_SAMPLES)
 

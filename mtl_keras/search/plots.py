@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mtl_keras.evaluation.plots import trade_off
-from mtl_keras.files import whole_file
+from mtl_keras.files import atomic_write
 from mtl_keras.search.components import Components
 from mtl_keras.search.records import (
     Record,
@@ -49,7 +49,7 @@ def draw_trade_off(
         (n for n in ("balancing", "sharing", "backbone") if n in study.searched), None
     )
     groups = [_group(study, flat_settings(r)[by], by) for r in done] if by else None
-    with whole_file(path) as beside:
+    with atomic_write(path) as beside:
         trade_off(
             points,
             names,
@@ -111,7 +111,7 @@ def draw_parallel(
     axis.set_ylim(-0.06, 1.06)
     axis.spines[:].set_visible(False)
     axis.set_title(f"{study.application}: {len(done)} trials", loc="left")
-    with whole_file(path) as beside:
+    with atomic_write(path) as beside:
         figure.savefig(beside, format="png")
     return path
 
@@ -141,7 +141,7 @@ def draw_hypervolume(
     axis.set_xlabel("finished trials")
     axis.set_ylabel("hypervolume")
     axis.grid(alpha=0.25)
-    with whole_file(path) as beside:
+    with atomic_write(path) as beside:
         figure.savefig(beside, format="png")
     return path
 

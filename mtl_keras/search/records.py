@@ -12,7 +12,7 @@ import numpy as np
 
 from mtl_keras.errors import InputError, unknown_name
 from mtl_keras.evaluation.pareto import hypervolume, pareto_front
-from mtl_keras.files import whole_file
+from mtl_keras.files import atomic_write
 from mtl_keras.runs.config import RunConfig, spec_name
 from mtl_keras.runs.folder import is_json_number, is_table, read_json, write_json
 
@@ -22,7 +22,7 @@ TABLE = "results.csv"
 
 BASELINES = "baselines.json"
 # Raised when what a study folder holds is read in another way.
-VERSION = 2
+VERSION = 3
 
 Record = dict[str, Any]
 
@@ -160,7 +160,7 @@ def write_table(out: pathlib.Path, records: Sequence[Record]) -> None:
         objectives.update(dict.fromkeys(record["objectives"]))
     first = ["trial", "status", "score", *objectives, "seconds"]
     with (
-        whole_file(out / TABLE) as beside,
+        atomic_write(out / TABLE) as beside,
         beside.open("w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.DictWriter(file, [*first, *metrics, *settings, "error"])

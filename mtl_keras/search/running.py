@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import pathlib
@@ -15,12 +14,12 @@ from typing import Any
 from rich.console import Console
 
 from mtl_keras.errors import InputError
+from mtl_keras.evaluation import has_relative_gain
 from mtl_keras.runs.config import is_number
 from mtl_keras.runs.folder import (
     check_free,
     check_no_links,
     disk_errors,
-    first_line,
     read_json,
     write_json,
 )
@@ -175,7 +174,9 @@ def run_worker(
         time.sleep(BEAT_SECONDS)
     _open(study, out)
     console = console or Console(quiet=True)
-    tuner = _make_tuner(StudyHyperModel(study), out, console, follow=follow)
+    hypermodel = StudyHyperModel(study)
+    oracle = oracles.make(hypermodel)
+    tuner = StudyTuner(hypermodel, oracle, out, console, follow=follow)
     with disk_errors(out):
         tuner.search()
 
@@ -227,40 +228,19 @@ def _tuner(
     """Makes the tuner, which reads the state of an earlier run, if there is one."""
     hypermodel = StudyHyperModel(study)
     state = out / STATE
-    files = [(state / name).is_file() for name in ("oracle.json", "tuner.json")]
-    if known and not all(files):
+    oracle = oracles.make(hypermodel)
+    tuner = StudyTuner(hypermodel, oracle, out, console)
+    if (state / oracles.FILE).is_file():
+        oracle.reload()
+    elif known:
         # KerasTuner would begin anew.
-        raise _broken(state, "a file is missing")
-    try:
-        tuner = _make_tuner(hypermodel, out, console)
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise _broken(state, first_line(error)) from error
+        raise oracles.broken(state, "a file is missing")
     lost = [r["trial"] for r in known if r["trial"] not in tuner.oracle.trials]
     if lost:
-        raise _broken(state, f"it does not know trial {lost[0]}")
+        raise oracles.broken(state, f"it does not know trial {lost[0]}")
     if any(objective.label == DELTA_M for objective in study.objectives):
         hypermodel.baselines = _baselines(study, out, console)
     return tuner
-
-
-def _make_tuner(
-    hypermodel: StudyHyperModel,
-    out: pathlib.Path,
-    console: Console,
-    *,
-    follow: bool = False,
-) -> StudyTuner:
-    # KerasTuner announces on standard output that it reads a state.
-    with contextlib.redirect_stdout(io.StringIO()):
-        oracle = oracles.make(hypermodel)
-        return StudyTuner(hypermodel, oracle, out, console, follow=follow)
-
-
-def _broken(state: pathlib.Path, why: str) -> InputError:
-    return InputError(
-        f"The search state {str(state)!r} is broken and cannot be gone on "
-        f"with ({why}). Name another folder with --out."
-    )
 
 
 def _baselines(study: Study, out: pathlib.Path, console: Console) -> dict[str, float]:
@@ -268,7 +248,10 @@ def _baselines(study: Study, out: pathlib.Path, console: Console) -> dict[str, f
     path = out / records.BASELINES
     baselines = read_json(path) if path.is_file() else {}
     tasks = study.tasks or ()
-    if not set(baselines) <= set(tasks) or not all(map(is_number, baselines.values())):
+    # A baseline that was not a number is null.
+    if not set(baselines) <= set(tasks) or not all(
+        value is None or is_number(value) for value in baselines.values()
+    ):
         raise InputError(f"{path} does not hold the baselines of this study.")
     for task in tasks:
         if task not in baselines:
@@ -277,6 +260,19 @@ def _baselines(study: Study, out: pathlib.Path, console: Console) -> dict[str, f
             with disk_errors(out):
                 out.mkdir(parents=True, exist_ok=True)
                 write_json(path, baselines)
+    excluded = [task for task in tasks if not has_relative_gain(baselines[task])]
+    if len(excluded) == len(tasks):
+        raise InputError(
+            "Expected a baseline other than 0 for at least one task: a relative gain "
+            f"over 0 has no value. Received: {baselines}. Choose another objective."
+        )
+    if excluded:
+        console.print(
+            f"Δm excludes {', '.join(excluded)}: alone, with a trial's budget, the "
+            "main metric is 0 or no number.",
+            soft_wrap=True,
+            markup=False,
+        )
     return baselines
 
 

@@ -61,18 +61,26 @@ class Choice:
     values: tuple[Any, ...]
 
     def sample(self, hp: Any, name: str) -> Any:
-        """Draws from KerasTuner; configs travel through it as JSON text.
+        """Draws from KerasTuner, whose choices are all of one type.
 
         Args:
             hp: KerasTuner's hyperparameters, as for any hypermodel.
             name: Name of the setting.
         """
-        encoded = [
-            json.dumps(v) if isinstance(v, (dict, list)) else v for v in self.values
-        ]
+        encoded = self._encoded()
         drawn = hp.Choice(name, encoded)
         # KerasTuner gives None for what the conditions around it switch off.
         return None if drawn is None else self.values[encoded.index(drawn)]
+
+    def _encoded(self) -> list[Any]:
+        """Returns the values as KerasTuner takes them: JSON texts where they differ."""
+        for kind in (str, bool):
+            if all(isinstance(value, kind) for value in self.values):
+                return list(self.values)
+        if all(map(is_number, self.values)):
+            whole = all(isinstance(value, int) for value in self.values)
+            return list(map(int if whole else float, self.values))
+        return [json.dumps(value) for value in self.values]
 
     def examples(self) -> list[Any]:
         """Returns values that a check has to accept."""
@@ -168,10 +176,7 @@ def parse_dimension(name: str, value: Any) -> Dimension:
         if not value:
             raise InputError(f"Expected space.{name} to list at least one value.")
         values = tuple(_value(name, kind, item) for item in value)
-        if any(values.count(item) > 1 for item in values):
-            raise InputError(
-                f"Expected the values of space.{name} to differ. Received: {value!r}."
-            )
+        _check_values(name, values)
         return Fixed(values[0]) if len(values) == 1 else Choice(values)
     if isinstance(value, dict) and kind in (int, float):
         return _range(name, kind, value)
@@ -191,7 +196,10 @@ def parse_argument(name: str, value: Any) -> Dimension:
     if isinstance(value, list):
         if not value:
             raise InputError(f"Expected space.{name} to list at least one value.")
-        return Fixed(value[0]) if len(value) == 1 else Choice(tuple(value))
+        if len(value) == 1:
+            return Fixed(value[0])
+        _check_values(name, value)
+        return Choice(tuple(value))
     if isinstance(value, dict):
         ends = [value.get("min"), value.get("max")]
         kind = int if all(isinstance(end, int) for end in ends) else float
@@ -223,6 +231,22 @@ def parse_loss_weights(value: Any) -> LossWeights | Fixed:
     return LossWeights(float(ratio))
 
 
+def _check_values(name: str, values: Sequence[Any]) -> None:
+    """Raises an InputError for equal values, or ones that JSON cannot hold."""
+    try:
+        texts = [json.dumps(value, sort_keys=True, allow_nan=False) for value in values]
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"Expected the values of space.{name} to be finite numbers, texts, true or "
+            f"false, or lists or tables of these. Received: {values!r}."
+        ) from error
+    numbers = [value for value in values if is_number(value)]
+    if len(set(texts)) < len(texts) or len(set(numbers)) < len(numbers):
+        raise InputError(
+            f"Expected the values of space.{name} to differ. Received: {values!r}."
+        )
+
+
 def _value(name: str, kind: type, value: Any) -> Any:
     if kind is float and is_number(value):
         return float(value)
@@ -252,6 +276,11 @@ def _range(name: str, kind: type, table: dict[str, Any]) -> Range:
     if not low < high:
         raise InputError(
             f"Expected space.{name}.min to be below max. Received: {low} and {high}."
+        )
+    if math.inf in (-low, high):
+        raise InputError(
+            f"Expected space.{name}.min and max to be finite. Received: {low} and "
+            f"{high}."
         )
     log = table.get("log", False)
     if not isinstance(log, bool):

@@ -12,10 +12,12 @@ import keras
 import keras_tuner
 from rich.console import Console
 
-from mtl_keras.runs.folder import read_json, write_json
+from mtl_keras.files import atomic_write
+from mtl_keras.runs.folder import read_json
 from mtl_keras.runs.progress import StepBar, duration
 from mtl_keras.runs.results import by_task, metric_names
 from mtl_keras.search import records, report, tensorboard
+from mtl_keras.search.attempts import MOST, Attempts
 from mtl_keras.search.hypermodel import SUM, StudyHyperModel
 from mtl_keras.search.objectives import DELTA_M, oriented
 from mtl_keras.search.oracles import StudyOracle
@@ -51,8 +53,11 @@ class StudyTuner(keras_tuner.engine.base_tuner.BaseTuner):
     ):
         # The space is registered already: no hypermodel, no trial build.
         super().__init__(oracle, None, directory=str(out), project_name=STATE)
+        self._attempts = Attempts(out / STATE)
         if self._is_worker():
-            self.oracle = WorkerClient(oracle, follow=follow)
+            self.oracle = WorkerClient(
+                oracle, follow=follow, leave=self._attempts.withdraw
+            )
         self._model = hypermodel
         self._out = out
         self._console = console
@@ -62,12 +67,14 @@ class StudyTuner(keras_tuner.engine.base_tuner.BaseTuner):
         self._metrics = metric_names(
             study.base_config().get_application(), study.tasks or ()
         )
-        self._results: dict[str, dict[str, float]] = {}
-        self._errors: dict[str, tuple[Exception, str]] = {}
+        self._results: dict[str, float] = {}
+        self._error = self._trace = ""
 
     def on_trial_begin(self, trial: Any) -> None:
         """Says what the trial tries."""
         self._started = time.monotonic()
+        self._results = {}
+        self._error = self._trace = ""
         record = self._record(trial)
         settings = records.flat_settings(record, short)
         words = report.describe(self._model.study, settings)
@@ -82,16 +89,29 @@ class StudyTuner(keras_tuner.engine.base_tuner.BaseTuner):
         KerasTuner counts a trial with that score as failed. It would do the same
         with an exception, but print the traceback in the middle of the progress.
         """
+        deaths = self._attempts.lost(trial.trial_id)
+        if deaths >= MOST:
+            self._error = (
+                f"ProcessDied: the process that ran this trial died {deaths} times. "
+                "Most often memory ran out: a smaller width, depth or batch size takes "
+                "less of it."
+            )
+            return self._failed()
         try:
-            results = self._train(trial)
-        except Exception as error:
+            with self._attempts.attempt(trial.trial_id):
+                self._results = self._train(trial)
+        except (Exception, SystemExit) as error:
             # Whatever a setting leads to, from a shape that does not fit to
             # memory running out, belongs to this trial; the next may go well.
-            self._errors[trial.trial_id] = (error, traceback.format_exc())
-            names = [objective.name for objective in self._model.study.objectives]
-            return dict.fromkeys([*names, SUM], math.nan)
-        self._results[trial.trial_id] = results
-        return results
+            # As text: the error itself would keep the model.
+            self._error = f"{type(error).__name__}: {error}"
+            self._trace = traceback.format_exc()
+            return self._failed()
+        return self._results
+
+    def _failed(self) -> dict[str, float]:
+        names = [objective.name for objective in self._model.study.objectives]
+        return dict.fromkeys([*names, SUM], math.nan)
 
     def _train(self, trial: Any) -> dict[str, float]:
         study = self._model.study
@@ -114,7 +134,8 @@ class StudyTuner(keras_tuner.engine.base_tuner.BaseTuner):
                 initial_epoch=hp.values.get("tuner/initial_epoch", 0),
             )
         if study.oracle == "hyperband":
-            model.save_weights(self._checkpoint(trial.trial_id))
+            with atomic_write(self._checkpoint(trial.trial_id)) as temporary:
+                model.save_weights(temporary)
         return results
 
     def _checkpoint(self, trial_id: str) -> pathlib.Path:
@@ -143,28 +164,21 @@ class StudyTuner(keras_tuner.engine.base_tuner.BaseTuner):
         super().on_trial_end(trial)
 
     def save(self) -> None:
-        """Writes the state; a worker has none."""
-        if self._is_worker():
-            return
-        self.oracle.save()
-        if not pathlib.Path(self._get_tuner_fname()).is_file():
-            write_json(pathlib.Path(self._get_tuner_fname()), self.get_state())
-
-    def _get_tuner_fname(self) -> str:
-        # One name for all, so that a study may go on with workers or without.
-        return str(pathlib.Path(self.project_dir) / "tuner.json")
+        """Writes the oracle's state, which is all there is; a worker has none."""
+        if not self._is_worker():
+            self.oracle.save()
 
     def _record(self, trial: Any) -> records.Record:
         study = self._model.study
-        results = self._results.get(trial.trial_id, {})
-        values = {o.label: results.get(o.name, math.nan) for o in study.objectives}
+        values = {
+            o.label: self._results.get(o.name, math.nan) for o in study.objectives
+        }
         score = sum(
             oriented(objective, values[objective.label])
             for objective in study.objectives
         )
-        error, trace = self._errors.get(trial.trial_id, (None, ""))
-        message = "" if error is None else f"{type(error).__name__}: {error}"
-        if error is None and math.isnan(score):
+        message = self._error
+        if not message and math.isnan(score):
             message = "The loss or a metric is not a number."
         config = self._model.config(trial.hyperparameters.copy())
         return {
@@ -175,8 +189,8 @@ class StudyTuner(keras_tuner.engine.base_tuner.BaseTuner):
             "directions": {o.label: o.direction for o in study.objectives},
             "seconds": round(time.monotonic() - self._started, 3),
             "error": message,
-            "traceback": trace,
-            "metrics": by_task(results, self._metrics, "val_"),
+            "traceback": self._trace,
+            "metrics": by_task(self._results, self._metrics, "val_"),
             "config": config.to_dict(),
             "hyperparameters": dict(trial.hyperparameters.values),
         }

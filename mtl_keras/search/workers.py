@@ -9,7 +9,6 @@ when it is the first. A chief that is gone is waited for.
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import threading
 import time
@@ -21,6 +20,7 @@ import grpc
 from keras_tuner.src import protos
 from keras_tuner.src.distribute.oracle_chief import OracleServicer
 from keras_tuner.src.distribute.oracle_client import OracleClient
+from keras_tuner.src.engine import conditions
 
 from mtl_keras.errors import InputError
 from mtl_keras.search.oracles import StudyOracle
@@ -30,6 +30,10 @@ SILENCE_SECONDS = 60.0  # after which a worker counts as dead
 CHIEF_SECONDS = 600.0  # how long a worker waits for a chief
 _FAREWELL_SECONDS = 15.0  # for telling all workers that the search has ended
 _ID = "tuner-id"  # in the metadata of every call
+
+# KerasTuner prints every condition of the space that it sends. Its own `print` is
+# silenced, and not standard output: other threads write to that meanwhile.
+vars(conditions)["print"] = lambda *values: None
 
 
 class Chief:
@@ -81,13 +85,19 @@ class Chief:
             self._oracle.take_up(tuner_id, trial_id)
             self._servicer.seen[tuner_id] = time.monotonic()
 
-    def give_back(self, tuner_id: str) -> None:
-        """Takes the trial of a worker that is known to be dead."""
+    def give_back(self, tuner_id: str) -> str | None:
+        """Takes the trial of a worker that is known to be dead.
+
+        Returns:
+            The trial's ID; None where the worker had none.
+        """
         with self._servicer.lock:
             trial = self._oracle.give_back(tuner_id)
             self._servicer.seen.pop(tuner_id, None)
-        if trial is not None:
-            self._say(f"{tuner_id} died; its trial {trial.trial_id} goes back")
+        if trial is None:
+            return None
+        self._say(f"{tuner_id} died; its trial {trial.trial_id} goes back")
+        return str(trial.trial_id)
 
     def start(self) -> None:
         """Starts to serve."""
@@ -131,7 +141,7 @@ class _Servicer(OracleServicer):
     @contextlib.contextmanager
     def _turn(self, context: Any) -> Iterator[None]:
         caller = dict(context.invocation_metadata()).get(_ID)
-        with self.lock, _quiet():
+        with self.lock:
             if caller is not None:
                 self.seen[caller] = time.monotonic()
             yield
@@ -168,13 +178,6 @@ class _Servicer(OracleServicer):
             return super().GetBestTrials(request, context)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Drops what KerasTuner prints whenever it sends a condition of the space."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
-
-
 class WorkerClient(OracleClient):
     """KerasTuner's client, which says that it lives and waits for a lost chief.
 
@@ -183,9 +186,16 @@ class WorkerClient(OracleClient):
     Args:
         oracle: The oracle whose place it takes.
         follow: Whether to end with the process that started this one.
+        leave: Called before this process ends for want of a chief.
     """
 
-    def __init__(self, oracle: StudyOracle, *, follow: bool = False):
+    def __init__(
+        self,
+        oracle: StudyOracle,
+        *,
+        follow: bool = False,
+        leave: Callable[[], None] = lambda: None,
+    ):
         super().__init__(oracle)
         address = ":".join(
             os.environ[f"KERASTUNER_ORACLE_{part}"] for part in ("IP", "PORT")
@@ -196,25 +206,17 @@ class WorkerClient(OracleClient):
         self.stub = protos.get_service_grpc().OracleStub(
             grpc.intercept_channel(channel, _Patience(self.tuner_id))
         )
-        beat = threading.Thread(
-            target=_beat,
-            args=(protos.get_service_grpc().OracleStub(channel), self.tuner_id, follow),
-            daemon=True,
-        )
-        beat.start()
+        stub = protos.get_service_grpc().OracleStub(channel)
+        threading.Thread(
+            target=_beat, args=(stub, self.tuner_id, follow, leave), daemon=True
+        ).start()
 
     def create_trial(self, tuner_id: str) -> Any:
         """Returns the next trial, after a pause when there is none for now."""
-        with _quiet():
-            trial = super().create_trial(tuner_id)
+        trial = super().create_trial(tuner_id)
         if trial.status == "IDLE":
             time.sleep(1.0)
         return trial
-
-    def end_trial(self, trial: Any) -> None:
-        """Reports that a trial has ended."""
-        with _quiet():
-            super().end_trial(trial)
 
 
 class _Patience(grpc.UnaryUnaryClientInterceptor):
@@ -236,7 +238,7 @@ class _Patience(grpc.UnaryUnaryClientInterceptor):
             time.sleep(0.5)
 
 
-def _beat(stub: Any, tuner_id: str, follow: bool) -> None:
+def _beat(stub: Any, tuner_id: str, follow: bool, leave: Callable[[], None]) -> None:
     """Calls the chief every few seconds; ends the process when there is none."""
     parent, heard = os.getppid(), time.monotonic()
     request = protos.get_service().GetBestTrialsRequest(num_trials=0)
@@ -249,7 +251,15 @@ def _beat(stub: Any, tuner_id: str, follow: bool) -> None:
         except grpc.RpcError:
             if time.monotonic() - heard > CHIEF_SECONDS:
                 os.write(2, b"The chief has not answered for ten minutes.\n")
-                os._exit(2)
+                _end(leave)
         if follow and os.getppid() != parent:
-            os._exit(2)
+            _end(leave)
         time.sleep(BEAT_SECONDS)
+
+
+def _end(leave: Callable[[], None]) -> None:
+    """Ends the process from a thread that is not its main one."""
+    try:
+        leave()
+    finally:
+        os._exit(2)

@@ -18,7 +18,7 @@ from mtl_keras.serving.server_files import BATCH_SIZES, write_server_files
 from mtl_keras.serving.signatures import Signature, empty_inputs, signatures
 from mtl_keras.serving.stock_ops import check_stock
 from mtl_keras.serving.versions import write_version
-from mtl_keras.serving.warmup import write_records
+from mtl_keras.serving.warmup import as_inputs, write_records
 
 SOURCE = "source.json"
 
@@ -29,7 +29,7 @@ def export(
     *,
     tasks: Iterable[str] | None = None,
     class_names: Mapping[str, Sequence[str]] | None = None,
-    samples: Mapping[str, Any] | None = None,
+    samples: Any = None,
     examples: bool = True,
     source: Mapping[str, Any] | None = None,
 ) -> pathlib.Path:
@@ -68,8 +68,9 @@ def export(
             model's base path; a version appears in it complete or not at all.
         tasks: Outputs to serve; `None` for all.
         class_names: Names of the classes, `{output: [name, …]}`.
-        samples: A batch of raw inputs by name, for the warm-up records; `None` for
-            zeros and empty strings.
+        samples: A batch of raw inputs by name, for the warm-up records, cast to the
+            inputs' dtypes and ranks as `fit` does; an array alone for a model of one
+            input; `None` for zeros and empty strings.
         examples: Whether to offer the signatures that take `tf.train.Example`s.
         source: Where the model comes from, written beside it as `source.json` and
             into the card; `metrics` and `versions` become tables there.
@@ -79,7 +80,8 @@ def export(
 
     Raises:
         InputError: If the model cannot be served as it is, with the layer that is
-            the reason, or if `path` cannot be written.
+            the reason, if the samples do not fit its inputs, or if `path` cannot be
+            written.
     """
     path = pathlib.Path(path)
     models = list(model) if isinstance(model, (list, tuple)) else [model]
@@ -122,22 +124,12 @@ def _served(
     return merge([served_model(model, class_names=class_names) for model in models])
 
 
-def _batches(
-    default: Signature, samples: Mapping[str, Any] | None
-) -> list[dict[str, np.ndarray]]:
+def _batches(default: Signature, samples: Any) -> list[dict[str, np.ndarray]]:
     """Returns a batch of each size that a server runs."""
     if samples is None:
         return [empty_inputs(default.inputs, size) for size in BATCH_SIZES]
-    missing = sorted(set(default.inputs) - set(samples))
-    if missing:
-        raise InputError(
-            f"Expected samples of the inputs {sorted(default.inputs)}. Received none "
-            f"of {missing}."
-        )
-    arrays = {name: np.asarray(samples[name]) for name in default.inputs}
+    arrays = as_inputs(default.inputs, samples)
     count = len(next(iter(arrays.values())))
-    if not count:
-        raise InputError("Expected at least one sample. Received an empty batch.")
     # Repeated where there are fewer samples than the largest batch.
     return [
         {name: value[np.arange(size) % count] for name, value in arrays.items()}

@@ -246,7 +246,9 @@ def _representation(
     if len(tensors) == 1:
         return {FEATURES: _as_float32(tensors[0])}
     maker = {
-        id(t): node.operation.name for node in graph_nodes(model) for t in node.outputs
+        id(t): node.operation.name
+        for node in graph_nodes(split.trunk)
+        for t in node.outputs
     }
     return {f"{FEATURES}_{maker[id(t)]}": _as_float32(t) for t in tensors}
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
-from mtl_keras.files import whole_file
+from mtl_keras.files import atomic_write
 
 MODELS, BATCHING = "models.config", "batching.config"
 BATCH_SIZES = (1, 8, 32)
@@ -31,8 +31,8 @@ def write_server_files(path: pathlib.Path, model: str) -> None:
     ):
         file = path / name
         if not file.exists():
-            with whole_file(file) as beside:
-                beside.write_text(text, encoding="utf-8")
+            with atomic_write(file) as temporary:
+                temporary.write_text(text, encoding="utf-8")
 
 
 def models_config(path: pathlib.Path, model: str) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from mtl_keras.errors import InputError, system_reason
+from mtl_keras.files import make_folder, publish_folder
 
 _PARTIAL = ".partial-"
 _ABANDONED_SECONDS = 24 * 3600
@@ -55,7 +56,7 @@ def write_version(
         InputError: If `path` cannot be made or written to, in one line.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         work = pathlib.Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=path))
     except OSError as error:
         raise InputError(
@@ -81,7 +82,7 @@ def _rename_to_next(model: pathlib.Path, path: pathlib.Path) -> pathlib.Path:
         target = path / str(number)
         try:
             # Fails where another export has taken the number in the meantime.
-            model.rename(target)
+            publish_folder(model, target)
         except OSError:
             if not target.exists():
                 raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -19,6 +20,97 @@ from mtl_keras.errors import InputError
 from mtl_keras.serving.signatures import Signature
 
 FILE = pathlib.PurePath("assets.extra", "tf_serving_warmup_requests")
+
+
+def as_inputs(
+    specs: Mapping[str, tf.TensorSpec], samples: Any
+) -> dict[str, np.ndarray]:
+    """Returns a batch of samples in the dtypes and ranks of the inputs.
+
+    Numbers are cast and a last axis of length 1 is added or removed where Keras's
+    `fit` does so.
+
+    Args:
+        specs: `{input: spec}`, the batch dimension first.
+        samples: `{input: array, tensor or list}`, other keys are ignored; an array
+            alone for one input.
+
+    Returns:
+        `{input: array}`, one or more samples, as many of each input.
+
+    Raises:
+        InputError: If an input has no samples, or samples that `fit` would not take;
+            in one line.
+    """
+    if not isinstance(samples, Mapping):
+        if len(specs) > 1:
+            raise InputError(
+                f"Expected samples by input, {{name: batch}}, for {sorted(specs)}. "
+                f"Received: {type(samples).__name__}."
+            )
+        samples = dict.fromkeys(specs, samples)
+    missing = sorted(set(specs) - set(samples))
+    if missing:
+        raise InputError(
+            f"Expected samples of the inputs {sorted(specs)}. Received none of "
+            f"{missing}."
+        )
+    arrays = {name: _as_input(spec, samples[name]) for name, spec in specs.items()}
+    counts = {name: len(array) for name, array in arrays.items()}
+    if len(set(counts.values())) > 1 or 0 in counts.values():
+        raise InputError(
+            "Expected at least one sample, and as many of each input. Received: "
+            f"{', '.join(f'{count} of {name}' for name, count in counts.items())}."
+        )
+    return arrays
+
+
+def _as_input(spec: tf.TensorSpec, values: Any) -> np.ndarray:
+    array = _as_array(spec, values)
+    shape = spec.shape
+    if array.ndim == shape.rank + 1 and array.shape[-1] == 1:
+        array = array[..., 0]
+    elif array.ndim == shape.rank - 1 and shape[-1] == 1:
+        array = array[..., np.newaxis]
+    if not shape.is_compatible_with(array.shape):
+        raise InputError(
+            f"Expected samples of {spec.name!r} of shape {tuple(shape)}. Received: "
+            f"shape {array.shape}."
+        )
+    return array
+
+
+def _as_array(spec: tf.TensorSpec, values: Any) -> np.ndarray:
+    """Returns samples as an array of the input's dtype, strings as bytes objects."""
+    kinds = "OSU" if spec.dtype == tf.string else "biuf"
+    try:
+        if isinstance(values, (tf.RaggedTensor, tf.SparseTensor)):
+            raise TypeError(f"a {type(values).__name__}")
+        array = np.asarray(values)
+        if isinstance(values, tf.Tensor) and array.dtype.kind == "V":
+            # NumPy itself knows no bfloat16.
+            array = tf.cast(values, tf.float32).numpy()
+        if array.dtype.kind not in kinds:
+            raise TypeError(f"dtype {array.dtype}")
+        if spec.dtype != tf.string:
+            return array.astype(spec.dtype.as_numpy_dtype)
+        texts = [_as_bytes(text) for text in array.ravel()]
+        return np.array(texts, object).reshape(array.shape)
+    # NumPy raises ValueError for lists of different lengths.
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"Expected samples of {spec.name!r} as an array of "
+            f"{'strings' if spec.dtype == tf.string else 'numbers'} that casts to "
+            f"{spec.dtype.name}. Received: {' '.join(str(error).split()).rstrip('.')}."
+        ) from error
+
+
+def _as_bytes(text: Any) -> bytes:
+    if isinstance(text, str):
+        return text.encode()
+    if isinstance(text, bytes):
+        return text
+    raise TypeError(f"{text!r} of type {type(text).__name__}")
 
 
 def predict_request(

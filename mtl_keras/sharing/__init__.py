@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from mtl_keras.errors import InputError
-from mtl_keras.registry import deserialize_named
+from mtl_keras.registry import deserialize_named, named_class
 from mtl_keras.sharing.aitm import AITM
 from mtl_keras.sharing.base import Sharing
 from mtl_keras.sharing.branching import Branching, hard_branches
@@ -45,6 +45,7 @@ __all__ = [
     "Sluice",
     "deserialize",
     "get",
+    "get_class",
     "hard_branches",
     "names",
     "serialize",
@@ -74,6 +75,18 @@ _CLASSES = {cls.__name__: cls for cls in _METHODS.values()}
 def names() -> list[str]:
     """Returns the names that `get` accepts, sorted."""
     return sorted(_METHODS)
+
+
+def get_class(name: str) -> type[Sharing]:
+    """Returns the class that `get` makes an object of for a name.
+
+    Args:
+        name: A name out of `names()`, or a class name.
+
+    Raises:
+        InputError: For an unknown name.
+    """
+    return named_class("sharing", name, {**_METHODS, **_CLASSES})
 
 
 def serialize(sharing: Sharing) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import keras
 from keras import ops
 
 from mtl_keras.errors import InputError, check_number, unknown_name
-from mtl_keras.sharing.base import Sharing, task_towers
+from mtl_keras.sharing.base import Sharing, at_least_float32, task_towers
 
 _register = keras.saving.register_keras_serializable(package="mtl_keras")
 
@@ -77,7 +77,7 @@ class ExpectationCalibrator(keras.layers.Layer):
     """Only the loss reads `earlier`, so the output does not depend on it."""
 
     def __init__(self, strength: float, **kwargs):
-        super().__init__(**{"dtype": "float32", **kwargs})
+        super().__init__(**{"dtype": at_least_float32(), **kwargs})
         self.strength = strength
 
     def call(self, inputs: list[Any]) -> Any:
@@ -121,8 +121,9 @@ class AITM(Sharing):
     features that have several.
 
     Args:
-        chain: Task names in the order of the steps; `None` for all tasks in their
-            order.
+        chain: Task names in the order of the steps; `None` for all tasks in the order
+            in which the features were made. Give it where one instance makes several
+            models.
         strength: Factor α of the calibrating loss.
     """
 
@@ -130,7 +131,14 @@ class AITM(Sharing):
     search_space = {"strength": {"min": 0.01, "max": 1.0, "log": True}}  # noqa: RUF012
 
     def __init__(self, chain: Sequence[str] | None = None, strength: float = 0.6):
+        if isinstance(chain, str) or len(set(chain or ())) < len(chain or ()):
+            raise InputError(
+                "Expected `chain` to be a list of different tasks. "
+                f"Received: chain={chain!r}."
+            )
         self.chain = None if chain is None else list(chain)
+        # By the tasks that have features, the order in which these were connected.
+        self._orders: dict[frozenset[str], list[str]] = {}
         self.strength = check_number("strength", strength, low=0.0)
 
     def connect(
@@ -141,6 +149,12 @@ class AITM(Sharing):
     ) -> dict[str, keras.KerasTensor]:
         """See `Sharing.connect`."""
         features = task_towers(inputs, stages, tasks)
+        order = self._orders.setdefault(frozenset(tasks), tasks)
+        if self.chain is None and order != tasks:
+            raise InputError(
+                "Expected `chain` for aitm where the order of the tasks changes. "
+                f"Received: chain=None, {order}, then {tasks}."
+            )
         for earlier, later in self._steps(tasks):
             features[later] = InformationTransfer(name=f"{later}_transfer")(
                 [features[earlier], features[later]]
@@ -152,7 +166,13 @@ class AITM(Sharing):
     ) -> dict[str, keras.KerasTensor]:
         """See `Sharing.connect_outputs`: adds the calibrating loss."""
         calibrated = dict(outputs)
-        for earlier, later in self._steps(list(outputs)):
+        order = self._orders.get(frozenset(outputs), list(outputs))
+        if self.chain is None and frozenset(outputs) not in self._orders:
+            raise InputError(
+                "Expected `chain` for aitm where it has not connected the features of "
+                f"these tasks. Received: chain=None, outputs of {order}."
+            )
+        for earlier, later in self._steps(order):
             pair = [outputs[earlier], outputs[later]]
             if pair[0].shape != pair[1].shape:
                 raise InputError(

@@ -159,6 +159,11 @@ class Combination(keras.layers.Layer):
         return tuple(input_shape[-1])
 
 
+def at_least_float32() -> str:
+    """Returns the dtype of layers that no policy makes less precise than float32."""
+    return keras.backend.result_type(keras.config.floatx(), "float32")
+
+
 def weighted_sum(weights: Any, tensors: Sequence[Any]) -> Any:
     """Returns Σ_i weights[i] · tensors[i]; `weights` is a vector."""
     parts = [weights[index] * x for index, x in enumerate(tensors)]

@@ -82,7 +82,7 @@ class BranchChoice(Combination):
         temperature = self.temperature * ops.power(factor, done)
         self.step.assign_add(1.0)
         uniform = keras.random.uniform(
-            logits.shape, 1e-6, 1.0 - 1e-6, seed=self.seed_generator
+            logits.shape, 1e-6, 1.0 - 1e-6, dtype="float32", seed=self.seed_generator
         )
         weights = ops.softmax((logits - ops.log(-ops.log(uniform))) / temperature)
         weights = ops.cast(weights, self.compute_dtype)

@@ -132,6 +132,7 @@ class DSelectK(MMoE):
         "k": [1, 2, 3],
         "entropy": {"min": 1e-3, "max": 1.0, "log": True},
     }
+    gates_read_features = False
 
     def __init__(
         self,

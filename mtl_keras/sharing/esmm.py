@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from mtl_keras.errors import InputError
-from mtl_keras.sharing.base import Sharing, task_towers
+from mtl_keras.sharing.base import Sharing, at_least_float32, task_towers
 
 
 @keras.saving.register_keras_serializable(package="mtl_keras")
@@ -22,7 +22,7 @@ class ConditionalProduct(keras.layers.Multiply):
     """
 
     def __init__(self, **kwargs):
-        super().__init__(**{"dtype": "float32", **kwargs})
+        super().__init__(**{"dtype": at_least_float32(), **kwargs})
 
 
 @keras.saving.register_keras_serializable(package="mtl_keras")

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from mtl_keras.errors import InputError
 from mtl_keras.ops import mix_experts
 
 _register = keras.saving.register_keras_serializable(package="mtl_keras")
@@ -110,6 +111,35 @@ class Mixture(keras.layers.Layer):
         """Returns the shape of one expert's output."""
         shape = input_shape[1]
         return (*shape[:-2], shape[-1])
+
+
+def can_gate(x: keras.KerasTensor, stage: keras.layers.Layer) -> bool:
+    """Returns whether a gate can read what a stage reads: floats of a known width.
+
+    Tokens are no such features, whatever their dtype: an embedding takes their place.
+    """
+    floats = keras.backend.is_float_dtype(x.dtype)
+    return floats and x.shape[-1] is not None and not _embeds(stage)
+
+
+def check_gate(method: str, x: keras.KerasTensor, stage: keras.layers.Layer) -> None:
+    """Raises `InputError` unless a gate can read what a stage reads."""
+    if not can_gate(x, stage):
+        raise InputError(
+            f"Expected floats of a known width, (batch, …, width), for the gates of "
+            f"{method}, which read what the stage {stage.name!r} reads. Received: "
+            f"{x.dtype} {tuple(x.shape)}. Embed tokens in a stage before it."
+        )
+
+
+def _embeds(stage: keras.layers.Layer) -> bool:
+    while isinstance(stage, keras.Model):
+        stage = next(
+            layer
+            for layer in stage.layers
+            if not isinstance(layer, keras.layers.InputLayer)
+        )
+    return isinstance(stage, keras.layers.Embedding)
 
 
 def expert_names(owner: str, count: int) -> list[str]:

@@ -9,7 +9,7 @@ import keras
 from mtl_keras.errors import check_integer
 from mtl_keras.sharing.base import Sharing, in_turn
 from mtl_keras.sharing.experts import Experts
-from mtl_keras.sharing.gates import Gate, Mixture, expert_names
+from mtl_keras.sharing.gates import Gate, Mixture, check_gate, expert_names
 
 _register = keras.saving.register_keras_serializable(package="mtl_keras")
 
@@ -30,6 +30,7 @@ class MMoE(Sharing):
 
     method = "mmoe"
     search_space = {"num_experts": {"min": 2, "max": 8}}  # noqa: RUF012
+    gates_read_features = True
 
     def __init__(self, num_experts: int = 4):
         self.num_experts = check_integer("num_experts", num_experts, low=1)
@@ -41,14 +42,27 @@ class MMoE(Sharing):
         tasks: list[str],
     ) -> dict[str, keras.KerasTensor]:
         """See `Sharing.connect`."""
-        x = in_turn(stages[:-1], inputs)
-        experts = Experts(stages[-1], self.num_experts, name="experts")(x)
+        x, experts = self.experts(inputs, stages)
         return {
             task: Mixture(name=f"{task}_mixture")(
                 [self.gate(f"{task}_gate")(x), experts]
             )
             for task in tasks
         }
+
+    def experts(
+        self, inputs: keras.KerasTensor, stages: list[keras.layers.Layer]
+    ) -> tuple[keras.KerasTensor, keras.KerasTensor]:
+        """Returns what gates and experts read, and the experts' outputs.
+
+        Raises:
+            InputError: Where gates cannot read it.
+        """
+        *trunk, last = stages
+        x = in_turn(trunk, inputs)
+        if self.gates_read_features:
+            check_gate(self.method, x, last)
+        return x, Experts(last, self.num_experts, name="experts")(x)
 
     def gate(self, name: str) -> Gate:
         """Returns a new gate over the experts."""
@@ -80,7 +94,6 @@ class OMoE(MMoE):
         tasks: list[str],
     ) -> dict[str, keras.KerasTensor]:
         """See `Sharing.connect`."""
-        x = in_turn(stages[:-1], inputs)
-        experts = Experts(stages[-1], self.num_experts, name="experts")(x)
+        x, experts = self.experts(inputs, stages)
         mixture = Mixture(name="mixture")([self.gate("gate")(x), experts])
         return dict.fromkeys(tasks, mixture)

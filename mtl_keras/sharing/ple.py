@@ -9,7 +9,13 @@ import keras
 from mtl_keras.errors import InputError, check_integer
 from mtl_keras.sharing.base import Sharing, in_turn
 from mtl_keras.sharing.experts import Experts
-from mtl_keras.sharing.gates import Gate, Mixture, expert_names
+from mtl_keras.sharing.gates import (
+    Gate,
+    Mixture,
+    can_gate,
+    check_gate,
+    expert_names,
+)
 
 _register = keras.saving.register_keras_serializable(package="mtl_keras")
 
@@ -31,7 +37,8 @@ class PLE(Sharing):
         num_shared_experts: Shared experts of each level, at least 1.
         num_task_experts: Private experts of each task on each level; with 0 and one
             level it is `MMoE`.
-        num_levels: How many of the last stages are levels; `None` for all.
+        num_levels: How many of the last stages are levels; `None` for all whose input
+            gates can read, which leaves stages that read tokens to the trunk.
     """
 
     method = "ple"
@@ -63,15 +70,23 @@ class PLE(Sharing):
         tasks: list[str],
     ) -> dict[str, keras.KerasTensor]:
         """See `Sharing.connect`."""
-        count = len(stages) if self.num_levels is None else self.num_levels
-        if count > len(stages):
+        levels = self.num_levels
+        if levels is not None and levels > len(stages):
             raise InputError(
-                f"Expected a backbone of at least {count} stages, one for each level "
+                f"Expected a backbone of at least {levels} stages, one for each level "
                 f"of {self.method}. Received: {len(stages)} stages."
             )
-        shared = in_turn(stages[: len(stages) - count], inputs)
+        trunk = 0 if levels is None else len(stages) - levels
+        shared = in_turn(stages[:trunk], inputs)
+        while levels is None and trunk < len(stages) - 1:
+            if can_gate(shared, stages[trunk]):
+                break
+            shared = stages[trunk](shared)
+            trunk += 1
+        check_gate(self.method, shared, stages[trunk])
         private = dict.fromkeys(tasks, shared)
-        for level, stage in enumerate(stages[len(stages) - count :]):
+        count = len(stages) - trunk
+        for level, stage in enumerate(stages[trunk:]):
             last = level == count - 1
             suffix = "" if count == 1 else f"_{level}"
             shared, private = self._level(stage, shared, private, suffix, last)

@@ -113,7 +113,7 @@ def _overlap(parts: list[Any]) -> Any:
         for index, a in enumerate(unit)
         for b in unit[index + 1 :]
     ]
-    return sum(pairs, ops.zeros(()))
+    return sum(pairs, ops.zeros((), "float32"))
 
 
 @_register

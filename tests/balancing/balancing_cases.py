@@ -90,7 +90,7 @@ def step(balancer, rows, losses, present=None):
                 by_variable(rows), losses, present, tf.ones(()), sub_batches=halves
             )
         )
-        balancer.after_step(weights)
+        balancer.after_step(weights, present)
         flat = [tf.reshape(tf.convert_to_tensor(part), [-1]) for part in update]
         return weights, tf.concat(flat, 0)
     weights = balancer.weights(losses, present)

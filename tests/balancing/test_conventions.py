@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import balancing_cases as cases
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -85,6 +86,51 @@ def test_with_an_absent_task_it_is_the_method_of_the_others(method):
         np.testing.assert_allclose(update, same, rtol=1e-4, atol=1e-5)
 
 
+# Their weights do not depend on who else is there.
+BY_TASK = ("equal", "static", "uncertainty", "imtl_l")
+
+
+@pytest.mark.parametrize(
+    "method", [n for n in DETERMINISTIC if n not in BY_TASK], indirect=True
+)
+def test_a_task_without_loss_is_left_out_of_the_formula(method):
+    """A loss weight of 0: loss and gradient are zero, though there are labels."""
+    balancer, run = method
+    others = np.array([True, True, False, True])
+    small = cases.make(balancer.method, tasks=("a", "b", "d"))
+    for seed in range(3):
+        rows, losses = cases.rows_of(seed=seed), cases.losses_of(seed=seed)
+        weights, update = run(rows * others[:, None], losses * others)
+        fewer, same = cases.step(small, rows[others], losses[others])
+        np.testing.assert_allclose(weights.numpy()[others], fewer, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(update, same, rtol=1e-4, atol=1e-5)
+        balancer.on_epoch_begin()
+        small.on_epoch_begin()
+
+
+@pytest.mark.parametrize("name", ["uncertainty", "imtl_l"])
+def test_a_task_without_loss_moves_no_scale(name):
+    balancer = cases.make(name)
+    cases.step(balancer, cases.rows_of() * 0.0, np.zeros(4))
+    assert not any(np.any(value) for value in cases.values(balancer).values())
+
+
+def test_building_again_starts_every_method_anew():
+    for name in NAMES:
+        balancer = cases.make(name)
+        start = cases.values(balancer)
+        cases.step(balancer, cases.rows_of(), cases.losses_of())
+        balancer.build(cases.TASKS)
+        if isinstance(balancer, GradientBalancer):
+            balancer.build_variables(
+                [keras.Variable(np.zeros(s)) for s in cases.SHAPES]
+            )
+        again = cases.values(balancer)
+        assert start.keys() == again.keys(), name
+        for key, value in start.items():
+            np.testing.assert_array_equal(again[key], value, err_msg=f"{name} {key}")
+
+
 # The main task of "pcd" has a name, not a place.
 @pytest.mark.parametrize(
     "method", [name for name in DETERMINISTIC if name != "pcd"], indirect=True
@@ -129,7 +175,7 @@ def test_updates_scale_with_the_gradients(method):
 def degenerate():
     rows, losses = cases.rows_of(), cases.losses_of()
     everywhere = [True] * 4
-    for bad in (0.0, np.nan, np.inf, 1e12, 1e-12):
+    for bad in (0.0, np.nan, np.inf, 1e12, 1e-12, 1e30, 1e-30):
         one_bad = losses.copy()
         one_bad[1] = bad
         yield f"a loss of {bad}", rows, one_bad, everywhere
@@ -197,7 +243,7 @@ OTHER_CONFIGS = {
     "pbi": {"penalty": 5.0},
     "famo": {"learning_rate": 0.1, "weight_decay": 0.0, "lower_bound": -1.0},
     "gradnorm": {"alpha": 0.5, "learning_rate": 0.1},
-    "imtl_l": {"learning_rate": 0.1},
+    "imtl_l": {"learning_rate": 0.1, "initial_log_scale": "first_loss"},
     "mgda": {"normalization": "loss+", "update_every": 3, "task_specific": "weighted"},
     "pcgrad": {"seed": 3, "gradients_of": "representation"},
     "gradvac": {"beta": 0.5, "seed": 3},
@@ -240,6 +286,17 @@ def test_a_configuration_gives_the_same_method_again(name):
 def test_half_batch_methods_cannot_be_wrapped():
     with pytest.raises(InputError, match="whole batches"):
         balancing.get({"class_name": "cr_mogm", "config": {"balancer": "sdmgrad"}})
+
+
+@pytest.mark.parametrize("primary", ["a", ["a"]])
+def test_auto_lambda_takes_one_name(primary):
+    assert cases.make("auto_lambda", primary=primary).primary == ["a"]
+
+
+@pytest.mark.parametrize("primary", ["ab", [], ["a", "e"]])
+def test_auto_lambda_names_the_tasks_that_there_are(primary):
+    with pytest.raises(InputError, match=r"'a', 'b', 'c', 'd'.*Received: primary="):
+        cases.make("auto_lambda", primary=primary)
 
 
 def test_negative_losses_have_no_geometric_mean():

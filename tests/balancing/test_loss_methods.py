@@ -137,6 +137,36 @@ def test_trained_scales_follow_the_published_objective(name):
     np.testing.assert_allclose(balancer.variables[state], expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("uncertainty", {"initial_log_variance": "first_loss"}),
+        ("imtl_l", {"initial_log_scale": "first_loss"}),
+        ("famo", {}),
+        ("gls", {}),
+    ],
+)
+def test_losses_of_any_units_weigh_the_same_from_the_first_step(name, config):
+    losses = np.array([1e13, 0.7, 1e-9])
+    balancer = make(name, **config)
+    first = weights(balancer, losses) * losses
+    np.testing.assert_allclose(first, first[0], rtol=1e-4)
+    learn(balancer, losses, probe=Losses(0.9 * losses))
+    second = weights(balancer, 0.9 * losses) * losses
+    np.testing.assert_allclose(second, second[0], rtol=0.06)  # famo: Adam on round-off
+
+
+def test_the_first_loss_of_a_task_is_that_of_its_first_batch():
+    balancer = make("imtl_l", initial_log_scale="first_loss")
+    rate = tf.constant(0.1)
+    for losses in ([4.0, 0.0, np.nan], [5.0, 8.0, 2.0]):
+        present = tf.constant([True, losses[1] > 0, True])
+        losses = tf.constant(losses, tf.float32)
+        now = balancer.weights(losses, present)
+        balancer.update(LossStep(losses, present, rate))
+    np.testing.assert_allclose(now, [1 / 4, 1 / 8, 1 / 2], rtol=1e-5)
+
+
 def test_analytic_uncertainty_is_a_softmax_of_inverse_losses():
     actual = weights(make("uw_so", temperature=2.0, scale="mean"))
     expected = scipy.special.softmax(1 / LOSSES / 2.0)
@@ -164,7 +194,7 @@ def test_dynamic_weight_average_on_known_epochs():
             learn(balancer, losses)
 
 
-def test_smooth_tchebycheff_warms_up_and_divides_by_the_nadir():
+def test_smooth_tchebycheff_warms_up_and_takes_logs_over_the_nadir():
     balancer = make("stch", mu=0.5, warmup_epochs=2, scale="mean")
     for nadir in ([9.0, 9.0, 9.0], [1.0, 4.0, 0.5]):
         balancer.on_epoch_begin()
@@ -178,10 +208,21 @@ def test_smooth_tchebycheff_warms_up_and_divides_by_the_nadir():
     for _ in range(2):  # the nadir stays
         balancer.on_epoch_begin()
         expected = slope(
-            lambda x: 0.5 * tf.reduce_logsumexp(x / [1.0, 4.0, 0.5] / 0.5), LOSSES
+            lambda x: 0.5 * tf.reduce_logsumexp(tf.math.log(x / [1.0, 4.0, 0.5]) / 0.5),
+            LOSSES,
         )
         np.testing.assert_allclose(weights(balancer), expected, rtol=1e-5)
         learn(balancer, [5.0, 5.0, 5.0])
+
+
+def test_smooth_tchebycheff_has_the_weights_of_the_authors_code():
+    """2 μ log Σ exp(log(L / nadir) / μ) at nadir 1: 2 / Σ L for either task."""
+    balancer = cases.make("stch", tasks=("a", "b"), warmup_epochs=1)
+    present = tf.ones((2,), "bool")
+    balancer.update(LossStep(tf.ones((2,)), present, tf.constant(0.1)))
+    balancer.on_epoch_begin()
+    actual = balancer.weights(tf.constant([0.01, 1.0]), present)
+    np.testing.assert_allclose(actual, 2 / 1.01, rtol=1e-5)
 
 
 def test_random_weights_are_a_softmax_of_normal_numbers():

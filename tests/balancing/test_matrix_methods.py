@@ -37,6 +37,56 @@ def test_graddrop_passes_one_sign_as_often_as_the_tasks_agree_on_it():
         assert 0.2 < np.mean(again.numpy() != update.numpy()) < 0.8
 
 
+def test_graddrop_on_a_representation_draws_one_sign_a_feature():
+    """By the definition: signs of Σ_batch g · sign(x), against NumPy."""
+    rng = np.random.default_rng(0)
+    features = 4000
+    activations = rng.normal(size=(5, features))
+    rows = rng.normal(size=(4, 5, features))
+    balancer = cases.make("graddrop", gradients_of="representation")
+    step = GradientStep(
+        [[tf.constant(row, tf.float32)] for row in rows],
+        tf.ones((4,)),
+        tf.ones((4,), "bool"),
+        tf.ones(()),
+        summed=False,
+        sources=[tf.constant(activations, tf.float32)],
+    )
+    (update,), _ = balancer.aggregate(step)
+    signed = np.sum(rows * np.sign(activations), axis=1)
+    positive = np.einsum("tf,tbf->bf", signed > 0, rows)
+    negative = np.einsum("tf,tbf->bf", signed < 0, rows)
+    passed = np.isclose(update, positive, atol=1e-4).all(axis=0)
+    np.testing.assert_allclose(
+        update.numpy()[:, ~passed], negative[:, ~passed], rtol=1e-4, atol=1e-4
+    )
+    purity = 0.5 * (1 + signed.sum(axis=0) / np.abs(signed).sum(axis=0))
+    decided = np.abs(purity - 0.5) < 0.49  # else both sums are the same
+    bound = 4 * np.sqrt(0.25 / decided.sum())
+    assert abs(passed[decided].mean() - purity[decided].mean()) < bound
+
+
+def test_moco_tracks_a_task_that_comes_late_as_fast_as_the_first():
+    balancer, late = cases.make("moco"), np.array([False, True, True, True])
+    rows, losses = cases.rows_of(), cases.losses_of()
+    for _ in range(50):
+        cases.step(balancer, rows, losses, late)
+    cases.step(balancer, rows, losses)
+    tracked = np.concatenate(
+        [balancer.variables[f"state_{i}"][0].numpy().ravel() for i in (0, 1)]
+    )
+    np.testing.assert_allclose(tracked, 0.5 * rows[0], rtol=1e-5)
+
+
+def test_excess_risks_of_a_rare_task_stay_where_they_stood():
+    """Among equal tasks no weight grows, however often one of them is absent."""
+    balancer = cases.make("excess_mtl", step_size=0.5)
+    rows, losses = np.tile(cases.rows_of()[:1], (4, 1)), np.ones(4)
+    for _ in range(20):
+        cases.step(balancer, rows, losses, np.array([True, True, True, False]))
+    np.testing.assert_allclose(balancer.variables["log_weights"], 0.0, atol=1e-6)
+
+
 def steps(name, count, **config):
     """Yields the gradients and losses of some steps, and what the method makes."""
     balancer = cases.make(name, **config)

@@ -77,6 +77,29 @@ def test_a_saved_step_goes_on(name, tmp_path):
     assert_same(whole, again, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("floatx", ["float64", "bfloat16"])
+@quick({"imtl_l", "auto_lambda", "db_mtl"})
+def test_any_floatx_trains(name, floatx):
+    default = keras.config.floatx()
+    keras.config.set_floatx(floatx)
+    try:
+        x, y = data()
+        model = build(name)
+        # Keras's Adam does not move in bfloat16, where its β₂ of 0.999 is 1.
+        optimizer = keras.optimizers.SGD(0.02)
+        model.compile(
+            optimizer, loss="mse", balancing=model.balancers[0], run_eagerly=True
+        )
+        before = [np.array(w, "float64") for w in model.get_weights()]
+        for _ in range(3):
+            assert np.isfinite(float(model.train_on_batch(x, y)[0]))
+    finally:
+        keras.config.set_floatx(default)
+    assert {v.dtype for v in model.trainable_variables} == {floatx}
+    for old, new in zip(before, model.get_weights(), strict=True):
+        assert np.any(old != np.array(new, "float64"))
+
+
 @quick({"stch", "moco"})
 def test_trains_and_goes_on_after_a_stop(name, tmp_path):
     x, y = data()

@@ -78,6 +78,22 @@ def test_keeps_and_restores_the_best_epoch(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["best.keras"]
 
 
+def test_baselines_below_0_and_of_0(tmp_path):
+    """Epochs by `a` alone: −0.5 is 50 % better than −1, −1.2 is 20 % worse."""
+    with pytest.warns(UserWarning, match=r"excludes .* b \(0.0\)"):
+        keep = DeltaCheckpoint(
+            tmp_path / "best.keras",
+            baseline={"a": -1.0, "b": 0.0},
+            metrics={"a": "val_a", "b": "val_b"},
+            directions={"a": "max", "b": "min"},
+        )
+    keep.set_model(build())
+    for epoch, value in enumerate((-1.2, -0.5, -0.9)):
+        keep.on_epoch_begin(epoch)
+        keep.on_epoch_end(epoch, {"val_a": value, "val_b": 10.0 - epoch})
+    assert (keep.best_epoch, keep.best) == (1, pytest.approx(50.0))
+
+
 def test_goes_on_where_a_training_stopped(tmp_path):
     path = tmp_path / "best.keras"
     fit(build(), callback(path), epochs=2)

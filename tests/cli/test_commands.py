@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import keras
 import pytest
 from typer.testing import CliRunner
 
 from mtl_keras import data
+from mtl_keras_cli import tuning
 from mtl_keras_cli.app import app
 
 STUDY = """
@@ -188,12 +191,52 @@ def test_compare_says_how_it_goes_and_what_came_out(run, inline, tmp_path):
     said = ok(run(line))
     assert "4/4  dwa + pcgrad, seed 0: Δm" in said
     assert "Wrote both: report.html" in said
-    record = json.loads(
-        (tmp_path / "both/cells/hard-dwa_pcgrad-seed0/record.json").read_text()
-    )
+    (path,) = (tmp_path / "both/cells").glob("hard-dwa_pcgrad-seed0-*/record.json")
+    record = json.loads(path.read_text())
     (row,) = [line for line in said.splitlines() if line.startswith("dwa + pcgrad ")]
     assert f"{record['test']['level']['mae']:.4f}" in row
     assert "Reused: 4 finished; none to go" in ok(run(line))
+
+
+@pytest.mark.parametrize("failing", ["all", "some"])
+def test_exit_code_1_tells_of_failed_trainings(run, inline, monkeypatch, failing):
+    fit = keras.Model.fit
+
+    def failing_fit(self, *args, **kwargs):
+        if failing == "all" or (failing == "some" and len(self.outputs) > 1):
+            raise ValueError("does not fit")
+        return fit(self, *args, **kwargs)
+
+    monkeypatch.setattr(keras.Model, "fit", failing_fit)
+    line = "compare tiny --tasks way,level --balancing equal --seeds 1"
+    result = run(line + " --epochs 1 --limit 32 --out both")
+    assert result.exit_code == 1
+    assert result.stdout.count("failed: ") == {"all": 6, "some": 2}[failing]
+    assert "Wrote both: report.html" in result.stdout
+
+
+def test_exit_code_1_tells_of_a_study_in_which_no_trial_finished(
+    run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(keras.Model, "fit", lambda *args, **kwargs: 1 / 0)
+    several = STUDY.replace("random", "pareto").replace(
+        "trials = 2", 'trials = 2\nobjective = ["way", "level"]'
+    )
+    for out, text in (("one", STUDY), ("several", several)):
+        (tmp_path / "small.toml").write_text(text)
+        result = run(f"tune small.toml --out {out}")
+        assert result.exit_code == 1, result.stderr
+        assert "No trial finished" in result.stdout
+
+
+def test_runs_of_other_batch_sizes_are_exported_together(run, tmp_path):
+    for task, size in (("way", 32), ("level", 8)):
+        ok(
+            run(
+                f"train tiny --tasks {task} --epochs 1 --batch-size {size} --out {task}"
+            )
+        )
+    ok(run("export way level --to both --check"))
 
 
 def test_reuse_refuses_a_run_with_other_settings(run):
@@ -278,3 +321,21 @@ def test_what_goes_wrong_while_tensorflow_is_loaded_is_still_said():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr == "E0000 real trouble\n"
+
+
+def test_a_study_takes_a_signal_to_end_as_an_interruption():
+    def study(number):
+        with tuning.interrupted_by_signals():
+            os.kill(os.getpid(), signal.SIGHUP)  # as under nohup
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with pytest.raises(KeyboardInterrupt):
+                study(number)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)

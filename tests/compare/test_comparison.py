@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -30,9 +31,14 @@ def comparison(**changes):
     return Comparison(TWO_TASKS, **{**settings, **changes})
 
 
+def label(name):
+    """The readable part of a cell's name, without the hash."""
+    return name.rpartition("-")[0]
+
+
 def records(out):
     return {
-        path.parent.name: json.loads(path.read_text())
+        label(path.parent.name): json.loads(path.read_text())
         for path in sorted((out / "cells").glob("*/record.json"))
     }
 
@@ -81,7 +87,8 @@ def test_results_follow_from_the_cells(tiny, eagerly, inline, trainings, tmp_pat
     ]
     assert record["epoch"] == 1 + int(np.argmax(gains))
     assert record["validation_delta_m"] == pytest.approx(100 * max(gains))
-    again = evaluate(out / "cells" / "hard-pcgrad-seed1" / "run")
+    (folder,) = (out / "cells").glob("hard-pcgrad-seed1-*")
+    again = evaluate(folder / "run")
     for task, name in MAIN.items():
         assert again[task][name] == pytest.approx(record["test"][task][name], rel=1e-5)
         key = f"val_{task}_{name}"
@@ -121,7 +128,7 @@ def test_results_follow_from_the_cells(tiny, eagerly, inline, trainings, tmp_pat
     assert float(rows["pcgrad"]["delta_m_percent_mean"]) == method["delta_m"]["mean"]
     with (out / "cells.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["metric"] == "mae"]
-    assert {row["cell"] for row in rows} == {
+    assert {label(row["cell"]) for row in rows} == {
         n for n in found if "level" in n or "hard" in n
     }
     assert json.loads((out / "results.json").read_text())["methods"]["equal"][
@@ -150,10 +157,99 @@ def test_cells_of_a_seed_differ_in_nothing_but_what_is_compared(tiny):
     orders = [
         np.concatenate([x["image"] for x, _ in load_split(cell.config, "train")])
         for cell in cells
-        if cell.name in ("single_way-seed1", "mmoe-pcgrad-seed1", "single_way-seed0")
+        if label(cell.name)
+        in ("single_way-seed1", "mmoe-pcgrad-seed1", "single_way-seed0")
     ]
     np.testing.assert_array_equal(orders[1], orders[2])
     assert (orders[0] != orders[1]).any()
+
+
+def spec(name, **config):
+    return {"class_name": name, "config": config}
+
+
+def test_trainings_with_other_settings_have_other_folders(tiny):
+    balancing = (
+        spec("uncertainty", initial_log_variance=-1.0),
+        spec("uncertainty", initial_log_variance=1.0),
+        spec("famo", lower_bound=1e-05),
+        spec("famo", lower_bound=1e05),
+        spec("static", task_weights={"way": 1, "level": 12}),
+        spec("static", task_weights={"way": 11, "level": 2}),
+        [spec("dwa", temperature=2.5), "pcgrad"],
+        [spec("dwa", temperature=25), "pcgrad"],
+        spec("static", task_weights={f"way{'y' * 300}": 1}),
+    )
+    pairs = ("equal", "pcgrad")
+    cells = [
+        cell
+        for ways in (balancing, pairs)
+        for cell in comparison(balancing=ways, sharing=("hard",)).cells()
+        if ways == balancing or cell.kind == "pair" or cell.method == "equal"
+    ]
+    names = {cell.name.lower() for cell in cells}
+    assert len(names) == len({(c.kind, c.method, c.config.seed) for c in cells})
+    assert max(len(name.encode()) for name in names) < 100
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("dwa", "DWA"),
+        ("dwa", spec("dwa", temperature=2)),
+        (spec("dwa", temperature=0.1), spec("DWA", temperature=1e-1)),
+        (spec("pcgrad", seed=None), "pcgrad"),
+        (["dwa", "pcgrad"], [spec("dwa", temperature=2.0), "pcgrad"]),
+        (spec("cr_mogm", balancer="pcgrad"), spec("CRMOGM", balancer=spec("PCGrad"))),
+        (
+            spec("static", task_weights={"way": 1, "level": 2.0}),
+            spec("static", task_weights={"level": 2, "way": 1.0}),
+        ),
+    ],
+)
+def test_one_training_written_in_two_ways_has_one_identity(tiny, first, second):
+    identities = {
+        dataclasses.replace(TWO_TASKS, balancing=way).validate().identity()
+        for way in (first, first, second)
+    }
+    assert len(identities) == 1
+    with pytest.raises(InputError, match="same twice"):
+        comparison(balancing=(first, second)).validate()
+
+
+def test_a_seed_that_is_given_counts(tiny):
+    ways = ("pcgrad", spec("pcgrad", seed=1), spec("pcgrad", seed=2))
+    assert len({c.name for c in comparison(balancing=ways).validate().cells()}) == 12
+
+
+def test_a_single_task_without_a_baseline_leaves_the_others(
+    tiny, eagerly, inline, monkeypatch, tmp_path
+):
+    """Its metric is 0; then it fails when it is trained again."""
+    one = comparison(seeds=1, pairs=False)
+    run_comparison(one, tmp_path / "out")
+    (single,) = (tmp_path / "out/cells").glob("single_level-*/record.json")
+    record = json.loads(single.read_text())
+    record["validation"]["level"] = record["test"]["level"]["mae"] = 0.0
+    single.write_text(json.dumps(record))
+    (other,) = (tmp_path / "out/cells").glob("hard-pcgrad-*/record.json")
+    other.unlink()
+    console = Console(record=True, width=160, file=io.StringIO())
+    with pytest.warns(UserWarning, match=r"excludes .* level \(0.0\)"):
+        summary = run_comparison(one, tmp_path / "out", console=console)
+    assert "without level, whose baseline on validation is 0" in console.export_text()
+    assert summary["failed"] == {}
+    found = summary["methods"]["pcgrad"]
+    assert found["delta_m"]["values"] == found["gain"]["way"]["values"]
+
+    single.unlink()
+    monkeypatch.setattr(keras.Model, "fit", lambda *args, **kwargs: 1 / 0)
+    summary = run_comparison(one, tmp_path / "out")
+    assert [label(name) for name in summary["failed"]] == ["single_level-seed0"]
+    found = summary["methods"]["pcgrad"]
+    assert np.isnan(found["delta_m"]["mean"])
+    assert np.isfinite(found["gain"]["way"]["mean"])
+    assert np.isfinite(found["test"]["level"]["mean"])
 
 
 def test_a_failed_cell_is_recorded_and_tried_again(
@@ -175,6 +271,7 @@ def test_a_failed_cell_is_recorded_and_tried_again(
     one = comparison(seeds=1, pairs=False)
     monkeypatch.setattr(keras.Model, "fit", diverging)
     failed = run_comparison(one, out)["failed"]
+    failed = {label(name): message for name, message in failed.items()}
     assert set(failed) == {
         "single_level-seed0",
         "hard-equal-seed0",
@@ -185,8 +282,8 @@ def test_a_failed_cell_is_recorded_and_tried_again(
 
     monkeypatch.setattr(keras.Model, "fit", failing)
     summary = run_comparison(one, out)
-    assert set(summary["failed"]) == {"hard-pcgrad-seed0"}
-    message = summary["failed"]["hard-pcgrad-seed0"]
+    ((name, message),) = summary["failed"].items()
+    assert label(name) == "hard-pcgrad-seed0"
     assert "out of memory" in message
     assert "no room for <this>" in message
     assert summary["methods"]["equal"]["seeds"] == [0]

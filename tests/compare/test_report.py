@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html.parser
 import math
 import re
@@ -55,14 +56,20 @@ def given(tiny):
     return comparison, records
 
 
+def names(comparison):
+    """`{name without its hash: name}` of all cells."""
+    return {cell.name.rpartition("-")[0]: cell.name for cell in comparison.cells()}
+
+
 def deltas(comparison, records, label):
     """Δm of every seed, from the definition."""
     found = []
+    named = names(comparison)
     for seed in range(4):
         gains = []
         for task, metric in MAIN.items():
-            value = records[f"hard-{label}-seed{seed}"]["test"][task][metric]
-            base = records[f"single_{task}-seed{seed}"]["test"][task][metric]
+            value = records[named[f"hard-{label}-seed{seed}"]]["test"][task][metric]
+            base = records[named[f"single_{task}-seed{seed}"]]["test"][task][metric]
             gains.append((-1 if task == "level" else 1) * (value / base - 1))
         found.append(100 * np.mean(gains))
     return np.array(found)
@@ -80,21 +87,25 @@ def write(summary, path):
 def test_tests_are_those_of_scipy_over_the_seeds(given):
     comparison, records = given
     summary = summarise(comparison, records)
-    names = {"dwa(temperature=1.5)": "dwa_temperature_1.5", "famo": "famo"}
+    labels = {"dwa(temperature=1.5)": "dwa_temperature_1.5", "famo": "famo"}
     equal = deltas(comparison, records, "equal")
     expected = [
         stats.ttest_rel(deltas(comparison, records, label), equal).pvalue
-        for label in names.values()
+        for label in labels.values()
     ]
     found = summary["tests"]["against_reference"]["t"]
-    assert list(found) == list(names)
+    assert list(found) == list(labels)
     assert [t["p"] for t in found.values()] == pytest.approx(expected)
     assert [t["p_corrected"] for t in found.values()] == pytest.approx(holm(expected))
     alone = summary["tests"]["against_single"]["t"]["equal"]
     assert alone["p"] == pytest.approx(stats.ttest_1samp(equal, 0).pvalue)
     # The order of the tasks, not that of their names: `way` comes first.
+    named = names(comparison)
     table = np.mean(
-        [records[f"hard-equal-seed{s}"]["affinity"][0]["cosines"] for s in range(4)],
+        [
+            records[named[f"hard-equal-seed{s}"]]["affinity"][0]["cosines"]
+            for s in range(4)
+        ],
         axis=0,
     )
     assert summary["affinity"]["cosines"][0][1] == pytest.approx(table[2, 0])
@@ -102,20 +113,78 @@ def test_tests_are_those_of_scipy_over_the_seeds(given):
 
 def test_what_has_no_value_is_shown_as_such(given, tmp_path):
     comparison, records = given
-    records["hard-famo-seed2"]["test"]["way"]["accuracy"] = math.nan
-    records["single_level-seed1"]["test"]["level"]["mae"] = 0.0
+    named = names(comparison)
+    failed = {"status": "FAILED", "error": "E: <script>x</script>"}
+    records[named["hard-famo-seed2"]]["test"]["way"]["accuracy"] = math.nan
     never_met = np.where(np.eye(3), 1.0, np.nan).tolist()
     for seed in range(4):
-        records[f"hard-famo-seed{seed}"]["affinity"][0]["cosines"] = never_met
-    records["hard-equal-seed0"] = {"status": "FAILED", "error": "E: <script>x</script>"}
+        record = records[named[f"hard-famo-seed{seed}"]]
+        record["affinity"][0]["cosines"] = never_met
+    records[named["hard-equal-seed0"]] = failed
+    # Trained again, and failed, after the combinations of its seed had finished.
+    records[named["single_level-seed1"]] = failed
     summary = summarise(comparison, records)
     # Each method lacks one seed's Δm: there is nothing to rank or to test.
     assert summary["methods"]["famo"]["rank"]["mean"] is None
     assert summary["tests"]["against_single"]["t"] == {}
     assert summary["methods"]["famo"]["cosines"] is None
+    deltas_of = summary["methods"]["dwa(temperature=1.5)"]["delta_m"]["values"]
+    assert np.isnan(deltas_of).tolist() == [False, True, False, False]
     page = write(summary, tmp_path / "report.html")
     assert "E: &lt;script&gt;x&lt;/script&gt;" in page
     assert "<td>–</td>" in page
+    assert "nan" not in re.sub(r"<style>.*</style>", "", page, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("zero", [0.0, 1e-9, math.nan])
+def test_a_task_with_a_baseline_of_0_is_excluded_from_every_delta(
+    given, zero, tmp_path
+):
+    comparison, records = given
+    comparison = dataclasses.replace(comparison, pairs=True)
+    named = names(comparison)
+    for cell in comparison.cells():
+        if cell.kind == "pair":
+            alike = records[named[f"hard-equal-seed{cell.config.seed}"]]
+            test = {task: alike["test"][task] for task in cell.tasks}
+            records[cell.name] = alike | {"test": test, "affinity": None}
+    records[named["single_level-seed1"]]["test"]["level"]["mae"] = zero
+    summary = summarise(comparison, records)
+    assert summary["excluded"] == ["level"]
+    # For all seeds alike: Δm is the mean over the other two tasks.
+    for seed, found in enumerate(summary["methods"]["famo"]["delta_m"]["values"]):
+        gains = [
+            records[named[f"hard-famo-seed{seed}"]]["test"][task][MAIN[task]]
+            / records[named[f"single_{task}-seed{seed}"]]["test"][task][MAIN[task]]
+            - 1
+            for task in ("way", "bright")
+        ]
+        assert found == pytest.approx(100 * np.mean(gains))
+    assert len(summary["tests"]["against_single"]["t"]) == 3
+    pairs = np.array(summary["affinity"]["pairs"])
+    assert np.isfinite(pairs).all()  # level over the other seeds
+    page = write(summary, tmp_path / "report.html")
+    assert "Δm excludes level" in page
+    for task in ("way", "bright"):
+        records[named[f"single_{task}-seed0"]]["test"][task][MAIN[task]] = zero
+    summary = summarise(comparison, records)
+    assert np.isnan(summary["methods"]["famo"]["delta_m"]["mean"])
+    assert summary["tests"]["against_single"]["t"] == {}
+    write(summary, tmp_path / "report.html")
+
+
+def test_equal_differences_of_all_seeds_are_reported_as_not_testable(given, tmp_path):
+    comparison, records = given
+    named = names(comparison)
+    for seed in range(4):
+        for task, metric in MAIN.items():
+            for cell, value in (("single_" + task, 0.5), ("hard-equal", 0.6)):
+                record = records[named[f"{cell}-seed{seed}"]]
+                record["test"][task][metric] = value
+    summary = summarise(comparison, records)
+    page = write(summary, tmp_path / "report.html")
+    assert "Different from the single tasks at 5%: none" in page
+    assert "Not testable against the single tasks: equal (no variance" in page
     assert "nan" not in re.sub(r"<style>.*</style>", "", page, flags=re.DOTALL)
 
 

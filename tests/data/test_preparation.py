@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import socket
+import sys
 
 import numpy as np
 import pytest
@@ -49,10 +50,20 @@ def test_load_prepares_what_needs_no_files(
     tmp_path, few_scenes, no_network, capfd, monkeypatch
 ):
     monkeypatch.setenv("MTL_KERAS_DATA_DIR", str(tmp_path))
+    prepare = tfds.core.DatasetBuilder.download_and_prepare
+
+    def other_thread(self, **kwargs):
+        print("said meanwhile by another thread")
+        print("and on standard error", file=sys.stderr)
+        prepare(self, **kwargs)
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", other_thread)
     dataset = data.load("multi_digits", "train[:100]")
     assert len(dataset) == 100
     assert dataset.element_spec["image"].shape == (36, 36, 1)
-    assert capfd.readouterr().out == ""
+    said = capfd.readouterr()
+    assert set(said.out.splitlines()) == {"said meanwhile by another thread"}
+    assert set(said.err.splitlines()) == {"and on standard error"}
     info = data.info("multi_digits/digits")
     assert info.prepared
     assert tmp_path in info.path.parents

@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from mtl_keras.errors import InputError
-from mtl_keras.evaluation import delta_m, hypervolume, pareto_front
+from mtl_keras.evaluation import (
+    delta_m,
+    hypervolume,
+    pareto_front,
+    task_affinity,
+)
 from mtl_keras.evaluation.plots import trade_off
 
 POINTS = arrays(
@@ -69,6 +74,41 @@ def test_delta_m_by_hand():
     ) == pytest.approx(15.0)
     with pytest.raises(InputError, match="Did you mean 'mask'"):
         delta_m({"masks": 1.0}, {"mask": 1.0}, {"mask": "max"})
+
+
+@pytest.mark.parametrize(
+    ("value", "baseline", "direction", "expected"),
+    [
+        (-0.5, -1.0, "max", 50.0),  # R²: better
+        (-1.5, -1.0, "max", -50.0),
+        (0.5, -1.0, "max", 150.0),
+        (-3.0, -2.0, "min", 50.0),  # a log-likelihood with its sign turned
+        (-1.0, -2.0, "min", -50.0),
+        (np.float32(1.5), np.float32(1.0), "max", 50.0),
+    ],
+)
+def test_better_than_a_baseline_below_0_is_a_gain(value, baseline, direction, expected):
+    found = delta_m({"a": value}, {"a": baseline}, {"a": direction})
+    assert found == pytest.approx(expected)
+    # The same gain, measured from 0 upwards.
+    size = abs(baseline)
+    shifted = delta_m({"a": value - baseline + size}, {"a": size}, {"a": direction})
+    assert found == pytest.approx(shifted)
+
+
+@pytest.mark.parametrize("zero", [0, 0.0, -0.0, 1e-8, -1e-300, np.nan, np.inf, None])
+def test_tasks_without_a_relative_gain_are_excluded_with_a_warning(zero):
+    directions = {"a": "max", "b": "max"}
+    with pytest.warns(UserWarning, match=rf"excludes .*: b \({zero}\)\."):
+        found = delta_m({"a": 0.9, "b": 0.5}, {"a": 0.6, "b": zero}, directions)
+    assert found == pytest.approx(50.0)
+    with pytest.raises(InputError, match="other than 0"):
+        delta_m({"b": 0.5}, {"b": zero}, directions)
+    pairs = {("a", "b"): {"a": 0.9, "b": 0.5}}
+    table = task_affinity(pairs, {"a": 0.6, "b": zero}, directions)
+    np.testing.assert_allclose(table, [[0, np.nan], [50.0, 0]])
+    # A metric that is not a number is no reason to leave its task out.
+    assert np.isnan(delta_m({"a": np.nan, "b": 1}, {"a": 1, "b": 1}, directions))
 
 
 @pytest.mark.parametrize("tasks", [2, 3])

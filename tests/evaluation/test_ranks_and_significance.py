@@ -81,16 +81,39 @@ def test_wilcoxon_is_the_share_of_signs_that_are_as_extreme(differences):
 
 def test_without_spread_or_seeds_nothing_is_invented():
     same = paired_tests({"a": [1.0, 2.0], "b": [1.5, 2.5]}, [1.0, 2.0])
-    assert (same["a"].p, same["b"].p) == (1.0, 0.0)
-    assert same["b"].low == same["b"].high == 0.5
+    # Two seeds with one difference: SciPy's own p of 0 is that of a variance of 0.
+    assert same["a"].p == 1.0
+    assert same["b"].difference == 0.5
+    for value in ("p", "p_corrected", "low", "high"):
+        assert math.isnan(getattr(same["b"], value))
+    assert same["b"].untestable == "no variance over the seeds"
+    assert same["a"].p_corrected == 1.0  # the only one that was tested
     single = paired_tests({"a": [2.0]}, [1.0])["a"]
     assert single.difference == 1.0
+    assert single.untestable == "one seed"
     assert math.isnan(single.p)
     assert math.isnan(single.p_corrected)
     with pytest.raises(InputError, match=r"\(2,\) and \(3,\)"):
         paired_tests({"a": [1.0, 2.0]}, [1.0, 2.0, 3.0])
     with pytest.raises(InputError, match="finite"):
         paired_tests({"a": [1.0, math.nan]}, 0.0)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 8])
+def test_differences_that_are_equal_up_to_round_off_have_no_variance(seeds):
+    rng = np.random.default_rng(seeds)
+    reference = rng.uniform(0.5, 0.9, seeds).astype("float32")
+    shifted = (reference + np.float32(0.05)).astype("float64")
+    found = paired_tests({"shifted": shifted, "same": reference}, reference)
+    assert math.isnan(found["shifted"].p)
+    assert found["same"].p == 1.0
+    # Signs need no variance: all seeds on one side are 2 of the 2ⁿ ways.
+    found = paired_tests({"shifted": shifted}, reference, "wilcoxon")["shifted"]
+    assert found.p == pytest.approx(2 / 2**seeds)
+    # A difference that varies by more than that is tested as ever.
+    varied = shifted + rng.normal(0, 1e-3, seeds)
+    expected = stats.ttest_rel(varied, reference.astype("float64")).pvalue
+    assert paired_tests({"a": varied}, reference)["a"].p == pytest.approx(expected)
 
 
 def test_holm_by_hand():

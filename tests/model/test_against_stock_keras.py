@@ -5,16 +5,18 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import mtl_keras
+from mtl_keras.errors import InputError, NonFiniteError
 
 CLASSES = 5
 
 
-def network():
+def network(regularizer="l2"):
     """Two tasks, with BatchNorm, Dropout and a regulariser."""
     inputs = keras.Input((8,), name="x")
-    h = keras.layers.Dense(16, "relu", kernel_regularizer="l2")(inputs)
+    h = keras.layers.Dense(16, "relu", kernel_regularizer=regularizer)(inputs)
     h = keras.layers.BatchNormalization()(h)
     h = keras.layers.Dropout(0.2, seed=7)(h)
     kind = keras.layers.Dense(CLASSES, "softmax", name="kind_head")(h)
@@ -154,3 +156,199 @@ def test_predict_and_train_on_batch_are_stock_keras():
     )
     for task in stock:
         np.testing.assert_allclose(ours[task], stock[task], rtol=1e-4, atol=1e-6)
+
+
+MSE = keras.losses.MeanSquaredError
+
+
+@pytest.mark.parametrize(
+    ("loss", "loss_weights"),
+    [
+        ({"kind": ["ce", "mse"], "size": "mse"}, None),
+        ({"kind": ["ce", ["mse"]], "size": "mse"}, {"kind": [0.5, [3.0]], "size": 2.0}),
+        (["ce", ["mae", "mse"]], [0.5, 3.0, 2.0]),
+        ({"kind": MSE(reduction="none"), "size": MSE(reduction=None)}, None),
+        ({"kind": MSE(reduction="none"), "size": "mae"}, {"kind": 0.5, "size": 2.0}),
+        ({"kind": MSE(reduction="sum"), "size": "mae"}, None),
+    ],
+    ids=["list", "nested", "list_of_lists", "none", "none_and_mean", "sum"],
+)
+def test_several_losses_and_losses_not_reduced_are_stock_keras(loss, loss_weights):
+    results = []
+    for cls in (keras.Model, mtl_keras.MultiTaskModel):
+        keras.utils.set_random_seed(3)
+        # Keras cannot add a scalar to losses that are not reduced.
+        model = cls(*network(regularizer=None))
+        given = loss
+        if cls is keras.Model and isinstance(loss, list):  # of a dict it takes none
+            given = dict(zip(("kind", "size"), loss, strict=True))
+        model.compile(
+            keras.optimizers.SGD(0.01),
+            loss=given,
+            loss_weights=loss_weights,
+            run_eagerly=True,
+        )
+        x, y = data()
+        y["kind"] = np.eye(CLASSES)[y["kind"]]
+        fit = {"batch_size": 24, "epochs": 2, "verbose": 0, "shuffle": False}
+        results.append((model.fit(x, y, **fit).history, model.get_weights()))
+    (stock_history, stock), (history, ours) = results
+    for name, values in stock_history.items():
+        np.testing.assert_allclose(history[name], values, rtol=1e-5, err_msg=name)
+    for expected, actual in zip(stock, ours, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (["mse", {"kind": "mse", "size": "mse"}], "several outputs together"),
+        (["mse", "mse", "mse"], "a loss for each of the outputs"),
+        ({"kind": {"x": "mse"}, "size": "mse"}, "list of losses for the output 'kind'"),
+        ({"kind": ["mse", None], "size": "mse"}, "list of losses for the output 'kind"),
+        ({"kind": "mse", "size": []}, "list of losses for the output 'size'"),
+    ],
+)
+def test_a_loss_of_no_task_is_refused_at_compile(loss, message):
+    with pytest.raises(InputError, match=message):
+        mtl_keras.MultiTaskModel(*network()).compile("sgd", loss=loss)
+
+
+class Centralised(keras.optimizers.SGD):
+    """Takes the mean off every gradient, where Keras's trainer hands them over."""
+
+    def apply_gradients(self, grads_and_vars):
+        return super().apply_gradients(
+            [(g - tf.reduce_mean(g), v) for g, v in grads_and_vars]
+        )
+
+
+class Accumulating(keras.optimizers.SGD):
+    """Applies the sum of the gradients of every second step."""
+
+    def build(self, var_list):
+        super().build(var_list)
+        self.sums = [self.add_variable_from_reference(v, "sum") for v in var_list]
+        self.count = self.add_variable((), dtype="int32", name="count")
+
+    def apply_gradients(self, grads_and_vars):
+        gradients, variables = zip(*grads_and_vars, strict=True)
+        if not self.built:
+            self.build(variables)
+        for total, gradient in zip(self.sums, gradients, strict=True):
+            total.assign_add(gradient)
+        self.count.assign_add(1)
+
+        def apply():
+            self.apply([total.value + 0.0 for total in self.sums], variables)
+            for total in self.sums:
+                total.assign(tf.zeros_like(total.value))
+            return True
+
+        tf.cond(tf.equal(self.count % 2, 0), apply, lambda: True)
+
+
+@pytest.mark.parametrize("optimizer", [Centralised, Accumulating])
+def test_an_optimizer_that_overrides_apply_gradients_is_called_by_it(optimizer):
+    results = []
+    for cls in (keras.Model, mtl_keras.MultiTaskModel):
+        keras.utils.set_random_seed(3)
+        model = cls(*network())
+        model.compile(optimizer(0.05), **FORMS["dict"]())
+        x, y = data()
+        model.fit(x, y, batch_size=24, epochs=1, verbose=0, shuffle=False)
+        results.append(model.get_weights())
+    for expected, actual in zip(*results, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-7)
+
+
+def with_loss_of_its_own(cls):
+    """A model class that overrides `compute_loss`, as Keras documents it."""
+
+    class OwnLoss(cls):
+        def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None):
+            return super().compute_loss(x, y, y_pred, sample_weight) + tf.reduce_mean(
+                tf.abs(y_pred["size"])
+            )
+
+    return OwnLoss
+
+
+def test_an_overridden_compute_loss_trains_as_in_stock_keras():
+    results = []
+    for cls in (keras.Model, mtl_keras.MultiTaskModel):
+        keras.utils.set_random_seed(3)
+        model = with_loss_of_its_own(cls)(*network())
+        model.compile(keras.optimizers.SGD(0.05), **FORMS["dict"]())
+        x, y = data()
+        logs = model.fit(x, y, batch_size=24, verbose=0, shuffle=False).history
+        results.append((model.get_weights(), logs, model.evaluate(x, y, verbose=0)))
+    (expected, logs, scores), (actual, our_logs, our_scores) = results
+    for one, two in zip(expected, actual, strict=True):
+        np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-7)
+    for name in logs:
+        np.testing.assert_allclose(our_logs[name], logs[name], rtol=1e-5)
+    np.testing.assert_allclose(our_scores, scores, rtol=1e-5)
+    with pytest.raises(NonFiniteError):
+        model.fit(np.nan * x, y, verbose=0)
+
+
+def test_a_step_that_cannot_be_balanced_is_refused():
+    model = with_loss_of_its_own(mtl_keras.MultiTaskModel)(*network())
+    for arguments in ({"balancing": "pcgrad"}, {"on_nonfinite": "skip_task"}):
+        with pytest.raises(InputError, match=r"compute_loss.*Received") as error:
+            model.compile("sgd", **FORMS["dict"](), **arguments)
+        assert "\n" not in str(error.value)
+
+    class Unbalanced(mtl_keras.MultiTaskModel):
+        def train_step(self, data):
+            x, y = data
+            self(x, training=True)
+            return {"loss": tf.reduce_mean(tf.cast(y["size"], "float32"))}
+
+    model = Unbalanced(*network())
+    model.compile("sgd", FORMS["dict"]()["loss"], balancing="pcgrad")
+    with pytest.raises(InputError, match=r"super\(\)\.train_step"):
+        model.fit(*data(), verbose=0)
+
+
+def test_a_callback_list_serves_one_fit_and_keeps_its_callbacks():
+    model = mtl_keras.MultiTaskModel(*network())
+    model.compile("sgd", **FORMS["dict"]())
+    history = keras.callbacks.History()
+    callbacks = keras.callbacks.CallbackList([history], model=model, epochs=1)
+    model.fit(*data(), callbacks=callbacks, verbose=0)
+    assert callbacks.callbacks == [history]
+    assert "kind_loss" in history.history
+
+
+@pytest.mark.parametrize(
+    ("monitored", "mode"),
+    [("val_kind_accuracy", "max"), ("size_mae", "min"), ("val_size_loss", "min")],
+)
+def test_the_direction_of_one_tasks_metric_is_inferred(monitored, mode):
+    model = mtl_keras.MultiTaskModel(*network())
+    model.compile("sgd", **FORMS["dict"](), run_eagerly=True)
+    callback = keras.callbacks.EarlyStopping(monitored)
+    model.fit(*data(), callbacks=[callback], validation_split=0.5, verbose=0)
+    assert callback.mode == mode
+
+
+@pytest.mark.parametrize("name", ["my task", "größe", "a:b"])
+def test_a_name_that_tensorflow_does_not_take_is_refused_by_compile(name):
+    inputs = keras.Input((8,))
+    outputs = {task: keras.layers.Dense(1)(inputs) for task in (name, "b")}
+    model = mtl_keras.MultiTaskModel(inputs, outputs)
+    with pytest.raises(InputError, match=f"task names .* '{name}'"):
+        model.compile("sgd", "mse")
+
+
+def test_a_name_that_keras_takes_trains():
+    inputs = keras.Input((8,))
+    tasks = ("_a", "a/b", "a.b", "1-a")
+    outputs = {task: keras.layers.Dense(1)(inputs) for task in tasks}
+    model = mtl_keras.MultiTaskModel(inputs, outputs)
+    model.compile("sgd", "mse", run_eagerly=True)
+    x, y = data()
+    logs = model.fit(x, dict.fromkeys(tasks, y["size"]), verbose=0).history
+    assert {f"{task}_loss" for task in tasks} <= logs.keys()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import mtl_keras
-from mtl_keras.balancing import GramBalancer
+from mtl_keras.balancing import GradientStep, GramBalancer
 
 
 class Alternating(GramBalancer):
@@ -31,6 +33,14 @@ class Mean(GramBalancer):
 
     def weights(self, gramian):
         return tf.ones((gramian.shape[0],), "float64") / gramian.shape[0]
+
+
+class Sum(GramBalancer):
+    method = "plain_sum"
+    natural_scale = "sum"
+
+    def weights(self, gramian):
+        return tf.ones((gramian.shape[0],), "float64")
 
 
 def build(balancing, optimizer=None, **compile_arguments):
@@ -92,6 +102,106 @@ def test_update_every_keeps_the_weights_between_solves():
     ]
     np.testing.assert_allclose(logged, [1, 1, 1, 2, 2, 2, 1, 1])
     assert balancer.variables["solves"].numpy() == 3
+
+
+def alternating(steps=8):
+    """Yields batches that have labels for one task each, in turn."""
+    x, y = data(16)
+    for step in range(steps):
+        present = "abc"[step % 3]
+        yield x, y, {task: np.full(16, float(task == present)) for task in "abc"}
+
+
+ALTERNATING = [
+    ("mgda", {"update_every": 3}),
+    ("mgda", {"update_every": 2, "gradients_of": "representation"}),
+    ("cr_mogm", {"update_every": 4, "scale": "mean"}),
+]
+
+
+@pytest.mark.parametrize(("name", "config"), ALTERNATING, ids=str)
+def test_tasks_absent_from_a_solve_train_between_solves(name, config):
+    """A task alone in the batch has weight 1: that is stock training."""
+    stock = build("equal", run_eagerly=True)
+    method = {"class_name": name, "config": config}
+    other = build(method, run_eagerly=True)
+    for batch in alternating():
+        stock.train_on_batch(*batch)
+        other.train_on_batch(*batch)
+    for expected, actual in zip(stock.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_solves_when_one_of_its_tasks_is_due():
+    balancer = Alternating(update_every=3)
+    model = build(balancer, run_eagerly=True)
+    x, y = data(16)
+    solves = []
+    for present in ("a", "b", "abc", "ab", "ab", "c", "c", "ab", "ab"):
+        weight = {task: np.full(16, float(task in present)) for task in "abc"}
+        model.train_on_batch(x, y, weight)
+        solves.append(int(balancer.variables["solves"].numpy()))
+    assert solves == [1, 2, 3, 3, 3, 3, 3, 4, 4]
+
+
+AVERAGING = ["db_mtl", "excess_mtl", "moco"]
+
+
+@pytest.mark.parametrize("trainable", [False, True], ids=["frozen", "thawed"])
+@pytest.mark.parametrize("name", AVERAGING)
+def test_layers_frozen_or_thawed_after_compile_are_as_before_it(name, trainable):
+    x, y = data(16)
+    results = []
+    for compile_again in (True, False):
+        model = build(name, run_eagerly=True)
+        branch = [layer for layer in model.layers if hasattr(layer, "units")][1]
+        branch.trainable = not trainable
+        model.compile("sgd", loss="mse", balancing=name, run_eagerly=True)
+        branch.trainable = trainable
+        if compile_again:
+            model.compile("sgd", loss="mse", balancing=name, run_eagerly=True)
+        for _ in range(3):
+            model.train_on_batch(x, y)
+        results.append((model.get_weights(), model._pipeline.state))
+    (expected, state), (actual, same) = results
+    for one, two in zip(expected, actual, strict=True):
+        np.testing.assert_array_equal(two, one)
+    assert {key: v.shape for key, v in state.items()} == {
+        key: v.shape for key, v in same.items()
+    }
+
+
+@pytest.mark.parametrize("name", AVERAGING)
+def test_compiling_again_starts_the_method_anew(name):
+    x, y = data(16)
+    balancer = mtl_keras.balancing.get(name)
+    results = []
+    for again in (balancer, name):
+        model = build(balancer, run_eagerly=True)
+        model.train_on_batch(x, y)
+        model.layers[2].trainable = False
+        model.compile("sgd", loss="mse", balancing=again, run_eagerly=True)
+        model.train_on_batch(x, y)
+        results.append(model.get_weights())
+    for one, two in zip(*results, strict=True):
+        np.testing.assert_array_equal(two, one)
+
+
+@pytest.mark.parametrize("name", ["moco", "cr_mogm"])
+def test_two_models_share_no_state(name):
+    x, y = data(16)
+    balancer = mtl_keras.balancing.get(name)
+    first = build(balancer, run_eagerly=True)
+    first.train_on_batch(x, y)
+    second = build(balancer, run_eagerly=True)
+    second.train_on_batch(x, y)
+    assert first.balancers[0] is balancer
+    for one, two in zip(first.get_weights(), second.get_weights(), strict=True):
+        np.testing.assert_array_equal(two, one)
+    mine, others = first._pipeline.state, second._pipeline.state
+    for key in mine:
+        assert mine[key] is not others[key]
+        np.testing.assert_array_equal(others[key], mine[key], err_msg=key)
 
 
 def test_representation_gradients_need_heads_without_shared_variables():
@@ -173,3 +283,101 @@ def test_a_single_task_trains_under_any_kind_of_method():
     for other in results[1:]:
         for expected, actual in zip(results[0], other, strict=True):
             np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+
+P, Q = (np.random.default_rng(i).normal(size=(16, 4)).astype("float32") for i in (0, 1))
+
+
+def inputs_p_and_q():
+    return [keras.Input((4,), name=name) for name in "pq"]
+
+
+# Symbolic inputs made of two, and a batch for them.
+STRUCTURES = {
+    "dict for a list": (lambda p, q: [q, p], {"p": P, "q": Q}),
+    "more than is read": (lambda p, q: [q, p], {"p": P, "q": Q, "r": Q}),
+    "other keys": (lambda p, q: {"z": p, "y": q}, {"z": P, "y": Q}),
+    "nested list": (lambda p, q: [q, [p]], [Q, [P]]),
+    "nested dict": (lambda p, q: {"u": q, "a": (p,)}, {"u": Q, "a": (P,)}),
+}
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_a_representation_is_read_from_inputs_in_any_structure(structure):
+    make, batch = STRUCTURES[structure]
+    y = {task: np.ones((16, 1)) for task in "ab"}
+    results = []
+    for method in ("equal", Mean(gradients_of="representation")):
+        keras.utils.set_random_seed(2)
+        p, q = inputs_p_and_q()
+        stem = keras.layers.Concatenate()([keras.layers.Dense(3)(p), q])
+        outputs = {
+            "a": keras.layers.Dense(1)(stem),
+            "b": keras.layers.Dense(1)(keras.layers.Concatenate()([stem, q])),
+        }
+        model = mtl_keras.MultiTaskModel(make(p, q), outputs)
+        model.compile("sgd", "mse", balancing=method, run_eagerly=True)
+        loss = model.fit(batch, y, batch_size=16, verbose=0).history["a_loss"]
+        results.append([loss, *model.get_weights()])
+    for expected, actual in zip(*results, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+def test_a_representation_may_be_an_output_and_an_input_too():
+    """Two tasks with one output, and an output that is an input: as summed losses."""
+    y = {task: np.ones((16, 4)) for task in "abcd"}
+    results = []
+    for method in ("equal", Sum(gradients_of="representation")):
+        keras.utils.set_random_seed(2)
+        p, q = inputs_p_and_q()
+        stem = keras.layers.Dense(4)(p)
+        outputs = {"a": stem, "b": stem, "c": q, "d": keras.layers.Dense(4)(stem)}
+        for chosen in ("ab", "abcd"):
+            inputs = [p, q] if "c" in chosen else p
+            model = mtl_keras.MultiTaskModel(inputs, {t: outputs[t] for t in chosen})
+            model.compile("sgd", "mse", balancing=method, run_eagerly=True)
+            batch = [P, Q] if "c" in chosen else P
+            model.fit(batch, {t: y[t] for t in chosen}, verbose=0)
+        results.append(model.get_weights())
+    for expected, actual in zip(*results, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+def test_replicas_wait_for_each_other_without_a_lock(mirrored, monkeypatch):
+    """A Gram matrix is made on all replicas at once; none may keep the others out."""
+    both = threading.Barrier(2, timeout=10)
+    original = mtl_keras.ops.gramian
+
+    def gramian(gradients):
+        both.wait()
+        return original(gradients)
+
+    monkeypatch.setattr("mtl_keras.balancing.base.ops.gramian", gramian)
+    results = []
+
+    def read(value):
+        step = GradientStep([[tf.constant([value])]], None, None, tf.ones(()))
+        results.append(step.gramian.numpy().item())
+
+    threads = [threading.Thread(target=read, args=(v,)) for v in (1.0, 2.0)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == [1.0, 4.0]
+    monkeypatch.undo()
+
+    with mirrored.scope():
+        method = {"class_name": "pcgrad", "config": {"gradients_of": "representation"}}
+        model = build(method)
+    x, y = data(32)
+    fit = threading.Thread(
+        target=model.fit,
+        args=(x, y),
+        kwargs={"batch_size": 16, "verbose": 0},
+        daemon=True,
+    )
+    fit.start()
+    fit.join(timeout=120)
+    assert not fit.is_alive()
+    assert model.optimizer.iterations == 2

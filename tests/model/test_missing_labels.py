@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import collections
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import mtl_keras
+from mtl_keras.errors import InputError
 
 
 def build(balancing, image=False):
@@ -48,6 +51,10 @@ def data(n=100):
         "size": rng.normal(size=(n, 1)).astype("float32"),
     }
     return x, y
+
+
+def not_finite(logs):
+    return {name for name, value in logs.items() if not np.isfinite(value)}
 
 
 @pytest.mark.parametrize("filler", [-1, 0])
@@ -129,7 +136,8 @@ def test_a_task_absent_from_the_batch_moves_nothing(balancing):
     logs = model.train_on_batch(x, y, sample_weight=absent, return_dict=True)
     for old, new in zip(before, head.get_weights(), strict=True):
         np.testing.assert_array_equal(new, old)
-    assert all(np.isfinite(value) for value in logs.values()), logs
+    # What was not computed is logged as NaN, and only that.
+    assert not_finite(logs) == {"size_loss", "size_mae", "size_weighted"}
     assert logs["size_weight"] == 0.0
     index = model.tasks.index("size")
     for key, variable in model._pipeline.state.items():
@@ -144,7 +152,7 @@ def test_nothing_labelled_at_all_makes_no_nan():
     before = [w.copy() for w in model.get_weights()]
     nothing = {"kind": np.zeros(100), "size": np.zeros(100)}
     logs = model.train_on_batch(x, y, sample_weight=nothing, return_dict=True)
-    assert all(np.isfinite(value) for value in logs.values())
+    assert {*logs} - not_finite(logs) == {"loss", "kind_weight", "size_weight"}
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(new, old)
 
@@ -170,3 +178,380 @@ def test_label_counts_are_summed_over_replicas(mirrored):
         results.append(model.get_weights())
     for one, two in zip(*results, strict=True):
         np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-6)
+
+
+LENGTHS = [6, 4, 2, 5, 3, 1, 6, 2, 1, 5, 6, 6, 2, 3, 4, 1]
+TOKENS = np.arange(6) < np.array(LENGTHS)[:, None]
+
+
+def sequences(masked=True, policy="raise", optimizer=None, **arguments):
+    """A class for each token, and a number for each sequence."""
+    keras.utils.set_random_seed(7)
+    inputs = keras.Input((6,), dtype="int32")
+    h = keras.layers.Embedding(9, 4, mask_zero=masked)(inputs)
+    h = keras.layers.Dense(5, "tanh")(h)
+    outputs = {
+        "kind": keras.layers.Dense(3, "softmax")(h),
+        "size": keras.layers.Dense(1)(keras.layers.GlobalAveragePooling1D()(h)),
+    }
+    model = mtl_keras.MultiTaskModel(inputs, outputs)
+    arguments = {
+        "loss": {"kind": "sparse_categorical_crossentropy", "size": "mse"},
+        "metrics": {"kind": ["accuracy"]},
+        "weighted_metrics": {"kind": [keras.metrics.SparseCategoricalAccuracy("w")]},
+        **arguments,
+    }
+    model.compile(
+        optimizer or keras.optimizers.SGD(0.0), on_nonfinite=policy, **arguments
+    )
+    return model
+
+
+def tokens():
+    rng = np.random.default_rng(2)
+    x = np.where(TOKENS, rng.integers(1, 9, (16, 6)), 0)
+    return x, {"kind": rng.integers(0, 3, (16, 6)), "size": rng.normal(size=(16, 1))}
+
+
+def by_hand(p, y, weight, mask, parts):
+    """Loss, accuracy and weighted accuracy over what is labelled and not masked."""
+    w = (
+        np.ones(y.shape)
+        if weight is None
+        else weight.reshape(16, -1) * np.ones(y.shape)
+    )
+    losses = -np.log(np.take_along_axis(p, y[..., None], -1)[..., 0]) * w
+    right, kept = p.argmax(-1) == y, mask & (w != 0)
+    loss = losses[kept].mean()
+    if weight is None:  # Keras: the mean over batches and replicas.
+        loss = np.mean([losses[part][mask[part]].mean() for part in parts])
+    return loss, right[kept].mean(), (right * w)[mask].sum() / w[mask].sum()
+
+
+@pytest.mark.parametrize(
+    "eagerly", [True, pytest.param(False, marks=pytest.mark.slow)], ids=str
+)
+@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("policy", ["raise", "skip_task", "skip_step"])
+@pytest.mark.parametrize("masked", [True, False])
+def test_tokens_that_are_labelled_and_not_masked(
+    masked, policy, replicas, eagerly, mirrored
+):
+    strategy = mirrored if replicas == 2 else tf.distribute.get_strategy()
+    with strategy.scope():
+        model = sequences(masked, policy, run_eagerly=eagerly)
+    x, y = tokens()
+    p = np.array(model(x)["kind"])
+    mask = TOKENS if masked else np.ones((16, 6), bool)
+    rng = np.random.default_rng(3)
+    weights = {
+        "none": None,
+        "samples": np.array([1, 0, 2, 0.5] * 2 + [0, 0, 0, 1] + [1, 0, 0, 0]),
+        "tokens": rng.choice([0.0, 0.0, 1.0, 2.0], (16, 6)),
+    }
+    parts = np.split(np.arange(16), 2 * replicas)
+    for name, weight in weights.items():
+        data = (x, y)
+        if weight is not None:
+            data = (x, y, {"kind": weight, "size": np.ones(16)})
+        dataset = tf.data.Dataset.from_tensor_slices(data).batch(8)
+        if policy == "raise" and replicas == 1:
+            logs = model.evaluate(dataset, verbose=0, return_dict=True)
+        else:
+            logs = {k: v[0] for k, v in model.fit(dataset, verbose=0).history.items()}
+        expected = by_hand(p, y["kind"], weight, mask, parts)
+        actual = [logs[f"kind_{name}"] for name in ("loss", "accuracy", "w")]
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_absent_samples_train_as_if_left_out(masked):
+    x, y = tokens()
+    labelled = np.array(LENGTHS) > 2
+    everywhere = {"size": np.zeros(16), "kind": labelled.astype("float32")}
+    results = []
+    for rows, weights in ((np.arange(16), everywhere), (labelled, None)):
+        model = sequences(masked, optimizer=keras.optimizers.SGD(1.0))
+        if weights is None:
+            stock = keras.Model(model.input, model.output)
+            stock.compile(model.optimizer, loss={"kind": model.loss["kind"]})
+            stock.train_on_batch(x[rows], {"kind": y["kind"][rows]})
+        else:
+            model.train_on_batch(x, y, sample_weight=weights)
+        results.append(model.get_weights())
+    for actual, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [1, 6])
+def test_unlabelled_sequences_do_not_change_the_loss_whatever_their_length(length):
+    x, y = tokens()
+    x[2:] = np.where(np.arange(6) < length, 1, 0)
+    weight = {"kind": np.r_[1.0, 1.0, np.zeros(14)], "size": np.ones(16)}
+    model = sequences(run_eagerly=True)
+    p = np.array(model(x)["kind"])
+    kept = TOKENS & (np.arange(16) < 2)[:, None]
+    expected = -np.log(np.take_along_axis(p, y["kind"][..., None], -1)[..., 0])[kept]
+    logs = model.test_on_batch(x, y, sample_weight=weight, return_dict=True)
+    assert logs["kind_loss"] == pytest.approx(expected.mean(), rel=1e-5)
+
+
+def heads(losses, head, cls=mtl_keras.MultiTaskModel, **arguments):
+    """A task "a" with the head that is to be tried, and a plain task "b"."""
+    keras.utils.set_random_seed(9)
+    inputs = keras.Input((6,))
+    h = keras.layers.Dense(8, "tanh")(inputs)
+    model = cls(inputs, {"a": head(h), "b": keras.layers.Dense(1, name="b")(h)})
+    arguments.setdefault("run_eagerly", True)
+    arguments.setdefault("optimizer", keras.optimizers.SGD(0.05))
+    model.compile(loss={"a": losses, "b": "mse"}, **arguments)
+    return model
+
+
+def dense(units, activation=None):
+    return lambda h: keras.layers.Dense(units, activation, name="a")(h)
+
+
+def number(h):
+    return keras.layers.Reshape((), name="a")(keras.layers.Dense(1)(h))
+
+
+def one_number(y, p):
+    return keras.ops.mean(keras.ops.abs(y - p))
+
+
+class Counting(keras.metrics.Metric):
+    """The mean error of what it sees; it knows no sample weights."""
+
+    def __init__(self):
+        super().__init__(name="counting")
+        self.total = self.add_variable((), "zeros")
+        self.seen = self.add_variable((), "zeros")
+
+    def update_state(self, y_true, y_pred):
+        self.total.assign_add(keras.ops.sum(keras.ops.abs(y_true - y_pred)))
+        self.seen.assign_add(keras.ops.cast(keras.ops.size(y_true), "float32"))
+
+    def result(self):
+        return self.total / self.seen
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("head", [number, dense(1)], ids=["batch", "batch_1"])
+def test_one_number_for_a_batch_is_that_of_the_labelled_samples(head, jit_compile):
+    if head is number and jit_compile:
+        pytest.skip("the same mechanism")
+    x = np.random.default_rng(0).normal(size=(22, 6))
+    y = {"a": np.full((22, 1), 10.0), "b": np.zeros((22, 1))}
+    if head is number:
+        y["a"] = y["a"][:, 0]
+    weight = np.array([1.0, 0.0] * 8 + [0.0] * 6)
+    y["a"][weight == 0] = -7.0
+    model = heads(
+        one_number,
+        head,
+        metrics={"a": [one_number, "mae", Counting()]},
+        weighted_metrics={"a": [keras.metrics.MeanAbsoluteError("weighted")]},
+        jit_compile=jit_compile,
+        run_eagerly=False,
+    )
+    weight *= np.linspace(0.5, 1.5, 22)
+    errors = np.abs(10.0 - model.predict(x, verbose=0)["a"].reshape(-1))
+    # The last batch has no label at all.
+    arguments = {
+        "sample_weight": {"a": weight, "b": np.ones(22)},
+        "batch_size": 8,
+        "verbose": 0,
+    }
+    logs = model.evaluate(x, y, **arguments, return_dict=True)
+    mean = errors[weight != 0].mean()
+    assert logs["a_one_number"] == pytest.approx(mean, rel=1e-5)
+    assert logs["a_mae"] == pytest.approx(mean, rel=1e-5)
+    assert logs["a_counting"] == pytest.approx(mean, rel=1e-5)
+    weighted = (errors * weight).sum() / weight.sum()
+    assert logs["a_weighted"] == pytest.approx(weighted, rel=1e-5)
+    # Of the batch's loss Keras takes the mean weight.
+    of_batches = [
+        errors[:16][rows][::2].mean() * weight[:16][rows][::2].mean()
+        for rows in (slice(0, 8), slice(8, 16))
+    ]
+    assert logs["a_loss"] == pytest.approx(np.mean(of_batches), rel=1e-5)
+    if not jit_compile:
+        model.fit(x, y, **arguments, epochs=30)
+        assert model.predict(x, verbose=0)["a"].mean() > 4.0  # away from the fillers
+        assert all(np.isfinite(w).all() for w in model.get_weights())
+
+
+ELEMENTWISE = {
+    "numbers": (dense(5), "mse", ["mae", keras.metrics.R2Score]),
+    "labels": (
+        dense(5, "sigmoid"),
+        "binary_crossentropy",
+        [keras.metrics.BinaryAccuracy, keras.metrics.AUC, keras.metrics.Precision],
+    ),
+    "pixels": (
+        lambda h: keras.layers.Softmax(name="a")(
+            keras.layers.Reshape((2, 3, 4))(keras.layers.Dense(24)(h))
+        ),
+        "categorical_crossentropy",
+        [
+            "accuracy",
+            lambda: keras.metrics.OneHotMeanIoU(4, name="iou"),
+            lambda: keras.metrics.SensitivityAtSpecificity(0.5, name="at"),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("per_element", [True, False])
+@pytest.mark.parametrize("kind", ELEMENTWISE)
+def test_elements_with_a_weight_of_zero_are_left_out(kind, per_element):
+    head, loss, metrics = ELEMENTWISE[kind]
+    metrics = [m if isinstance(m, str) else m() for m in metrics]
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(20, 6))
+    shape = {"pixels": (20, 2, 3)}.get(kind, (20, 5))
+    if kind == "numbers":
+        label = rng.normal(size=shape)
+    elif kind == "labels":
+        label = rng.integers(0, 2, shape).astype("float32")
+    else:
+        label = np.eye(4)[rng.integers(0, 4, shape)]
+    weight = rng.choice([0.0, 0.0, 1.0], shape)
+    if not per_element:
+        weight = weight[(slice(None), *[0] * (weight.ndim - 1))]
+    model = heads(loss, head, metrics={"a": metrics})
+    p = np.array(model(x)["a"])
+    logs = model.evaluate(
+        x,
+        {"a": label, "b": np.zeros((20, 1))},
+        sample_weight={"a": weight, "b": np.ones(20)},
+        batch_size=8,
+        verbose=0,
+        return_dict=True,
+    )
+    # Stock metrics of the labelled elements alone, as samples.
+    kept = weight.reshape(20, *[1] * (len(shape) - weight.ndim), *weight.shape[1:]) > 0
+    if not per_element:
+        kept = weight.reshape(20, *[1] * (len(shape) - 1)) > 0
+    kept = np.broadcast_to(kept, shape)
+    if per_element or kind == "pixels":
+        label, p = label[kept], p[kept]
+    else:
+        label, p = label[weight > 0], p[weight > 0]
+    for metric in metrics:
+        name = metric if isinstance(metric, str) else metric.name
+        if name == "r2_score" and per_element:
+            continue  # by column
+        stock = {"mae": keras.metrics.MeanAbsoluteError}.get(name)
+        stock = stock or {"accuracy": keras.metrics.CategoricalAccuracy}.get(name)
+        stock = stock() if stock else type(metric).from_config(metric.get_config())
+        values = (label, p)
+        if label.ndim == 1:
+            values = (label[:, None], p[:, None])
+        stock.update_state(*values)
+        assert logs[f"a_{name}"] == pytest.approx(float(stock.result()), rel=1e-4), name
+    loss = keras.losses.get(loss)
+    expected = loss(*((label[:, None], p[:, None]) if label.ndim == 1 else (label, p)))
+    assert logs["a_loss"] == pytest.approx(float(np.mean(expected)), rel=1e-5)
+
+
+def relative(y, p):
+    return keras.ops.mean(keras.ops.abs(y - p) / y, axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "head", "dtype", "fillers"),
+    [
+        (relative, dense(1), "float32", [1.5, 0.0, -1.0, np.nan]),
+        ("sparse_categorical_crossentropy", dense(4, "softmax"), "int64", [1, -1, 255]),
+        ("sparse_categorical_crossentropy", dense(4, "softmax"), "float32", [np.nan]),
+    ],
+    ids=["relative", "ids", "float_ids"],
+)
+def test_no_filler_changes_anything(loss, head, dtype, fillers):
+    rng = np.random.default_rng(6)
+    x = rng.normal(size=(16, 6))
+    label = rng.integers(1, 4, (16, 1)).astype(dtype)
+    absent = np.arange(16) % 2 == 0
+    results = []
+    for filler in [2, *fillers]:
+        y = {"a": np.where(absent[:, None], filler, label), "b": np.ones((16, 1))}
+        model = heads(loss, head, metrics={"a": [loss]})
+        history = model.fit(
+            x,
+            {**y, "a": y["a"].astype(dtype)},
+            sample_weight={"a": (~absent).astype("float32"), "b": np.ones(16)},
+            shuffle=False,
+            batch_size=8,
+            verbose=0,
+        ).history
+        results.append((model.get_weights(), history))
+    (weights, history), *others = results
+    for filled, of_filler in others:
+        assert of_filler == history
+        for one, two in zip(weights, filled, strict=True):
+            np.testing.assert_array_equal(two, one)
+
+
+def test_a_usable_filler_is_what_the_loss_sees():
+    seen = []
+
+    def loss(y, p):
+        seen.append(np.array(y))
+        return keras.ops.mean(keras.ops.square(y - p), axis=-1)
+
+    y = {"a": np.array([[3.0], [-1.0], [np.nan]]), "b": np.ones((3, 1))}
+    weight = {"a": np.array([1.0, 0.0, 0.0]), "b": np.ones(3)}
+    heads(loss, dense(1)).test_on_batch(np.ones((3, 6)), y, sample_weight=weight)
+    np.testing.assert_array_equal(seen[-1], [[3.0], [-1.0], [0.0]])
+
+
+@pytest.mark.parametrize("run_eagerly", [False, True])
+@pytest.mark.parametrize(
+    ("label", "weight", "message"),
+    [
+        (-1, None, "'a' take. Received a label value of -1 which is outside"),
+        (0, -0.5, "'a' take. Expected sample weights of at least 0"),
+    ],
+)
+def test_labels_and_weights_that_cannot_be_name_the_task(
+    label, weight, message, run_eagerly
+):
+    loss = "sparse_categorical_crossentropy"
+    model = heads(loss, dense(4, "softmax"), run_eagerly=run_eagerly)
+    y = {"a": np.array([1, label, 2, 0]), "b": np.ones((4, 1))}
+    if weight is not None:
+        weight = {"a": np.array([1, weight, 1, 1]), "b": np.ones(4)}
+    for call in (model.fit, model.evaluate):
+        with pytest.raises(InputError, match=message) as raised:
+            call(np.ones((4, 6)), y, sample_weight=weight, verbose=0)
+        assert "\n" not in str(raised.value)
+
+
+def test_weights_with_more_axes_than_the_losses_are_refused():
+    model = heads("categorical_crossentropy", dense(4, "softmax"))
+    y = {"a": np.eye(4), "b": np.ones((4, 1))}
+    weight = {"a": np.ones((4, 4)), "b": np.ones(4)}
+    with pytest.raises(InputError, match=r"loss of 'a' that gives a value for each"):
+        model.evaluate(np.ones((4, 6)), y, sample_weight=weight, verbose=0)
+
+
+def test_weights_that_do_not_fit_the_labels_are_refused():
+    model = heads("mse", dense(1))
+    y = {"a": np.ones((4, 1)), "b": np.ones((4, 1))}
+    weight = {"a": np.ones((4, 3)), "b": np.ones(4)}
+    with pytest.raises(InputError, match=r"weights of 'a' with the first axes of its"):
+        model.evaluate(np.ones((4, 6)), y, sample_weight=weight, verbose=0)
+
+
+def test_named_tuples_are_taken_only_in_the_order_of_the_outputs():
+    x, y = np.ones((4, 6)), np.ones((4, 1))
+    model = heads("mse", dense(1))
+    Named = collections.namedtuple("Named", ["a", "b"])
+    Swapped = collections.namedtuple("Swapped", ["b", "a"])
+    assert model.evaluate(x, Named(y, 2 * y), verbose=0, return_dict=True) == (
+        model.evaluate(x, {"a": y, "b": 2 * y}, verbose=0, return_dict=True)
+    )
+    with pytest.raises(InputError, match=r"named tuple with the fields \['b', 'a'\]"):
+        model.evaluate(x, Swapped(2 * y, y), verbose=0)

@@ -10,6 +10,9 @@ import tensorflow as tf
 import mtl_keras
 from mtl_keras.errors import InputError, NonFiniteError
 
+# The test of this warning sees it all the same.
+pytestmark = pytest.mark.filterwarnings("ignore:Of the .* steps of this epoch")
+
 TASKS = ("a", "b", "c")
 FIT = {"batch_size": 16, "shuffle": False, "verbose": 0}
 
@@ -288,6 +291,28 @@ def test_replicas_skip_together(method, mirrored):
         model = build(method, statistics=False)
     with pytest.raises(NonFiniteError, match=r"step 1 .*loss of 'b'"):
         model.fit(x, y, **FIT)
+
+
+@pytest.mark.parametrize("policy", ["skip_task", "skip_step"])
+def test_skipped_epochs_warn_and_log_no_zero(policy):
+    x, y = data(bad=range(64))
+    model = build(on_nonfinite=policy, run_eagerly=True)
+    warning = "those of task 'b'" if policy == "skip_task" else "all tasks' \\(4\\)"
+    with pytest.warns(
+        UserWarning, match=f"4 steps of this epoch.*{warning}.*weight of 0"
+    ):
+        history = model.fit(x, y, **FIT).history
+    assert np.isnan([history["b_loss"], history["b_mae"]]).all()
+    assert np.isfinite(history["a_loss"]).all()
+    assert np.isfinite(history["loss"]).all() == (policy == "skip_task")
+    evaluated = model.evaluate(x, y, verbose=0, return_dict=True)
+    assert np.isnan([evaluated["loss"], evaluated["b_loss"]]).all()
+    assert np.isfinite(evaluated["a_loss"])
+
+
+def test_the_error_points_to_weights_for_labels_that_are_missing():
+    with pytest.raises(NonFiniteError, match="as NaN, needs a sample weight of 0"):
+        build(run_eagerly=True).fit(*data(16, bad=[3]), **FIT)
 
 
 def test_arguments_are_checked_and_saved(tmp_path):

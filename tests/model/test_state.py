@@ -10,6 +10,7 @@ import pytest
 
 import mtl_keras
 from mtl_keras import balancing as balancing_lib
+from mtl_keras.errors import InputError
 
 
 def build(balancing):
@@ -122,3 +123,56 @@ def test_task_weights_are_logged_each_epoch_and_not_in_evaluate(tmp_path):
     assert not any(
         "weight" in k for k in model.evaluate(x, y, return_dict=True, verbose=0)
     )
+
+
+def stock_twin():
+    inputs = keras.Input((6,))
+    h = keras.layers.Dense(12, "tanh")(inputs)
+    h = keras.layers.Dropout(0.1, seed=3)(h)
+    outputs = {"a": keras.layers.Dense(3)(h), "b": keras.layers.Dense(1)(h)}
+    return keras.Model(inputs, outputs)
+
+
+def test_weights_files_pass_between_stock_keras_and_multi_task_models(tmp_path):
+    x, y = data()
+    model = build("dwa")
+    model.fit(x, y, epochs=2, **FIT)
+    model.save(tmp_path / "model.keras")
+    model.save_weights(tmp_path / "ours.weights.h5")
+    model.save_weights(tmp_path / "ours.weights.json", max_shard_size=1e-6)
+    for name in ("ours.weights.h5", "ours.weights.json", "model.keras"):
+        stock = stock_twin()
+        stock.load_weights(tmp_path / name)
+        again = build("dwa")
+        again.load_weights(tmp_path / name)
+        assert_same(model, again)
+        for one, two in zip(model.get_weights(), stock.get_weights(), strict=True):
+            np.testing.assert_array_equal(one, two)
+    stock.save_weights(tmp_path / "stock.weights.h5")
+    config = {"gradients_of": "representation"}
+    other = build({"class_name": "pcgrad", "config": config})
+    other.load_weights(tmp_path / "stock.weights.h5")
+    other.save_weights(tmp_path / "other.weights.h5")
+    stock.load_weights(tmp_path / "other.weights.h5")
+    for one, two in zip(model.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_what_keras_resolves_for_a_machine_is_not_saved(tmp_path, monkeypatch):
+    model = build("dwa")
+    monkeypatch.setattr(type(model), "_resolve_auto_jit_compile", lambda self: True)
+    model.compile("sgd", "mse", auto_scale_loss=False)
+    assert model.jit_compile
+    model.save(tmp_path / "model.keras")
+    monkeypatch.undo()
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert not loaded.jit_compile
+    config = loaded.get_compile_config()
+    assert config["jit_compile"] == "auto"
+    assert config["auto_scale_loss"] is False
+
+
+@pytest.mark.parametrize("save", [lambda m, p: m.save(p), keras.saving.save_model])
+def test_a_whole_model_is_not_written_as_hdf5(save, tmp_path):
+    with pytest.raises(InputError, match=r"ends in '\.keras'.*balancing.*Received"):
+        save(build("dwa"), tmp_path / "model.h5")

@@ -5,8 +5,12 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import mtl_keras
+from mtl_keras import balancing as balancing_lib
+from mtl_keras.balancing import GramBalancer
+from mtl_keras.errors import InputError
 from mtl_keras.model.task_variables import split_variables
 
 
@@ -134,6 +138,221 @@ def test_embeddings_keep_their_gradients_sparse_and_train():
     y = {"a": x.sum(1, keepdims=True) / 75.0, "b": (x[:, :1] > 25) * 1.0}
     losses = model.fit(x, y, epochs=20, verbose=0).history["loss"]
     assert losses[-1] < 0.5 * losses[0]
+
+
+class Ones(GramBalancer):
+    """A gradient balancer that adds the task gradients up, as stock Keras does."""
+
+    method = "ones"
+
+    def weights(self, gramian):
+        return tf.ones((gramian.shape[0],), "float64") / gramian.shape[0]
+
+
+class ScaledError(keras.losses.Loss):
+    """A squared error with a trainable scale."""
+
+    def __init__(self):
+        super().__init__()
+        self.log_variance = keras.Variable(0.5, name="log_variance")
+
+    def call(self, y_true, y_pred):
+        error = keras.ops.mean(keras.ops.square(y_true - y_pred), axis=-1)
+        return error * keras.ops.exp(-self.log_variance) + self.log_variance
+
+
+def network(case):
+    """Inputs, outputs and losses of two tasks; the last are new ones in each call."""
+    inputs = keras.Input((6,))
+    h = keras.layers.Dense(5, "tanh", name="stem")(inputs)
+    head_a, head_b = (keras.layers.Dense(1, name=f"head_{t}") for t in "ab")
+    a, losses = head_a(h), {"a": "mse", "b": "mse"}
+    if case == "lambda":
+        b = keras.layers.Lambda(
+            lambda t: 2.0 * keras.ops.matmul(t, head_a.kernel), output_shape=(1,)
+        )(h)
+    elif case == "operation":
+        b = 2.0 * keras.ops.matmul(h, head_a.kernel)
+    else:
+        b = head_b(h)
+    if case == "loss":
+        losses["a"] = ScaledError()
+    elif case == "one loss for both":
+        losses = dict.fromkeys("ab", ScaledError())
+    return inputs, {"a": a, "b": b}, losses
+
+
+def trained(cls, case, epochs=2, optimizer=None, **arguments):
+    """The trainable variables before and after training."""
+    keras.utils.set_random_seed(2)
+    inputs, outputs, losses = network(case)
+    model = cls(inputs, outputs)
+    if isinstance(losses["a"], ScaledError):
+        model.log_variance = losses["a"].log_variance
+    model.compile(optimizer or keras.optimizers.SGD(0.1), losses, **arguments)
+    if case == "lora":
+        model.get_layer("stem").enable_lora(2)
+        model.get_layer("head_a").enable_lora(2)
+    before = [v.numpy() for v in model.trainable_variables]
+    x, y = data()
+    y = {t: y[t] for t in "ab"}
+    model.fit(x, y, batch_size=32, epochs=epochs, shuffle=False, verbose=0)
+    return before, [v.numpy() for v in model.trainable_variables], model
+
+
+# The first steps show these to be shared.
+REFUSED = {"lambda": "head_a/kernel", "one loss for both": "log_variance"}
+HIDDEN = ("lambda", "operation", "loss", "one loss for both", "lora")
+
+
+WAYS = {
+    "graph": lambda: {"balancing": Ones()},
+    "eager": lambda: {"balancing": Ones(), "run_eagerly": True},
+    "skip_task": lambda: {"balancing": "equal", "on_nonfinite": "skip_task"},
+    "clipped": lambda: {"balancing": "equal", "task_clipnorm": 1e6},
+    "kept": lambda: {"balancing": Ones(update_every=2)},
+    "kept, eager": lambda: {"balancing": Ones(update_every=2), "run_eagerly": True},
+    "XLA": lambda: {"balancing": ["equal", Ones()], "jit_compile": True},
+}
+QUICK = (
+    ("lambda", "graph"),
+    ("lambda", "eager"),
+    ("loss", "skip_task"),
+    ("one loss for both", "eager"),
+    ("lora", "graph"),
+)
+
+
+@pytest.mark.parametrize(
+    ("case", "way"),
+    [
+        pytest.param(case, way, marks=() if (case, way) in QUICK else pytest.mark.slow)
+        for case in HIDDEN
+        for way in WAYS
+    ],
+)
+def test_variables_that_the_graph_does_not_show_train_as_in_stock_keras(case, way):
+    before, expected, _ = trained(keras.Model, case, run_eagerly=True)
+    _, actual, model = trained(mtl_keras.MultiTaskModel, case, **WAYS[way]())
+    for old, one, two in zip(before, expected, actual, strict=True):
+        np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-6)
+        assert not np.array_equal(old, two)
+    shared = {v.path.rpartition("/")[2] for v in model.shared_variables}
+    assert ("log_variance" in shared) == (case == "one loss for both")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name,
+            marks=()
+            if name in ("moco", "graddrop", "uncertainty")
+            else pytest.mark.slow,
+        )
+        for name in balancing_lib.names()
+    ],
+)
+def test_every_method_moves_hidden_variables_or_names_them(name):
+    config = {"krum": {"n_byzantine": 0}, "trimmed_mean": {"trim": 0}}.get(name, {})
+    method = {"class_name": name, "config": config}
+    for case in HIDDEN:
+        arguments = {"balancing": method, "run_eagerly": True, "epochs": 1}
+        if name in ("moco", "db_mtl", "excess_mtl") and case in REFUSED:
+            with pytest.raises(InputError, match=REFUSED[case]):
+                trained(mtl_keras.MultiTaskModel, case, **arguments)
+            continue
+        before, after, model = trained(mtl_keras.MultiTaskModel, case, **arguments)
+        for old, new, variable in zip(
+            before, after, model.trainable_variables, strict=True
+        ):
+            # Only one of the two factors of LoRA starts at zero.
+            if "lora_kernel_a" not in variable.path:
+                assert not np.array_equal(old, new), (case, variable.path)
+
+
+@pytest.mark.parametrize(
+    ("case", "run_eagerly"),
+    [
+        ("lambda", False),
+        ("one loss for both", True),
+        *(
+            pytest.param(case, run_eagerly, marks=pytest.mark.slow)
+            for case, run_eagerly in (
+                ("lambda", True),
+                ("operation", False),
+                ("operation", True),
+                ("loss", False),
+                ("loss", True),
+                ("one loss for both", False),
+            )
+        ),
+    ],
+)
+def test_a_representation_is_refused_where_heads_share_what_the_graph_hides(
+    case, run_eagerly
+):
+    method = Ones(gradients_of="representation")
+    arguments = {"balancing": method, "run_eagerly": run_eagerly, "epochs": 1}
+    if case == "loss":  # of one task
+        _, expected, _ = trained(keras.Model, case, run_eagerly=True, epochs=1)
+        _, actual, _ = trained(mtl_keras.MultiTaskModel, case, **arguments)
+        for one, two in zip(expected, actual, strict=True):
+            np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-6)
+        return
+    with pytest.raises(InputError, match=REFUSED.get(case, "head_a/kernel")):
+        trained(mtl_keras.MultiTaskModel, case, **arguments)
+
+
+def nested_network(form):
+    """A stem with two heads, flat or as one layer of the model."""
+    inputs = keras.Input((6,))
+    h = keras.layers.Dense(5, "tanh", name="stem")(inputs)
+    outputs = {t: keras.layers.Dense(1, name=f"head_{t}")(h) for t in "ab"}
+    if form == "flat":
+        return inputs, outputs
+    outer = keras.Input((6,))
+    if form == "functional":
+        inner = keras.Model(inputs, list(outputs.values()))
+        return outer, dict(zip("ab", inner(outer), strict=True))
+    if form == "twice":
+        inner = keras.Model(keras.Model(inputs, outputs).input, outputs)
+        again = keras.Input((6,))
+        return outer, keras.Model(again, inner(again))(outer)
+
+    class Subclassed(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.inner = keras.Model(inputs, outputs)
+
+        def call(self, inputs):
+            return self.inner(inputs)
+
+    return outer, Subclassed()(outer)
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["functional", "subclassed", pytest.param("twice", marks=pytest.mark.slow)],
+)
+@pytest.mark.parametrize("gradients_of", ["shared", "representation"])
+def test_nested_models_balance_as_flat_ones(form, gradients_of):
+    if form == "subclassed" and gradients_of == "representation":
+        pytest.skip("Only functional models can be cut.")
+    x, y = data()
+    y = {t: y[t] for t in "ab"}
+    results = []
+    for this in ("flat", form):
+        keras.utils.set_random_seed(2)
+        model = mtl_keras.MultiTaskModel(*nested_network(this))
+        method = balancing_lib.MGDA(gradients_of=gradients_of)
+        model.compile(keras.optimizers.SGD(0.1), loss="mse", balancing=method)
+        model.fit(x, y, epochs=2, shuffle=False, verbose=0)
+        names = {v.path.rpartition("/")[0][-6:] for v in model.shared_variables}
+        assert {name.rpartition("/")[2] for name in names} == {"stem"}
+        results.append(model.get_weights())
+    for expected, actual in zip(*results, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-7)
 
 
 BAD = {

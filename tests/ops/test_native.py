@@ -252,6 +252,57 @@ def test_same_bits_for_any_number_of_threads():
     assert len(printed) == 1
 
 
+# Lets the address space grow by less than the op's threads need.
+SHORT_OF_MEMORY = """
+import resource
+import tensorflow as tf
+from mtl_keras import ops
+
+gradients = [
+    [tf.IndexedSlices(tf.ones((1, 2)), tf.constant([task]), (800, 2))]
+    for task in range(800)
+]
+with ops.implementation("native"):
+    expected = ops.gramian(gradients[:9])
+    with open("/proc/self/statm") as file:
+        size = int(file.read().split()[0]) * resource.getpagesize()
+    unlimited = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (size + 25_000_000, unlimited[1]))
+    try:
+        ops.gramian(gradients)
+    except tf.errors.ResourceExhaustedError as error:
+        message = str(error)
+    resource.setrlimit(resource.RLIMIT_AS, unlimited)
+    assert "scratch space of MtlKeras>SparseTaskGramian" in message, message
+    again = ops.gramian(gradients)
+tf.debugging.assert_equal(again, 2 * tf.eye(800, dtype=tf.float64))
+tf.debugging.assert_equal(expected, 2 * tf.eye(9, dtype=tf.float64))
+print("survived")
+"""
+
+
+def test_want_of_memory_is_an_error_of_the_op():
+    done = subprocess.run(
+        [sys.executable, "-c", SHORT_OF_MEMORY], capture_output=True, text=True
+    )
+    assert done.stdout == "survived\n", done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("tasks", [257, 300])
+def test_gramian_of_more_tasks_than_are_multiplied_at_once(tasks):
+    rng = np.random.default_rng(tasks)
+    rows = rng.normal(size=(tasks, 40)).astype("float32")
+    gradients = [
+        [tf.constant(row[:30]), tf.constant(row[30:]) if task % 3 else None]
+        for task, row in enumerate(rows)
+    ]
+    rows[::3, 30:] = 0
+    with ops.implementation("native"):
+        found = ops.gramian(gradients)
+    exact = rows.astype("float64") @ rows.astype("float64").T
+    np.testing.assert_allclose(found, exact, atol=1e-12)
+
+
 def test_a_gradient_that_is_not_finite():
     rows = [[tf.ones(3), tf.ones(2)], [tf.ones(3), tf.constant([1.0, np.nan])]]
     sparse = [

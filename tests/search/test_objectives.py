@@ -14,6 +14,8 @@ from mtl_keras import MultiTaskModel
 from mtl_keras.errors import InputError
 from mtl_keras.evaluation import delta_m, pareto_front
 from mtl_keras.search import MultiTaskHyperModel, best_config, load_study, run_study
+from mtl_keras.search.hypermodel import best_epoch, train_baseline
+from mtl_keras.search.objectives import Objective
 from mtl_keras.sharing import get as get_sharing
 
 HEAD = 'application = "tiny"\nlimit = 32\n'
@@ -100,6 +102,60 @@ def test_a_trial_without_progress_stops(study_of, tmp_path, monkeypatch):
     monkeypatch.setattr(keras.Model, "fit", counted)
     run_study(study, tmp_path / "study")
     assert lengths == [3]
+
+
+def test_a_trial_is_scored_by_its_best_epoch(study_of, tmp_path, monkeypatch):
+    study = study_of(
+        'trials = 3\nepochs = 8\npatience = 2\nobjective = "level"',
+        '[space]\noptimizer = "sgd"\nlearning_rate = [0.4, 0.7, 1.0]\n',
+    )
+    histories = []
+    fit = keras.Model.fit
+
+    def noted(self, *args, **kwargs):
+        histories.append(fit(self, *args, **kwargs).history)
+
+    monkeypatch.setattr(keras.Model, "fit", noted)
+    results = run_study(study, tmp_path / "study")
+    results.sort(key=lambda record: record["trial"])
+    early = 0
+    for record, history in zip(results, histories, strict=True):
+        values = history["val_level_mae"]
+        assert record["objectives"] == {"level_mae": min(values)}
+        best = values.index(min(values))
+        early += best < len(values) - 1
+        # All metrics are of that epoch.
+        assert record["metrics"]["way"]["loss"] == history["val_way_loss"][best]
+        assert record["metrics"]["level"]["loss"] == history["val_level_loss"][best]
+        # Callbacks see the objective, so that a tuner's checkpoint is of it too.
+        assert history["val_level_mae"] == values
+    assert early
+
+    def kept(self, *args, **kwargs):
+        history = fit(self, *args, **kwargs)
+        histories[:] = [history.history]
+        return history
+
+    monkeypatch.setattr(keras.Model, "fit", kept)
+    assert train_baseline(study, "level") == min(histories[0]["val_mae"])
+
+
+def test_one_epoch_stands_for_several_objectives():
+    objectives = [Objective("a", "max"), Objective("b", "min")]
+
+    def chosen(*points):
+        epochs = [
+            {"val_a": a, "val_b": b, "epoch": i} for i, (a, b) in enumerate(points)
+        ]
+        return best_epoch(epochs, objectives)["epoch"]
+
+    assert chosen((1.0, 1.0), (2.0, 0.5), (1.5, 0.7)) == 1
+    # Neither dominates: the last one.
+    assert chosen((1.0, 0.2), (2.0, 0.5), (1.5, 0.7)) == 1
+    assert chosen((1.0, 0.2), (2.0, 0.5), (2.5, 0.7)) == 2
+    assert chosen((np.nan, 0.2), (2.0, 0.5)) == 1
+    # What ends in no number has failed.
+    assert chosen((1.0, 0.2), (2.0, np.nan)) == 1
 
 
 def test_hyperband_goes_on_from_the_checkpoint(study_of, tmp_path, monkeypatch):
@@ -260,5 +316,23 @@ def test_a_model_of_ones_own_is_searched_by_keras_tuner(tmp_path):
         wanted = keras.optimizers.SGD if "sgd" in values["optimizer"] else None
         assert type(model.optimizer) is (wanted or keras.optimizers.Adam)
     assert set(built) <= {2, 3}
+    # The weights change no score.
+    seen = []
+    logs = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: seen.append(logs["val_loss"])
+    )
+    hp.values["schedule"] = "constant"
+    for ratio in (0.34, 1.0, 2.9):
+        keras.utils.set_random_seed(0)
+        hp.values["loss_weight/b"] = ratio
+        model = hypermodel.build(hp)
+        model.optimizer.learning_rate = 0.0
+        before = model.evaluate(x, y, verbose=0, return_dict=True)
+        data = {"validation_data": (x, y), "verbose": 0}
+        history = hypermodel.fit(hp, model, x, y, callbacks=[logs], **data).history
+        expected = pytest.approx(before["a_loss"] + before["b_loss"])
+        assert history["loss"] == history["val_loss"] == [expected]
+        seen += history["val_loss"]
+    assert seen == [pytest.approx(seen[0])] * 6
     with pytest.raises(InputError, match="`steps`"):
         MultiTaskHyperModel(build, {"a": "mse"}, {"schedule": ["cosine", "constant"]})

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import keras
 import keras_tuner
 import pytest
 
+from mtl_keras import balancing
+from mtl_keras import sharing as sharing_methods
 from mtl_keras.errors import InputError
-from mtl_keras.search import StudyHyperModel, load_study
+from mtl_keras.search import StudyHyperModel, load_study, oracles
+from mtl_keras.search.components import parse_components
+from mtl_keras.search.space import parse_argument
 
 HEAD = """
 application = "tiny"
@@ -135,8 +141,108 @@ def test_an_architecture_is_searched_with_its_own_arguments(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "values",
+    [
+        (0, 0.4),
+        (1, 2, 3),
+        (0.1, 1),
+        (True, False),
+        ("a", "b"),
+        (0, False),
+        (None, 0.5),
+        ("x", 1, [1, 2], {"k": 1}),
+    ],
+)
+def test_a_choice_draws_the_values_that_it_was_given(values):
+    hp = keras_tuner.HyperParameters()
+    choice = parse_argument("any", list(values))
+    assert choice.sample(hp, "any") == values[0]
+    drawn = []
+    for value in hp.space[0].values:
+        hp.values["any"] = value
+        drawn.append(choice.sample(hp, "any"))
+    assert drawn == list(values)
+    assert [type(value) for value in drawn] == [type(value) for value in values]
+    # As its trials travel to workers and lie on the disk.
+    proto = keras_tuner.HyperParameters.from_proto(hp.to_proto())
+    assert choice.sample(proto, "any") == values[-1]
+    read = keras_tuner.HyperParameters.from_config(
+        json.loads(json.dumps(hp.get_config()))
+    )
+    assert choice.sample(read, "any") == values[-1]
+
+
+def test_numbers_of_both_kinds_are_searched(tiny, tmp_path):
+    cagrad = "{ class_name = 'cagrad', search = { c = [0, 0.4] } }"
+    study = load_study(write(tmp_path, f"{HEAD}[space]\nbalancing = {cagrad}\n"))
+    (trial, *_) = oracles.make(StudyHyperModel(study)).hyperparameters.space
+    assert trial.values == [0.0, 0.4]
+
+
+@pytest.mark.parametrize("setting", ["balancing", "sharing"])
+def test_what_a_class_declares_is_searched_by_all_of_its_names(tiny, tmp_path, setting):
+    registry = {"balancing": balancing, "sharing": sharing_methods}[setting]
+    declaring = 0
+    for name in registry.names():
+        cls = registry.get_class(name)
+        space = cls.search_space
+        declaring += bool(space)
+        spaces = []
+        for alias in (name, cls.__name__) if space else ():
+            value = {"class_name": alias, "search": True}
+            (component,) = parse_components(setting, value).values
+            assert set(component.arguments) == set(space)
+            spaces.append(component.arguments)
+            for argument, dimension in component.arguments.items():
+                default = getattr(registry.get(name), argument)
+                ends = dimension.examples()
+                if default is not None:
+                    assert min(ends) <= default <= max(ends)
+                for end in ends:
+                    registry.get({"class_name": alias, "config": {argument: end}})
+        assert spaces[1:] == spaces[:1]
+    assert declaring >= {"balancing": 10, "sharing": 6}[setting]
+    assert balancing.get_class("uw_so").search_space
+
+
+def test_arguments_that_have_no_default_may_be_fixed_or_searched(tmp_path):
+    @keras.saving.register_keras_serializable(package="test")
+    class Needy(balancing.get_class("dwa")):
+        method = "needy"
+        search_space = {"bias": [0.5, 1.0]}  # noqa: RUF012
+
+        def __init__(self, bias, **kwargs):
+            super().__init__(**kwargs)
+            self.bias = bias
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(balancing._METHODS, "needy", Needy)
+        fixed = {"class_name": "needy", "config": {"bias": 2.0}}
+        (component,) = parse_components("balancing", fixed).values
+        assert component.spec({}) == fixed
+        searched = {"class_name": "needy", "search": True}
+        (component,) = parse_components("balancing", searched).values
+        assert component.arguments["bias"].examples() == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
+        (
+            HEAD + "[space]\nbalancing = { class_name = 'cagrad', "
+            "search = { c = [0.4, 0.40] } }",
+            "to differ",
+        ),
+        (
+            HEAD + "[space]\nbalancing = { class_name = 'cagrad', "
+            "search = { c = [2026-01-01, 0.4] } }",
+            "finite numbers",
+        ),
+        (
+            HEAD + "[space]\nbalancing = { class_name = 'cagrad', "
+            "search = { c = { min = 0.1, max = inf } } }",
+            "to be finite",
+        ),
         (HEAD + SHARING.format("hard", "search = true"), "'hard'"),
         (HEAD + SHARING.format("pel", "search = true"), "'ple'"),
         (

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import gc
 import io
 import json
+import weakref
 
 import keras
 import pytest
@@ -12,7 +14,9 @@ from rich.console import Console
 
 from mtl_keras.errors import InputError
 from mtl_keras.search import best_config, load_study, run_study
+from mtl_keras.search.attempts import Attempts
 from mtl_keras.search.report import leaderboard
+from mtl_keras.search.tuner import StudyTuner
 
 STUDY = """
 application = "tiny"
@@ -124,6 +128,80 @@ def test_a_study_goes_on_where_it_was_interrupted(
     assert len(fits) == 2
     run_study(study_of(4), tmp_path / "cut")
     assert len(fits) == 3
+
+
+def test_a_trial_that_ends_its_process_is_tried_twice(
+    study_of, tmp_path, monkeypatch, console
+):
+    class Death(BaseException):
+        pass
+
+    def train(ends):
+        def run(self, trial):
+            if trial.trial_id == "1":
+                raise ends
+            return {"val_mean": 1.0}
+
+        return run
+
+    out = tmp_path / "study"
+    # As often as one likes: an interruption is not the trial's.
+    for _ in range(3):
+        monkeypatch.setattr(StudyTuner, "_train", train(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run_study(study_of(3), out)
+    # A process that dies has no time to take its attempt back.
+    monkeypatch.setattr(StudyTuner, "_train", train(Death))
+    with monkeypatch.context() as dying:
+        dying.setattr(Attempts, "withdraw", lambda self: None)
+        for _ in range(2):
+            with pytest.raises(Death):
+                run_study(study_of(3), out)
+    results = run_study(study_of(3), out, console=console)
+    assert {r["trial"]: r["status"] for r in results} == {
+        "0": "COMPLETED",
+        "1": "FAILED",
+        "2": "COMPLETED",
+    }
+    assert "died 2 times" in results[-1]["error"]
+    assert "trial 1 (2/3)" in console.export_text()
+
+    counts = out / "state" / "trial_2" / "attempts.json"
+    assert json.loads(counts.read_text()) == {"lost": 0}
+    counts.write_text('{"lost": "many"}')
+    with pytest.raises(InputError, match=r"attempts\.json' is broken"):
+        Attempts(out / "state").lost("2")
+
+
+def test_a_trial_that_calls_exit_fails(study_of, tmp_path, monkeypatch):
+    def leave(self, trial):
+        raise SystemExit(3) if trial.trial_id == "0" else ValueError("no")
+
+    monkeypatch.setattr(StudyTuner, "_train", leave)
+    (first, _) = run_study(study_of(2), tmp_path / "study")
+    assert first["error"] == "SystemExit: 3"
+
+
+def test_nothing_keeps_the_models_of_trials(study_of, tmp_path, monkeypatch):
+    models, left = [], []
+    fit, end = keras.Model.fit, StudyTuner.on_trial_end
+
+    def noted(self, *args, **kwargs):
+        models.append(weakref.ref(self))
+        fit(self, *args, **kwargs)
+        if len(models) != 2:
+            raise ValueError("no")
+        return None
+
+    def counted(self, trial):
+        end(self, trial)
+        gc.collect()
+        left.append(sum(model() is not None for model in models))
+
+    monkeypatch.setattr(keras.Model, "fit", noted)
+    monkeypatch.setattr(StudyTuner, "on_trial_end", counted)
+    run_study(study_of(4), tmp_path / "study")
+    assert left == [0, 0, 0, 0]
 
 
 def test_another_study_or_foreign_files_are_not_touched(study_of, tmp_path):

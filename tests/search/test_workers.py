@@ -31,6 +31,15 @@ balancing = ["equal", {{ class_name = "dwa", search = true }}]
 width = {{ min = 4, max = 400 }}
 learning_rate = {{ min = 1e-4, max = 1e-1, log = true }}
 """
+SMALL = """
+application = "tiny"
+oracle = "{oracle}"
+trials = {trials}
+epochs = 1
+[space]
+balancing = ["equal", {{ class_name = "dwa", search = {{ temperature = [1, 2.5] }} }}]
+width = [4, 8]
+"""
 
 
 def free_port():
@@ -41,11 +50,11 @@ def free_port():
 
 @pytest.fixture
 def oracle_of(tiny, tmp_path):
-    def make(trials, oracle="random"):
+    def make(trials, oracle="random", state="state", study=STUDY):
         path = tmp_path / "study.toml"
-        path.write_text(STUDY.format(trials=trials, oracle=oracle))
+        path.write_text(study.format(trials=trials, oracle=oracle))
         made = oracles.make(StudyHyperModel(load_study(path)))
-        made._set_project_dir(str(tmp_path), "state")
+        made._set_project_dir(str(tmp_path), state)
         return made
 
     return make
@@ -91,6 +100,41 @@ def test_a_restarted_chief_takes_the_result_of_a_trial_begun_before(oracle_of):
     assert again.create_trial("a").trial_id == "1"
 
 
+def test_a_grid_goes_on_wherever_it_was_stopped(oracle_of, tmp_path):
+    def run(oracle, count):
+        drawn = []
+        for _ in range(count):
+            trial = oracle.create_trial("a")
+            if trial.status == "STOPPED":
+                break
+            drawn.append((trial.trial_id, dict(trial.hyperparameters.values)))
+            finish(oracle, trial)
+        return drawn
+
+    whole = run(oracle_of(5, "grid", "whole"), 5)
+    assert len({json.dumps(values, sort_keys=True) for _, values in whole}) == 5
+
+    # Killed while a trial was under way, at every number of finished ones; each
+    # process raises the number of trials.
+    drawn = []
+    for done in range(5):
+        oracle = oracle_of(done + 1, "grid", "cut")
+        if done:
+            oracle.reload()
+        assert int(oracle.create_trial("a").trial_id) == done
+        again = oracle_of(done + 1, "grid", "cut")
+        again.reload()
+        drawn += run(again, 5)
+    assert [values for _, values in drawn] == [values for _, values in whole]
+
+    # A small grid ends, and stays ended.
+    small = oracle_of(99, "grid", "small", SMALL)
+    assert len(run(small, 99)) == 6
+    again = oracle_of(200, "grid", "small", SMALL)
+    again.reload()
+    assert run(again, 1) == []
+
+
 def test_a_second_result_of_a_trial_changes_nothing(oracle_of):
     oracle = oracle_of(3)
     slow = oracle.create_trial("slow")
@@ -125,6 +169,16 @@ def test_a_silent_worker_loses_its_trial_to_another(oracle_of, monkeypatch, caps
     monkeypatch.setattr("mtl_keras.search.workers._beat", lambda *a: None)
     monkeypatch.setenv("KERASTUNER_TUNER_ID", "silent")
     silent = WorkerClient(oracle)
+    space = oracle.get_space
+
+    def other_thread():
+        print("said meanwhile by another thread")
+        return space()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(oracle, "get_space", other_thread)
+        silent.get_space()
+    assert capsys.readouterr().out == "said meanwhile by another thread\n"
     lost = silent.create_trial("silent")
     while "silent" in oracle.ongoing_trials:
         time.sleep(0.05)
@@ -152,6 +206,56 @@ def test_a_silent_worker_loses_its_trial_to_another(oracle_of, monkeypatch, caps
     assert isinstance(oracle, keras_tuner.oracles.BayesianOptimizationOracle)
 
 
+def start_process(role, folder, seconds, *arguments, deadly=""):
+    command = [sys.executable, PROCESS, role, str(folder), str(seconds), *arguments]
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "DEADLY": deadly}
+    return subprocess.Popen(command, env=environment)
+
+
+def started(folder):
+    file = folder / "started"
+    return (
+        [line.split() for line in file.read_text().splitlines()]
+        if file.exists()
+        else []
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("role", "ends"), [("alone", [-9, -9, 0]), ("local", [0])])
+def test_a_trial_that_kills_its_process_is_tried_twice(tmp_path, role, ends):
+    (tmp_path / "study.toml").write_text(STUDY.format(trials=4, oracle="random"))
+    for end in ends:
+        process = start_process(role, tmp_path, 0.1, deadly="1")
+        assert process.wait(timeout=900) == end
+    records = [
+        json.loads(path.read_text()) for path in (tmp_path / "out/trials").iterdir()
+    ]
+    assert {r["trial"]: r["status"] for r in records} == {
+        "0": "COMPLETED",
+        "1": "FAILED",
+        "2": "COMPLETED",
+        "3": "COMPLETED",
+    }
+    assert [name for name, _ in started(tmp_path)].count("1") == 2
+
+
+@pytest.mark.slow
+def test_trials_are_not_blamed_for_the_end_of_their_chief(tmp_path):
+    (tmp_path / "study.toml").write_text(STUDY.format(trials=4, oracle="random"))
+    chief = start_process("local", tmp_path, 600)
+    while len(started(tmp_path)) < 2:
+        time.sleep(0.2)
+    chief.kill()
+    chief.wait()
+    for _, process in started(tmp_path):
+        while pathlib.Path(f"/proc/{process}").exists():
+            time.sleep(0.2)
+    for name, _ in started(tmp_path):
+        counts = tmp_path / "out" / "state" / f"trial_{name}" / "attempts.json"
+        assert json.loads(counts.read_text()) == {"lost": 0}
+
+
 @pytest.mark.slow
 def test_a_search_survives_kills_of_a_worker_and_of_its_chief(tmp_path):
     trials = 16
@@ -159,9 +263,7 @@ def test_a_search_survives_kills_of_a_worker_and_of_its_chief(tmp_path):
     address = f"127.0.0.1:{free_port()}"
 
     def start(role):
-        arguments = [sys.executable, PROCESS, role, str(tmp_path), address, "1.5"]
-        environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
-        return subprocess.Popen(arguments, env=environment)
+        return start_process(role, tmp_path, 1.5, "--chief", address)
 
     def records():
         return list((tmp_path / "out" / "trials").glob("*.json"))
@@ -200,12 +302,12 @@ def test_a_search_survives_kills_of_a_worker_and_of_its_chief(tmp_path):
         (observation,) = trial["metrics"]["metrics"]["val_mean"]["observations"]
         assert len(observation["value"]) == 1
     # Only the trial of the killed worker was run again.
-    started = [line.split() for line in (tmp_path / "started").read_text().splitlines()]
-    counts = collections.Counter(name for name, _ in started)
+    counts = collections.Counter(name for name, _ in started(tmp_path))
     twice = [name for name, count in counts.items() if count > 1]
     assert len(twice) <= 1
     assert all(
-        str(first.pid) in {process for name, process in started if name == trial}
+        str(first.pid)
+        in {process for name, process in started(tmp_path) if name == trial}
         for trial in twice
     )
     assert (tmp_path / "out" / "report.html").is_file()

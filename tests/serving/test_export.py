@@ -19,6 +19,7 @@ from mtl_keras import serving
 from mtl_keras.errors import InputError
 from mtl_keras.runs import RunConfig, compiled_model
 from mtl_keras.serving.check import compare
+from mtl_keras.serving.warmup import read_records
 
 
 def test_what_training_needs_alone_stays_out(shop, tiny, tmp_path):
@@ -102,6 +103,84 @@ def test_without_samples_and_without_examples(tmp_path):
     assert report.version == version
     assert set(report.signatures) == {"serving_default", "y"}
     assert report.problems == []
+
+
+def two_inputs():
+    x = {
+        "size": keras.Input((2,), name="size"),
+        "room": keras.Input((1,), dtype="int32", name="room"),
+    }
+    room = layers.Flatten()(layers.Embedding(9, 2)(x["room"]))
+    y = layers.Dense(1, name="y")(layers.Concatenate()([x["size"], room]))
+    return keras.Model(x, {"y": y})
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        {"size": np.ones((3, 2)), "room": np.array([[1.0], [2.0], [8.0]])},  # float64
+        {"size": [[1, 2], [3, 4]], "room": [3, 4]},
+        {"size": np.ones((2, 2), "float16"), "room": tf.constant([[1], [2]], "uint8")},
+        {"size": np.ones((2, 2, 1), bool), "room": np.ones((2, 1)), "price": None},
+        {"size": tf.ones((2, 2), "bfloat16"), "room": tf.ones((2,), tf.int64)},
+    ],
+)
+def test_samples_are_cast_as_fit_casts_them(tmp_path, samples):
+    model = two_inputs()
+    version = serving.export(model, tmp_path, samples=samples)
+    # The server's own loader refuses a record of another dtype or rank.
+    assert serving.check(version, seconds=0).problems == []
+    # What Keras makes of the same samples is what the first record holds.
+    first = read_records(version)[0]
+    given = {name: np.asarray(samples[name]) for name in ("size", "room")}
+    model.compile("sgd", "mse")
+    answer = model.predict({k: v[:1] for k, v in given.items()}, verbose=0)["y"]
+    stored = tf.make_ndarray(first.response.outputs["y"])
+    np.testing.assert_allclose(stored, answer, rtol=1e-5)
+
+
+SIZE = np.ones((2, 2))
+
+
+@pytest.mark.parametrize(
+    ("samples", "words"),
+    [
+        ({"size": SIZE}, r"none of \['room'\]"),
+        (SIZE, "samples by input"),
+        ([SIZE, [1, 2]], "samples by input"),
+        ({"size": SIZE, "room": [1]}, "1 of room, 2 of size"),
+        ({"size": SIZE[:0], "room": []}, "0 of room, 0 of size"),
+        ({"size": np.ones((2, 3)), "room": [1, 2]}, r"'size' of shape \(None, 2\)"),
+        ({"size": np.ones((2, 2, 2)), "room": [1, 2]}, r"shape \(2, 2, 2\)"),
+        ({"size": [1, 2], "room": [1, 2]}, r"shape \(2,\)"),
+        ({"size": [[1, 2], [3]], "room": [1, 2]}, "inhomogeneous"),
+        ({"size": tf.ragged.constant([[1.0], [1, 2]]), "room": [1, 2]}, "RaggedTensor"),
+        ({"size": tf.sparse.eye(2), "room": [1, 2]}, "SparseTensor"),
+        ({"size": [["a", "b"]], "room": [1]}, "'size' .* that casts to float32"),
+        ({"size": [[None, 1]], "room": [1]}, "dtype object"),
+        ({"size": SIZE, "room": 1}, r"shape \(\)"),
+    ],
+)
+def test_samples_that_fit_no_input_are_refused_before_anything_is_written(
+    tmp_path, samples, words
+):
+    with pytest.raises(InputError, match=words) as caught:
+        serving.export(two_inputs(), tmp_path / "served", samples=samples)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "served").exists()
+
+
+def test_one_input_takes_an_array_alone_and_strings_of_any_type(tmp_path):
+    title = keras.Input((), dtype="string", name="title")
+    words = layers.TextVectorization(vocabulary=["red"], output_sequence_length=2)
+    x = layers.Embedding(4, 2)(words(title))
+    model = keras.Model(title, {"y": layers.GlobalAveragePooling1D(name="y")(x)})
+    for samples in (["red", "größer"], np.array([["red"]]), tf.constant(["red"])):
+        version = serving.export(model, tmp_path, samples=samples)
+        assert serving.check(version, seconds=0).problems == []
+    for samples in ([1, 2], ["red", None]):
+        with pytest.raises(InputError, match="strings"):
+            serving.export(model, tmp_path, samples=samples)
 
 
 def test_check_measures_each_signature_and_batch_size(shop):

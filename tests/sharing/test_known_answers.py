@@ -20,6 +20,7 @@ from sharing_cases import (
 
 from mtl_keras import balancing
 from mtl_keras import sharing as sharing_lib
+from mtl_keras.errors import InputError
 from mtl_keras.model.task_variables import split_variables
 from mtl_keras.sharing.experts import Experts
 
@@ -193,6 +194,30 @@ def test_aitm_penalises_steps_likelier_than_the_one_before():
     excess = np.maximum(outputs["c"] - outputs["a"], 0.0)
     assert excess.any()
     np.testing.assert_allclose(float(sum(model.losses)), 0.6 * excess.mean(), rtol=1e-5)
+
+
+def test_aitm_without_a_chain_has_one_order():
+    """Features and calibration follow the tasks, in whatever order outputs come."""
+    sharing = sharing_lib.get(spec("aitm"))
+    inputs, stages = dense()
+    features = sharing(inputs, stages, ["c", "a", "b"])
+    heads = {t: keras.layers.Dense(1, "sigmoid")(features[t]) for t in TASKS}
+    outputs = sharing.connect_outputs(heads)
+    for earlier, later in (("c", "a"), ("a", "b")):
+        calibrator = outputs[later]._keras_history.operation
+        pair = calibrator._inbound_nodes[0].input_tensors
+        assert [id(t) for t in pair] == [id(heads[earlier]), id(heads[later])]
+    assert outputs["c"] is heads["c"]
+    with pytest.raises(InputError, match="chain"):
+        sharing(inputs, stages, ["a", "b", "c"])
+    with pytest.raises(InputError, match="chain"):
+        sharing_lib.get("aitm").connect_outputs(heads)
+
+
+@pytest.mark.parametrize("chain", ["ab", ["a", "b", "a"]])
+def test_aitm_takes_a_list_of_different_tasks(chain):
+    with pytest.raises(InputError, match="different tasks"):
+        sharing_lib.get(spec("aitm", chain=chain))
 
 
 def test_dselect_k_ends_with_exactly_k_experts():

@@ -72,6 +72,37 @@ def test_trains_under_xla_in_mixed_precision_and_is_exported(name, backbone, tmp
     assert b"MtlKeras>" not in (version / "saved_model.pb").read_bytes()
 
 
+@pytest.mark.parametrize("length", [None, 7])
+@pytest.mark.parametrize("name", NAMES)
+def test_tokens_are_embedded_before_anything_gates_on_them(name, length):
+    inputs = keras.Input((length,), dtype="int32")
+    embedding = keras.layers.Embedding(20, 6, name="embedding")
+    recurrent = keras.layers.GRU(4, return_sequences=True, name="recurrent")
+    model = functional(name, inputs, [embedding, recurrent])
+    tokens = np.random.default_rng(0).integers(0, 20, (3, 7))
+    outputs = outputs_of(model, tokens)
+    assert all(np.isfinite(value).all() for value in outputs.values())
+    if name in ("mmoe", "omoe", "cgc", "ple"):
+        both = keras.Sequential([embedding, recurrent], name="both")
+        with pytest.raises(ValueError, match=rf"gates of {name}.*'both'.*int32"):
+            functional(name, inputs, [both])
+
+
+@pytest.mark.parametrize("floatx", ["float64", "bfloat16"])
+def test_any_floatx_trains(floatx):
+    default = keras.config.floatx()
+    keras.config.set_floatx(floatx)
+    try:
+        for name in NAMES:
+            model = model_of(name, dense, run_eagerly=True)
+            x, y = batch(model)
+            assert np.isfinite(float(model.train_on_batch(x, y)[0])), name
+            dtypes = {v.dtype for v in model.trainable_variables}
+            assert floatx in dtypes, name
+    finally:
+        keras.config.set_floatx(default)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_configuration_round_trips_through_json(name):
     sharing = sharing_lib.get(SPECS[name])
