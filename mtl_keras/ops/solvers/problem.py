@@ -120,7 +120,9 @@ def prepare(gramian: Any) -> Problem:
 
     # One division after the other: the product of two small norms may underflow.
     cosines = gramian / norms[:, tf.newaxis] / norms
-    cosines = tf.clip_by_value(0.5 * (cosines + tf.transpose(cosines)), -1.0, 1.0)
+    # Clipped before the mean, which infinities of both signs do not have.
+    cosines = tf.clip_by_value(cosines, -1.0, 1.0)
+    cosines = 0.5 * (cosines + tf.transpose(cosines))
     both = active[:, tf.newaxis] * active
     cosines = tf.linalg.set_diag(cosines * both, tf.ones_like(norms))
     norms = tf.where(takes_part, norms / largest, 1.0)
