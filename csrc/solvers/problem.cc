@@ -49,7 +49,9 @@ Problem Prepare(const double* gramian, int size) {
       // One division after the other: the product of two small norms may underflow.
       const double upper = gramian[j * size + i] / p.norms[j] / p.norms[i];
       const double lower = gramian[i * size + j] / p.norms[i] / p.norms[j];
-      const double cosine = std::clamp(0.5 * (lower + upper), -1.0, 1.0);
+      // Each is clamped, as infinities of both signs have no mean.
+      const double cosine =
+          0.5 * (std::clamp(lower, -1.0, 1.0) + std::clamp(upper, -1.0, 1.0));
       p.cosines[i][j] = cosine;
       p.cosines[j][i] = cosine;
     }

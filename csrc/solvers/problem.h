@@ -14,6 +14,11 @@ namespace mtl_keras {
 
 constexpr double kEps = 2.220446049250313e-16;
 
+// How far a gradient may be off, relative to its norm, where `precision` is the spacing
+// of its dtype at 1. A gradient is a sum over samples that cancel in part, so that it
+// has lost more digits than the last; the finer the dtype, the more of them.
+inline double Noise(double precision) { return std::pow(precision, 2.0 / 3.0); }
+
 using Vector = std::vector<double>;
 
 // Square, row-major.

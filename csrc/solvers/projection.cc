@@ -55,12 +55,13 @@ bool PcGrad(const double* gramian, int size, const int32_t* orders, double* weig
 }
 
 bool GradVac(const double* gramian, int size, const int32_t* orders, double beta,
-             double* goals, double* weights) {
+             double precision, double* goals, double* weights) {
   const Problem problem = Prepare(gramian, size);
   if (!problem.valid) return Finish(problem, false, problem.count, weights);
   std::fill_n(weights, size, 0.0);
   Matrix moved(size);
   std::copy_n(goals, size * size, moved.data.begin());
+  const double noise = std::max(Noise(precision), std::sqrt(4.0 * size * kEps));
   Row row(size);
   for (int task = 0; task < size; ++task) {
     row.Start(problem, task);
@@ -69,7 +70,9 @@ bool GradVac(const double* gramian, int size, const int32_t* orders, double beta
       if (problem.active[task] * problem.active[other] == 0.0) continue;
       const double square =
           Dot(row.coefficients.data(), row.products.data(), size);
-      const double length = std::sqrt(std::max(square, 0.0));
+      double parts = 0.0;
+      for (double coefficient : row.coefficients) parts += std::abs(coefficient);
+      const double length = square <= noise * noise * parts * parts ? 0.0 : std::sqrt(square);
       double cosine = length == 0.0 ? 0.0 : row.products[other] / length;
       cosine = std::clamp(cosine, -1.0, 1.0);
       double& average = moved[task][other];

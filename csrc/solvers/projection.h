@@ -11,9 +11,10 @@ namespace mtl_keras {
 bool PcGrad(const double* gramian, int size, const int32_t* orders, double* weights);
 
 // `goals` [T, T], the moving averages of the cosines, is replaced by the new ones,
-// and left alone where not converged.
+// and left alone where not converged. `precision` is that of the gradients, see
+// problem.h: one that has cancelled to less points nowhere and has cosines of 0.
 bool GradVac(const double* gramian, int size, const int32_t* orders, double beta,
-             double* goals, double* weights);
+             double precision, double* goals, double* weights);
 
 }  // namespace mtl_keras
 

@@ -33,8 +33,9 @@ bool IsNearlyDefinite(const Matrix& matrix) {
 
 }  // namespace
 
-NonnegativeQp::NonnegativeQp(const Matrix& matrix)
+NonnegativeQp::NonnegativeQp(const Matrix& matrix, double noise)
     : size_(matrix.size),
+      noise_share_(std::max(noise, 4.0 * matrix.size * kEps)),
       matrix_(matrix),
       factor_(matrix.size),
       linear_(size_),
@@ -92,7 +93,7 @@ void NonnegativeQp::Goal() {
   for (int i = 0; i < n; ++i) goal_[order_[i]] = work_[i] + rest_[i];
 }
 
-// The negative gradient, and the size of its rounding errors.
+// The negative gradient, and the size of its errors.
 void NonnegativeQp::Slopes(const double* x, Vector* gain, Vector* noise) const {
   for (int i = 0; i < size_; ++i) {
     double product = 0.0, size = 0.0;
@@ -102,7 +103,7 @@ void NonnegativeQp::Slopes(const double* x, Vector* gain, Vector* noise) const {
       size += std::abs(term);
     }
     (*gain)[i] = linear_[i] - product;
-    (*noise)[i] = 4.0 * size_ * kEps * (std::abs(linear_[i]) + size);
+    (*noise)[i] = noise_share_ * (std::abs(linear_[i]) + size);
   }
 }
 
@@ -149,10 +150,12 @@ bool NonnegativeQp::Conclude(double unit, double* x, const char* free) {
   bool solved = true;
   for (int i = 0; i < size_; ++i) x[i] = free[i] ? std::max(x[i], 0.0) : 0.0;
   Slopes(x, &gain_, &noise_);
+  const double rounding = 4.0 * size_ * kEps / noise_share_;
   for (int i = 0; i < size_; ++i) {
     // Looser than the steps' own test by the error of one regular solve.
     const double violation = free[i] ? std::abs(gain_[i]) : gain_[i];
-    solved &= violation <= 1e4 * noise_[i] && x[i] < kLargest;
+    const double slack = std::max(noise_[i], 1e4 * rounding * noise_[i]);
+    solved &= violation <= slack && x[i] < kLargest;
     x[i] *= unit;
   }
   return solved;
@@ -273,13 +276,14 @@ bool MinNorm(const double* gramian, int size, double* weights) {
 }
 
 bool DualCone(const double* gramian, int size, const double* lower, int batch,
-              double* out) {
+              double precision, double* out) {
   const Problem problem = Prepare(gramian, size);
   for (int i = 0; i < batch * size; ++i) {
     out[i] = problem.active[i % size] > 0.0 ? lower[i] : 0.0;
   }
   if (!problem.valid) return false;
-  NonnegativeQp program(problem.cosines);
+  const double noise = std::max(Noise(precision), 4.0 * size * kEps);
+  NonnegativeQp program(problem.cosines, noise);
   Vector bounds(size), linear(size);
   Vector raised(static_cast<std::size_t>(batch) * size);
   std::vector<char> free(size);
@@ -295,8 +299,8 @@ bool DualCone(const double* gramian, int size, const double* lower, int batch,
         product += term;
         parts += std::abs(term);
       }
-      // Where the bounds' own gradients cancel, what is left is rounding: no conflict.
-      const bool conflict = std::abs(product) > 4.0 * size * kEps * parts;
+      // Where the bounds' own gradients cancel, what is left is noise: no conflict.
+      const bool conflict = std::abs(product) > noise * parts;
       linear[i] = conflict ? -product * problem.active[i] : 0.0;
     }
     // The tasks that a bound conflicts with are a good guess at those to raise.
@@ -323,10 +327,17 @@ Matrix Regularised(const Problem& problem, double reg_eps) {
   return matrix;
 }
 
+// With more regularisation than noise the solution is a smooth function of the
+// gradients, and nothing needs deciding.
+double PrecisionOf(double precision, double reg_eps) {
+  const double noise = Noise(precision);
+  return reg_eps > noise * noise ? kEps : precision;
+}
+
 }  // namespace
 
 bool UpGrad(const double* gramian, int size, const double* preference, double reg_eps,
-            double* weights) {
+            double precision, double* weights) {
   const Problem problem = Prepare(gramian, size);
   if (!problem.valid) return Finish(problem, false, 1.0, weights);
   const Matrix matrix = Regularised(problem, reg_eps);
@@ -334,8 +345,9 @@ bool UpGrad(const double* gramian, int size, const double* preference, double re
   Matrix rows(size);
   for (int i = 0; i < size; ++i) rows[i][i] = u[i];
   Matrix projected(size);
-  const bool converged = DualCone(matrix.data.data(), size, rows.data.data(), size,
-                                  projected.data.data());
+  const bool converged =
+      DualCone(matrix.data.data(), size, rows.data.data(), size,
+               PrecisionOf(precision, reg_eps), projected.data.data());
   for (int j = 0; j < size; ++j) {
     weights[j] = 0.0;
     for (int i = 0; i < size; ++i) weights[j] += projected[i][j];
@@ -344,12 +356,13 @@ bool UpGrad(const double* gramian, int size, const double* preference, double re
 }
 
 bool DualProj(const double* gramian, int size, const double* preference, double reg_eps,
-              double* weights) {
+              double precision, double* weights) {
   const Problem problem = Prepare(gramian, size);
   if (!problem.valid) return Finish(problem, false, 1.0, weights);
   const Matrix matrix = Regularised(problem, reg_eps);
   const double* u = preference ? preference : problem.mean.data();
-  const bool converged = DualCone(matrix.data.data(), size, u, 1, weights);
+  const bool converged = DualCone(matrix.data.data(), size, u, 1,
+                                  PrecisionOf(precision, reg_eps), weights);
   return Finish(problem, converged, 1.0, weights);
 }
 

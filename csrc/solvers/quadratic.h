@@ -16,7 +16,9 @@ namespace mtl_keras {
 // it, and one that leaves has the rows after its own made anew.
 class NonnegativeQp {
  public:
-  explicit NonnegativeQp(const Matrix& matrix);
+  // `noise` is the share of its terms below which a slope counts as zero; rounding
+  // errors of the solution always do.
+  explicit NonnegativeQp(const Matrix& matrix, double noise = 0.0);
 
   // Starts from `x` and `free` where `warm`, a feasible point such as the result
   // for a nearby `linear`, and leaves the solution there. Returns whether the
@@ -36,6 +38,7 @@ class NonnegativeQp {
   void Slopes(const double* x, Vector* gain, Vector* noise) const;
 
   int size_;
+  double noise_share_;
   Matrix matrix_;
   Matrix factor_;           // rows in the order of `order_`
   std::vector<int> order_;  // the free entries as they came in
@@ -48,16 +51,17 @@ class NonnegativeQp {
 bool MinNorm(const double* gramian, int size, double* weights);
 
 // min v' G v over v >= u for each of `batch` rows u, each [T]. Writes [batch, T].
+// `precision` is that of the gradients, see problem.h: lesser conflicts are none.
 bool DualCone(const double* gramian, int size, const double* lower, int batch,
-              double* out);
+              double precision, double* out);
 
 // Sum over tasks of the projections of u_i g_i (UPGrad), or the projection of their
 // sum (DualProj), on the dual cone of G / tr G + reg_eps I. `preference` is u, or
 // null for 1/T.
 bool UpGrad(const double* gramian, int size, const double* preference, double reg_eps,
-            double* weights);
+            double precision, double* weights);
 bool DualProj(const double* gramian, int size, const double* preference, double reg_eps,
-              double* weights);
+              double precision, double* weights);
 
 }  // namespace mtl_keras
 

@@ -2,77 +2,103 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "solvers/problem.h"
 
 namespace mtl_keras {
 namespace {
 
-constexpr int kMostSteps = 100;
-// Bounds min |g_w|^2 over unit gradients from below, up to a factor: roots beyond
-// are the work of rounding errors. It is the largest entries that tell, as a short
-// gradient against a long one rightly gets a weight far beyond its own start.
-constexpr double kLargest = 1e10;
-// Fractions of the way to the boundary that a step may go.
-constexpr double kFractions[] = {0.95, 0.8,  0.6,  0.4,  0.25, 0.12,
-                                 0.06, 0.03, 0.01, 1e-3, 1e-4};
+constexpr int kMaxSteps = 200;
+// A sum of gradients shorter than this, for a largest term of length 1, counts as zero:
+// roots beyond are the work of rounding errors.
+constexpr double kCancelled = 1e-5;
+// Keeps the system regular where gradients are dependent and their terms underflow.
+constexpr double kRidge = 1e-13;
+// Shares of a full step that are tried.
+constexpr double kFractions[] = {1.0, 0.5, 0.25, 0.1, 0.03, 0.01};
+// Exponents are kept within the range of a double.
+constexpr double kLargestLog = 600.0;
 
-// x^e for x > 0; the exponents of common alphas need no general power.
-double Power(double x, double e) {
-  if (e == 0.0) return 1.0;
-  if (e == 0.5) return std::sqrt(x);
-  if (e == 1.0) return x;
-  return std::pow(x, e);
-}
+double Exponential(double log) { return std::exp(std::min(log, kLargestLog)); }
 
-// Newton's method on relative changes of y for the convex function
-// y' C y / 2 - sum_i target_i phi(y_i), phi' = y^-p.
+// Newton's method for the convex function y' C y / 2 - sum_i target_i phi(y_i),
+// phi' = y^-p, in the logarithms of y and of q = target * y^-p: neither of them
+// leaves the range of a double, whatever p and the norms are.
 class Newton {
  public:
-  Newton(const Matrix& cosines, const Vector& target, double p)
+  Newton(const Matrix& cosines, const Vector& log_target, double p)
       : cosines_(cosines),
-        target_(target),
+        log_target_(log_target),
         p_(p),
         size_(cosines.size),
         system_(size_),
-        pull_(size_),
-        gains_(size_),
+        y_(size_),
+        products_(size_),
+        q_(size_),
+        damping_(size_),
         step_(size_),
-        moved_(size_) {}
+        moves_(size_),
+        trial_(size_) {}
 
-  // Moves y by one step. Returns the largest relative change of a full step, not a
-  // number where the system is singular.
-  double Step(Vector* y) {
-    Multiply(cosines_, y->data(), moved_.data());
+  // Moves the logarithms of y by one step.
+  void Step(Vector* log_y) {
+    double parts_exceeded = 0.0;
+    square_ = 0.0;
+    largest_ = 0.0;
+    for (int i = 0; i < size_; ++i) y_[i] = std::exp((*log_y)[i]);
     for (int i = 0; i < size_; ++i) {
-      pull_[i] = (*y)[i] * moved_[i];
-      gains_[i] = target_[i] * Power((*y)[i], 1.0 - p_);
-      step_[i] = gains_[i] - pull_[i];
+      double product = 0.0, parts = 0.0;
+      for (int j = 0; j < size_; ++j) {
+        const double term = cosines_[i][j] * y_[j];
+        product += term;
+        parts += std::abs(term);
+      }
+      products_[i] = product;
+      square_ += y_[i] * product;
+      largest_ = std::max(largest_, y_[i]);
+      const double log_q = log_target_[i] - p_ * (*log_y)[i];
+      q_[i] = Exponential(log_q);
+      const double residual = q_[i] - product;
+      parts_exceeded = std::max(
+          parts_exceeded, std::abs(residual) - 4.0 * size_ * kEps * (q_[i] + parts));
+      damping_[i] =
+          1.0 / std::sqrt(1.0 + kRidge + p_ * Exponential(log_q - (*log_y)[i]));
+      step_[i] = damping_[i] * residual;
     }
-    SolveSystem(*y);
-    double change = 0.0, lowest = 0.0;
-    for (double s : step_) {
-      if (!std::isfinite(s)) return s - s;
-      change = std::max(change, std::abs(s));
-      lowest = std::min(lowest, s);
+    SolveSystem();
+    change_ = 0.0;
+    for (int i = 0; i < size_; ++i) {
+      step_[i] *= damping_[i] / y_[i];
+      if (!std::isfinite(step_[i])) change_ = std::numeric_limits<double>::quiet_NaN();
+      change_ = std::abs(step_[i]) > change_ ? std::abs(step_[i]) : change_;
     }
+    exact_ = parts_exceeded <= 0.0;
+    if (exact_ || !std::isfinite(change_)) return;
     // Close to the root the objective is flat to rounding: full steps are safe.
-    const double length = change >= 0.1 ? Search(*y, lowest) : 1.0;
-    for (int i = 0; i < size_; ++i) (*y)[i] *= 1.0 + length * step_[i];
-    return change;
+    Move(*log_y, change_ >= 0.1 ? Search(*log_y) : 1.0);
+    for (int i = 0; i < size_; ++i) (*log_y)[i] += moves_[i];
   }
 
+  // The largest relative change of y in a full step, not a number where the system is
+  // singular.
+  double change() const { return change_; }
+  // Whether the equation held up to rounding before the step.
+  bool exact() const { return exact_; }
+  // |sum_i y_i u_i|^2 over the unit gradients u, relative to the largest term.
+  double relative_square() const { return square_ / (largest_ * largest_); }
+
  private:
-  // step = (diag(y) C diag(y) + p diag(gains))^-1 step.
-  void SolveSystem(const Vector& y) {
+  // step = (D C D + I - D^2)^-1 step for the damping D: Newton's system for relative
+  // changes of y, scaled to a diagonal of 1.
+  void SolveSystem() {
     for (int i = 0; i < size_; ++i) {
       double* row = system_[i];
       for (int j = 0; j < i; ++j) {
-        const double entry = y[i] * cosines_[i][j] * y[j];
+        const double entry = damping_[i] * cosines_[i][j] * damping_[j];
         row[j] = (entry - Dot(row, system_[j], j)) * system_[j][j];
       }
-      const double diagonal = y[i] * y[i] * cosines_[i][i] + p_ * gains_[i];
-      row[i] = 1.0 / std::sqrt(diagonal - Dot(row, row, i));
+      row[i] = 1.0 / std::sqrt(1.0 - Dot(row, row, i));
       step_[i] = (step_[i] - Dot(row, step_.data(), i)) * row[i];
     }
     for (int i = size_ - 1; i >= 0; --i) {
@@ -82,102 +108,111 @@ class Newton {
     }
   }
 
-  // The best of several step lengths.
-  double Search(const Vector& y, double lowest) {
-    const double reach = 1.0 / std::max(-lowest, 1e-3);
-    // Along the step the quadratic part is pull' s * l + s' S s * l^2 / 2.
-    for (int i = 0; i < size_; ++i) moved_[i] = y[i] * step_[i];
-    double linear = 0.0, square = 0.0;
+  // Sets `moves_` to the changes of log y for a share of the step. Upwards y moves as
+  // in the linear model. Downwards it does so too unless that takes q beyond both the
+  // linear model of q and the present product: q may grow by any power there.
+  void Move(const Vector& log_y, double share) {
     for (int i = 0; i < size_; ++i) {
-      linear += pull_[i] * step_[i];
-      square += moved_[i] * Dot(cosines_[i], moved_.data(), size_);
-    }
-    double best = std::min(0.9 * reach, 1.0);
-    double least = linear * best + 0.5 * square * best * best - Gain(best);
-    for (double fraction : kFractions) {
-      const double length = reach * fraction;
-      const double value =
-          linear * length + 0.5 * square * length * length - Gain(length);
-      if (value < least) {
-        least = value;
-        best = length;
+      const double step = share * step_[i];
+      if (step > 0.0) {
+        moves_[i] = std::log1p(step);
+        continue;
       }
+      double log_q = log_target_[i] - p_ * log_y[i] + std::log1p(-p_ * step);
+      if (products_[i] > 0.0) log_q = std::max(log_q, std::log(products_[i]));
+      double move = (log_target_[i] - log_q) / p_ - log_y[i];
+      if (step > -1.0) move = std::max(move, std::log1p(step));
+      moves_[i] = std::min(move, 0.0);
     }
-    return best;
   }
 
-  // How much sum_i target_i phi(y_i) grows over a step of this length.
-  double Gain(double length) const {
-    double sum = 0.0;
-    if (p_ == 1.0) {
-      // One logarithm for many factors.
-      double product = 1.0;
+  // The largest share of the step whose objective is the least up to rounding.
+  double Search(const Vector& log_y) {
+    constexpr int kCount = sizeof(kFractions) / sizeof(kFractions[0]);
+    double values[kCount];
+    double least = std::numeric_limits<double>::infinity(), size = 0.5 * square_;
+    for (int i = 0; i < size_; ++i) size += q_[i] * y_[i];
+    for (int k = 0; k < kCount; ++k) {
+      Move(log_y, kFractions[k]);
+      double gain = 0.0;
       for (int i = 0; i < size_; ++i) {
-        product *= 1.0 + length * step_[i];
-        if (product < 1e-100 || product > 1e100) {
-          sum += std::log(product);
-          product = 1.0;
-        }
+        trial_[i] = y_[i] * std::exp(moves_[i]);
+        gain += q_[i] * y_[i] *
+                (p_ == 1.0 ? moves_[i]
+                           : std::expm1((1.0 - p_) * moves_[i]) / (1.0 - p_));
       }
-      return target_[0] * (sum + std::log(product));
+      double square = 0.0;
+      for (int i = 0; i < size_; ++i) {
+        square += trial_[i] * Dot(cosines_[i], trial_.data(), size_);
+      }
+      values[k] = 0.5 * (square - square_) - gain;
+      if (values[k] < least) least = values[k];
     }
-    for (int i = 0; i < size_; ++i) {
-      sum += gains_[i] * (Power(1.0 + length * step_[i], 1.0 - p_) - 1.0);
+    for (int k = 0; k < kCount; ++k) {
+      if (values[k] <= least + 1e-13 * size) return kFractions[k];
     }
-    return sum / (1.0 - p_);
+    return kFractions[kCount - 1];
   }
 
   const Matrix& cosines_;
-  const Vector& target_;
+  const Vector& log_target_;
   const double p_;
   const int size_;
   Matrix system_;
-  Vector pull_, gains_, step_, moved_;
+  Vector y_, products_, q_, damping_, step_, moves_, trial_;
+  double square_ = 0.0, largest_ = 0.0, change_ = 0.0;
+  bool exact_ = false;
 };
 
 }  // namespace
 
-bool PowerRoot(const double* gramian, int size, double alpha, double* weights) {
+bool PowerRoot(const double* gramian, int size, double alpha, double precision,
+               double* weights) {
   const double p = 1.0 / alpha;
   const Problem problem = Prepare(gramian, size);
   if (!problem.valid) return Finish(problem, false, problem.count, weights);
 
   // With y = norms * w: cosines y = target * y^-p, up to a common factor. Tasks that
   // take no part are equations of their own. For p = 1 all targets are 1.
-  Vector target(size), start(size), y(size);
-  double logs = 0.0;
+  Vector log_target(size), log_y(size), start(size), products(size);
+  double common = 0.0;
   for (int i = 0; i < size; ++i) {
-    target[i] = std::pow(problem.norms[i], p - 1.0);
-    logs += std::log(target[i]);
+    log_target[i] = (p - 1.0) * std::log(problem.norms[i]);
+    common += log_target[i] / size;
   }
-  const double common = std::exp(logs / size);
   // The root for orthogonal gradients, at the best common length.
-  double square = 0.0, gains = 0.0;
+  double square = 0.0;
   for (int i = 0; i < size; ++i) {
-    target[i] /= common;
-    start[i] = std::pow(target[i], 1.0 / (1.0 + p));
+    log_target[i] -= common;
+    log_y[i] = log_target[i] / (1.0 + p);
+  }
+  const double highest = *std::max_element(log_y.begin(), log_y.end());
+  for (int i = 0; i < size; ++i) {
+    start[i] = std::exp(log_y[i] - highest);
     square += start[i] * start[i];
-    gains += target[i] * std::pow(start[i], 1.0 - p);
   }
-  Multiply(problem.cosines, start.data(), y.data());
+  Multiply(problem.cosines, start.data(), products.data());
   const double curvature =
-      std::max(Dot(start.data(), y.data(), size), 1e-3 * square);
-  const double length = std::pow(gains / curvature, 1.0 / (1.0 + p));
-  for (int i = 0; i < size; ++i) y[i] = start[i] * length;
+      std::max(Dot(start.data(), products.data(), size), 1e-3 * square);
+  for (double& log : log_y) log += std::log(square / curvature) / (1.0 + p);
 
-  const double bound = *std::max_element(start.begin(), start.end()) *
-                       std::pow(kLargest, 1.0 / (1.0 + p));
-  Newton newton(problem.cosines, target, p);
-  double change = 1.0;
-  bool alive = true;
-  for (int step = 0; step < kMostSteps && alive && change > 1e-8; ++step) {
-    change = newton.Step(&y);
-    alive = std::isfinite(change) && *std::max_element(y.begin(), y.end()) < bound;
+  const double noise = std::max(kCancelled, Noise(precision));
+  Newton newton(problem.cosines, log_target, p);
+  bool solved = false;
+  for (int step = 0; step < kMaxSteps && !solved; ++step) {
+    newton.Step(&log_y);
+    // Gradients that cancel at positive weights prove the point Pareto-stationary.
+    if (!std::isfinite(newton.change()) || newton.relative_square() <= noise * noise) {
+      return Finish(problem, false, problem.count, weights);
+    }
+    solved = newton.change() <= 1e-8 || newton.exact();
   }
-  const double back = std::pow(common, 1.0 / (1.0 + p));
-  const double scale = std::pow(problem.scale, 2.0 / (1.0 + p));
-  for (int i = 0; i < size; ++i) weights[i] = y[i] * back / problem.norms[i] / scale;
-  return Finish(problem, alive && change <= 1e-6, problem.count, weights);
+  solved = solved || newton.change() <= 1e-6;
+  for (int i = 0; i < size; ++i) {
+    const double log = log_y[i] + (common - 2.0 * std::log(problem.scale)) / (1.0 + p);
+    weights[i] = std::exp(log - std::log(problem.norms[i]));
+  }
+  return Finish(problem, solved, problem.count, weights);
 }
 
 }  // namespace mtl_keras

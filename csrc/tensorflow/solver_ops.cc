@@ -60,6 +60,17 @@ class SolverOp : public Kernel {
   // Errors are set in `context`.
   virtual bool Solve(OpKernelContext* context, const double* gramian, int size) = 0;
 
+  // The precision of the gradients, the last input of the solvers that decide by it.
+  static bool ReadPrecision(OpKernelContext* context, double* precision) {
+    const int index = context->num_inputs() - 1;
+    if (!Check(context, "a precision", index, TensorShape({}))) return false;
+    *precision = context->input(index).scalar<double>()();
+    if (*precision > 0.0 && *precision < 1.0) return true;
+    context->CtxFailure(InvalidArgument("Expected a precision in (0, 1). Received: ",
+                                        *precision, "."));
+    return false;
+  }
+
   static double* AllocateWeights(OpKernelContext* context, const TensorShape& shape) {
     Tensor* weights = nullptr;
     const absl::Status status = context->allocate_output(0, shape, &weights);
@@ -97,10 +108,12 @@ class DualConeOp : public SolverOp {
           "]. Received: shape ", lower.shape().DebugString(), "."));
       return false;
     }
+    double precision = 0.0;
+    if (!ReadPrecision(context, &precision)) return false;
     double* out = AllocateWeights(context, lower.shape());
     const int batch = static_cast<int>(lower.NumElements() / size);
     return out != nullptr &&
-           DualCone(gramian, size, lower.flat<double>().data(), batch, out);
+           DualCone(gramian, size, lower.flat<double>().data(), batch, precision, out);
   }
 };
 
@@ -121,10 +134,12 @@ class ConeProjectionOp : public SolverOp {
     }
     if (!Check(context, "reg_eps", 2, TensorShape({}))) return false;
     const double reg_eps = context->input(2).scalar<double>()();
+    double precision = 0.0;
+    if (!ReadPrecision(context, &precision)) return false;
     double* weights = AllocateWeights(context, TensorShape({size}));
     if (weights == nullptr) return false;
-    return kEach ? UpGrad(gramian, size, u, reg_eps, weights)
-                 : DualProj(gramian, size, u, reg_eps, weights);
+    return kEach ? UpGrad(gramian, size, u, reg_eps, precision, weights)
+                 : DualProj(gramian, size, u, reg_eps, precision, weights);
   }
 };
 
@@ -140,8 +155,10 @@ class CaGradOp : public SolverOp {
       context->CtxFailure(InvalidArgument("Expected c >= 0. Received: c=", c, "."));
       return false;
     }
+    double precision = 0.0;
+    if (!ReadPrecision(context, &precision)) return false;
     double* weights = AllocateWeights(context, TensorShape({size}));
-    return weights != nullptr && CaGrad(gramian, size, c, weights);
+    return weights != nullptr && CaGrad(gramian, size, c, precision, weights);
   }
 };
 
@@ -158,8 +175,10 @@ class PowerRootOp : public SolverOp {
           InvalidArgument("Expected alpha > 0. Received: alpha=", alpha, "."));
       return false;
     }
+    double precision = 0.0;
+    if (!ReadPrecision(context, &precision)) return false;
     double* weights = AllocateWeights(context, TensorShape({size}));
-    return weights != nullptr && PowerRoot(gramian, size, alpha, weights);
+    return weights != nullptr && PowerRoot(gramian, size, alpha, precision, weights);
   }
 };
 
@@ -200,6 +219,8 @@ class GradVacOp : public SolverOp {
     if (!Check(context, "averages", 1, TensorShape({size, size}))) return false;
     if (!CheckOrders(context, 2, size)) return false;
     if (!Check(context, "beta", 3, TensorShape({}))) return false;
+    double precision = 0.0;
+    if (!ReadPrecision(context, &precision)) return false;
     double* weights = AllocateWeights(context, TensorShape({size}));
     if (weights == nullptr) return false;
     Tensor* moved = nullptr;
@@ -210,8 +231,8 @@ class GradVacOp : public SolverOp {
     }
     moved->flat<double>() = goals.flat<double>();
     return GradVac(gramian, size, context->input(2).flat<int32_t>().data(),
-                   context->input(3).scalar<double>()(), moved->flat<double>().data(),
-                   weights);
+                   context->input(3).scalar<double>()(), precision,
+                   moved->flat<double>().data(), weights);
   }
 };
 
@@ -250,6 +271,7 @@ REGISTER_OP("MtlKeras>MinNorm")
 REGISTER_OP("MtlKeras>DualCone")
     .Input("gramian: double")
     .Input("lower: double")
+    .Input("precision: double")
     .Output("raised: double")
     .Output("converged: bool")
     .SetShapeFn(DualConeShape)
@@ -259,6 +281,7 @@ REGISTER_OP("MtlKeras>UpGrad")
     .Input("gramian: double")
     .Input("preference: double")
     .Input("reg_eps: double")
+    .Input("precision: double")
     .Output("weights: double")
     .Output("converged: bool")
     .SetShapeFn(WeightsShape)
@@ -268,6 +291,7 @@ REGISTER_OP("MtlKeras>DualProj")
     .Input("gramian: double")
     .Input("preference: double")
     .Input("reg_eps: double")
+    .Input("precision: double")
     .Output("weights: double")
     .Output("converged: bool")
     .SetShapeFn(WeightsShape)
@@ -276,6 +300,7 @@ REGISTER_OP("MtlKeras>DualProj")
 REGISTER_OP("MtlKeras>CaGrad")
     .Input("gramian: double")
     .Input("c: double")
+    .Input("precision: double")
     .Output("weights: double")
     .Output("converged: bool")
     .SetShapeFn(WeightsShape)
@@ -284,6 +309,7 @@ REGISTER_OP("MtlKeras>CaGrad")
 REGISTER_OP("MtlKeras>PowerRoot")
     .Input("gramian: double")
     .Input("alpha: double")
+    .Input("precision: double")
     .Output("weights: double")
     .Output("converged: bool")
     .SetShapeFn(WeightsShape)
@@ -302,6 +328,7 @@ REGISTER_OP("MtlKeras>GradVac")
     .Input("goals: double")
     .Input("orders: int32")
     .Input("beta: double")
+    .Input("precision: double")
     .Output("weights: double")
     .Output("moved: double")
     .Output("converged: bool")

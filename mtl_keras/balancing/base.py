@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import random
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import keras
@@ -14,9 +15,18 @@ import tensorflow as tf
 from mtl_keras import ops
 from mtl_keras.balancing.arguments import check_choice
 from mtl_keras.errors import check_integer
+from mtl_keras.ops import solvers
 
 SCALES = ("sum", "mean")
 TASK_SPECIFIC = ("own", "weighted")
+
+# The spacing at 1 of the dtypes in which gradients are computed.
+_SPACINGS = {
+    "float64": solvers.EPS,
+    "float32": 2.0**-23,
+    "float16": 2.0**-10,
+    "bfloat16": 2.0**-7,
+}
 
 
 _Balancer = TypeVar("_Balancer", bound="Balancer")
@@ -253,6 +263,8 @@ class GradientStep:
             representations are not: every replica has its own samples.
         sub_batches: For methods with `num_sub_batches`: as `gradients`, for each
             of that many disjoint parts of the batch.
+        compute_dtypes: Names of further dtypes through which the gradients came;
+            mixed precision computes in these, and casts to the variables' dtype.
         sources: The V shared variables or tensors of the representation that the
             gradients belong to. Empty for the variables that a method was built for.
     """
@@ -265,6 +277,7 @@ class GradientStep:
         loss_scale: tf.Tensor,
         summed: bool = True,
         sub_batches: Sequence[Sequence[Sequence[Any]]] = (),
+        compute_dtypes: Sequence[str] = (),
         sources: Sequence[Any] = (),
     ):
         self.gradients = gradients
@@ -273,8 +286,16 @@ class GradientStep:
         self.loss_scale = loss_scale
         self.summed = summed
         self.sub_batches = sub_batches
+        self.compute_dtypes = compute_dtypes
         self.sources = sources
         self._gramian: tf.Tensor | None = None
+
+    @property
+    def precision(self) -> float:
+        """The spacing at 1 of the coarsest dtype in which gradients were computed."""
+        dtypes = {g.dtype.name for row in self.gradients for g in row if g is not None}
+        spacings = [_SPACINGS[d] for d in dtypes.union(self.compute_dtypes)]
+        return max(spacings, default=solvers.EPS)
 
     def total(self, value: tf.Tensor) -> tf.Tensor:
         """Returns what `value` is over all replicas' samples."""
@@ -363,7 +384,10 @@ class GramBalancer(GradientBalancer):
 
     A method of this kind implements `weights` and nothing else. `natural_scale`
     tells in which scale its paper writes them: `"mean"` (equal weights are 1 / T)
-    or `"sum"` (equal weights are 1).
+    or `"sum"` (equal weights are 1). A method that decides rank, conflict or
+    stationarity takes a second argument, `precision`: the spacing at 1 of the dtype in
+    which the gradients were computed (default: float64's). It is given to methods whose
+    signature has it.
 
     Args:
         update_every: Solve every k-th step and keep the weights in between; the
@@ -401,15 +425,18 @@ class GramBalancer(GradientBalancer):
         """
         raise NotImplementedError
 
-    def weights_with_losses(self, gramian: tf.Tensor, losses: tf.Tensor) -> tf.Tensor:
+    def weights_with_losses(
+        self, gramian: tf.Tensor, losses: tf.Tensor, precision: float = solvers.EPS
+    ) -> tf.Tensor:
         """Returns `weights`; overridden by methods that read the losses too.
 
         Args:
             gramian: As in `weights`.
             losses: float32 `[T]`.
+            precision: The spacing at 1 of the dtype of the gradients.
         """
         del losses
-        return self.weights(gramian)
+        return self.weights(gramian, **accepted(self.weights, precision))
 
     def solved(self, weights: tf.Tensor, converged: tf.Tensor) -> tf.Tensor:
         """Returns a solver's weights, and counts the step if it fell back.
@@ -449,30 +476,33 @@ class GramBalancer(GradientBalancer):
 
     def solve(self, step: GradientStep) -> tf.Tensor:
         """Returns the step's weights in `self.scale`, float32 `[T]`."""
-        weights = self.weights_with_losses(step.gramian, step.losses)
+        weights = self.weights_with_losses(
+            step.gramian,
+            step.losses,
+            **accepted(self.weights_with_losses, step.precision),
+        )
         return self.rescaled(weights, step.gramian)
 
     def rescaled(self, weights: tf.Tensor, gramian: tf.Tensor) -> tf.Tensor:
         """Returns a solution in `self.scale`, float32 `[T]`.
 
-        Where float32 cannot hold the weights, as of gradients near 1e±30, they are
-        those of the mean, counted as a fallback.
+        Where the largest weight is below 2^-110 or above 2^110, as of gradients near
+        1e±30, one factor brings it there: the direction of the update is kept. The
+        bounds leave room for smaller weights, and for sums over tasks and steps.
 
         Args:
             weights: float64 `[T]`, in the paper's scale.
             gramian: float64 `[T, T]`.
         """
-        taking_part = has_gradient(gramian)
+        weights = tf.cast(weights, "float64")
         if self.scale != self.natural_scale:
-            count = tf.maximum(tf.reduce_sum(tf.cast(taking_part, "float64")), 1.0)
+            taking_part = tf.cast(has_gradient(gramian), "float64")
+            count = tf.maximum(tf.reduce_sum(taking_part), 1.0)
             weights *= count if self.scale == "sum" else 1.0 / count
-        rounded = tf.cast(weights, "float32")
-        underflows = tf.reduce_any(tf.not_equal(weights, 0.0)) & ~tf.reduce_any(
-            tf.not_equal(rounded, 0.0)
-        )
-        fits = tf.reduce_all(tf.math.is_finite(rounded)) & ~underflows
-        self.count_fallback(~fits)
-        return tf.where(fits, rounded, mean_weights(taking_part, self.scale))
+        largest = tf.reduce_max(tf.abs(weights))
+        bounded = tf.clip_by_value(largest, 2.0**-110, 2.0**110)
+        factor = tf.where(largest > 0.0, bounded / largest, 1.0)
+        return tf.cast(weights * factor, "float32")
 
     def aggregate(self, step: GradientStep) -> tuple[list[Any], tf.Tensor]:
         """See `GradientBalancer.aggregate`."""
@@ -507,6 +537,13 @@ class GramBalancer(GradientBalancer):
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "update_every": self.update_every}
+
+
+def accepted(method: Callable[..., tf.Tensor], precision: float) -> dict[str, float]:
+    """Returns `precision` as an argument, empty for a method that does not take it."""
+    if "precision" in inspect.signature(method).parameters:
+        return {"precision": precision}
+    return {}
 
 
 def has_gradient(gramian: tf.Tensor) -> tf.Tensor:

@@ -55,8 +55,11 @@ class MGDA(GramBalancer):
         """See `GramBalancer.weights`. Losses count as 1 here."""
         return self.weights_with_losses(gramian, tf.ones((gramian.shape[0],)))
 
-    def weights_with_losses(self, gramian: tf.Tensor, losses: tf.Tensor) -> tf.Tensor:
-        """See `GramBalancer.weights_with_losses`."""
+    def weights_with_losses(
+        self, gramian: tf.Tensor, losses: tf.Tensor, precision: float = solvers.EPS
+    ) -> tf.Tensor:
+        """See `GramBalancer.weights_with_losses`. Nothing is decided by precision."""
+        del precision
         factors = tf.ones((gramian.shape[0],), "float64")
         if self.normalization in ("l2", "loss+"):
             norms = tf.sqrt(tf.linalg.diag_part(tf.cast(gramian, "float64")))
@@ -141,13 +144,15 @@ class GradVac(GramBalancer):
             "goals", (num_tasks, num_tasks), 0.0, dtype="float64"
         )
 
-    def weights(self, gramian: tf.Tensor) -> tf.Tensor:
+    def weights(self, gramian: tf.Tensor, precision: float = solvers.EPS) -> tf.Tensor:
         """See `GramBalancer.weights`."""
         goals = (
             tf.convert_to_tensor(self._goals) if self.built else tf.zeros_like(gramian)
         )
         orders = solvers.random_orders(gramian.shape[0], self.next_seed())
-        weights, goals, converged = solvers.gradvac(gramian, goals, orders, self.beta)
+        weights, goals, converged = solvers.gradvac(
+            gramian, goals, orders, self.beta, precision
+        )
         if self.built:
             self._goals.assign(goals)
         return self.solved(weights, converged)
@@ -174,9 +179,9 @@ class IMTLG(GramBalancer):
     method = "imtl_g"
     natural_scale = "mean"
 
-    def weights(self, gramian: tf.Tensor) -> tf.Tensor:
+    def weights(self, gramian: tf.Tensor, precision: float = solvers.EPS) -> tf.Tensor:
         """See `GramBalancer.weights`."""
-        return self.solved(*solvers.imtl_g(gramian))
+        return self.solved(*solvers.imtl_g(gramian, precision))
 
 
 @_register
@@ -186,7 +191,10 @@ class CAGrad(GramBalancer):
     min over the simplex of wᵀGb + c‖g₀‖ √(wᵀGw) with b = 1/T; the update is
     g₀ + c‖g₀‖ g_w / ‖g_w‖. Liu et al., "Conflict-Averse Gradient Descent for
     Multi-task Learning", NeurIPS 2021, arXiv 2110.14048. The problem is solved
-    exactly, and no absolute threshold stops it late in training.
+    exactly, and no absolute threshold stops it late in training. Where its minimum is
+    at g_w = 0 (no update in the ball helps the worst task), the update is the nearest
+    to g₀ that hurts no task, the limit for smaller c; with c ≥ 1 at a Pareto-stationary
+    point it may be zero.
 
     Cost: T backward.
     Choose it when the mean loss counts, and no task may be left behind; `c` sets
@@ -209,10 +217,10 @@ class CAGrad(GramBalancer):
         check_choice("rescale", rescale, ("none", "linear", "square"))
         self.rescale = rescale
 
-    def weights(self, gramian: tf.Tensor) -> tf.Tensor:
+    def weights(self, gramian: tf.Tensor, precision: float = solvers.EPS) -> tf.Tensor:
         """See `GramBalancer.weights`."""
         divisor = {"none": 1.0, "linear": 1 + self.c, "square": 1 + self.c**2}
-        weights = self.solved(*solvers.cagrad(gramian, self.c))
+        weights = self.solved(*solvers.cagrad(gramian, self.c, precision))
         return weights / divisor[self.rescale]
 
     def get_config(self) -> dict[str, Any]:
@@ -244,9 +252,9 @@ class AlignedMTL(GramBalancer):
         check_choice("scale_mode", scale_mode, ("min", "median", "rmse"))
         self.scale_mode = scale_mode
 
-    def weights(self, gramian: tf.Tensor) -> tf.Tensor:
+    def weights(self, gramian: tf.Tensor, precision: float = solvers.EPS) -> tf.Tensor:
         """See `GramBalancer.weights`."""
-        return self.solved(*solvers.aligned(gramian, self.scale_mode))
+        return self.solved(*solvers.aligned(gramian, self.scale_mode, precision))
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -272,9 +280,9 @@ class ConFIG(GramBalancer):
     method = "config"
     natural_scale = "sum"
 
-    def weights(self, gramian: tf.Tensor) -> tf.Tensor:
+    def weights(self, gramian: tf.Tensor, precision: float = solvers.EPS) -> tf.Tensor:
         """See `GramBalancer.weights`."""
-        return self.solved(*solvers.config(gramian))
+        return self.solved(*solvers.config(gramian, precision))
 
 
 @_register
@@ -316,9 +324,12 @@ class Krum(GramBalancer):
                 f"Received: {num_tasks} tasks."
             )
 
-    def weights(self, gramian: tf.Tensor) -> tf.Tensor:
+    def weights(self, gramian: tf.Tensor, precision: float = solvers.EPS) -> tf.Tensor:
         """See `GramBalancer.weights`."""
-        return self.solved(*solvers.krum(gramian, self.n_byzantine, self.n_selected))
+        solution = solvers.krum(
+            gramian, self.n_byzantine, self.n_selected, precision=precision
+        )
+        return self.solved(*solution)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

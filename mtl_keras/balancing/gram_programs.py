@@ -27,9 +27,9 @@ class _PowerRoot(GramBalancer):
             max_norm = check_number("max_norm", max_norm, low=0.0)
         self.max_norm = max_norm
 
-    def root(self, gramian: tf.Tensor, alpha: float) -> tf.Tensor:
+    def root(self, gramian: tf.Tensor, alpha: float, precision: float) -> tf.Tensor:
         """Returns the root, shortened where the update exceeds `max_norm`."""
-        weights = self.solved(*solvers.power_root(gramian, alpha))
+        weights = self.solved(*solvers.power_root(gramian, alpha, precision))
         if self.max_norm is None:
             return weights
         square = tf.einsum("i,ij,j", weights, tf.cast(gramian, "float64"), weights)
@@ -64,9 +64,9 @@ class Nash(_PowerRoot):
 
     method = "nash"
 
-    def weights(self, gramian: tf.Tensor) -> tf.Tensor:
+    def weights(self, gramian: tf.Tensor, precision: float = solvers.EPS) -> tf.Tensor:
         """See `GramBalancer.weights`."""
-        return self.root(gramian, alpha=1.0)
+        return self.root(gramian, 1.0, precision)
 
 
 @_register
@@ -91,9 +91,9 @@ class FairGrad(_PowerRoot):
         super().__init__(**kwargs)
         self.alpha = check_number("alpha", alpha, low=1e-3)
 
-    def weights(self, gramian: tf.Tensor) -> tf.Tensor:
+    def weights(self, gramian: tf.Tensor, precision: float = solvers.EPS) -> tf.Tensor:
         """See `GramBalancer.weights`."""
-        return self.root(gramian, self.alpha)
+        return self.root(gramian, self.alpha, precision)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -160,9 +160,10 @@ class UPGrad(_ConeProjection):
 
     method = "upgrad"
 
-    def weights(self, gramian: tf.Tensor) -> tf.Tensor:
+    def weights(self, gramian: tf.Tensor, precision: float = solvers.EPS) -> tf.Tensor:
         """See `GramBalancer.weights`."""
-        return self.solved(*solvers.upgrad(gramian, self._preference(), self.reg_eps))
+        solution = solvers.upgrad(gramian, self._preference(), self.reg_eps, precision)
+        return self.solved(*solution)
 
 
 @_register
@@ -184,6 +185,9 @@ class DualProj(_ConeProjection):
 
     method = "dualproj"
 
-    def weights(self, gramian: tf.Tensor) -> tf.Tensor:
+    def weights(self, gramian: tf.Tensor, precision: float = solvers.EPS) -> tf.Tensor:
         """See `GramBalancer.weights`."""
-        return self.solved(*solvers.dualproj(gramian, self._preference(), self.reg_eps))
+        solution = solvers.dualproj(
+            gramian, self._preference(), self.reg_eps, precision
+        )
+        return self.solved(*solution)

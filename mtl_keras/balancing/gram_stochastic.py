@@ -8,7 +8,12 @@ import keras
 import tensorflow as tf
 
 from mtl_keras import ops
-from mtl_keras.balancing.base import GradientStep, GramBalancer, has_gradient
+from mtl_keras.balancing.base import (
+    GradientStep,
+    GramBalancer,
+    accepted,
+    has_gradient,
+)
 from mtl_keras.balancing.simplex import over_present, project_to_simplex
 from mtl_keras.errors import InputError, check_integer, check_number, unknown_name
 from mtl_keras.ops import solvers
@@ -77,15 +82,23 @@ class CRMOGM(GramBalancer):
         for name, variable in self.balancer.variables.items():
             self._variables[f"wrapped.{name}"] = variable
 
-    def weights_with_losses(self, gramian: tf.Tensor, losses: tf.Tensor) -> tf.Tensor:
+    def weights_with_losses(
+        self, gramian: tf.Tensor, losses: tf.Tensor, precision: float = solvers.EPS
+    ) -> tf.Tensor:
         """See `GramBalancer.weights_with_losses`."""
-        return self._smoothed(
-            gramian, self.balancer.weights_with_losses(gramian, losses)
+        new = self.balancer.weights_with_losses(
+            gramian,
+            losses,
+            **accepted(self.balancer.weights_with_losses, precision),
         )
+        return self._smoothed(gramian, new)
 
-    def weights(self, gramian: tf.Tensor) -> tf.Tensor:
+    def weights(self, gramian: tf.Tensor, precision: float = solvers.EPS) -> tf.Tensor:
         """See `GramBalancer.weights`."""
-        return self._smoothed(gramian, self.balancer.weights(gramian))
+        new = self.balancer.weights(
+            gramian, **accepted(self.balancer.weights, precision)
+        )
+        return self._smoothed(gramian, new)
 
     def _smoothed(self, gramian: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
         if not self.built:
@@ -159,7 +172,7 @@ class PCD(GramBalancer):
         self._squares = self.add_variable("squares", (num_tasks,), 0.0, "float64")
         self._steps = self.add_variable("steps_seen", (num_tasks,), 0.0, "float64")
 
-    def weights(self, gramian: tf.Tensor) -> tf.Tensor:
+    def weights(self, gramian: tf.Tensor, precision: float = solvers.EPS) -> tf.Tensor:
         """See `GramBalancer.weights`. Before `build`, averages are this step's."""
         gramian = tf.cast(gramian, "float64")
         num_tasks = gramian.shape[0]
@@ -173,16 +186,22 @@ class PCD(GramBalancer):
         unit = tf.where(finite, unit, tf.eye(num_tasks, dtype="float64"))
         is_main = tf.one_hot(main, num_tasks, dtype="float64")
         auxiliary = tf.where(taking_part, 1.0 - is_main, 0.0)
-        # Dual of the projection: min ½ vᵀAv − cᵀv over v ≥ 0, with d = ĝ₁ + Σ v_j ĝ_j.
-        matrix = auxiliary[:, None] * unit * auxiliary
-        matrix += tf.linalg.diag(1.0 - auxiliary)
-        gaps = auxiliary * (self.tau * tf.linalg.diag_part(unit) - unit[main])
-        found, solved = solvers.nonnegative_qp(matrix, gaps[None])
-        converged = solved[0]
-        multipliers = auxiliary * found.x[0]
-        reached = auxiliary * tf.linalg.matvec(unit, multipliers) - gaps
-        slack = 1e-6 * (1.0 + tf.reduce_max(tf.abs(gaps)))
-        feasible = converged & finite & (tf.reduce_min(reached) > -slack)
+        # Dual of the projection: min ½ vᵀAv − cᵀv over v ≥ 0, with d = ĝ₁ + Σ v_j e_j
+        # for the unit vectors e_j along the ĝ_j: constraints then are of one size.
+        lengths = tf.sqrt(tf.linalg.diag_part(unit))
+        shorter = auxiliary * tf.math.divide_no_nan(tf.ones_like(lengths), lengths)
+        matrix = shorter[:, None] * unit * shorter
+        matrix = tf.linalg.set_diag(matrix, tf.ones_like(lengths))
+        gaps = self.tau * auxiliary * lengths - shorter * unit[main]
+        solution, solved = solvers.nonnegative_qp(matrix, gaps[None])
+        multipliers = shorter * solution.x[0]
+        reached = shorter * tf.linalg.matvec(unit, multipliers) - gaps
+        size = 1.0 + tf.reduce_max(tf.abs(gaps))
+        # Constraints that contradict each other up to noise ask for multipliers that
+        # only the noise holds up.
+        bounded = tf.reduce_max(solution.x) < size / solvers.noise_of(precision) ** 2
+        met = tf.reduce_min(reached) > -1e-6 * size
+        feasible = solved[0] & finite & bounded & met
         direction = (is_main + tf.where(feasible, multipliers, 0.0)) * inverse
         length = tf.sqrt(
             tf.maximum(tf.einsum("i,ij,j", direction, gramian, direction), 0.0)

@@ -43,6 +43,7 @@ class GradientStepper:
         pipeline: The balancing.
         guard: The policy for numbers that are not finite.
         task_clipnorm: Longest task gradient, or None.
+        compute_dtypes: Those of the model's layers, by name.
 
     Attributes:
         reached: What the recorded steps showed of the variables that each task's loss
@@ -51,11 +52,16 @@ class GradientStepper:
     """
 
     def __init__(
-        self, pipeline: Pipeline, guard: NonFiniteGuard, task_clipnorm: float | None
+        self,
+        pipeline: Pipeline,
+        guard: NonFiniteGuard,
+        task_clipnorm: float | None,
+        compute_dtypes: Sequence[str] = (),
     ):
         self._pipeline = pipeline
         self._guard = guard
         self._clipnorm = task_clipnorm
+        self._compute_dtypes = compute_dtypes
         self.reached: dict[tuple[int, ...], dict[str, set[int]]] = {}
         self.was_called = False
 
@@ -241,6 +247,7 @@ class GradientStepper:
             tasks.present,
             context.loss_scale,
             sub_batches=tasks.sub_batches,
+            compute_dtypes=self._compute_dtypes,
             sources=variables.shared,
         )
         update, weights = self._aggregated(step, tasks.loss_weights)
@@ -269,6 +276,7 @@ class GradientStepper:
             tasks.present,
             context.loss_scale,
             summed=False,
+            compute_dtypes=self._compute_dtypes,
             sources=representation,
         )
         update, weights = self._aggregated(step, tasks.loss_weights)

@@ -63,6 +63,7 @@ from mtl_keras.model.task_losses import TaskLosses, task_losses, track_total
 from mtl_keras.model.task_metrics import update_metrics, where_computed
 from mtl_keras.model.task_variables import (
     TaskVariables,
+    compute_dtypes,
     reached_in_step,
     reached_variables,
     split_variables,
@@ -326,7 +327,9 @@ class MultiTaskModel(ModelWithTrainingState):
         self._pipeline = pipeline
         self._guard = guard
         self._task_clipnorm = task_clipnorm
-        self._stepper = GradientStepper(pipeline, guard, task_clipnorm)
+        self._stepper = GradientStepper(
+            pipeline, guard, task_clipnorm, compute_dtypes(self)
+        )
 
     def check_balanced(self) -> None:
         """Raises `InputError` if a training passed by the balancing.

@@ -22,6 +22,21 @@ class TaskVariables(NamedTuple):
     """Reached by no task with a loss."""
 
 
+def compute_dtypes(model: keras.Model) -> list[str]:
+    """Returns the names of the dtypes in which the layers compute, sorted.
+
+    Under mixed precision these are coarser than the gradients' own, which are cast to
+    the dtype of their variables.
+    """
+    names: set[str] = set()
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            names.update(compute_dtypes(layer))
+        elif not isinstance(layer, keras.layers.InputLayer):
+            names.add(layer.compute_dtype)
+    return sorted(name for name in names if keras.backend.is_float_dtype(name))
+
+
 def split_variables(
     model: keras.Model, reached: Mapping[str, set[int]]
 ) -> TaskVariables:

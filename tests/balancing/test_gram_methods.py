@@ -19,6 +19,14 @@ from mtl_keras.balancing.simplex import project_to_simplex
 
 J2 = np.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
 STATIONARY = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, -0.5]])
+GRAM_METHODS = [
+    name
+    for name in balancing.names()
+    if isinstance(
+        balancing.get({"class_name": name, "config": cases.CONFIGS.get(name, {})}),
+        balancing.GramBalancer,
+    )
+]
 
 
 def solved(name, rows, **config):
@@ -156,6 +164,100 @@ def test_mgda_divides_gradients(normalization, losses):
     )
     expected = solved("mgda", J2 / divisors[:, None]) / divisors
     np.testing.assert_allclose(weights, expected, rtol=1e-9)
+
+
+def update_of(name, rows, dtype, **config):
+    """The update from gradients of a dtype, and the count of fallbacks."""
+    tasks = tuple("abcdefghijkl"[: len(rows)])
+    balancer = cases.make(name, tasks=tasks, **config)
+    gradients = [[tf.cast(tf.constant(row), dtype)] for row in rows]
+    ones = tf.ones((len(rows),))
+    update, _ = balancer.aggregate(
+        GradientStep(gradients, ones, ones > 0, tf.constant(1.0))
+    )
+    return tf.cast(update[0], "float64").numpy(), int(balancer.variables["fallbacks"])
+
+
+DEPENDENT = {
+    "half the sum": lambda rows: (rows[0] + rows[1]) / 2,
+    "sum": lambda rows: rows[0] + rows[1],
+    "the same": lambda rows: rows[0],
+    "opposite": lambda rows: -rows[0],
+}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.1)])
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("aligned_mtl", {}),
+        ("imtl_g", {}),
+        ("config", {}),
+        ("nash", {}),
+        ("cagrad", {}),
+        ("upgrad", {"reg_eps": 0.0}),
+        ("pcd", {"primary": "b"}),
+    ],
+)
+def test_rank_is_decided_at_the_precision_of_the_gradients(
+    name, config, dtype, tolerance
+):
+    rng = np.random.default_rng(0)
+    for kind, last in DEPENDENT.items():
+        for num_tasks in (3, 6, 12):
+            rows = rng.normal(size=(num_tasks, 60))
+            rows *= 10.0 ** rng.uniform(-1, 1, size=(num_tasks, 1))
+            rows = tf.cast(tf.cast(rows, dtype), "float64").numpy()
+            rows[-1] = last(rows)
+            # A task of the same data, by another order of sums.
+            noisy = rows.copy()
+            noisy[-1] *= 1 + 0.3 * rng.uniform(-1, 1, 60) * float(
+                {"float32": 2**-23, "bfloat16": 2**-7}[dtype]
+            )
+            expected, fell_back = update_of(name, rows, "float64", **config)
+            update, again = update_of(name, noisy, dtype, **config)
+            assert again == fell_back, (kind, num_tasks)
+            size = np.linalg.norm(expected) + 1e-3 * np.linalg.norm(rows)
+            assert np.linalg.norm(update - expected) < tolerance * size, (
+                kind,
+                num_tasks,
+            )
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+@pytest.mark.parametrize("name", GRAM_METHODS)
+def test_weights_stay_in_the_range_of_float32(name, scale):
+    balancer = cases.make(name, **({"alpha": 10.0} if name == "fairgrad" else {}))
+    rows = cases.rows_of() * scale
+    weights, update = cases.step(balancer, rows, cases.losses_of())
+    assert np.isfinite(weights).all()
+    assert np.isfinite(update).all()
+    assert np.any(update)
+    assert balancer.variables["fallbacks"].numpy() == 0
+
+
+def test_weights_beyond_float32_keep_the_direction_of_the_update():
+    rows = cases.rows_of()
+    exact = solved("fairgrad", rows) @ rows
+    for scale in (1e-30, 1e30):
+        balancer = cases.make("fairgrad")
+        weights, _ = cases.step(balancer, rows * scale, cases.losses_of())
+        update = weights.numpy().astype("float64") @ rows
+        cosine = update @ exact / np.linalg.norm(update) / np.linalg.norm(exact)
+        np.testing.assert_allclose(cosine, 1.0, rtol=1e-6)
+
+
+def test_methods_of_a_users_own_need_not_take_the_precision():
+    class Own(balancing.GramBalancer):
+        method = "own"
+
+        def weights(self, gramian):
+            return tf.ones((gramian.shape[0],), "float64") / gramian.shape[0]
+
+    for balancer in (Own(), balancing.CRMOGM(Own())):
+        balancer.build(cases.TASKS)
+        weights, _ = cases.step(balancer, cases.rows_of(), cases.losses_of())
+        np.testing.assert_allclose(weights, 1.0)
 
 
 def test_smoothed_weights_follow_their_recurrence():

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
+import re
+import subprocess
+import sys
 
 import hypothesis.extra.numpy
 import numpy as np
@@ -187,6 +191,114 @@ def test_fair_root_of_gradients_many_decades_apart(powers, which):
     weights = weights.numpy()
     # Most of `gram @ weights` cancels, and its rounding errors stay.
     np.testing.assert_allclose(gram @ weights * np.sqrt(weights), 1.0, atol=1e-3)
+
+
+def root_of_two_tasks(gram, alpha):
+    """The logarithms of the weights, by bracketing log(n_2 w_2 / n_1 w_1)."""
+    p = 1.0 / alpha
+    norms = np.sqrt(np.diag(gram))
+    cosine = gram[0, 1] / norms.prod()
+    first, second = np.log(norms)
+
+    def difference(log):  # of the logarithms of both equations
+        products = np.log(cosine + np.exp(log)) - np.log(1.0 + cosine * np.exp(log))
+        return second - first + products + p * (log + first - second)
+
+    # Both products are positive between these. For small alpha the root may lie
+    # within rounding of one.
+    high = -np.log(-cosine) - 1e-13 if cosine < 0 else 600.0
+    low = -high
+    if difference(low) > 0 or difference(high) < 0:
+        log = low if difference(low) > 0 else high
+    else:
+        log = scipy.optimize.brentq(difference, low, high, xtol=1e-14, rtol=1e-14)
+    if log < 0:
+        length = -(first + np.log(1.0 + cosine * np.exp(log)) - p * first)
+    else:
+        length = -(second + np.log(cosine + np.exp(log)) + p * (log - second))
+    length /= 1.0 + p
+    return np.array([length - first, length + log - second])
+
+
+@pytest.mark.parametrize("which", ["native", "tensorflow"])
+def test_fair_root_for_any_alpha_and_norms(which):
+    if which == "native" and not ops.native_available():
+        pytest.skip("no compiled ops in this installation")
+    for alpha in (1e-3, 1e-2, 0.1, 0.5, 2.0, 10.0):
+        for ratio in (1.0, 0.4, 1e-4, 1e-12):
+            for cosine in (0.5, -0.5):
+                rows = np.array([[1.0, 0.0], [cosine, np.sqrt(1 - cosine**2)]])
+                rows *= [[1.0], [ratio]]
+                gram = rows @ rows.T
+                with ops.implementation(which):
+                    weights, converged = solvers.power_root(tf.constant(gram), alpha)
+                assert converged, (alpha, ratio, cosine)
+                np.testing.assert_allclose(
+                    np.log(weights),
+                    root_of_two_tasks(gram, alpha),
+                    atol=1e-7,
+                    err_msg=f"{alpha} {ratio} {cosine}",
+                )
+
+
+def best_in_ball(rows, c):
+    """The best worst product within the ball, by SLSQP on the primal problem."""
+    mean = rows.mean(axis=0)
+    radius = c * np.linalg.norm(mean)
+    best = -np.inf
+    for start in (mean, 0.5 * mean, mean + 0.5 * radius * rows[0]):
+        found = scipy.optimize.minimize(
+            lambda x: -x[-1],
+            np.append(start, (rows @ start).min()),
+            jac=lambda x: np.append(np.zeros(len(x) - 1), -1.0),
+            method="SLSQP",
+            constraints=[
+                {"type": "ineq", "fun": lambda x: rows @ x[:-1] - x[-1]},
+                {
+                    "type": "ineq",
+                    "fun": lambda x: radius**2 - np.sum((x[:-1] - mean) ** 2),
+                },
+            ],
+            options={"ftol": 1e-13, "maxiter": 500},
+        )
+        best = max(best, found.x[-1] if found.success else -np.inf)
+    return best
+
+
+@pytest.mark.parametrize("which", ["native", "tensorflow"])
+def test_cagrad_at_pareto_stationary_points(which):
+    if which == "native" and not ops.native_available():
+        pytest.skip("no compiled ops in this installation")
+    rows = np.array([[0.0520, 1.3574], [1.7675, 0.0788], [-1.1134, -1.6806]])
+    mean = rows.mean(axis=0)
+    before = None
+    for c in (0.4, 0.9, 0.999, 1.0, 1.001, 3.0):
+        with ops.implementation(which):
+            weights, converged = solvers.cagrad(tf.constant(rows @ rows.T), c)
+        assert converged
+        weights = weights.numpy()
+        update = weights @ rows
+        assert np.linalg.norm(update - mean) <= c * np.linalg.norm(mean) * (1 + 1e-9)
+        np.testing.assert_allclose(
+            (rows @ update).min(), best_in_ball(rows, c), atol=1e-6
+        )
+        if c == 0.4:
+            on_simplex = weights - 1.0 / 3.0
+            np.testing.assert_allclose(
+                on_simplex / on_simplex.sum(), [0.594, 0.0, 0.406], atol=1e-3
+            )
+        if c >= 0.999:  # continuous at 1, and constant from there on
+            before = update if before is None else before
+            np.testing.assert_allclose(update, before, atol=2e-3)
+    # Opposite gradients and a third: the nearest harmless update, whatever c is.
+    rows = np.array([[1.0, 0.0, 0.2], [-1.0, 0.0, -0.2], [0.5, 1.0, 0.0]])
+    normal = rows[0] / np.linalg.norm(rows[0])
+    expected = rows.mean(axis=0) - rows.mean(axis=0) @ normal * normal
+    for c in (0.6, 1.0, 2.0):
+        with ops.implementation(which):
+            weights, converged = solvers.cagrad(tf.constant(rows @ rows.T), c)
+        assert converged
+        np.testing.assert_allclose(weights.numpy() @ rows, expected, atol=1e-9)
 
 
 def test_nash_closed_form_of_two_tasks():
@@ -459,8 +571,47 @@ def test_nonnegative_qp_says_when_there_is_no_minimum():
     assert not solved[0]
 
 
+COMPILATIONS = """
+import sys
+import numpy as np, tensorflow as tf
+from mtl_keras.ops import solvers
+for method, call in (
+    ("nash", solvers.power_root),
+    ("fairgrad", lambda g: solvers.power_root(g, 2.0)),
+    ("cagrad", solvers.cagrad),
+):
+    function = tf.function(call, jit_compile=True, autograph=False)
+    print("method", method, file=sys.stderr, flush=True)
+    for seed in range(4):
+        rows = np.random.default_rng(seed).normal(size=(2, 5))
+        function(tf.constant(rows @ rows.T))
+"""
+
+
+def test_xla_compiles_a_solver_once_for_one_shape():
+    environment = os.environ | {
+        "TF_CPP_MIN_LOG_LEVEL": "0",
+        "TF_CPP_VMODULE": "device_compiler=1",
+    }
+    log = subprocess.run(
+        [sys.executable, "-c", COMPILATIONS],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stderr
+    _, *by_method = re.split(r"^method ", log, flags=re.MULTILINE)
+    counts = {
+        part.split()[0]: part.count("Compilation of XLA executable")
+        for part in by_method
+    }
+    assert counts == {"nash": 1, "fairgrad": 1, "cagrad": 1}
+
+
 def test_errors():
     gram = np.eye(3)
+    with pytest.raises(ValueError, match="0 < precision < 1"):
+        solvers.imtl_g(gram, precision=1.0)
     with pytest.raises(ValueError, match=r"\[tasks, tasks\]"):
         solvers.min_norm(np.ones((2, 3)))
     with pytest.raises(ValueError, match="static shape"):

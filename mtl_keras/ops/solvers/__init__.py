@@ -7,6 +7,7 @@ in common, absent tasks and failures above all, is told in `problem`.
 from __future__ import annotations
 
 from mtl_keras.ops.solvers.conic import cagrad
+from mtl_keras.ops.solvers.problem import EPS, noise_of
 from mtl_keras.ops.solvers.projection import gradvac, pcgrad, random_orders
 from mtl_keras.ops.solvers.quadratic import (
     dual_cone,
@@ -20,6 +21,7 @@ from mtl_keras.ops.solvers.selection import krum
 from mtl_keras.ops.solvers.spectral import aligned, config, imtl_g
 
 __all__ = [
+    "EPS",
     "aligned",
     "cagrad",
     "config",
@@ -29,6 +31,7 @@ __all__ = [
     "imtl_g",
     "krum",
     "min_norm",
+    "noise_of",
     "nonnegative_qp",
     "pcgrad",
     "power_root",

@@ -8,8 +8,8 @@ from typing import Any
 import tensorflow as tf
 
 from mtl_keras.ops import native
-from mtl_keras.ops.solvers.problem import finish, prepare, square
-from mtl_keras.ops.solvers.quadratic import ActiveSet, nonnegative_qp
+from mtl_keras.ops.solvers.problem import EPS, finish, noise_of, prepare, square
+from mtl_keras.ops.solvers.quadratic import ActiveSet, dual_cone, nonnegative_qp
 
 _MAX_STEPS = 60
 # A correction of unit length with larger coefficients exists only where gradients
@@ -17,7 +17,9 @@ _MAX_STEPS = 60
 _LARGEST = 1e5
 
 
-def cagrad(gramian: Any, c: float = 0.4) -> tuple[tf.Tensor, tf.Tensor]:
+def cagrad(
+    gramian: Any, c: float = 0.4, precision: float = EPS
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Minimises `w' G b + c |g_0| sqrt(w' G w)` over the simplex (CAGrad).
 
     `b = 1/T`, `g_0` is the mean gradient and the weights of the update
@@ -30,8 +32,9 @@ def cagrad(gramian: Any, c: float = 0.4) -> tuple[tf.Tensor, tf.Tensor]:
     quadratic program that starts from the active set of the one before.
 
     Where the minimum lies at `g_w = 0`, which happens at Pareto-stationary points
-    only, the direction `g_w / |g_w|` does not exist; the mean is returned as not
-    converged.
+    only, the direction `g_w / |g_w|` does not exist. No update in the ball then helps
+    the worst task, and many do not hurt it; the nearest of them to `g_0` is returned,
+    which is the limit for smaller `c`. With `c >= 1` it may be zero.
 
     Paper: Liu et al., Conflict-Averse Gradient Descent for Multi-task Learning,
     NeurIPS 2021, arXiv:2110.14048.
@@ -39,6 +42,7 @@ def cagrad(gramian: Any, c: float = 0.4) -> tuple[tf.Tensor, tf.Tensor]:
     Args:
         gramian: `[T, T]` Gram matrix.
         c: Radius of the ball relative to the mean gradient, at least 0.
+        precision: That of the gradients, see `problem`.
 
     Returns:
         `[T]` float64 weights, and a scalar bool.
@@ -50,7 +54,7 @@ def cagrad(gramian: Any, c: float = 0.4) -> tuple[tf.Tensor, tf.Tensor]:
         raise ValueError(f"Expected c >= 0. Received: c={c}.")
     gramian = square(gramian)
     if (library := native.in_use()) is not None:
-        return tuple(library.mtl_keras_ca_grad(gramian, c))
+        return tuple(library.mtl_keras_ca_grad(gramian, c, precision))
     problem = prepare(gramian)
     cosines, norms = problem.cosines, problem.norms
     reciprocal = problem.active / norms
@@ -97,23 +101,36 @@ def cagrad(gramian: Any, c: float = 0.4) -> tuple[tf.Tensor, tf.Tensor]:
         length = tf.sqrt(tf.maximum(tf.reduce_sum(y * tf.matmul(y, cosines)), 0.0))
         return t, y, free, length, before, found[0]
 
-    size = cosines.shape[0]
-    _, y, _, length, _, solved = tf.while_loop(
-        unfinished,
-        body,
-        (
-            upper,
-            tf.zeros([1, size], tf.float64),
-            tf.zeros([1, size], tf.bool),
-            tf.constant(math.inf, tf.float64),
-            tf.constant(math.inf, tf.float64),
-            tf.constant(True),
-        ),
-        maximum_iterations=_MAX_STEPS,
-    )
-    y = y[0] * tf.math.divide_no_nan(radius, length)
-    solved &= length <= radius * (1.0 + 1e-6)
-    solved &= tf.reduce_max(y) <= _LARGEST * radius
-    # Without a mean gradient there is no ball; with c = 0 there is no correction.
-    solved = (solved & (mean_length > 1e-12)) if c > 0.0 else problem.valid
-    return finish(problem, mean + y * reciprocal, solved, problem.mean)
+    def solve(
+        t: tf.Tensor, y: tf.Tensor, length: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Starts at `t`, or after the step that its correction `y` asks for."""
+        _, y, _, length, _, solved = tf.while_loop(
+            unfinished,
+            body,
+            (t, y, y > 0.0, length, tf.constant(math.inf, tf.float64), True),
+            maximum_iterations=_MAX_STEPS,
+        )
+        solved &= length <= radius * (1.0 + 1e-6)
+        return y * tf.math.divide_no_nan(radius, length), solved
+
+    def without_gain() -> tuple[tf.Tensor, tf.Tensor]:
+        """No update helps all tasks: the nearest that hurts none, or tasks lose."""
+        raised, solved = dual_cone(gramian, mean, precision)
+        nearest = ((raised - mean) * norms)[tf.newaxis]
+        square = tf.reduce_sum(nearest * tf.matmul(nearest, cosines))
+        length = tf.sqrt(tf.maximum(square, 0.0))
+        inside = ~solved | (length <= radius * (1.0 + 1e-9))
+        y, found = solve(
+            tf.zeros([], tf.float64), nearest, tf.where(inside, radius, length)
+        )
+        return tf.where(inside, nearest, y), solved & (inside | found)
+
+    none = tf.zeros([1, cosines.shape[0]], tf.float64)
+    y, solved = solve(upper, none, tf.constant(math.inf, tf.float64))
+    solved &= tf.reduce_max(y) <= min(_LARGEST, 1.0 / noise_of(precision)) * radius
+    # Without a radius there is no correction.
+    still = (mean_length <= 1e-12) | (c == 0.0)
+    y, solved = tf.cond(solved | still, lambda: (y, solved), without_gain)
+    y = tf.where(still, none, y)
+    return finish(problem, mean + y[0] * reciprocal, solved | still, problem.mean)

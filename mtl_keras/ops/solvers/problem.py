@@ -5,6 +5,9 @@ Conventions of every solver in this package:
 - It takes a Gram matrix of static shape `[tasks, tasks]` and works in float64.
 - A task whose diagonal entry is exactly zero takes no part: it is taken out and
   gets weight 0. `1/T` means one over the number of tasks that take part.
+- Where it decides whether gradients are dependent, in conflict or cancel, it takes
+  `precision`, the spacing at 1 of the dtype in which they were computed, and leaves
+  differences within their noise out of account. The default is float64's.
 - It returns `(weights, converged)`. Where the matrix is not finite, where all
   gradients are zero, or where the method has no solution, the weights are those
   of the mean of the gradients and `converged` is False. Weights are always finite.
@@ -18,6 +21,23 @@ import tensorflow as tf
 
 EPS = 2.0**-52
 """The spacing of float64 at 1, as rounding errors are multiples of it."""
+
+
+def noise_of(precision: float) -> float:
+    """Returns how far a gradient may be off, relative to its norm.
+
+    A gradient is a sum over samples that cancel in part, so that it has lost more
+    digits than the last; the finer the dtype, the more of them.
+
+    Args:
+        precision: The spacing at 1 of the dtype in which it was computed.
+
+    Raises:
+        ValueError: If `precision` is not between 0 and 1.
+    """
+    if not 0.0 < precision < 1.0:
+        raise ValueError(f"Expected 0 < precision < 1. Received: {precision}.")
+    return precision ** (2.0 / 3.0)
 
 
 class Problem(NamedTuple):
@@ -100,7 +120,9 @@ def prepare(gramian: Any) -> Problem:
 
     # One division after the other: the product of two small norms may underflow.
     cosines = gramian / norms[:, tf.newaxis] / norms
-    cosines = tf.clip_by_value(0.5 * (cosines + tf.transpose(cosines)), -1.0, 1.0)
+    # Clipped before the mean, which infinities of both signs do not have.
+    cosines = tf.clip_by_value(cosines, -1.0, 1.0)
+    cosines = 0.5 * (cosines + tf.transpose(cosines))
     both = active[:, tf.newaxis] * active
     cosines = tf.linalg.set_diag(cosines * both, tf.ones_like(norms))
     norms = tf.where(takes_part, norms / largest, 1.0)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import tensorflow as tf
 
 from mtl_keras.ops import native
-from mtl_keras.ops.solvers.problem import finish, prepare, square
+from mtl_keras.ops.solvers.problem import EPS, finish, noise_of, prepare, square
 
 # Keeps the angle that GradVac aims at away from zero, where no finite multiple of
 # the other gradient reaches it.
@@ -77,7 +78,11 @@ def pcgrad(gramian: Any, orders: Any) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def gradvac(
-    gramian: Any, goals: Any, orders: Any, beta: float = 1e-2
+    gramian: Any,
+    goals: Any,
+    orders: Any,
+    beta: float = 1e-2,
+    precision: float = EPS,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Aligns gradients up to the cosines that pairs of tasks usually have (GradVac).
 
@@ -97,6 +102,8 @@ def gradvac(
         goals: `[T, T]`, the moving averages of the cosines; zeros at first.
         orders: As in `pcgrad`.
         beta: Share of the new cosine in the average.
+        precision: That of the gradients, see `problem`; a `g_i` that has cancelled to
+            less has cosines of 0.
 
     Returns:
         `[T]` float64 weights, the new averages (float64; unchanged for pairs in
@@ -113,8 +120,9 @@ def gradvac(
         raise ValueError(
             f"Expected averages of shape [{size}, {size}]. Received: shape {old.shape}."
         )
+    noise = max(noise_of(precision), math.sqrt(4.0 * size * EPS))
     if (library := native.in_use()) is not None:
-        return tuple(library.mtl_keras_grad_vac(gramian, old, orders, beta))
+        return tuple(library.mtl_keras_grad_vac(gramian, old, orders, beta, precision))
     problem = prepare(gramian)
     present = problem.active[:, tf.newaxis] * problem.active
 
@@ -123,7 +131,10 @@ def gradvac(
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         other = tf.one_hot(orders[:, k], size, dtype=tf.float64)
         products = tf.matmul(rows, problem.cosines)
-        length = tf.sqrt(tf.maximum(tf.reduce_sum(rows * products, axis=1), 0.0))
+        squares = tf.reduce_sum(rows * products, axis=1)
+        parts = tf.reduce_sum(tf.abs(rows), axis=1)
+        cancelled = squares <= (noise * parts) ** 2
+        length = tf.sqrt(tf.where(~cancelled, squares, 0.0))
         product = tf.reduce_sum(products * other, axis=1)
         cosine = tf.clip_by_value(tf.math.divide_no_nan(product, length), -1.0, 1.0)
         goal = tf.clip_by_value(

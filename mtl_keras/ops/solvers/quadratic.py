@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from mtl_keras.ops import native
-from mtl_keras.ops.solvers.problem import EPS, finish, prepare, square
+from mtl_keras.ops.solvers.problem import EPS, finish, noise_of, prepare, square
 
 # Keeps every factorisation regular where gradients are linearly dependent. One
 # step of iterative refinement takes its effect out of the directions that count.
@@ -25,7 +25,10 @@ class ActiveSet(NamedTuple):
 
 
 def nonnegative_qp(
-    matrix: tf.Tensor, linear: tf.Tensor, start: ActiveSet | None = None
+    matrix: tf.Tensor,
+    linear: tf.Tensor,
+    start: ActiveSet | None = None,
+    noise: float = 0.0,
 ) -> tuple[ActiveSet, tf.Tensor]:
     """Minimises `x' A x / 2 - b' x` over `x >= 0`, for a batch of `b`.
 
@@ -39,12 +42,16 @@ def nonnegative_qp(
             diagonal entries near 1.
         linear: `[B, T]` float64.
         start: A feasible start, such as the result for a nearby `linear`.
+        noise: Share of its terms below which a slope counts as zero; rounding errors
+            of the solution always do.
 
     Returns:
         The solution, `[B, T]`, with its free entries, and a `[B]` bool: whether
         the optimality conditions hold. They fail where there is no minimum.
     """
     size = matrix.shape[0]
+    rounding = 4.0 * size * EPS
+    share = max(noise, rounding)
     largest = tf.reduce_max(tf.abs(linear), axis=-1, keepdims=True)
     unit = tf.where(largest > 0.0, largest, 1.0)
     linear = linear / unit
@@ -65,9 +72,9 @@ def nonnegative_qp(
         return tf.squeeze(x + tf.linalg.cholesky_solve(factor, rest), -1)
 
     def slope(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The negative gradient, and the size of its rounding errors."""
-        noise = tf.abs(linear) + tf.matmul(tf.abs(x), tf.abs(matrix))
-        return linear - tf.matmul(x, matrix), 4.0 * size * EPS * noise
+        """The negative gradient, and the size of its errors."""
+        terms = tf.abs(linear) + tf.matmul(tf.abs(x), tf.abs(matrix))
+        return linear - tf.matmul(x, matrix), share * terms
 
     def body(
         x: tf.Tensor,
@@ -94,8 +101,8 @@ def nonnegative_qp(
         value = tf.reduce_sum(linear * goal, axis=-1, keepdims=True)
         barred &= ~(feasible & (value > best))
         best = tf.where(feasible, tf.maximum(best, value), best)
-        gain, noise = slope(goal)
-        gain = tf.where(~free & ~barred & (gain > noise), gain, 0.0)
+        gain, error = slope(goal)
+        gain = tf.where(~free & ~barred & (gain > error), gain, 0.0)
         enters = _one_hot_mask(tf.argmax(gain, axis=-1), size) & (gain > 0.0)
         optimal = feasible & ~tf.reduce_any(enters, axis=-1, keepdims=True)
 
@@ -126,10 +133,11 @@ def nonnegative_qp(
         maximum_iterations=6 * size + 20,
     )
     x = tf.where(free, tf.maximum(x, 0.0), 0.0)
-    gain, noise = slope(x)
+    gain, error = slope(x)
     violation = tf.where(free, tf.abs(gain), gain)
     # Looser than the steps' own test by the error of one regular solve.
-    solved = tf.reduce_all(violation <= 1e4 * noise, axis=-1)
+    slack = max(1.0, 1e4 * rounding / share) * error
+    solved = tf.reduce_all(violation <= slack, axis=-1)
     solved &= tf.reduce_all(x < _LARGEST, axis=-1)
     return ActiveSet(x * unit, free), solved
 
@@ -171,7 +179,9 @@ def min_norm(gramian: Any) -> tuple[tf.Tensor, tf.Tensor]:
     return finish(problem, weights, solved[0], problem.mean)
 
 
-def dual_cone(gramian: Any, lower: Any) -> tuple[tf.Tensor, tf.Tensor]:
+def dual_cone(
+    gramian: Any, lower: Any, precision: float = EPS
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Minimises `v' G v` over `v >= u`.
 
     `sum_i v_i g_i` is the projection of `sum_i u_i g_i` onto the dual cone of the
@@ -183,6 +193,7 @@ def dual_cone(gramian: Any, lower: Any) -> tuple[tf.Tensor, tf.Tensor]:
     Args:
         gramian: `[T, T]` Gram matrix.
         lower: `u`, `[T]` or a batch `[B, T]`.
+        precision: That of the gradients, see `problem`; lesser conflicts are none.
 
     Returns:
         `v`, float64, in the shape of `lower`, and a scalar bool: whether all of
@@ -194,28 +205,32 @@ def dual_cone(gramian: Any, lower: Any) -> tuple[tf.Tensor, tf.Tensor]:
     gramian = square(gramian)
     lower = tf.cast(tf.convert_to_tensor(lower), tf.float64)
     size = gramian.shape[0]
+    noise = max(noise_of(precision), 4.0 * size * EPS)
     if lower.shape.rank not in (1, 2) or lower.shape[-1] != size:
         raise ValueError(
             f"Expected lower bounds of shape [{size}] or [batch, {size}]. "
             f"Received: shape {lower.shape}."
         )
     if (library := native.in_use()) is not None:
-        return tuple(library.mtl_keras_dual_cone(gramian, lower))
+        return tuple(library.mtl_keras_dual_cone(gramian, lower, precision))
     problem = prepare(gramian)
     present = tf.where(problem.mean > 0.0, lower, 0.0)
     # v = u + z / norms with z >= 0.
     bounds = tf.reshape(present, [-1, size]) * problem.norms
     linear = -tf.matmul(bounds, problem.cosines) * problem.active
-    # Where the bounds' own gradients cancel, what is left is rounding: no conflict.
+    # Where the bounds' own gradients cancel, what is left is noise: no conflict.
     parts = tf.matmul(tf.abs(bounds), tf.abs(problem.cosines))
-    linear = tf.where(tf.abs(linear) > 4.0 * size * EPS * parts, linear, 0.0)
-    solution, solved = nonnegative_qp(problem.cosines, linear)
+    linear = tf.where(tf.abs(linear) > noise * parts, linear, 0.0)
+    solution, solved = nonnegative_qp(problem.cosines, linear, noise=noise)
     raised = tf.reshape(solution.x / problem.norms, tf.shape(lower))
     return finish(problem, present + raised, tf.reduce_all(solved), present)
 
 
 def upgrad(
-    gramian: Any, preference: Any | None = None, reg_eps: float = 1e-4
+    gramian: Any,
+    preference: Any | None = None,
+    reg_eps: float = 1e-4,
+    precision: float = EPS,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Projects every task's gradient onto the dual cone and adds (UPGrad).
 
@@ -230,6 +245,7 @@ def upgrad(
             part.
         reg_eps: Weight of the unit matrix, relative to the trace. With 0 no task
             ever loses to first order.
+        precision: That of the gradients, see `problem`.
 
     Returns:
         `[T]` float64 weights, and a scalar bool.
@@ -237,11 +253,14 @@ def upgrad(
     Raises:
         ValueError: If the preference has another shape.
     """
-    return _cone_projection(gramian, preference, reg_eps, each=True)
+    return _cone_projection(gramian, preference, reg_eps, precision, each=True)
 
 
 def dualproj(
-    gramian: Any, preference: Any | None = None, reg_eps: float = 1e-4
+    gramian: Any,
+    preference: Any | None = None,
+    reg_eps: float = 1e-4,
+    precision: float = EPS,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Projects the mean gradient onto the dual cone (DualProj, as in GEM).
 
@@ -255,6 +274,7 @@ def dualproj(
         preference: `u`, `[T]` non-negative; by default 1/T for tasks that take
             part.
         reg_eps: Weight of the unit matrix, relative to the trace.
+        precision: That of the gradients, see `problem`.
 
     Returns:
         `[T]` float64 weights, and a scalar bool.
@@ -262,11 +282,15 @@ def dualproj(
     Raises:
         ValueError: If the preference has another shape.
     """
-    return _cone_projection(gramian, preference, reg_eps, each=False)
+    return _cone_projection(gramian, preference, reg_eps, precision, each=False)
 
 
 def _cone_projection(
-    gramian: Any, preference: Any | None, reg_eps: float, each: bool
+    gramian: Any,
+    preference: Any | None,
+    reg_eps: float,
+    precision: float,
+    each: bool,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Projects each weighted gradient, or else their sum, onto the dual cone."""
     gramian = square(gramian)
@@ -279,7 +303,8 @@ def _cone_projection(
             )
     if (library := native.in_use()) is not None:
         op = library.mtl_keras_up_grad if each else library.mtl_keras_dual_proj
-        return tuple(op(gramian, [] if preference is None else preference, reg_eps))
+        preference = [] if preference is None else preference
+        return tuple(op(gramian, preference, reg_eps, precision))
     problem = prepare(gramian)
     # Divided by the trace, plus `reg_eps` where tasks take part.
     matrix = problem.gramian
@@ -287,7 +312,10 @@ def _cone_projection(
     matrix += tf.linalg.diag(reg_eps * problem.active)
     preference = problem.mean if preference is None else preference
     lower = tf.linalg.diag(preference) if each else preference
-    weights, converged = dual_cone(matrix, lower)
+    # With more regularisation than noise the solution is a smooth function of the
+    # gradients, and nothing needs deciding.
+    precision = EPS if reg_eps > noise_of(precision) ** 2 else precision
+    weights, converged = dual_cone(matrix, lower, precision)
     if each:
         weights = tf.reduce_sum(weights, axis=0)
     return finish(problem, weights, converged, problem.mean)

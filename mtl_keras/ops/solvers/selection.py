@@ -7,11 +7,15 @@ from typing import Any
 
 import tensorflow as tf
 
-from mtl_keras.ops.solvers.problem import finish, prepare
+from mtl_keras.ops.solvers.problem import EPS, finish, noise_of, prepare
 
 
 def krum(
-    gramian: Any, n_byzantine: int = 1, n_selected: int = 1, squared: bool = False
+    gramian: Any,
+    n_byzantine: int = 1,
+    n_selected: int = 1,
+    squared: bool = False,
+    precision: float = EPS,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Averages the gradients that lie closest to their neighbours (Multi-Krum).
 
@@ -30,6 +34,7 @@ def krum(
         n_byzantine: Number of tasks that may be far off, at least 0.
         n_selected: Number of tasks to average, at least 1.
         squared: Whether scores add squared distances.
+        precision: That of the gradients, see `problem`; lesser distances are 0.
 
     Returns:
         `[T]` float64 weights that sum to 1, and a scalar bool, False where too few
@@ -53,7 +58,10 @@ def krum(
         )
     inner = problem.gramian
     squares = tf.linalg.diag_part(inner)
-    distances = tf.maximum(squares[:, tf.newaxis] + squares - 2.0 * inner, 0.0)
+    sums = squares[:, tf.newaxis] + squares
+    distances = sums - 2.0 * inner
+    noise = max(noise_of(precision) ** 2, 4.0 * EPS)
+    distances = tf.where(distances > noise * sums, distances, 0.0)
     distances = distances if squared else tf.sqrt(distances)
     # Tasks that take no part are no neighbours, and no task is its own.
     absent = problem.active <= 0.0

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from mtl_keras.ops.solvers.problem import EPS, Problem, finish, prepare
+from mtl_keras.ops.solvers.problem import EPS, Problem, finish, noise_of, prepare
 
 # Sums that cancel to less than this share of their terms are taken for zero.
 _CANCELLED = 1e-6
@@ -14,7 +14,7 @@ _CANCELLED = 1e-6
 SCALE_MODES = ("min", "median", "rmse")
 
 
-def imtl_g(gramian: Any) -> tuple[tf.Tensor, tf.Tensor]:
+def imtl_g(gramian: Any, precision: float = EPS) -> tuple[tf.Tensor, tf.Tensor]:
     """Weights with equal projections of the update on all unit gradients (IMTL-G).
 
     `w = G^+ sqrt(diag G)`, divided by its sum. Weights may be negative. Where the
@@ -26,18 +26,20 @@ def imtl_g(gramian: Any) -> tuple[tf.Tensor, tf.Tensor]:
 
     Args:
         gramian: `[T, T]` Gram matrix.
+        precision: That of the gradients, see `problem`.
 
     Returns:
         `[T]` float64 weights that sum to 1, and a scalar bool.
     """
     problem = prepare(gramian)
-    weights = _equal_cosines(problem) / problem.norms
+    weights = _equal_cosines(problem, precision) / problem.norms
     total = tf.reduce_sum(weights)
-    converged = tf.abs(total) > _CANCELLED * tf.reduce_sum(tf.abs(weights))
+    share = max(_CANCELLED, noise_of(precision))
+    converged = tf.abs(total) > share * tf.reduce_sum(tf.abs(weights))
     return finish(problem, weights / total, converged, problem.mean)
 
 
-def config(gramian: Any) -> tuple[tf.Tensor, tf.Tensor]:
+def config(gramian: Any, precision: float = EPS) -> tuple[tf.Tensor, tf.Tensor]:
     """Equal cosines with all gradients, and the length that adds them up (ConFIG).
 
     The direction is `d = U^+ 1` for the unit gradients `U`, normalised; its length
@@ -49,25 +51,31 @@ def config(gramian: Any) -> tuple[tf.Tensor, tf.Tensor]:
 
     Args:
         gramian: `[T, T]` Gram matrix.
+        precision: That of the gradients, see `problem`.
 
     Returns:
         `[T]` float64 weights, and a scalar bool.
     """
     problem = prepare(gramian)
-    units = _equal_cosines(problem)
+    units = _equal_cosines(problem, precision)
     products = tf.linalg.matvec(problem.cosines, units) * problem.active
     square = tf.reduce_sum(units * products)
     length = tf.reduce_sum(problem.norms * products)
-    converged = (square > _CANCELLED**2 * tf.reduce_sum(units**2)) & (length > 0.0)
+    share = max(_CANCELLED, noise_of(precision))
+    converged = (square > share**2 * tf.reduce_sum(units**2)) & (length > 0.0)
     weights = units / problem.norms * length / square
     return finish(problem, weights, converged, problem.mean * problem.count)
 
 
-def aligned(gramian: Any, scale_mode: str = "min") -> tuple[tf.Tensor, tf.Tensor]:
+def aligned(
+    gramian: Any, scale_mode: str = "min", precision: float = EPS
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Makes the principal components of the gradients equally long (Aligned-MTL).
 
     With `G = V diag(l) V'`, over the eigenvalues above `l_max * T * 2^-52`:
     `w = sqrt(s) V diag(l)^(-1/2) V' (1/T)`. Mean scale. Weights may be negative.
+    Directions in which the unit gradients differ by their noise are taken out of `G`
+    first: rounding is relative to the norm of each gradient.
 
     Under XLA, whose eigenvectors are less exact, weights are good to about 1e-7 for
     gradients of similar norms and 1e-2 for norms that spread over six decades.
@@ -82,6 +90,7 @@ def aligned(gramian: Any, scale_mode: str = "min") -> tuple[tf.Tensor, tf.Tensor
         gramian: `[T, T]` Gram matrix.
         scale_mode: What `s` is: `"min"`, the least eigenvalue (the paper's);
             `"median"`, the lower median; or `"rmse"`, the mean.
+        precision: That of the gradients, see `problem`.
 
     Returns:
         `[T]` float64 weights, and a scalar bool.
@@ -94,7 +103,7 @@ def aligned(gramian: Any, scale_mode: str = "min") -> tuple[tf.Tensor, tf.Tensor
             f"Expected scale_mode in {SCALE_MODES}. Received: {scale_mode!r}."
         )
     problem = prepare(gramian)
-    spectrum = _spectrum(problem.gramian)
+    spectrum = _spectrum(*_without_noise(problem, precision))
     values, kept = spectrum.values, spectrum.kept
     rank = tf.reduce_sum(tf.cast(kept, tf.int32))
     if scale_mode == "rmse":
@@ -110,13 +119,14 @@ def aligned(gramian: Any, scale_mode: str = "min") -> tuple[tf.Tensor, tf.Tensor
     # The update is sqrt(s) times this long: zero where all gradients cancel.
     along = tf.linalg.matvec(spectrum.vectors, problem.mean, transpose_a=True)
     square = tf.reduce_sum(tf.where(kept, along**2, 0.0))
-    converged = square > _CANCELLED**2 * tf.reduce_sum(problem.mean**2)
+    share = max(_CANCELLED, noise_of(precision))
+    converged = square > share**2 * tf.reduce_sum(problem.mean**2)
     return finish(problem, weights, converged, problem.mean)
 
 
-def _equal_cosines(problem: Problem) -> tf.Tensor:
+def _equal_cosines(problem: Problem, precision: float) -> tf.Tensor:
     """Coefficients on unit gradients, by the pseudo-inverse of their cosines."""
-    spectrum = _spectrum(problem.cosines)
+    spectrum = _of_cosines(problem, precision)
     inverse = 1.0 / tf.where(spectrum.kept, spectrum.values, 1.0)
     slopes = -inverse[:, tf.newaxis] * inverse
     return _apply(spectrum, inverse, slopes, problem.active)
@@ -136,11 +146,34 @@ class _Spectrum(NamedTuple):
     kept: tf.Tensor
 
 
-def _spectrum(matrix: tf.Tensor) -> _Spectrum:
+def _of_cosines(problem: Problem, precision: float) -> _Spectrum:
+    """The spectrum of the cosines; eigenvalues that noise may have made are cut."""
+    spectrum = _spectrum(problem.cosines)
+    kept = spectrum.kept & (spectrum.values > noise_of(precision) ** 2)
+    return spectrum._replace(kept=kept)
+
+
+def _without_noise(problem: Problem, precision: float) -> tuple[tf.Tensor, tf.Tensor]:
+    """The Gram matrix without the noise of the unit gradients, and its rank."""
+    spectrum = _of_cosines(problem, precision)
+    cut = tf.where(~spectrum.kept, spectrum.vectors, 0.0)
+    size = problem.cosines.shape[0]
+    projection = tf.eye(size, dtype=tf.float64) - tf.matmul(cut, cut, transpose_b=True)
+    cosines = tf.matmul(projection, tf.matmul(problem.cosines, projection))
+    # Tasks that take no part have eigenvalues of their own.
+    absent = size - tf.cast(tf.reduce_sum(problem.active), tf.int32)
+    rank = tf.reduce_sum(tf.cast(spectrum.kept, tf.int32)) - absent
+    return problem._replace(cosines=cosines).gramian, rank
+
+
+def _spectrum(matrix: tf.Tensor, rank: tf.Tensor | None = None) -> _Spectrum:
+    """Decomposes a matrix, of at most this rank where it is known."""
     _, vectors = tf.linalg.eigh(matrix)
     inner = tf.matmul(vectors, tf.matmul(matrix, vectors), transpose_a=True)
     values = tf.linalg.diag_part(inner)
     kept = values > tf.reduce_max(values) * matrix.shape[0] * EPS
+    if rank is not None:
+        kept &= tf.range(matrix.shape[0]) >= matrix.shape[0] - rank
     rest = tf.linalg.set_diag(inner, tf.zeros_like(values))
     return _Spectrum(values, rest, vectors, kept)
 
