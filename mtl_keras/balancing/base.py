@@ -324,15 +324,27 @@ class GradientBalancer(Balancer):
             at the boundary between shared and task-specific layers, one backward
             pass through the backbone whatever T; an approximation, as in the
             MGDA-UB of Sener & Koltun, NeurIPS 2018).
-        **kwargs: See `Balancer`.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T).
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"own"`.
+        seed: Not used, as the method draws no random numbers.
+        name: Name by which its state is saved; None is the method's.
     """
 
     default_task_specific = "own"
     num_sub_batches = 0
     """Into how many parts to split the batch for `GradientStep.sub_batches`."""
 
-    def __init__(self, *, gradients_of: str = "shared", **kwargs: Any):
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        *,
+        gradients_of: str = "shared",
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
+    ):
+        super().__init__(scale=scale, task_specific=task_specific, seed=seed, name=name)
         check_choice("gradients_of", gradients_of, ("shared", "representation"))
         self.gradients_of = gradients_of
 
@@ -395,13 +407,33 @@ class GramBalancer(GradientBalancer):
             still take T). Each task counts the steps in which it is present: a step
             solves when one of its tasks has had k of them since a solve that it
             took part in, or none such solve yet.
-        **kwargs: See `GradientBalancer`.
+        gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T).
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"own"`.
+        seed: Not used, as the method draws no random numbers.
+        name: Name by which its state is saved; None is the method's.
     """
 
     natural_scale = "mean"
 
-    def __init__(self, *, update_every: int = 1, **kwargs: Any):
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        *,
+        update_every: int = 1,
+        gradients_of: str = "shared",
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
+    ):
+        super().__init__(
+            gradients_of=gradients_of,
+            scale=scale,
+            task_specific=task_specific,
+            seed=seed,
+            name=name,
+        )
         self.update_every = check_integer("update_every", update_every, low=1)
 
     def build_state(self, num_tasks: int) -> None:

@@ -37,7 +37,12 @@ class AutoLambda(LossBalancer):
         primary: Name or names of the tasks to validate on; all if `None`.
         learning_rate: Adam's rate for λ.
         initial: λ at the start, relative to the primary tasks' equal weights.
-        **kwargs: See `Balancer`. The paper's scale is `"sum"`.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
+            `"sum"`.
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"weighted"`.
+        seed: Not used, as the method draws no random numbers.
+        name: Name by which its state is saved; None is the method's.
 
     Raises:
         InputError: At `build`, when `primary` names no task.
@@ -51,9 +56,13 @@ class AutoLambda(LossBalancer):
         primary: str | Sequence[str] | None = None,
         learning_rate: float = 1e-3,
         initial: float = 1.0,
-        **kwargs: Any,
+        *,
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
     ):
-        super().__init__(**kwargs)
+        super().__init__(scale=scale, task_specific=task_specific, seed=seed, name=name)
         if isinstance(primary, str):
             primary = [primary]
         self.primary = None if primary is None else list(primary)

@@ -39,15 +39,38 @@ class MGDA(GramBalancer):
             (its norm), `"loss"` (the size of its task's loss) or `"loss+"` (both), as
             in the authors' code. The weights apply to the divided gradients. A
             gradient whose divisor is zero or not finite stays as it is.
-        **kwargs: See `GradientBalancer`. The paper's scale is `"mean"` (the weights
-            sum to 1).
+        update_every: Solve every k-th step only; see `GramBalancer`.
+        gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
+            `"mean"` (the weights sum to 1).
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"own"`.
+        seed: Not used, as the method draws no random numbers.
+        name: Name by which its state is saved; None is the method's.
     """
 
     method = "mgda"
     natural_scale = "mean"
 
-    def __init__(self, normalization: str = "none", **kwargs: Any):
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        normalization: str = "none",
+        *,
+        update_every: int = 1,
+        gradients_of: str = "shared",
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
+    ):
+        super().__init__(
+            update_every=update_every,
+            gradients_of=gradients_of,
+            scale=scale,
+            task_specific=task_specific,
+            seed=seed,
+            name=name,
+        )
         check_choice("normalization", normalization, ("none", "l2", "loss", "loss+"))
         self.normalization = normalization
 
@@ -90,8 +113,14 @@ class PCGrad(GramBalancer):
     Choose it when you want a robust first try against conflicts.
 
     Args:
-        **kwargs: See `GradientBalancer`. The paper's scale is `"sum"`. `seed` draws
-            the orders.
+        update_every: Solve every k-th step only; see `GramBalancer`.
+        gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
+            `"sum"`. `seed` draws the orders.
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"own"`.
+        seed: Seed of its random numbers; None draws one.
+        name: Name by which its state is saved; None is the method's.
     """
 
     method = "pcgrad"
@@ -123,8 +152,14 @@ class GradVac(GramBalancer):
 
     Args:
         beta: β; 0.01 in the paper (0.5 in LibMTL).
-        **kwargs: See `GradientBalancer`. The paper's scale is `"sum"`. `seed` draws
-            the orders.
+        update_every: Solve every k-th step only; see `GramBalancer`.
+        gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
+            `"sum"`. `seed` draws the orders.
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"own"`.
+        seed: Seed of its random numbers; None draws one.
+        name: Name by which its state is saved; None is the method's.
     """
 
     method = "gradvac"
@@ -132,8 +167,25 @@ class GradVac(GramBalancer):
     natural_scale = "sum"
     uses_seed = True
 
-    def __init__(self, beta: float = 1e-2, **kwargs: Any):
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        beta: float = 1e-2,
+        *,
+        update_every: int = 1,
+        gradients_of: str = "shared",
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
+    ):
+        super().__init__(
+            update_every=update_every,
+            gradients_of=gradients_of,
+            scale=scale,
+            task_specific=task_specific,
+            seed=seed,
+            name=name,
+        )
         self.beta = check_number("beta", beta, low=0.0, high=1.0)
 
     def build_state(self, num_tasks: int) -> None:
@@ -173,7 +225,14 @@ class IMTLG(GramBalancer):
     Choose it when every task should gain alike, whatever the size of its gradient.
 
     Args:
-        **kwargs: See `GradientBalancer`. The paper's scale is `"mean"`.
+        update_every: Solve every k-th step only; see `GramBalancer`.
+        gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
+            `"mean"`.
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"own"`.
+        seed: Not used, as the method draws no random numbers.
+        name: Name by which its state is saved; None is the method's.
     """
 
     method = "imtl_g"
@@ -204,15 +263,40 @@ class CAGrad(GramBalancer):
         c: Radius of the ball relative to ‖g₀‖; 0.4 in the paper's main runs.
         rescale: `"none"`, `"linear"` (divides the update by 1 + c) or `"square"`
             (by 1 + c²), as in the authors' code.
-        **kwargs: See `GradientBalancer`. The paper's scale is `"mean"`.
+        update_every: Solve every k-th step only; see `GramBalancer`.
+        gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
+            `"mean"`.
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"own"`.
+        seed: Not used, as the method draws no random numbers.
+        name: Name by which its state is saved; None is the method's.
     """
 
     method = "cagrad"
     search_space = {"c": {"min": 0.1, "max": 0.9}}  # noqa: RUF012
     natural_scale = "mean"
 
-    def __init__(self, c: float = 0.4, rescale: str = "none", **kwargs: Any):
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        c: float = 0.4,
+        rescale: str = "none",
+        *,
+        update_every: int = 1,
+        gradients_of: str = "shared",
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
+    ):
+        super().__init__(
+            update_every=update_every,
+            gradients_of=gradients_of,
+            scale=scale,
+            task_specific=task_specific,
+            seed=seed,
+            name=name,
+        )
         self.c = check_number("c", c, low=0.0)
         check_choice("rescale", rescale, ("none", "linear", "square"))
         self.rescale = rescale
@@ -241,14 +325,38 @@ class AlignedMTL(GramBalancer):
 
     Args:
         scale_mode: Which λ: `"min"` (the paper), `"median"` or `"rmse"` (the mean).
-        **kwargs: See `GradientBalancer`. The scale here is `"mean"`.
+        update_every: Solve every k-th step only; see `GramBalancer`.
+        gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The scale here is
+            `"mean"`.
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"own"`.
+        seed: Not used, as the method draws no random numbers.
+        name: Name by which its state is saved; None is the method's.
     """
 
     method = "aligned_mtl"
     natural_scale = "mean"
 
-    def __init__(self, scale_mode: str = "min", **kwargs: Any):
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        scale_mode: str = "min",
+        *,
+        update_every: int = 1,
+        gradients_of: str = "shared",
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
+    ):
+        super().__init__(
+            update_every=update_every,
+            gradients_of=gradients_of,
+            scale=scale,
+            task_specific=task_specific,
+            seed=seed,
+            name=name,
+        )
         check_choice("scale_mode", scale_mode, ("min", "median", "rmse"))
         self.scale_mode = scale_mode
 
@@ -274,7 +382,14 @@ class ConFIG(GramBalancer):
     physics-informed networks.
 
     Args:
-        **kwargs: See `GradientBalancer`. The paper's scale is `"sum"`.
+        update_every: Solve every k-th step only; see `GramBalancer`.
+        gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
+            `"sum"`.
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"own"`.
+        seed: Not used, as the method draws no random numbers.
+        name: Name by which its state is saved; None is the method's.
     """
 
     method = "config"
@@ -299,7 +414,14 @@ class Krum(GramBalancer):
     Args:
         n_byzantine: How many tasks may be far off; needs T ≥ n_byzantine + 3.
         n_selected: How many tasks to average.
-        **kwargs: See `GradientBalancer`. The paper's scale is `"mean"`.
+        update_every: Solve every k-th step only; see `GramBalancer`.
+        gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
+            `"mean"`.
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"own"`.
+        seed: Not used, as the method draws no random numbers.
+        name: Name by which its state is saved; None is the method's.
 
     Raises:
         InputError: At `build`, when there are too few tasks.
@@ -308,8 +430,26 @@ class Krum(GramBalancer):
     method = "krum"
     natural_scale = "mean"
 
-    def __init__(self, n_byzantine: int = 1, n_selected: int = 1, **kwargs: Any):
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        n_byzantine: int = 1,
+        n_selected: int = 1,
+        *,
+        update_every: int = 1,
+        gradients_of: str = "shared",
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
+    ):
+        super().__init__(
+            update_every=update_every,
+            gradients_of=gradients_of,
+            scale=scale,
+            task_specific=task_specific,
+            seed=seed,
+            name=name,
+        )
         self.n_byzantine = check_integer("n_byzantine", n_byzantine, low=0)
         self.n_selected = check_integer("n_selected", n_selected, low=1)
 

@@ -21,8 +21,25 @@ class _PowerRoot(GramBalancer):
 
     natural_scale = "sum"
 
-    def __init__(self, max_norm: float | None = None, **kwargs: Any):
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        max_norm: float | None = None,
+        *,
+        update_every: int = 1,
+        gradients_of: str = "shared",
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
+    ):
+        super().__init__(
+            update_every=update_every,
+            gradients_of=gradients_of,
+            scale=scale,
+            task_specific=task_specific,
+            seed=seed,
+            name=name,
+        )
         if max_norm is not None:
             max_norm = check_number("max_norm", max_norm, low=0.0)
         self.max_norm = max_norm
@@ -58,8 +75,14 @@ class Nash(_PowerRoot):
 
     Args:
         max_norm: Longest update; `None` for no limit (1 in the authors' code).
-        **kwargs: See `GradientBalancer`. The paper's scale is `"sum"`, the root
-            itself; `update_every` is the paper's way to save time.
+        update_every: Solve every k-th step only; see `GramBalancer`.
+        gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
+            `"sum"`, the root itself; `update_every` is the paper's way to save time.
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"own"`.
+        seed: Not used, as the method draws no random numbers.
+        name: Name by which its state is saved; None is the method's.
     """
 
     method = "nash"
@@ -81,14 +104,40 @@ class FairGrad(_PowerRoot):
 
     Args:
         alpha: α > 0; the larger, the fairer.
-        **kwargs: See `Nash`.
+        max_norm: Longest update; `None` for no limit.
+        update_every: Solve every k-th step only; see `GramBalancer`.
+        gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T).
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"own"`.
+        seed: Not used, as the method draws no random numbers.
+        name: Name by which its state is saved; None is the method's.
     """
 
     method = "fairgrad"
     search_space = {"alpha": {"min": 0.5, "max": 4.0}}  # noqa: RUF012
 
-    def __init__(self, alpha: float = 2.0, **kwargs: Any):
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        alpha: float = 2.0,
+        max_norm: float | None = None,
+        *,
+        update_every: int = 1,
+        gradients_of: str = "shared",
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
+    ):
+        super().__init__(
+            max_norm,
+            update_every=update_every,
+            gradients_of=gradients_of,
+            scale=scale,
+            task_specific=task_specific,
+            seed=seed,
+            name=name,
+        )
         self.alpha = check_number("alpha", alpha, low=1e-3)
 
     def weights(self, gramian: tf.Tensor, precision: float = solvers.EPS) -> tf.Tensor:
@@ -109,9 +158,22 @@ class _ConeProjection(GramBalancer):
         self,
         preference: PerTask | None = None,
         reg_eps: float = 1e-4,
-        **kwargs: Any,
+        *,
+        update_every: int = 1,
+        gradients_of: str = "shared",
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
     ):
-        super().__init__(**kwargs)
+        super().__init__(
+            update_every=update_every,
+            gradients_of=gradients_of,
+            scale=scale,
+            task_specific=task_specific,
+            seed=seed,
+            name=name,
+        )
         self.preference = None if preference is None else plain(preference)
         self.reg_eps = check_number("reg_eps", reg_eps, low=0.0)
 
@@ -155,7 +217,14 @@ class UPGrad(_ConeProjection):
     Args:
         preference: Non-negative u, `{task: number}` or a list; `None` is 1/T.
         reg_eps: ε.
-        **kwargs: See `GradientBalancer`. The paper's scale is `"mean"`.
+        update_every: Solve every k-th step only; see `GramBalancer`.
+        gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
+            `"mean"`.
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"own"`.
+        seed: Not used, as the method draws no random numbers.
+        name: Name by which its state is saved; None is the method's.
     """
 
     method = "upgrad"
@@ -180,7 +249,14 @@ class DualProj(_ConeProjection):
     Args:
         preference: As in `UPGrad`.
         reg_eps: ε.
-        **kwargs: See `GradientBalancer`. The scale here is `"mean"`.
+        update_every: Solve every k-th step only; see `GramBalancer`.
+        gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The scale here is
+            `"mean"`.
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"own"`.
+        seed: Not used, as the method draws no random numbers.
+        name: Name by which its state is saved; None is the method's.
     """
 
     method = "dualproj"

@@ -41,7 +41,14 @@ class CRMOGM(GramBalancer):
             (`scale`, `task_specific`, `gradients_of`, `update_every`) is given to
             the wrapper; the wrapped method's own is not read.
         alpha: α, the share of the old weights.
-        **kwargs: See `GramBalancer`. The paper's scale is the wrapped method's.
+        update_every: Solve every k-th step only; see `GramBalancer`.
+        gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
+            the wrapped method's.
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"own"`.
+        seed: Not used, as the method draws no random numbers.
+        name: Name by which its state is saved; None is the method's.
 
     Raises:
         InputError: For a method that it cannot wrap.
@@ -49,10 +56,28 @@ class CRMOGM(GramBalancer):
 
     method = "cr_mogm"
 
-    def __init__(self, balancer: Any = "mgda", alpha: float = 0.9, **kwargs: Any):
+    def __init__(
+        self,
+        balancer: Any = "mgda",
+        alpha: float = 0.9,
+        *,
+        update_every: int = 1,
+        gradients_of: str = "shared",
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
+    ):
         from mtl_keras import balancing
 
-        super().__init__(**kwargs)
+        super().__init__(
+            update_every=update_every,
+            gradients_of=gradients_of,
+            scale=scale,
+            task_specific=task_specific,
+            seed=seed,
+            name=name,
+        )
         wrapped = balancing.get(balancer)
         if not isinstance(wrapped, GramBalancer) or wrapped.num_sub_batches:
             raise InputError(
@@ -140,8 +165,14 @@ class PCD(GramBalancer):
         tau: τ.
         beta: Share of the old average of ‖g_i‖², which is corrected for its bias.
         epsilon: ε, relative.
-        **kwargs: See `GramBalancer`. The paper's scale, one main task's gradient,
-            counts as `"sum"` here.
+        update_every: Solve every k-th step only; see `GramBalancer`.
+        gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale, one
+            main task's gradient, counts as `"sum"` here.
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"own"`.
+        seed: Not used, as the method draws no random numbers.
+        name: Name by which its state is saved; None is the method's.
 
     Raises:
         InputError: At `build`, when `primary` is no task.
@@ -156,9 +187,22 @@ class PCD(GramBalancer):
         tau: float = 0.02,
         beta: float = 0.999,
         epsilon: float = 1e-8,
-        **kwargs: Any,
+        *,
+        update_every: int = 1,
+        gradients_of: str = "shared",
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
     ):
-        super().__init__(**kwargs)
+        super().__init__(
+            update_every=update_every,
+            gradients_of=gradients_of,
+            scale=scale,
+            task_specific=task_specific,
+            seed=seed,
+            name=name,
+        )
         self.primary = primary
         self.tau = check_number("tau", tau, 0.0)
         self.beta = check_number("beta", beta, 0.0, 1.0 - 1e-9)
@@ -244,8 +288,24 @@ class _HalfBatchBalancer(GramBalancer):
 
     num_sub_batches = 2
 
-    def __init__(self, **kwargs: Any):
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        *,
+        update_every: int = 1,
+        gradients_of: str = "shared",
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
+    ):
+        super().__init__(
+            update_every=update_every,
+            gradients_of=gradients_of,
+            scale=scale,
+            task_specific=task_specific,
+            seed=seed,
+            name=name,
+        )
         if self.gradients_of != "shared" or self.update_every != 1:
             raise InputError(
                 f"Expected gradients_of='shared' and update_every=1 for balancing="
@@ -313,13 +373,38 @@ class MoDo(_HalfBatchBalancer):
     Args:
         gamma: γ.
         rho: ρ.
-        **kwargs: See `GramBalancer`. The paper's scale is `"mean"`.
+        update_every: Solve every k-th step only; see `GramBalancer`.
+        gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
+            `"mean"`.
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"own"`.
+        seed: Not used, as the method draws no random numbers.
+        name: Name by which its state is saved; None is the method's.
     """
 
     method = "modo"
 
-    def __init__(self, gamma: float = 1e-3, rho: float = 0.1, **kwargs: Any):
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        gamma: float = 1e-3,
+        rho: float = 0.1,
+        *,
+        update_every: int = 1,
+        gradients_of: str = "shared",
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
+    ):
+        super().__init__(
+            update_every=update_every,
+            gradients_of=gradients_of,
+            scale=scale,
+            task_specific=task_specific,
+            seed=seed,
+            name=name,
+        )
         self.gamma = check_number("gamma", gamma, 0.0)
         self.rho = check_number("rho", rho, 0.0)
 
@@ -355,7 +440,14 @@ class SDMGrad(_HalfBatchBalancer):
         strength: λ.
         inner_steps: Dual steps per batch.
         step_size: η, relative.
-        **kwargs: See `GramBalancer`. The paper's scale is `"mean"`.
+        update_every: Solve every k-th step only; see `GramBalancer`.
+        gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
+            `"mean"`.
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"own"`.
+        seed: Not used, as the method draws no random numbers.
+        name: Name by which its state is saved; None is the method's.
     """
 
     method = "sdmgrad"
@@ -365,9 +457,22 @@ class SDMGrad(_HalfBatchBalancer):
         strength: float = 0.3,
         inner_steps: int = 20,
         step_size: float = 0.1,
-        **kwargs: Any,
+        *,
+        update_every: int = 1,
+        gradients_of: str = "shared",
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
     ):
-        super().__init__(**kwargs)
+        super().__init__(
+            update_every=update_every,
+            gradients_of=gradients_of,
+            scale=scale,
+            task_specific=task_specific,
+            seed=seed,
+            name=name,
+        )
         self.strength = check_number("strength", strength, 0.0)
         self.inner_steps = check_integer("inner_steps", inner_steps, low=1)
         self.step_size = check_number("step_size", step_size, 0.0)

@@ -83,7 +83,11 @@ class Static(LossBalancer):
     Args:
         task_weights: `{task: number}`, or numbers in the order of the tasks. Tasks
             left out of a dict count 1. Divided by T with `scale="mean"`.
-        **kwargs: See `Balancer`.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T).
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"weighted"`.
+        seed: Not used, as the method draws no random numbers.
+        name: Name by which its state is saved; None is the method's.
 
     Raises:
         InputError: At `build`, when the weights do not fit the tasks.
@@ -94,9 +98,13 @@ class Static(LossBalancer):
     def __init__(
         self,
         task_weights: PerTask | None = None,
-        **kwargs: Any,
+        *,
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
     ):
-        super().__init__(**kwargs)
+        super().__init__(scale=scale, task_specific=task_specific, seed=seed, name=name)
         self.task_weights = {} if task_weights is None else plain(task_weights)
 
     def build_state(self, num_tasks: int) -> None:
@@ -144,7 +152,11 @@ class Uncertainty(LossBalancer):
         learning_rate: Rate for s; `None` follows the model's optimizer.
         kinds: `{task: "regression" | "classification"}`; tasks left out count as
             regression, the form that most code uses for all.
-        **kwargs: See `Balancer`.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T).
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"weighted"`.
+        seed: Not used, as the method draws no random numbers.
+        name: Name by which its state is saved; None is the method's.
 
     Raises:
         InputError: For another kind of task.
@@ -159,9 +171,13 @@ class Uncertainty(LossBalancer):
         initial_log_variance: float | str = 0.0,
         learning_rate: float | None = None,
         kinds: Mapping[str, str] | None = None,
-        **kwargs: Any,
+        *,
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
     ):
-        super().__init__(**kwargs)
+        super().__init__(scale=scale, task_specific=task_specific, seed=seed, name=name)
         self.initial_log_variance = check_start(
             "initial_log_variance", initial_log_variance
         )
@@ -234,14 +250,26 @@ class DWA(MeanScaleBalancer):
 
     Args:
         temperature: τ. The higher, the more equal.
-        **kwargs: See `Balancer`.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T).
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"weighted"`.
+        seed: Not used, as the method draws no random numbers.
+        name: Name by which its state is saved; None is the method's.
     """
 
     method = "dwa"
     search_space = {"temperature": {"min": 0.5, "max": 8.0, "log": True}}  # noqa: RUF012
 
-    def __init__(self, temperature: float = 2.0, **kwargs: Any):
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        temperature: float = 2.0,
+        *,
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
+    ):
+        super().__init__(scale=scale, task_specific=task_specific, seed=seed, name=name)
         self.temperature = check_number("temperature", temperature, low=1e-6)
 
     def build_state(self, num_tasks: int) -> None:

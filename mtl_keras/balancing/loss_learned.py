@@ -41,7 +41,11 @@ class IMTLL(LossBalancer):
         learning_rate: Rate for s; `None` follows the model's optimizer.
         initial_log_scale: s_i at the start: a number, or `"first_loss"` for the
             optimum of each task's first loss, −log L_i.
-        **kwargs: See `Balancer`.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T).
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"weighted"`.
+        seed: Not used, as the method draws no random numbers.
+        name: Name by which its state is saved; None is the method's.
     """
 
     method = "imtl_l"
@@ -50,9 +54,13 @@ class IMTLL(LossBalancer):
         self,
         learning_rate: float | None = None,
         initial_log_scale: float | str = 0.0,
-        **kwargs: Any,
+        *,
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
     ):
-        super().__init__(**kwargs)
+        super().__init__(scale=scale, task_specific=task_specific, seed=seed, name=name)
         self.initial_log_scale = check_start("initial_log_scale", initial_log_scale)
         if learning_rate is not None:
             learning_rate = check_number("learning_rate", learning_rate, low=0.0)
@@ -115,7 +123,12 @@ class FAMO(MeanScaleBalancer):
         learning_rate: Adam's rate for w.
         weight_decay: γ.
         lower_bound: b, below all losses.
-        **kwargs: See `Balancer`. The paper's scale is `"mean"`.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
+            `"mean"`.
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"weighted"`.
+        seed: Not used, as the method draws no random numbers.
+        name: Name by which its state is saved; None is the method's.
     """
 
     method = "famo"
@@ -130,9 +143,13 @@ class FAMO(MeanScaleBalancer):
         learning_rate: float = 0.025,
         weight_decay: float = 1e-3,
         lower_bound: float = 0.0,
-        **kwargs: Any,
+        *,
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
     ):
-        super().__init__(**kwargs)
+        super().__init__(scale=scale, task_specific=task_specific, seed=seed, name=name)
         self.learning_rate = check_number("learning_rate", learning_rate, low=0.0)
         self.weight_decay = check_number("weight_decay", weight_decay, low=0.0)
         self.lower_bound = check_number("lower_bound", lower_bound)
@@ -194,15 +211,29 @@ class GradNorm(MeanScaleBalancer):
     Args:
         alpha: α, how strongly slow tasks are pushed.
         learning_rate: Adam's rate for v.
-        **kwargs: See `Balancer`. `scale="mean"` leaves out the factor T.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). `scale="mean"` leaves
+            out the factor T.
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"weighted"`.
+        seed: Not used, as the method draws no random numbers.
+        name: Name by which its state is saved; None is the method's.
     """
 
     method = "gradnorm"
     search_space = {"alpha": {"min": 0.1, "max": 3.0}}  # noqa: RUF012
     needs_gradient_norms = True
 
-    def __init__(self, alpha: float = 1.5, learning_rate: float = 0.025, **kwargs: Any):
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        alpha: float = 1.5,
+        learning_rate: float = 0.025,
+        *,
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
+    ):
+        super().__init__(scale=scale, task_specific=task_specific, seed=seed, name=name)
         self.alpha = check_number("alpha", alpha, low=0.0)
         self.learning_rate = check_number("learning_rate", learning_rate, low=0.0)
 

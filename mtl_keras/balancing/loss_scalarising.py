@@ -61,14 +61,26 @@ class UWSO(MeanScaleBalancer):
 
     Args:
         temperature: τ.
-        **kwargs: See `Balancer`.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T).
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"weighted"`.
+        seed: Not used, as the method draws no random numbers.
+        name: Name by which its state is saved; None is the method's.
     """
 
     method = "uw_so"
     search_space = {"temperature": {"min": 0.2, "max": 5.0, "log": True}}  # noqa: RUF012
 
-    def __init__(self, temperature: float = 1.0, **kwargs: Any):
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        *,
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
+    ):
+        super().__init__(scale=scale, task_specific=task_specific, seed=seed, name=name)
         self.temperature = check_number("temperature", temperature, low=1e-6)
 
     def mean_scale_weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
@@ -118,8 +130,16 @@ class GLS(MeanScaleBalancer):
 class _PreferenceBalancer(MeanScaleBalancer):
     """A method with a preference vector; uniform by default."""
 
-    def __init__(self, preference: PerTask | None = None, **kwargs: Any):
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        preference: PerTask | None = None,
+        *,
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
+    ):
+        super().__init__(scale=scale, task_specific=task_specific, seed=seed, name=name)
         self.preference = None if preference is None else plain(preference)
 
     def build_state(self, num_tasks: int) -> None:
@@ -160,7 +180,11 @@ class STCH(_PreferenceBalancer):
             themselves.
         ideal: z, one number for all tasks, in units of f.
         preference: `{task: number}` or a list; uniform by default.
-        **kwargs: See `Balancer`.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T).
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"weighted"`.
+        seed: Not used, as the method draws no random numbers.
+        name: Name by which its state is saved; None is the method's.
     """
 
     method = "stch"
@@ -172,9 +196,15 @@ class STCH(_PreferenceBalancer):
         warmup_epochs: int = 4,
         ideal: float = 0.0,
         preference: PerTask | None = None,
-        **kwargs: Any,
+        *,
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
     ):
-        super().__init__(preference, **kwargs)
+        super().__init__(
+            preference, scale=scale, task_specific=task_specific, seed=seed, name=name
+        )
         self.mu = check_number("mu", mu, low=1e-9)
         self.warmup_epochs = check_integer("warmup_epochs", warmup_epochs, low=0)
         self.ideal = check_number("ideal", ideal)
@@ -240,16 +270,29 @@ class COSMOS(_PreferenceBalancer):
     Args:
         strength: λ. Weights may become negative when it is large.
         preference: r, `{task: number}` or a list; uniform by default.
-        **kwargs: See `Balancer`.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T).
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"weighted"`.
+        seed: Not used, as the method draws no random numbers.
+        name: Name by which its state is saved; None is the method's.
     """
 
     method = "cosmos"
     search_space = {"strength": {"min": 0.1, "max": 10.0, "log": True}}  # noqa: RUF012
 
     def __init__(
-        self, strength: float = 1.0, preference: PerTask | None = None, **kwargs: Any
+        self,
+        strength: float = 1.0,
+        preference: PerTask | None = None,
+        *,
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
     ):
-        super().__init__(preference, **kwargs)
+        super().__init__(
+            preference, scale=scale, task_specific=task_specific, seed=seed, name=name
+        )
         self.strength = check_number("strength", strength, low=0.0)
 
     def mean_scale_weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
@@ -285,16 +328,29 @@ class PBI(_PreferenceBalancer):
     Args:
         penalty: θ.
         preference: r, `{task: number}` or a list; uniform by default.
-        **kwargs: See `Balancer`.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T).
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"weighted"`.
+        seed: Not used, as the method draws no random numbers.
+        name: Name by which its state is saved; None is the method's.
     """
 
     method = "pbi"
     search_space = {"penalty": {"min": 0.05, "max": 5.0, "log": True}}  # noqa: RUF012
 
     def __init__(
-        self, penalty: float = 0.5, preference: PerTask | None = None, **kwargs: Any
+        self,
+        penalty: float = 0.5,
+        preference: PerTask | None = None,
+        *,
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
     ):
-        super().__init__(preference, **kwargs)
+        super().__init__(
+            preference, scale=scale, task_specific=task_specific, seed=seed, name=name
+        )
         self.penalty = check_number("penalty", penalty, low=0.0)
 
     def mean_scale_weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:

@@ -35,7 +35,12 @@ class MatrixBalancer(GradientBalancer):
     `combine`. `natural_scale` is as for `GramBalancer`.
 
     Args:
-        **kwargs: See `GradientBalancer`.
+        gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T).
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"own"`.
+        seed: Not used, as the method draws no random numbers.
+        name: Name by which its state is saved; None is the method's.
     """
 
     natural_scale = "mean"
@@ -94,8 +99,22 @@ class MatrixBalancer(GradientBalancer):
 class AveragingBalancer(MatrixBalancer):
     """Keeps a moving state for every entry of the task gradients."""
 
-    def __init__(self, **kwargs: Any):
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        *,
+        gradients_of: str = "shared",
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
+    ):
+        super().__init__(
+            gradients_of=gradients_of,
+            scale=scale,
+            task_specific=task_specific,
+            seed=seed,
+            name=name,
+        )
         if self.gradients_of != "shared":
             raise InputError(
                 f"Expected gradients_of='shared' for balancing={self.method!r}, "
@@ -171,16 +190,36 @@ class GradDrop(MatrixBalancer):
     Args:
         leak: Share of each task's gradient that always passes: one number, or
             `{task: number}`.
-        **kwargs: See `GradientBalancer`. The paper's scale is `"sum"`; `seed` fixes
-            the draws.
+        gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
+            `"sum"`; `seed` fixes the draws.
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"own"`.
+        seed: Seed of its random numbers; None draws one.
+        name: Name by which its state is saved; None is the method's.
     """
 
     method = "graddrop"
     natural_scale = "sum"
     uses_seed = True
 
-    def __init__(self, leak: Any = 0.0, **kwargs: Any):
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        leak: Any = 0.0,
+        *,
+        gradients_of: str = "shared",
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
+    ):
+        super().__init__(
+            gradients_of=gradients_of,
+            scale=scale,
+            task_specific=task_specific,
+            seed=seed,
+            name=name,
+        )
         self.leak = leak if isinstance(leak, dict) else check_number("leak", leak, 0, 1)
 
     def build_state(self, num_tasks: int) -> None:
@@ -242,7 +281,13 @@ class MoCo(AveragingBalancer):
         beta_decay: β falls as step^−beta_decay.
         gamma_decay: γ falls as step^−gamma_decay.
         rho: ρ.
-        **kwargs: See `GradientBalancer`. The paper's scale is `"mean"`.
+        gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
+            `"mean"`.
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"own"`.
+        seed: Not used, as the method draws no random numbers.
+        name: Name by which its state is saved; None is the method's.
     """
 
     method = "moco"
@@ -254,9 +299,20 @@ class MoCo(AveragingBalancer):
         beta_decay: float = 0.5,
         gamma_decay: float = 0.5,
         rho: float = 0.0,
-        **kwargs: Any,
+        *,
+        gradients_of: str = "shared",
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
     ):
-        super().__init__(**kwargs)
+        super().__init__(
+            gradients_of=gradients_of,
+            scale=scale,
+            task_specific=task_specific,
+            seed=seed,
+            name=name,
+        )
         self.beta = check_number("beta", beta, 0.0, 1.0)
         self.gamma = check_number("gamma", gamma, 0.0)
         self.beta_decay = check_number("beta_decay", beta_decay, 0.0)
@@ -322,14 +378,35 @@ class DBMTL(AveragingBalancer):
 
     Args:
         beta: Share of the old average.
-        **kwargs: See `GradientBalancer`. The paper's scale is `"sum"`.
+        gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
+            `"sum"`.
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"own"`.
+        seed: Not used, as the method draws no random numbers.
+        name: Name by which its state is saved; None is the method's.
     """
 
     method = "db_mtl"
     natural_scale = "sum"
 
-    def __init__(self, beta: float = 0.9, **kwargs: Any):
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        beta: float = 0.9,
+        *,
+        gradients_of: str = "shared",
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
+    ):
+        super().__init__(
+            gradients_of=gradients_of,
+            scale=scale,
+            task_specific=task_specific,
+            seed=seed,
+            name=name,
+        )
         self.beta = check_number("beta", beta, 0.0, 1.0 - 1e-9)
 
     def build_state(self, num_tasks: int) -> None:
@@ -379,13 +456,34 @@ class ExcessMTL(AveragingBalancer):
 
     Args:
         step_size: η.
-        **kwargs: See `GradientBalancer`. The paper's scale is `"mean"`.
+        gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
+            `"mean"`.
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"own"`.
+        seed: Not used, as the method draws no random numbers.
+        name: Name by which its state is saved; None is the method's.
     """
 
     method = "excess_mtl"
 
-    def __init__(self, step_size: float = 1e-2, **kwargs: Any):
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        step_size: float = 1e-2,
+        *,
+        gradients_of: str = "shared",
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
+    ):
+        super().__init__(
+            gradients_of=gradients_of,
+            scale=scale,
+            task_specific=task_specific,
+            seed=seed,
+            name=name,
+        )
         self.step_size = check_number("step_size", step_size, 0.0)
 
     def build_state(self, num_tasks: int) -> None:
@@ -438,7 +536,13 @@ class TrimmedMean(MatrixBalancer):
 
     Args:
         trim: k; needs T > 2k.
-        **kwargs: See `GradientBalancer`. The paper's scale is `"mean"`.
+        gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
+            `"mean"`.
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"own"`.
+        seed: Not used, as the method draws no random numbers.
+        name: Name by which its state is saved; None is the method's.
 
     Raises:
         InputError: At `build`, when there are too few tasks.
@@ -446,8 +550,23 @@ class TrimmedMean(MatrixBalancer):
 
     method = "trimmed_mean"
 
-    def __init__(self, trim: int = 1, **kwargs: Any):
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        trim: int = 1,
+        *,
+        gradients_of: str = "shared",
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
+    ):
+        super().__init__(
+            gradients_of=gradients_of,
+            scale=scale,
+            task_specific=task_specific,
+            seed=seed,
+            name=name,
+        )
         self.trim = check_integer("trim", trim, low=0)
 
     def build_state(self, num_tasks: int) -> None:
