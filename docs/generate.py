@@ -21,7 +21,7 @@ _COST = re.compile(
     r"(?:; state: (?P<state>[^;.]*))?(?:; needs: (?P<needs>[^;]*?))?\. "
     r"Choose it when (?P<when>.*)\.$"
 )
-_SECTION = re.compile(r"\n\n(?:Args|Raises):\n")
+_SECTION = re.compile(r"\n\n(?:Args|Raises|Example):\n")
 _ARXIV = re.compile(r"arXiv (\d{4}\.\d{5})")
 _INDEX = re.compile(r"([^\W\d_]+)_([a-z]+)")
 _VENUE = re.compile(r"\b([A-Z][A-Za-z]+(?: [A-Z][a-z]+)? \d{4})\b")

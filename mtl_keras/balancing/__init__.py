@@ -145,7 +145,15 @@ _CLASSES = {cls.__name__: cls for cls in _METHODS.values()}
 
 
 def names() -> list[str]:
-    """Returns the names that `get` accepts, sorted."""
+    """Returns the names that `get` accepts, sorted.
+
+    Example:
+
+    ```pycon
+    >>> mtl_keras.balancing.names()[:3]
+    ['aligned_mtl', 'auto_lambda', 'cagrad']
+    ```
+    """
     return sorted(_METHODS)
 
 
@@ -157,12 +165,28 @@ def get_class(name: str) -> type[Balancer]:
 
     Raises:
         InputError: For an unknown name.
+
+    Example:
+
+    ```pycon
+    >>> mtl_keras.balancing.get_class("mgda").__name__
+    'MGDA'
+    ```
     """
     return named_class("balancing method", name, {**_METHODS, **_CLASSES})
 
 
 def serialize(balancer: Balancer) -> dict[str, Any]:
-    """Returns the configuration of a balancer, as `keras.saving` writes it."""
+    """Returns the configuration of a balancer, as `keras.saving` writes it.
+
+    Example:
+
+    ```pycon
+    >>> config = mtl_keras.balancing.serialize(mtl_keras.balancing.MGDA())
+    >>> config["class_name"]
+    'MGDA'
+    ```
+    """
     return keras.saving.serialize_keras_object(balancer)
 
 
@@ -178,6 +202,14 @@ def deserialize(
 
     Raises:
         InputError: For an unknown name or arguments that the method lacks.
+
+    Example:
+
+    ```pycon
+    >>> config = {"class_name": "fairgrad", "config": {"alpha": 1.0}}
+    >>> mtl_keras.balancing.deserialize(config).alpha
+    1.0
+    ```
     """
     return deserialize_named(
         "balancing method",
@@ -200,6 +232,13 @@ def get(
 
     Raises:
         InputError: For an unknown name or another type.
+
+    Example:
+
+    ```pycon
+    >>> mtl_keras.balancing.get({"class_name": "cagrad", "config": {"c": 0.5}}).c
+    0.5
+    ```
     """
     if identifier is None:
         return Equal()

@@ -57,6 +57,15 @@ class Balancer:
     Raises:
         InputError: For an argument of another type or out of its range; at `build`
             where it does not fit the tasks.
+
+    Example:
+
+    ```pycon
+    >>> balancer = mtl_keras.balancing.get("dwa")
+    >>> balancer.build(["a", "b"])
+    >>> isinstance(balancer, mtl_keras.balancing.Balancer), balancer.tasks
+    (True, ('a', 'b'))
+    ```
     """
 
     method = "balancer"
@@ -184,7 +193,29 @@ class Balancer:
 
 
 class Probe(Protocol):
-    """The present batch's losses at any weights of the model."""
+    """The present batch's losses at any weights of the model.
+
+    Example:
+
+    ```python
+    class LossRatio(mtl_keras.balancing.LossBalancer):
+        method = "loss_ratio"
+        needs_probe = True
+
+        def build_state(self, num_tasks):
+            self.ratio = self.add_variable("ratio", (num_tasks,), 1.0)
+
+        def weights(self, losses, present):
+            return tf.cast(present, "float32")
+
+        def update(self, step):
+            after = tf.stack(step.probe.losses(step.probe.weights()))
+            self.ratio.assign(step.probe.total(after) / step.losses)
+
+    model.compile("adam", loss="mse", balancing=LossRatio())
+    model.fit(x, y)
+    ```
+    """
 
     def weights(self) -> list[tf.Tensor]:
         """Returns the trainable weights as they are, in their shapes and dtypes."""
@@ -207,6 +238,18 @@ class LossStep(NamedTuple):
     """What a loss balancer may learn from after a step.
 
     Tensors `[T]` are float32 and over the whole batch, all replicas together.
+
+    Example:
+
+    ```pycon
+    >>> step = mtl_keras.balancing.LossStep(
+    ...     losses=tf.constant([4.0, 1.0]),
+    ...     present=tf.constant([True, True]),
+    ...     learning_rate=tf.constant(0.001),
+    ... )
+    >>> step.losses.numpy()
+    array([4., 1.], dtype=float32)
+    ```
     """
 
     losses: tf.Tensor
@@ -228,6 +271,19 @@ class LossBalancer(Balancer):
     Whatever a method minimises, f(L_1, …, L_T), its gradient for the model is
     Σ ∂f/∂L_i ∇L_i. A method therefore gives these weights; the losses they are
     computed from are summed over replicas first, and absent tasks count as 0.
+
+    Example:
+
+    ```python
+    class InverseLoss(mtl_keras.balancing.LossBalancer):
+        method = "inverse_loss"
+
+        def weights(self, losses, present):
+            return tf.math.divide_no_nan(tf.cast(present, "float32"), losses)
+
+    model.compile("adam", loss="mse", balancing=InverseLoss())
+    model.fit(x, y)
+    ```
     """
 
     needs_gradient_norms = False
@@ -267,6 +323,18 @@ class GradientStep:
             mixed precision computes in these, and casts to the variables' dtype.
         sources: The V shared variables or tensors of the representation that the
             gradients belong to. Empty for the variables that a method was built for.
+
+    Example:
+
+    ```pycon
+    >>> gradients = [[tf.constant([1.0, 0.0])], [tf.constant([-1.0, 1.0])]]
+    >>> step = mtl_keras.balancing.GradientStep(
+    ...     gradients, tf.ones(2), tf.constant([True, True]), tf.ones(())
+    ... )
+    >>> step.gramian.numpy()
+    array([[ 1., -1.],
+           [-1.,  2.]])
+    ```
     """
 
     def __init__(
@@ -298,7 +366,10 @@ class GradientStep:
         return max(spacings, default=solvers.EPS)
 
     def total(self, value: tf.Tensor) -> tf.Tensor:
-        """Returns what `value` is over all replicas' samples."""
+        """Returns a replica's float tensor summed over all replicas, of its shape.
+
+        Where the gradients are summed already (`summed`), so is `value`.
+        """
         if self.summed or tf.distribute.get_strategy().num_replicas_in_sync == 1:
             return value
         context = tf.distribute.get_replica_context()
@@ -329,6 +400,20 @@ class GradientBalancer(Balancer):
             None is `"own"`.
         seed: Not used, as the method draws no random numbers.
         name: Name by which its state is saved; None is the method's.
+
+    Example:
+
+    ```python
+    class Sum(mtl_keras.balancing.GradientBalancer):
+        method = "sum"
+
+        def aggregate(self, step):
+            weights = tf.cast(step.present, "float32")
+            return mtl_keras.ops.combine(weights, step.gradients), weights
+
+    model.compile("adam", loss="mse", balancing=Sum())
+    model.fit(x, y)
+    ```
     """
 
     default_task_specific = "own"
@@ -413,6 +498,20 @@ class GramBalancer(GradientBalancer):
             None is `"own"`.
         seed: Not used, as the method draws no random numbers.
         name: Name by which its state is saved; None is the method's.
+
+    Example:
+
+    ```python
+    class InverseNorm(mtl_keras.balancing.GramBalancer):
+        method = "inverse_norm"
+
+        def weights(self, gramian):
+            norms = tf.sqrt(tf.linalg.diag_part(tf.cast(gramian, "float64")))
+            return tf.math.divide_no_nan(tf.ones_like(norms), norms)
+
+    model.compile("adam", loss="mse", balancing=InverseNorm())
+    model.fit(x, y)
+    ```
     """
 
     natural_scale = "mean"

@@ -46,6 +46,12 @@ class AutoLambda(LossBalancer):
 
     Raises:
         InputError: At `build`, when `primary` names no task.
+
+    Example:
+
+    ```python
+    model.compile("adam", loss="mse", balancing=mtl_keras.balancing.AutoLambda())
+    ```
     """
 
     method = "auto_lambda"

@@ -47,6 +47,14 @@ class MGDA(GramBalancer):
             None is `"own"`.
         seed: Not used, as the method draws no random numbers.
         name: Name by which its state is saved; None is the method's.
+
+    Example:
+
+    ```pycon
+    >>> gramian = tf.constant([[1.0, -0.5], [-0.5, 4.0]])
+    >>> mtl_keras.balancing.MGDA().weights(gramian).numpy().round(3)
+    array([0.75, 0.25])
+    ```
     """
 
     method = "mgda"
@@ -121,6 +129,14 @@ class PCGrad(GramBalancer):
             None is `"own"`.
         seed: Seed of its random numbers; None draws one.
         name: Name by which its state is saved; None is the method's.
+
+    Example:
+
+    ```pycon
+    >>> gramian = tf.constant([[1.0, -0.5], [-0.5, 4.0]])
+    >>> mtl_keras.balancing.PCGrad(seed=0).weights(gramian).numpy().round(3)
+    array([1.5  , 1.125])
+    ```
     """
 
     method = "pcgrad"
@@ -160,6 +176,14 @@ class GradVac(GramBalancer):
             None is `"own"`.
         seed: Seed of its random numbers; None draws one.
         name: Name by which its state is saved; None is the method's.
+
+    Example:
+
+    ```pycon
+    >>> gramian = tf.constant([[1.0, -0.5], [-0.5, 4.0]])
+    >>> mtl_keras.balancing.GradVac(seed=0).weights(gramian).numpy().round(3)
+    array([1.5  , 1.125])
+    ```
     """
 
     method = "gradvac"
@@ -233,6 +257,14 @@ class IMTLG(GramBalancer):
             None is `"own"`.
         seed: Not used, as the method draws no random numbers.
         name: Name by which its state is saved; None is the method's.
+
+    Example:
+
+    ```pycon
+    >>> gramian = tf.constant([[1.0, -0.5], [-0.5, 4.0]])
+    >>> mtl_keras.balancing.IMTLG().weights(gramian).numpy().round(3)
+    array([0.667, 0.333])
+    ```
     """
 
     method = "imtl_g"
@@ -271,6 +303,14 @@ class CAGrad(GramBalancer):
             None is `"own"`.
         seed: Not used, as the method draws no random numbers.
         name: Name by which its state is saved; None is the method's.
+
+    Example:
+
+    ```pycon
+    >>> gramian = tf.constant([[1.0, -0.5], [-0.5, 4.0]])
+    >>> mtl_keras.balancing.CAGrad(c=0.4).weights(gramian).numpy().round(3)
+    array([0.9, 0.5])
+    ```
     """
 
     method = "cagrad"
@@ -333,6 +373,14 @@ class AlignedMTL(GramBalancer):
             None is `"own"`.
         seed: Not used, as the method draws no random numbers.
         name: Name by which its state is saved; None is the method's.
+
+    Example:
+
+    ```pycon
+    >>> gramian = tf.constant([[1.0, -0.5], [-0.5, 4.0]])
+    >>> mtl_keras.balancing.AlignedMTL("min").weights(gramian).numpy().round(3)
+    array([0.535, 0.286])
+    ```
     """
 
     method = "aligned_mtl"
@@ -390,6 +438,14 @@ class ConFIG(GramBalancer):
             None is `"own"`.
         seed: Not used, as the method draws no random numbers.
         name: Name by which its state is saved; None is the method's.
+
+    Example:
+
+    ```pycon
+    >>> gramian = tf.constant([[1.0, -0.5], [-0.5, 4.0]])
+    >>> mtl_keras.balancing.ConFIG().weights(gramian).numpy().round(3)
+    array([1.5 , 0.75])
+    ```
     """
 
     method = "config"
@@ -425,6 +481,14 @@ class Krum(GramBalancer):
 
     Raises:
         InputError: At `build`, when there are too few tasks.
+
+    Example:
+
+    ```pycon
+    >>> gramian = tf.linalg.diag([1.0, 4.0, 1.0, 100.0])
+    >>> mtl_keras.balancing.Krum(n_byzantine=1).weights(gramian).numpy()
+    array([1., 0., 0., 0.])
+    ```
     """
 
     method = "krum"

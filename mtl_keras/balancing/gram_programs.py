@@ -83,6 +83,14 @@ class Nash(_PowerRoot):
             None is `"own"`.
         seed: Not used, as the method draws no random numbers.
         name: Name by which its state is saved; None is the method's.
+
+    Example:
+
+    ```pycon
+    >>> gramian = tf.constant([[1.0, -0.5], [-0.5, 4.0]])
+    >>> mtl_keras.balancing.Nash().weights(gramian).numpy().round(3)
+    array([1.155, 0.577])
+    ```
     """
 
     method = "nash"
@@ -112,6 +120,14 @@ class FairGrad(_PowerRoot):
             None is `"own"`.
         seed: Not used, as the method draws no random numbers.
         name: Name by which its state is saved; None is the method's.
+
+    Example:
+
+    ```pycon
+    >>> gramian = tf.constant([[1.0, -0.5], [-0.5, 4.0]])
+    >>> mtl_keras.balancing.FairGrad(alpha=2.0).weights(gramian).numpy().round(3)
+    array([1.173, 0.5  ])
+    ```
     """
 
     method = "fairgrad"
@@ -225,6 +241,14 @@ class UPGrad(_ConeProjection):
             None is `"own"`.
         seed: Not used, as the method draws no random numbers.
         name: Name by which its state is saved; None is the method's.
+
+    Example:
+
+    ```pycon
+    >>> gramian = tf.constant([[1.0, -0.5], [-0.5, 4.0]])
+    >>> mtl_keras.balancing.UPGrad().weights(gramian).numpy().round(3)
+    array([0.75 , 0.562])
+    ```
     """
 
     method = "upgrad"
@@ -257,6 +281,14 @@ class DualProj(_ConeProjection):
             None is `"own"`.
         seed: Not used, as the method draws no random numbers.
         name: Name by which its state is saved; None is the method's.
+
+    Example:
+
+    ```pycon
+    >>> gramian = tf.constant([[1.0, -0.5], [-0.5, 4.0]])
+    >>> mtl_keras.balancing.DualProj().weights(gramian).numpy().round(3)
+    array([0.5, 0.5])
+    ```
     """
 
     method = "dualproj"

@@ -52,6 +52,13 @@ class CRMOGM(GramBalancer):
 
     Raises:
         InputError: For a method that it cannot wrap.
+
+    Example:
+
+    ```python
+    balancer = mtl_keras.balancing.CRMOGM(balancer="mgda", alpha=0.9)
+    model.compile("adam", loss="mse", balancing=balancer)
+    ```
     """
 
     method = "cr_mogm"
@@ -176,6 +183,12 @@ class PCD(GramBalancer):
 
     Raises:
         InputError: At `build`, when `primary` is no task.
+
+    Example:
+
+    ```python
+    model.compile("adam", loss="mse", balancing=mtl_keras.balancing.PCD(primary="a"))
+    ```
     """
 
     method = "pcd"
@@ -381,6 +394,12 @@ class MoDo(_HalfBatchBalancer):
             None is `"own"`.
         seed: Not used, as the method draws no random numbers.
         name: Name by which its state is saved; None is the method's.
+
+    Example:
+
+    ```python
+    model.compile("adam", loss="mse", balancing=mtl_keras.balancing.MoDo())
+    ```
     """
 
     method = "modo"
@@ -448,6 +467,12 @@ class SDMGrad(_HalfBatchBalancer):
             None is `"own"`.
         seed: Not used, as the method draws no random numbers.
         name: Name by which its state is saved; None is the method's.
+
+    Example:
+
+    ```python
+    model.compile("adam", loss="mse", balancing=mtl_keras.balancing.SDMGrad())
+    ```
     """
 
     method = "sdmgrad"

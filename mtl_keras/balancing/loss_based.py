@@ -60,6 +60,16 @@ class Equal(LossBalancer):
 
     Cost: 1 backward.
     Choose it when it is the baseline, always first.
+
+    Example:
+
+    ```pycon
+    >>> balancer = mtl_keras.balancing.Equal()
+    >>> balancer.build(["a", "b"])
+    >>> losses, present = tf.constant([4.0, 1.0]), tf.constant([True, True])
+    >>> balancer.weights(losses, present).numpy().round(3)
+    array([1., 1.], dtype=float32)
+    ```
     """
 
     method = "equal"
@@ -91,6 +101,16 @@ class Static(LossBalancer):
 
     Raises:
         InputError: At `build`, when the weights do not fit the tasks.
+
+    Example:
+
+    ```pycon
+    >>> balancer = mtl_keras.balancing.Static({"a": 2.0, "b": 1.0})
+    >>> balancer.build(["a", "b"])
+    >>> losses, present = tf.constant([4.0, 1.0]), tf.constant([True, True])
+    >>> balancer.weights(losses, present).numpy().round(3)
+    array([2., 1.], dtype=float32)
+    ```
     """
 
     method = "static"
@@ -160,6 +180,16 @@ class Uncertainty(LossBalancer):
 
     Raises:
         InputError: For another kind of task.
+
+    Example:
+
+    ```pycon
+    >>> balancer = mtl_keras.balancing.Uncertainty()
+    >>> balancer.build(["a", "b"])
+    >>> losses, present = tf.constant([4.0, 1.0]), tf.constant([True, True])
+    >>> balancer.weights(losses, present).numpy().round(3)
+    array([0.5, 0.5], dtype=float32)
+    ```
     """
 
     method = "uncertainty"
@@ -255,6 +285,16 @@ class DWA(MeanScaleBalancer):
             None is `"weighted"`.
         seed: Not used, as the method draws no random numbers.
         name: Name by which its state is saved; None is the method's.
+
+    Example:
+
+    ```pycon
+    >>> balancer = mtl_keras.balancing.DWA(temperature=2.0)
+    >>> balancer.build(["a", "b"])
+    >>> losses, present = tf.constant([4.0, 1.0]), tf.constant([True, True])
+    >>> balancer.weights(losses, present).numpy().round(3)
+    array([1., 1.], dtype=float32)
+    ```
     """
 
     method = "dwa"

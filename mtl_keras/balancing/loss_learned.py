@@ -46,6 +46,16 @@ class IMTLL(LossBalancer):
             None is `"weighted"`.
         seed: Not used, as the method draws no random numbers.
         name: Name by which its state is saved; None is the method's.
+
+    Example:
+
+    ```pycon
+    >>> balancer = mtl_keras.balancing.IMTLL()
+    >>> balancer.build(["a", "b"])
+    >>> losses, present = tf.constant([4.0, 1.0]), tf.constant([True, True])
+    >>> balancer.weights(losses, present).numpy().round(3)
+    array([1., 1.], dtype=float32)
+    ```
     """
 
     method = "imtl_l"
@@ -129,6 +139,12 @@ class FAMO(MeanScaleBalancer):
             None is `"weighted"`.
         seed: Not used, as the method draws no random numbers.
         name: Name by which its state is saved; None is the method's.
+
+    Example:
+
+    ```python
+    model.compile("adam", loss="mse", balancing=mtl_keras.balancing.FAMO(0.025))
+    ```
     """
 
     method = "famo"
@@ -217,6 +233,12 @@ class GradNorm(MeanScaleBalancer):
             None is `"weighted"`.
         seed: Not used, as the method draws no random numbers.
         name: Name by which its state is saved; None is the method's.
+
+    Example:
+
+    ```python
+    model.compile("adam", loss="mse", balancing=mtl_keras.balancing.GradNorm(alpha=1.5))
+    ```
     """
 
     method = "gradnorm"

@@ -30,6 +30,16 @@ class RandomWeighting(MeanScaleBalancer):
 
     Cost: 1 backward; state: step count; needs: `seed`.
     Choose it when you want a second baseline, which any method should beat.
+
+    Example:
+
+    ```pycon
+    >>> balancer = mtl_keras.balancing.RandomWeighting(seed=0)
+    >>> balancer.build(["a", "b"])
+    >>> losses, present = tf.constant([4.0, 1.0]), tf.constant([True, True])
+    >>> balancer.weights(losses, present).numpy().round(3)
+    array([0.457, 1.543], dtype=float32)
+    ```
     """
 
     method = "random"
@@ -66,6 +76,16 @@ class UWSO(MeanScaleBalancer):
             None is `"weighted"`.
         seed: Not used, as the method draws no random numbers.
         name: Name by which its state is saved; None is the method's.
+
+    Example:
+
+    ```pycon
+    >>> balancer = mtl_keras.balancing.UWSO(temperature=1.0)
+    >>> balancer.build(["a", "b"])
+    >>> losses, present = tf.constant([4.0, 1.0]), tf.constant([True, True])
+    >>> balancer.weights(losses, present).numpy().round(3)
+    array([0.642, 1.358], dtype=float32)
+    ```
     """
 
     method = "uw_so"
@@ -109,6 +129,16 @@ class GLS(MeanScaleBalancer):
     Raises:
         tf.errors.InvalidArgumentError: In the step, for a negative loss (XLA leaves
             such checks out: the weights are then not finite).
+
+    Example:
+
+    ```pycon
+    >>> balancer = mtl_keras.balancing.GLS()
+    >>> balancer.build(["a", "b"])
+    >>> losses, present = tf.constant([4.0, 1.0]), tf.constant([True, True])
+    >>> balancer.weights(losses, present).numpy().round(3)
+    array([0.5, 2. ], dtype=float32)
+    ```
     """
 
     method = "gls"
@@ -185,6 +215,16 @@ class STCH(_PreferenceBalancer):
             None is `"weighted"`.
         seed: Not used, as the method draws no random numbers.
         name: Name by which its state is saved; None is the method's.
+
+    Example:
+
+    ```pycon
+    >>> balancer = mtl_keras.balancing.STCH()
+    >>> balancer.build(["a", "b"])
+    >>> losses, present = tf.constant([4.0, 1.0]), tf.constant([True, True])
+    >>> balancer.weights(losses, present).numpy().round(3)
+    array([0.25, 1.  ], dtype=float32)
+    ```
     """
 
     method = "stch"
@@ -275,6 +315,16 @@ class COSMOS(_PreferenceBalancer):
             None is `"weighted"`.
         seed: Not used, as the method draws no random numbers.
         name: Name by which its state is saved; None is the method's.
+
+    Example:
+
+    ```pycon
+    >>> balancer = mtl_keras.balancing.COSMOS()
+    >>> balancer.build(["a", "b"])
+    >>> losses, present = tf.constant([4.0, 1.0]), tf.constant([True, True])
+    >>> balancer.weights(losses, present).numpy().round(3)
+    array([1.061, 0.758], dtype=float32)
+    ```
     """
 
     method = "cosmos"
@@ -333,6 +383,16 @@ class PBI(_PreferenceBalancer):
             None is `"weighted"`.
         seed: Not used, as the method draws no random numbers.
         name: Name by which its state is saved; None is the method's.
+
+    Example:
+
+    ```pycon
+    >>> balancer = mtl_keras.balancing.PBI()
+    >>> balancer.build(["a", "b"])
+    >>> losses, present = tf.constant([4.0, 1.0]), tf.constant([True, True])
+    >>> balancer.weights(losses, present).numpy().round(3)
+    array([1.5, 0.5], dtype=float32)
+    ```
     """
 
     method = "pbi"

@@ -41,6 +41,14 @@ class MatrixBalancer(GradientBalancer):
             None is `"own"`.
         seed: Not used, as the method draws no random numbers.
         name: Name by which its state is saved; None is the method's.
+
+    Example:
+
+    ```pycon
+    >>> balancer = mtl_keras.balancing.get("graddrop")
+    >>> isinstance(balancer, mtl_keras.balancing.MatrixBalancer)
+    True
+    ```
     """
 
     natural_scale = "mean"
@@ -197,6 +205,12 @@ class GradDrop(MatrixBalancer):
             None is `"own"`.
         seed: Seed of its random numbers; None draws one.
         name: Name by which its state is saved; None is the method's.
+
+    Example:
+
+    ```python
+    model.compile("adam", loss="mse", balancing=mtl_keras.balancing.GradDrop(seed=0))
+    ```
     """
 
     method = "graddrop"
@@ -288,6 +302,12 @@ class MoCo(AveragingBalancer):
             None is `"own"`.
         seed: Not used, as the method draws no random numbers.
         name: Name by which its state is saved; None is the method's.
+
+    Example:
+
+    ```python
+    model.compile("adam", loss="mse", balancing=mtl_keras.balancing.MoCo())
+    ```
     """
 
     method = "moco"
@@ -385,6 +405,12 @@ class DBMTL(AveragingBalancer):
             None is `"own"`.
         seed: Not used, as the method draws no random numbers.
         name: Name by which its state is saved; None is the method's.
+
+    Example:
+
+    ```python
+    model.compile("adam", loss="mse", balancing=mtl_keras.balancing.DBMTL())
+    ```
     """
 
     method = "db_mtl"
@@ -463,6 +489,12 @@ class ExcessMTL(AveragingBalancer):
             None is `"own"`.
         seed: Not used, as the method draws no random numbers.
         name: Name by which its state is saved; None is the method's.
+
+    Example:
+
+    ```python
+    model.compile("adam", loss="mse", balancing=mtl_keras.balancing.ExcessMTL())
+    ```
     """
 
     method = "excess_mtl"
@@ -546,6 +578,12 @@ class TrimmedMean(MatrixBalancer):
 
     Raises:
         InputError: At `build`, when there are too few tasks.
+
+    Example:
+
+    ```python
+    model.compile("adam", loss="mse", balancing=mtl_keras.balancing.TrimmedMean(trim=0))
+    ```
     """
 
     method = "trimmed_mean"

@@ -39,6 +39,18 @@ def task_affinity(
 
     Raises:
         InputError: For a task without a baseline, a direction or a value.
+
+    Example:
+
+    ```pycon
+    >>> mtl_keras.evaluation.task_affinity(
+    ...     {("a", "b"): {"a": 0.9, "b": 0.6}},
+    ...     {"a": 0.8, "b": 0.8},
+    ...     {"a": "max", "b": "max"},
+    ... ).round(1)
+    array([[  0. , -25. ],
+           [ 12.5,   0. ]])
+    ```
     """
     tasks = list(baseline)
     gains = np.full((len(tasks), len(tasks)), np.nan)
@@ -58,7 +70,17 @@ def task_affinity(
 
 
 class Grouping(NamedTuple):
-    """A split of the tasks."""
+    """A split of the tasks.
+
+    Example:
+
+    ```pycon
+    >>> affinity = [[0.0, 5.0], [5.0, 0.0]]
+    >>> grouping = mtl_keras.evaluation.suggest_groups(affinity, ["a", "b"])
+    >>> grouping.groups
+    [['a', 'b']]
+    ```
+    """
 
     groups: list[list[str]]
     """The tasks of each group, in their order."""
@@ -93,6 +115,14 @@ def suggest_groups(
     Raises:
         InputError: If the shapes do not fit, for more than 12 tasks, or for
             `max_groups` below 1.
+
+    Example:
+
+    ```pycon
+    >>> affinity = [[0.0, 5.0, -1.0], [5.0, 0.0, -1.0], [-1.0, -1.0, 0.0]]
+    >>> mtl_keras.evaluation.suggest_groups(affinity, ["a", "b", "c"]).groups
+    [['a', 'b'], ['c']]
+    ```
     """
     table = np.nan_to_num(np.asarray(affinity, dtype=np.float64))
     count = len(tasks)

@@ -18,6 +18,15 @@ class BoxIoU(keras.metrics.Mean):
     Args:
         name: Name of the metric.
         dtype: dtype of the result.
+
+    Example:
+
+    ```pycon
+    >>> metric = mtl_keras.evaluation.BoxIoU()
+    >>> metric.update_state([[[0.0, 0.0, 2.0, 2.0]]], [[[0.0, 0.0, 2.0, 1.0]]])
+    >>> float(metric.result())
+    0.5
+    ```
     """
 
     def __init__(self, name: str = "iou", dtype: Any = None):

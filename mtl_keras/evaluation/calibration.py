@@ -27,6 +27,15 @@ class CalibrationError(keras.metrics.Metric):
         bins: Number of bins.
         name: Name of the metric.
         dtype: dtype of the result.
+
+    Example:
+
+    ```pycon
+    >>> metric = mtl_keras.evaluation.CalibrationError(bins=2)
+    >>> metric.update_state([0.0, 0.0, 1.0, 1.0], [0.25, 0.25, 0.75, 0.75])
+    >>> float(metric.result())
+    0.25
+    ```
     """
 
     def __init__(
@@ -74,6 +83,14 @@ def calibration_error(y_true: Any, y_pred: Any, bins: int = 15) -> float:
         y_true: Labels 0 or 1, or true probabilities; any shape.
         y_pred: Probabilities, of as many entries.
         bins: Number of bins.
+
+    Example:
+
+    ```pycon
+    >>> probabilities = [0.25, 0.25, 0.75, 0.75]
+    >>> mtl_keras.evaluation.calibration_error([0, 0, 1, 1], probabilities, bins=2)
+    0.25
+    ```
     """
     metric = CalibrationError(bins, dtype="float64")
     metric.update_state(np.ravel(y_true), np.ravel(y_pred))

@@ -13,10 +13,17 @@ _SMALLEST_BASELINE = 1e-7
 
 
 def has_relative_gain(baseline: float | None) -> bool:
-    """Whether gains over this baseline have a value.
+    """Returns whether gains over this baseline have a value, a bool.
 
     Not over 0, over what is 0 up to the round-off of float32 metrics (less than
     1e-7), over NaN or infinity, and over a missing one.
+
+    Example:
+
+    ```pycon
+    >>> mtl_keras.evaluation.has_relative_gain(0.0)
+    False
+    ```
     """
     return (
         baseline is not None
@@ -60,10 +67,12 @@ def delta_m(
 
     Example:
 
-    ```python
-    baseline = {"price": -1.0, "rent": 0.5}
-    delta_m({"price": -0.5, "rent": 0.6}, baseline, dict.fromkeys(baseline, "max"))
-    # 35.0: 50 % for the price, 20 % for the rent
+    ```pycon
+    >>> baseline = {"price": -1.0, "rent": 0.5}  # R²
+    >>> metrics = {"price": -0.5, "rent": 0.6}  # better by 50 % and by 20 %
+    >>> directions = {"price": "max", "rent": "max"}
+    >>> round(mtl_keras.evaluation.delta_m(metrics, baseline, directions), 4)
+    35.0
     ```
     """
     if not metrics:

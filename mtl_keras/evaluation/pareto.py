@@ -42,6 +42,14 @@ def pareto_front(points: ArrayLike, directions: Sequence[str]) -> list[int]:
 
     Raises:
         ValueError: If shapes and directions do not fit together.
+
+    Example:
+
+    ```pycon
+    >>> points = [[0.9, 0.5], [0.5, 0.9], [0.4, 0.4]]
+    >>> mtl_keras.evaluation.pareto_front(points, ["max", "max"])
+    [0, 1]
+    ```
     """
     values = _to_maximise(points, directions)
     candidates = np.flatnonzero(~np.isnan(values).any(axis=1))
@@ -77,6 +85,14 @@ def hypervolume(
 
     Raises:
         ValueError: If shapes and directions do not fit together.
+
+    Example:
+
+    ```pycon
+    >>> points = [[0.9, 0.5], [0.5, 0.9]]
+    >>> float(mtl_keras.evaluation.hypervolume(points, [0.0, 0.0], ["max", "max"]))
+    0.65
+    ```
     """
     values = _to_maximise(points, directions)
     above = values - _to_maximise([reference], directions)[0]

@@ -30,6 +30,13 @@ def group_auc(y_true: Any, y_score: Any, groups: Any) -> float:
 
     Raises:
         InputError: If lengths differ.
+
+    Example:
+
+    ```pycon
+    >>> mtl_keras.evaluation.group_auc([0, 1, 1, 0], [0.1, 0.9, 0.2, 0.8], [1, 1, 2, 2])
+    0.5
+    ```
     """
     with optional.extra("evaluation", "scikit-learn", "The AUC within groups"):
         from sklearn.metrics import roc_auc_score
@@ -62,6 +69,13 @@ def ndcg(y_true: Any, y_score: Any, groups: Any, k: int = 10) -> float:
 
     Raises:
         InputError: If lengths differ.
+
+    Example:
+
+    ```pycon
+    >>> mtl_keras.evaluation.ndcg([3, 0], [0.9, 0.1], [1, 1])
+    1.0
+    ```
     """
     with optional.extra("evaluation", "scikit-learn", "NDCG"):
         from sklearn.metrics import ndcg_score
@@ -95,6 +109,16 @@ def by_slice(
 
     Raises:
         InputError: If the edges do not ascend.
+
+    Example:
+
+    ```pycon
+    >>> from sklearn.metrics import accuracy_score
+    >>> mtl_keras.evaluation.by_slice(
+    ...     {"accuracy": accuracy_score}, [1, 5, 9], [0, 4], [0, 1, 1], [0, 1, 0]
+    ... )
+    {'0 to < 4': {'rows': 1, 'accuracy': 1.0}, '>= 4': {'rows': 2, 'accuracy': 0.5}}
+    ```
     """
     if list(edges) != sorted(set(edges)):
         raise InputError(f"Expected `edges` to ascend. Received: {list(edges)}.")

@@ -31,6 +31,14 @@ def average_rank(
     Raises:
         InputError: If there is no method or no task, the tasks differ between
             methods, or a direction is neither `"max"` nor `"min"`.
+
+    Example:
+
+    ```pycon
+    >>> results = {"equal": {"a": 0.8, "b": 0.3}, "nash": {"a": 0.9, "b": 0.4}}
+    >>> mtl_keras.evaluation.average_rank(results, {"a": "max", "b": "min"})
+    {'equal': 1.5, 'nash': 1.5}
+    ```
     """
     tasks = list(next(iter(results.values()), {}))
     if not tasks:

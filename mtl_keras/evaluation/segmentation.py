@@ -21,6 +21,16 @@ class MaskIoU(keras.metrics.MeanIoU):
         num_classes: Number of classes.
         name: Name of the metric.
         dtype: dtype of the result.
+
+    Example:
+
+    ```pycon
+    >>> metric = mtl_keras.evaluation.MaskIoU(num_classes=2)
+    >>> scores = keras.utils.to_categorical([[[0, 1], [1, 1]]], 2)
+    >>> metric.update_state(np.array([[[0, 0], [1, 1]]]), scores)
+    >>> round(float(metric.result()), 4)
+    0.5833
+    ```
     """
 
     def __init__(self, num_classes: int, name: str = "mean_iou", dtype: Any = None):

@@ -25,6 +25,15 @@ class SequenceCrossentropy(keras.losses.Loss):
         name: Name of the loss.
         reduction: As in Keras.
         dtype: As in Keras.
+
+    Example:
+
+    ```pycon
+    >>> loss = mtl_keras.evaluation.SequenceCrossentropy()
+    >>> outputs = np.array([[-3.0, 1.0, 2.0]])  # log-likelihood, hits, tokens
+    >>> float(loss(np.zeros((1, 1)), outputs))
+    1.5
+    ```
     """
 
     def __init__(
@@ -48,6 +57,15 @@ class TokenAccuracy(keras.metrics.Metric):
     Args:
         name: Name of the metric.
         dtype: dtype of the result.
+
+    Example:
+
+    ```pycon
+    >>> metric = mtl_keras.evaluation.TokenAccuracy()
+    >>> metric.update_state(None, np.array([[-3.0, 1.0, 2.0]]))
+    >>> float(metric.result())
+    0.5
+    ```
     """
 
     def __init__(self, name: str = "token_accuracy", dtype: Any = None):

@@ -31,6 +31,15 @@ class PairedTest:
         p_corrected: The p-value after Holm's correction over all comparisons that
             were made together; NaN where `p` is, which does not count among them.
         untestable: Why `p` is NaN; empty where it is not.
+
+    Example:
+
+    ```pycon
+    >>> values = {"nash": [0.9, 0.8, 0.9]}  # by seed
+    >>> tests = mtl_keras.evaluation.paired_tests(values, [0.7, 0.7, 0.8])
+    >>> round(tests["nash"].difference, 4)
+    0.1333
+    ```
     """
 
     difference: float
@@ -72,6 +81,15 @@ def paired_tests(
     Raises:
         InputError: If the numbers of seeds differ, a value is not finite, or the test
             is unknown.
+
+    Example:
+
+    ```pycon
+    >>> values = {"nash": [0.9, 0.8, 0.9]}  # by seed
+    >>> tests = mtl_keras.evaluation.paired_tests(values, [0.7, 0.7, 0.8])
+    >>> round(tests["nash"].p, 4)
+    0.0572
+    ```
     """
     if test not in _TESTS:
         raise InputError(
@@ -147,6 +165,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     Returns:
         The corrected p-values, in the same order, at most 1.
+
+    Example:
+
+    ```pycon
+    >>> mtl_keras.evaluation.holm([0.01, 0.04])
+    [0.02, 0.04]
+    ```
     """
     values = np.asarray(p_values, float)
     corrected = np.full(values.shape, np.nan)
@@ -176,6 +201,13 @@ def detectable_difference(
 
     Raises:
         InputError: For a number out of range.
+
+    Example:
+
+    ```pycon
+    >>> round(mtl_keras.evaluation.detectable_difference(seeds=5), 2)
+    1.68
+    ```
     """
     check_integer("seeds", seeds, low=2)
     check_integer("comparisons", comparisons, low=1)

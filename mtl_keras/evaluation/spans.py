@@ -34,6 +34,16 @@ class SpanAccuracy(_SpanMetric):
     Args:
         name: Name of the metric.
         dtype: dtype of the result.
+
+    Example:
+
+    ```pycon
+    >>> metric = mtl_keras.evaluation.SpanAccuracy()
+    >>> scores = np.array([[[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]])
+    >>> metric.update_state([[1, 2]], scores)
+    >>> float(metric.result())
+    1.0
+    ```
     """
 
     def __init__(self, name: str = "span_accuracy", dtype: Any = None):
@@ -50,6 +60,16 @@ class SpanF1(_SpanMetric):
     Args:
         name: Name of the metric.
         dtype: dtype of the result.
+
+    Example:
+
+    ```pycon
+    >>> metric = mtl_keras.evaluation.SpanF1()
+    >>> scores = np.array([[[0.0, 1.0, 0.0], [0.0, 1.0, 0.0]]])
+    >>> metric.update_state([[1, 2]], scores)
+    >>> round(float(metric.result()), 4)
+    0.6667
+    ```
     """
 
     def __init__(self, name: str = "span_f1", dtype: Any = None):

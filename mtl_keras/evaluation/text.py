@@ -19,6 +19,13 @@ def normalized_answer(text: str) -> str:
 
     Lower case, without punctuation (ASCII), articles and superfluous white space, in
     this order.
+
+    Example:
+
+    ```pycon
+    >>> mtl_keras.evaluation.normalized_answer("The  Eiffel Tower!")
+    'eiffel tower'
+    ```
     """
     text = text.lower().translate(_PUNCTUATION)
     return " ".join(_ARTICLES.sub(" ", text).split())
@@ -42,6 +49,13 @@ def answer_scores(
     Raises:
         InputError: There are no questions, not as many of both, or a question has
             no reference.
+
+    Example:
+
+    ```pycon
+    >>> mtl_keras.evaluation.answer_scores(["the tower"], [["tower", "Eiffel Tower"]])
+    {'exact_match': 1.0, 'f1': 1.0}
+    ```
     """
     _check_lengths(predictions, references)
     if not all(references):
@@ -71,6 +85,13 @@ def bleu(predictions: Sequence[str], references: Sequence[str]) -> float:
 
     Raises:
         InputError: There are no sentences, or not as many of both.
+
+    Example:
+
+    ```pycon
+    >>> round(mtl_keras.evaluation.bleu(["a b c d e"], ["a b c d e"]))
+    100
+    ```
     """
     with optional.extra("text", "sacrebleu", "BLEU"):
         import sacrebleu

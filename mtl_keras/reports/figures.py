@@ -121,7 +121,12 @@ def svg(figure: Figure, about: str) -> Markup:
 
 @styled
 def save_png(figure: Figure, path: pathlib.Path) -> pathlib.Path:
-    """Writes a figure as a PNG, atomically, and returns the path."""
+    """Writes a figure as a PNG, atomically, and returns the path.
+
+    Args:
+        figure: The figure.
+        path: The file. An existing one is replaced.
+    """
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
     return path

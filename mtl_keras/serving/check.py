@@ -32,6 +32,14 @@ class Timing:
         median_ms: Median latency, in milliseconds.
         p95_ms: Latency that 95 % of the requests keep within, in milliseconds.
         samples_per_second: Throughput.
+
+    Example:
+
+    ```pycon
+    >>> report = mtl_keras.serving.check(version, seconds=0.001)
+    >>> [timing.batch_size for timing in report.signatures["a"].timings]
+    [1, 8, 32]
+    ```
     """
 
     batch_size: int
@@ -50,6 +58,14 @@ class SignatureReport:
             the answer where that is above 1.
         problems: What differs, in words; empty where all is well.
         timings: One for each batch size.
+
+    Example:
+
+    ```pycon
+    >>> report = mtl_keras.serving.check(version, seconds=0)
+    >>> report.signatures["a"].difference < 1e-5
+    True
+    ```
     """
 
     records: int
@@ -65,6 +81,13 @@ class Report:
     Attributes:
         version: Folder of the version.
         signatures: Reports by signature.
+
+    Example:
+
+    ```pycon
+    >>> mtl_keras.serving.check(version, seconds=0).problems
+    []
+    ```
     """
 
     version: pathlib.Path
@@ -100,6 +123,14 @@ def check(
 
     Raises:
         InputError: If there is nothing to load, or no records to run.
+
+    Example:
+
+    ```python
+    # version = mtl_keras.serving.export(model, "models/mine")
+    report = mtl_keras.serving.check(version, seconds=0)
+    assert not report.problems
+    ```
     """
     version = _version(pathlib.Path(path))
     records = read_records(version)

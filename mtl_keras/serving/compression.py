@@ -21,6 +21,14 @@ class HalfStorage(keras.DTypePolicy):
 
     Args:
         name: Name of a policy that this one stands in for; not used.
+
+    Example:
+
+    ```pycon
+    >>> layer = keras.layers.Dense(2, dtype=mtl_keras.serving.HalfStorage())
+    >>> layer.variable_dtype, layer.compute_dtype
+    ('float16', 'float32')
+    ```
     """
 
     def __init__(self, name: str = "float32"):
@@ -52,6 +60,14 @@ def compress(model: keras.Model, weights: str) -> keras.Model:
 
     Raises:
         InputError: For other weights.
+
+    Example:
+
+    ```pycon
+    >>> small = mtl_keras.serving.compress(model, "float16")
+    >>> {keras.backend.standardize_dtype(weight.dtype) for weight in small.weights}
+    {'float16'}
+    ```
     """
     if weights not in WEIGHTS:
         raise unknown_name("form of weights", weights, WEIGHTS)

@@ -82,6 +82,13 @@ def export(
         InputError: If the model cannot be served as it is, with the layer that is
             the reason, if the samples do not fit its inputs, or if `path` cannot be
             written.
+
+    Example:
+
+    ```python
+    version = mtl_keras.serving.export(model, "models/mine", samples={"x": x})
+    print(version / "MODEL_CARD.md")
+    ```
     """
     path = pathlib.Path(path)
     models = list(model) if isinstance(model, (list, tuple)) else [model]

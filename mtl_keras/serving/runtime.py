@@ -20,7 +20,18 @@ TAG = "serve"
 
 
 class RefusedError(RuntimeError):
-    """What the runtime says when it refuses a model or a request."""
+    """What the runtime says when it refuses a model or a request.
+
+    Example:
+
+    ```python
+    with mtl_keras.serving.Runtime(version) as runtime:
+        try:
+            runtime.predict("a", {})
+        except mtl_keras.serving.RefusedError as error:
+            print(error)
+    ```
+    """
 
 
 class Runtime:
@@ -35,6 +46,15 @@ class Runtime:
 
     Raises:
         InputError: If the folder holds no SavedModel that the loader takes.
+
+    Example:
+
+    ```pycon
+    >>> with mtl_keras.serving.Runtime(version) as runtime:
+    ...     answer = runtime.predict("a", {"x": x})
+    >>> answer["a"].shape
+    (8, 1)
+    ```
     """
 
     def __init__(self, version: str | pathlib.Path):

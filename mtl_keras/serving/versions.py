@@ -19,7 +19,15 @@ _ABANDONED_SECONDS = 24 * 3600
 
 
 def versions(path: str | pathlib.Path) -> list[int]:
-    """Returns the version numbers under an export folder, in order."""
+    """Returns the version numbers under an export folder, in order.
+
+    Example:
+
+    ```pycon
+    >>> len(mtl_keras.serving.versions(version.parent))
+    1
+    ```
+    """
     path = pathlib.Path(path)
     if not path.is_dir():
         return []
@@ -31,7 +39,15 @@ def versions(path: str | pathlib.Path) -> list[int]:
 
 
 def latest_version(path: str | pathlib.Path) -> pathlib.Path | None:
-    """Returns the folder of the highest version, or None."""
+    """Returns the folder of the highest version, or None.
+
+    Example:
+
+    ```pycon
+    >>> mtl_keras.serving.latest_version(version.parent) == version
+    True
+    ```
+    """
     numbers = versions(path)
     return pathlib.Path(path) / str(numbers[-1]) if numbers else None
 

@@ -73,7 +73,15 @@ _CLASSES = {cls.__name__: cls for cls in _METHODS.values()}
 
 
 def names() -> list[str]:
-    """Returns the names that `get` accepts, sorted."""
+    """Returns the names that `get` accepts, sorted.
+
+    Example:
+
+    ```pycon
+    >>> mtl_keras.sharing.names()[:3]
+    ['aitm', 'branching', 'cgc']
+    ```
+    """
     return sorted(_METHODS)
 
 
@@ -85,12 +93,27 @@ def get_class(name: str) -> type[Sharing]:
 
     Raises:
         InputError: For an unknown name.
+
+    Example:
+
+    ```pycon
+    >>> mtl_keras.sharing.get_class("mmoe").__name__
+    'MMoE'
+    ```
     """
     return named_class("sharing", name, {**_METHODS, **_CLASSES})
 
 
 def serialize(sharing: Sharing) -> dict[str, Any]:
-    """Returns the configuration of a way to share, as `keras.saving` writes it."""
+    """Returns the configuration of a way to share, as `keras.saving` writes it.
+
+    Example:
+
+    ```pycon
+    >>> mtl_keras.sharing.serialize(mtl_keras.sharing.MMoE(2))["config"]
+    {'num_experts': 2}
+    ```
+    """
     return keras.saving.serialize_keras_object(sharing)
 
 
@@ -106,6 +129,14 @@ def deserialize(
 
     Raises:
         InputError: For an unknown name or arguments that the class lacks.
+
+    Example:
+
+    ```pycon
+    >>> config = {"class_name": "ple", "config": {"num_levels": 1}}
+    >>> mtl_keras.sharing.deserialize(config).num_levels
+    1
+    ```
     """
     return deserialize_named(
         "sharing",
@@ -124,6 +155,14 @@ def get(identifier: str | dict[str, Any] | Sharing | None) -> Sharing:
 
     Raises:
         InputError: For an unknown name or another type.
+
+    Example:
+
+    ```pycon
+    >>> config = {"class_name": "mmoe", "config": {"num_experts": 6}}
+    >>> mtl_keras.sharing.get(config).num_experts
+    6
+    ```
     """
     if identifier is None:
         return Hard()

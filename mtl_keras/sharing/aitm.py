@@ -125,6 +125,20 @@ class AITM(Sharing):
             in which the features were made. Give it where one instance makes several
             models.
         strength: Factor α of the calibrating loss.
+
+    Raises:
+        InputError: For a chain that is a string or names a task twice.
+
+    Example:
+
+    ```pycon
+    >>> inputs = keras.Input((8,))
+    >>> stages = [keras.layers.Dense(16, "relu"), keras.layers.Dense(8, "relu")]
+    >>> sharing = mtl_keras.sharing.AITM(chain=["a", "b"])
+    >>> features = sharing(inputs, stages, ["a", "b"])
+    >>> {task: tensor.shape for task, tensor in features.items()}
+    {'a': (None, 8), 'b': (None, 8)}
+    ```
     """
 
     method = "aitm"

@@ -128,6 +128,17 @@ class Branching(Sharing):
         temperature: Temperature of the Gumbel-softmax in the first step.
         final_temperature: Temperature after the annealing.
         annealing_steps: Training steps over which the temperature falls.
+
+    Example:
+
+    ```pycon
+    >>> inputs = keras.Input((8,))
+    >>> stages = [keras.layers.Dense(16, "relu"), keras.layers.Dense(8, "relu")]
+    >>> sharing = mtl_keras.sharing.Branching(num_branches=2)
+    >>> features = sharing(inputs, stages, ["a", "b"])
+    >>> {task: tensor.shape for task, tensor in features.items()}
+    {'a': (None, 8), 'b': (None, 8)}
+    ```
     """
 
     method = "branching"
@@ -207,6 +218,18 @@ def hard_branches(model: Model) -> Model:
 
     Args:
         model: A functional model, for example with `Branching` in it.
+
+    Example:
+
+    ```python
+    inputs = keras.Input((4,))
+    features = mtl_keras.sharing.Branching(2)(
+        inputs, [keras.layers.Dense(8)], ["a", "b"]
+    )
+    tree = mtl_keras.sharing.hard_branches(
+        mtl_keras.MultiTaskModel(inputs, features)
+    )
+    ```
     """
     if not any(isinstance(layer, BranchChoice) for layer in model.layers):
         return model

@@ -83,6 +83,17 @@ class CrossStitchNetwork(Sharing):
     Args:
         own_weight: α of a task's own column at the start, from 0 to 1; the others
             share the rest to 1.
+
+    Example:
+
+    ```pycon
+    >>> inputs = keras.Input((8,))
+    >>> stages = [keras.layers.Dense(16, "relu"), keras.layers.Dense(8, "relu")]
+    >>> sharing = mtl_keras.sharing.CrossStitchNetwork()
+    >>> features = sharing(inputs, stages, ["a", "b"])
+    >>> {task: tensor.shape for task, tensor in features.items()}
+    {'a': (None, 8), 'b': (None, 8)}
+    ```
     """
 
     method = "cross_stitch"

@@ -25,6 +25,15 @@ class GateEntropy(keras.metrics.Mean):
     Args:
         name: Name of the metric.
         dtype: See `keras.metrics.Metric`.
+
+    Example:
+
+    ```pycon
+    >>> metric = mtl_keras.sharing.GateEntropy()
+    >>> metric.update_state([[1.0, 0.0], [0.5, 0.5]])
+    >>> float(metric.result())
+    0.5
+    ```
     """
 
     def __init__(self, name: str = "gate_entropy", dtype: Any = None):
@@ -48,6 +57,15 @@ class ExpertUtilisation(keras.metrics.Metric):
         num_experts: E.
         name: Name of the metric.
         dtype: See `keras.metrics.Metric`.
+
+    Example:
+
+    ```pycon
+    >>> metric = mtl_keras.sharing.ExpertUtilisation(num_experts=2)
+    >>> metric.update_state(tf.constant([[1.0, 0.0], [0.5, 0.5]]))
+    >>> metric.result().numpy()
+    array([0.75, 0.25], dtype=float32)
+    ```
     """
 
     def __init__(
@@ -86,6 +104,19 @@ class ExpertMetrics(keras.callbacks.Callback):
     Args:
         inputs: Batches of the model's inputs: a `tf.data.Dataset`, with or without
             labels, or any other iterable that can be read again.
+
+    Example:
+
+    ```python
+    inputs = keras.Input((4,))
+    features = mtl_keras.sharing.MMoE(2)(
+        inputs, [keras.layers.Dense(8)], ["a", "b"]
+    )
+    outputs = {task: keras.layers.Dense(1)(f) for task, f in features.items()}
+    mixture = mtl_keras.MultiTaskModel(inputs, outputs)
+    mixture.compile("adam", loss="mse")
+    mixture.fit(x, y, callbacks=[mtl_keras.sharing.ExpertMetrics([x])])
+    ```
     """
 
     def __init__(self, inputs: Iterable[Any]):
@@ -160,6 +191,17 @@ def usage(
 
     Raises:
         InputError: For a model of which no part mixes others.
+
+    Example:
+
+    ```python
+    inputs = keras.Input((4,))
+    features = mtl_keras.sharing.MMoE(2)(
+        inputs, [keras.layers.Dense(8)], ["a", "b"]
+    )
+    mixture = mtl_keras.MultiTaskModel(inputs, features)
+    mtl_keras.sharing.usage(mixture, [x])  # {gate: {expert: share}}
+    ```
     """
     rows: dict[str, dict[str, float]] = {}
     gates = any(isinstance(layer, Gate) for layer in model.layers)

@@ -124,6 +124,17 @@ class DSelectK(MMoE):
 
     Raises:
         InputError: When `k` exceeds `num_experts`, or a number is out of range.
+
+    Example:
+
+    ```pycon
+    >>> inputs = keras.Input((8,))
+    >>> stages = [keras.layers.Dense(16, "relu"), keras.layers.Dense(8, "relu")]
+    >>> sharing = mtl_keras.sharing.DSelectK(num_experts=4, k=2)
+    >>> features = sharing(inputs, stages, ["a", "b"])
+    >>> {task: tensor.shape for task, tensor in features.items()}
+    {'a': (None, 8), 'b': (None, 8)}
+    ```
     """
 
     method = "dselect_k"

@@ -52,6 +52,19 @@ class ESMM(Sharing):
 
     Raises:
         InputError: When two of the names are the same.
+
+    Example:
+
+    ```pycon
+    >>> sharing = mtl_keras.sharing.ESMM(
+    ...     click="click", conversion="conversion", click_and_conversion="both"
+    ... )
+    >>> features = sharing(
+    ...     keras.Input((8,)), [keras.layers.Dense(4)], ["click", "conversion", "both"]
+    ... )
+    >>> sorted(features)
+    ['click', 'conversion']
+    ```
     """
 
     method = "esmm"

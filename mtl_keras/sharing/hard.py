@@ -12,6 +12,17 @@ class Hard(Sharing):
     """One backbone for all tasks; only the heads are the tasks' own.
 
     Caruana, "Multitask Learning", Machine Learning 28, 1997.
+
+    Example:
+
+    ```pycon
+    >>> inputs = keras.Input((8,))
+    >>> stages = [keras.layers.Dense(16, "relu"), keras.layers.Dense(8, "relu")]
+    >>> sharing = mtl_keras.sharing.Hard()
+    >>> features = sharing(inputs, stages, ["a", "b"])
+    >>> {task: tensor.shape for task, tensor in features.items()}
+    {'a': (None, 8), 'b': (None, 8)}
+    ```
     """
 
     method = "hard"

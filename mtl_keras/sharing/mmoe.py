@@ -26,6 +26,17 @@ class MMoE(Sharing):
 
     Args:
         num_experts: How many copies of the last stage.
+
+    Example:
+
+    ```pycon
+    >>> inputs = keras.Input((8,))
+    >>> stages = [keras.layers.Dense(16, "relu"), keras.layers.Dense(8, "relu")]
+    >>> sharing = mtl_keras.sharing.MMoE(num_experts=4)
+    >>> features = sharing(inputs, stages, ["a", "b"])
+    >>> {task: tensor.shape for task, tensor in features.items()}
+    {'a': (None, 8), 'b': (None, 8)}
+    ```
     """
 
     method = "mmoe"
@@ -55,6 +66,10 @@ class MMoE(Sharing):
     ) -> tuple[keras.KerasTensor, keras.KerasTensor]:
         """Returns what gates and experts read, and the experts' outputs.
 
+        Args:
+            inputs: What the first stage reads.
+            stages: The backbone's stages, of which the last is copied.
+
         Raises:
             InputError: Where gates cannot read it.
         """
@@ -83,6 +98,17 @@ class OMoE(MMoE):
 
     Args:
         num_experts: How many copies of the last stage.
+
+    Example:
+
+    ```pycon
+    >>> inputs = keras.Input((8,))
+    >>> stages = [keras.layers.Dense(16, "relu"), keras.layers.Dense(8, "relu")]
+    >>> sharing = mtl_keras.sharing.OMoE(num_experts=4)
+    >>> features = sharing(inputs, stages, ["a", "b"])
+    >>> {task: tensor.shape for task, tensor in features.items()}
+    {'a': (None, 8), 'b': (None, 8)}
+    ```
     """
 
     method = "omoe"

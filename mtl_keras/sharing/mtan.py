@@ -130,6 +130,17 @@ class MTAN(Sharing):
     Args:
         reduction: Width of a module's hidden layer, as a share of the stage's
             channels.
+
+    Example:
+
+    ```pycon
+    >>> inputs = keras.Input((8,))
+    >>> stages = [keras.layers.Dense(16, "relu"), keras.layers.Dense(8, "relu")]
+    >>> sharing = mtl_keras.sharing.MTAN()
+    >>> features = sharing(inputs, stages, ["a", "b"])
+    >>> {task: tensor.shape for task, tensor in features.items()}
+    {'a': (None, 8), 'b': (None, 8)}
+    ```
     """
 
     method = "mtan"

@@ -39,6 +39,17 @@ class PLE(Sharing):
             level it is `MMoE`.
         num_levels: How many of the last stages are levels; `None` for all whose input
             gates can read, which leaves stages that read tokens to the trunk.
+
+    Example:
+
+    ```pycon
+    >>> inputs = keras.Input((8,))
+    >>> stages = [keras.layers.Dense(16, "relu"), keras.layers.Dense(8, "relu")]
+    >>> sharing = mtl_keras.sharing.PLE(num_shared_experts=2, num_task_experts=1)
+    >>> features = sharing(inputs, stages, ["a", "b"])
+    >>> {task: tensor.shape for task, tensor in features.items()}
+    {'a': (None, 8), 'b': (None, 8)}
+    ```
     """
 
     method = "ple"
@@ -141,6 +152,17 @@ class CGC(PLE):
     Args:
         num_shared_experts: Shared experts, at least 1.
         num_task_experts: Private experts of each task.
+
+    Example:
+
+    ```pycon
+    >>> inputs = keras.Input((8,))
+    >>> stages = [keras.layers.Dense(16, "relu"), keras.layers.Dense(8, "relu")]
+    >>> sharing = mtl_keras.sharing.CGC(num_shared_experts=2, num_task_experts=1)
+    >>> features = sharing(inputs, stages, ["a", "b"])
+    >>> {task: tensor.shape for task, tensor in features.items()}
+    {'a': (None, 8), 'b': (None, 8)}
+    ```
     """
 
     method = "cgc"

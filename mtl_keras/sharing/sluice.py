@@ -159,6 +159,17 @@ class Sluice(Sharing):
             channels.
         own_weight: Weight of a subspace itself at the start, from 0 to 1.
         orthogonality: Factor of the loss on a column's subspaces.
+
+    Example:
+
+    ```pycon
+    >>> inputs = keras.Input((8,))
+    >>> stages = [keras.layers.Dense(16, "relu"), keras.layers.Dense(8, "relu")]
+    >>> sharing = mtl_keras.sharing.Sluice()
+    >>> features = sharing(inputs, stages, ["a", "b"])
+    >>> {task: tensor.shape for task, tensor in features.items()}
+    {'a': (None, 8), 'b': (None, 8)}
+    ```
     """
 
     method = "sluice"
