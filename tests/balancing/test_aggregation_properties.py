@@ -142,7 +142,9 @@ def test_updates_do_not_conflict(name, config):
     for rows in TYPICAL:
         products = rows @ update_of(name, rows, **config)[0]
         worst = np.linalg.norm(np.minimum(products, 0))
-        assert worst <= 1e-4 * (1 + np.linalg.norm(products)), rows.shape
+        # The rows are float32: what is smaller beside them is round-off.
+        size = np.linalg.norm(rows) + np.linalg.norm(products)
+        assert worst <= 1e-4 * size, rows.shape
 
 
 @pytest.mark.slow
@@ -171,7 +173,9 @@ def test_the_order_of_tasks_does_not_matter(name, config):
 @over("config", "upgrad")
 def test_updates_are_linear_under_scaling(name, config):
     tolerance = 6e-2 if name == "upgrad" else 1e-4  # UPGrad regularises.
-    for rows in TYPICAL:
+    # ConFIG falls back to the mean where the length of its update would be negative, as
+    # it may be where positive weights cancel the rows.
+    for rows in TYPICAL if name == "upgrad" else [*NORMAL, *NOT_STRONG]:
         first, second = RNG.uniform(size=(2, len(rows), 1))
         a, b = RNG.uniform(size=2)
         parts = [update_of(name, s * rows, **config)[0] for s in (first, second)]
