@@ -111,7 +111,8 @@ NEEDING = {
     "plots": [
         "import mtl_keras.evaluation.plots",
         "search.run_study",
-        "import mtl_keras.compare.svg",
+        "import mtl_keras.compare.report",
+        "import mtl_keras.reports.rendering",
         "from mtl_keras.callbacks import conflict_images\n"
         "conflict_images.heat_map(np.eye(2), ['a', 'b'])",
     ],

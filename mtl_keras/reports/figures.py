@@ -7,6 +7,7 @@ are as wide as one column on a phone.
 from __future__ import annotations
 
 import functools
+import html
 import io
 import math
 import pathlib
@@ -26,8 +27,6 @@ with optional.extra("plots", "matplotlib", "A figure"):
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
-with optional.extra("plots", "jinja2", "A report"):
-    from markupsafe import Markup, escape
 
 WIDTH = 340 / 72  # inches: 340 CSS pixels
 _DASHES = ("-", (0, (5, 3)), (0, (1.5, 2.5)))  # with ten colours, thirty lines
@@ -90,7 +89,7 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 
 @styled
-def svg(figure: Figure, about: str) -> Markup:
+def svg(figure: Figure, about: str) -> str:
     """Returns a figure as inline SVG that scales with its column.
 
     Args:
@@ -115,8 +114,8 @@ def svg(figure: Figure, about: str) -> Markup:
         r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), text
     )
     width = f"width: {figure.get_figwidth() * 72:.0f}px"
-    opening = f'<svg role="img" aria-label="{escape(about)}" style="{width}"'
-    return Markup(text.replace("<svg", opening, 1))
+    opening = f'<svg role="img" aria-label="{html.escape(about)}" style="{width}"'
+    return text.replace("<svg", opening, 1)
 
 
 @styled

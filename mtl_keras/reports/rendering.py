@@ -27,8 +27,8 @@ def write_html(path: pathlib.Path, template: str, context: Mapping[str, Any]) ->
     Args:
         path: The HTML file. An existing one is replaced.
         template: File name of a template in `mtl_keras/reports/templates`.
-        context: The template's variables. Strings are escaped, figures made by
-            `svg` are not.
+        context: The template's variables. All strings are escaped but the figures,
+            which `svg` has made.
     """
     page = _environment().get_template(template).render(context)
     with atomic_write(path) as temporary:

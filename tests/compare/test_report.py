@@ -264,4 +264,4 @@ def test_names_in_figures_are_text_and_not_markup():
     for name in ("&lt;b&gt;&amp;", "$a_b$", "城市"):
         assert f">{name}<" in drawn
     assert "<b>" not in drawn
-    assert 'aria-label="x&#34;y"' in drawn
+    assert 'aria-label="x&quot;y"' in drawn
