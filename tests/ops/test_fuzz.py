@@ -142,16 +142,19 @@ def test_solvers(data):
         data.draw(st.lists(st.integers(-1, 9), min_size=9 * 8, max_size=9 * 8))
     )
     orders = tf.reshape(orders[: size * (size - 1)], [size, max(size - 1, 0)])
+    precision = data.draw(st.just(tf.constant(1e-7, "float64")) | number)
     calls = [
         lambda: library.mtl_keras_min_norm(gram),
-        lambda: library.mtl_keras_dual_cone(gram, data.draw(number)),
-        lambda: library.mtl_keras_dual_cone(gram, square),
-        lambda: library.mtl_keras_up_grad(gram, vector, data.draw(number)),
-        lambda: library.mtl_keras_dual_proj(gram, vector, data.draw(number)),
-        lambda: library.mtl_keras_ca_grad(gram, data.draw(number)),
-        lambda: library.mtl_keras_power_root(gram, data.draw(number)),
+        lambda: library.mtl_keras_dual_cone(gram, data.draw(number), precision),
+        lambda: library.mtl_keras_dual_cone(gram, square, precision),
+        lambda: library.mtl_keras_up_grad(gram, vector, data.draw(number), precision),
+        lambda: library.mtl_keras_dual_proj(gram, vector, data.draw(number), precision),
+        lambda: library.mtl_keras_ca_grad(gram, data.draw(number), precision),
+        lambda: library.mtl_keras_power_root(gram, data.draw(number), precision),
         lambda: library.mtl_keras_pc_grad(gram, orders),
-        lambda: library.mtl_keras_grad_vac(gram, square, orders, data.draw(number)),
+        lambda: library.mtl_keras_grad_vac(
+            gram, square, orders, data.draw(number), precision
+        ),
     ]
     for call in calls:
         result = attempt(call)
