@@ -11,7 +11,8 @@ from typing import Any
 from mtl_keras.compare.significance_text import significance
 from mtl_keras.compare.summary import Summary, corrected_p
 from mtl_keras.evaluation import pareto_front
-from mtl_keras.reports import figures, svg, write_html
+from mtl_keras.reports import figures
+from mtl_keras.reports.figures import svg
 from mtl_keras.reports.rendering import (
     Section,
     figure,
@@ -21,6 +22,7 @@ from mtl_keras.reports.rendering import (
     p_value,
     section,
     span,
+    write_html,
 )
 from mtl_keras.runs.config import spec_name
 

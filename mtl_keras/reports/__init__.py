@@ -3,8 +3,3 @@
 A report is one file that loads nothing: no script, font, picture or style sheet from
 elsewhere. Jinja2 escapes whatever a user named; figures are inline SVG by Matplotlib.
 """
-
-from mtl_keras.reports.figures import save_png, svg
-from mtl_keras.reports.rendering import write_html
-
-__all__ = ["save_png", "svg", "write_html"]

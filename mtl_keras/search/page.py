@@ -6,7 +6,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mtl_keras.reports import svg, write_html
+from mtl_keras.reports.figures import svg
+from mtl_keras.reports.rendering import write_html
 from mtl_keras.runs.progress import duration
 from mtl_keras.search.records import Record, flat_settings, front_of
 from mtl_keras.search.study import Study

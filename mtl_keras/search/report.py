@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from mtl_keras.reports import save_png
+from mtl_keras.reports.figures import save_png
 from mtl_keras.runs.progress import duration
 from mtl_keras.search import page, plots
 from mtl_keras.search.records import Record, flat_settings, front_of
