@@ -21,7 +21,7 @@ class TaskEarlyStopping(keras.callbacks.Callback):
     Keras's: no improvement by more than `min_delta` for `patience` epochs.
 
     A stopped task counts as absent from every batch: no loss, no gradient, no weight.
-    It is still evaluated. Its `<task>_loss` in the training logs is 0 from then on,
+    It is still evaluated. Its `<task>_loss` in the training logs is NaN from then on,
     and `loss` leaves it out. Its head keeps its weights, but the features below move
     on with the other tasks: see `DeltaCheckpoint` to keep a good epoch of all. When
     all watched tasks have stopped, the training stops.
