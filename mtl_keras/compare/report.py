@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -363,6 +362,6 @@ def _largest_between(table: Sequence[Sequence[float | None]]) -> float:
         abs(value)
         for i, row in enumerate(table)
         for j, value in enumerate(row)
-        if i != j and value is not None and math.isfinite(value)
+        if i != j and is_finite(value)
     ]
     return max(between, default=1.0)

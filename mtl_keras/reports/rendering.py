@@ -7,7 +7,7 @@ import importlib.resources
 import math
 import pathlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from mtl_keras import optional
 from mtl_keras.files import atomic_write
@@ -71,14 +71,14 @@ def figure(title: str, drawn: Any, above: str = "", below: str = "") -> Figure:
     return {"title": title, "svg": drawn, "above": above, "below": below}
 
 
-def is_finite(value: float | None) -> bool:
+def is_finite(value: float | None) -> TypeGuard[float]:
     """Returns whether a value is a finite number."""
     return value is not None and math.isfinite(value)
 
 
 def number(value: float | None, digits: int = 4) -> str:
     """Returns a number with `digits` decimals, a dash for None and NaN."""
-    return f"{value:.{digits}f}" if value is not None and is_finite(value) else NONE
+    return f"{value:.{digits}f}" if is_finite(value) else NONE
 
 
 def mean_and_std(
@@ -109,6 +109,6 @@ def span(numbers: Iterable[int]) -> str:
 
 def p_value(value: float | None) -> str:
     """Returns a p-value with three decimals, a dash for None and NaN."""
-    if value is not None and is_finite(value) and value < 0.001:
+    if is_finite(value) and value < 0.001:
         return "< 0.001"
     return number(value, 3)
