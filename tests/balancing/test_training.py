@@ -100,6 +100,26 @@ def test_any_floatx_trains(name, floatx):
         assert np.any(old != np.array(new, "float64"))
 
 
+@pytest.mark.parametrize("name", ["aligned_mtl", "imtl_g", "config"])
+def test_a_task_that_is_the_mean_of_two_others_does_not_stop_the_training(name):
+    """Of the gradients one is half the sum of the others, up to float32's rounding."""
+    keras.utils.set_random_seed(21)
+    inputs = keras.Input((6,))
+    h = keras.layers.Dense(16, "tanh")(keras.layers.Dense(16, "tanh")(inputs))
+    one, two = (keras.layers.Dense(1)(h) for _ in range(2))
+    both = keras.layers.Concatenate()([one, two])
+    model = mtl_keras.MultiTaskModel(inputs, {"a": one, "b": two, "c": both})
+    # Adam would hide that an update is too small.
+    model.compile(keras.optimizers.SGD(0.05), loss="mse", balancing=name)
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(256, 6)).astype("float32")
+    y = np.tanh(x @ rng.normal(size=(6, 2)) / 2).astype("float32") * [1.0, 3.0] + 1.0
+    labels = {"a": y[:, :1], "b": y[:, 1:], "c": y}
+    losses = model.fit(x, labels, epochs=20, **FIT).history["loss"]
+    assert losses[-1] < 0.1 * losses[0]
+    assert model.balancers[0].variables["fallbacks"].numpy() == 0
+
+
 @quick({"stch", "moco"})
 def test_trains_and_goes_on_after_a_stop(name, tmp_path):
     x, y = data()
