@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import subprocess
+import sys
+
 import balancing_cases as cases
 import keras
 import numpy as np
@@ -143,6 +149,55 @@ def test_trains_and_goes_on_after_a_stop(name, tmp_path):
     callbacks = [keras.callbacks.BackupAndRestore(backup)]
     third.fit(x, y, epochs=4, callbacks=callbacks, **FIT)
     assert_same(whole, third)
+
+
+COMPILATIONS = """
+import json, sys
+import keras, numpy as np
+import mtl_keras
+tasks, methods = json.loads(sys.argv[1])
+x = np.random.default_rng(0).normal(size=(32, 3)).astype("float32")
+y = {task: x[:, :1] + place for place, task in enumerate(tasks)}
+for name, config in methods.items():
+    keras.utils.clear_session(free_memory=False)
+    inputs = keras.Input((3,))
+    h = keras.layers.Dense(4, "tanh")(inputs)
+    heads = {task: keras.layers.Dense(1)(h) for task in tasks}
+    model = mtl_keras.MultiTaskModel(inputs, heads)
+    method = {"class_name": name, "config": config}
+    model.compile("sgd", loss="mse", balancing=method, jit_compile=True)
+    print("method", name, file=sys.stderr, flush=True)
+    model.fit(x, y, batch_size=8, epochs=2, verbose=0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("tasks", "methods"),
+    [
+        pytest.param("ab", ["nash", "cagrad"], id="some"),
+        pytest.param("ab", NAMES, id="2-tasks", marks=pytest.mark.slow),
+        pytest.param("abcdefgh", NAMES, id="8-tasks", marks=pytest.mark.slow),
+    ],
+)
+def test_xla_compiles_a_fit_once(tasks, methods):
+    given = [tasks, {name: cases.CONFIGS.get(name, {}) for name in methods}]
+    environment = os.environ | {
+        "TF_CPP_MIN_LOG_LEVEL": "0",
+        "TF_CPP_VMODULE": "device_compiler=1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILATIONS, json.dumps(given)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    _, *by_method = re.split(r"^method ", done.stderr, flags=re.MULTILINE)
+    counts = {
+        part.split()[0]: part.count("Compilation of XLA executable")
+        for part in by_method
+    }
+    assert counts == dict.fromkeys(methods, 1)
 
 
 @pytest.mark.parametrize("name", ["famo", "auto_lambda", "sdmgrad"])
