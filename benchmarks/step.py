@@ -275,7 +275,9 @@ def main() -> None:
     if "xla" in sys.argv:
         results["xla"] = []
         for num_tasks in (2, 8):
-            for name in balancing.names():
+            # Krum needs three tasks.
+            names = [n for n in balancing.names() if n != "krum" or num_tasks > 2]
+            for name in names:
                 results["xla"].append(under_xla(name, num_tasks))
                 print(results["xla"][-1], flush=True)
         print(xla_table(results["xla"]))

@@ -175,7 +175,12 @@ for name, config in methods.items():
     ("tasks", "methods"),
     [
         pytest.param("ab", ["nash", "cagrad"], id="some"),
-        pytest.param("ab", NAMES, id="2-tasks", marks=pytest.mark.slow),
+        pytest.param(
+            "ab",
+            [name for name in NAMES if name != "krum"],  # Needs three tasks.
+            id="2-tasks",
+            marks=pytest.mark.slow,
+        ),
         pytest.param("abcdefgh", NAMES, id="8-tasks", marks=pytest.mark.slow),
     ],
 )
