@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -61,6 +62,12 @@ from mtl_keras.model.representation import (
     split_at_representation,
 )
 from mtl_keras.model.step import Forward, StepContext
+from mtl_keras.model.summary import (
+    column_width,
+    described,
+    printed_layers,
+    with_column,
+)
 from mtl_keras.model.task_losses import (
     TaskLosses,
     has_value_by_element,
@@ -74,6 +81,7 @@ from mtl_keras.model.task_variables import (
     reached_in_step,
     reached_variables,
     split_variables,
+    tasks_by_operation,
 )
 from mtl_keras.model.training_state import ModelWithTrainingState
 
@@ -178,6 +186,61 @@ class MultiTaskModel(ModelWithTrainingState):
         also show what closures read.
         """
         return split_variables(self, self._reached).shared
+
+    def layer_tasks(self) -> dict[str, list[str]]:
+        """Returns the tasks that depend on each layer, `{name of layer: tasks}`.
+
+        As the functional graph shows: all tasks for a layer that all share, one for a
+        layer of a head, none for a layer of outputs without a loss alone. Nested
+        models are listed as one layer.
+        """
+        by_id = self._tasks_by_operation()
+        return {layer.name: by_id.get(id(layer), []) for layer in self.operations}
+
+    def _tasks_by_operation(self) -> dict[int, list[str]]:
+        return tasks_by_operation(
+            self, {task: self._outputs_by_task[task] for task in self.tasks}
+        )
+
+    def summary(
+        self,
+        line_length: int | None = None,
+        positions: list[float] | None = None,
+        print_fn: Callable[[str], Any] | None = None,
+        expand_nested: bool = False,
+        show_trainable: bool = False,
+        layer_range: Sequence[str] | None = None,
+    ) -> None:
+        """Prints Keras's summary with a column of the tasks of each layer.
+
+        `shared` where all tasks depend on the layer, `3 of 8` where some do, else the
+        name of its task; see `layer_tasks`.
+
+        Args:
+            line_length: As in Keras; else as wide as the terminal, at most 120.
+            positions: As in Keras, of its own columns.
+            print_fn: As in Keras.
+            expand_nested: As in Keras.
+            show_trainable: As in Keras.
+            layer_range: As in Keras.
+        """
+        by_id = self._tasks_by_operation()
+        cells = [
+            (layer.name, described(by_id.get(id(layer), []), len(self.tasks)))
+            for layer in printed_layers(self.operations, expand_nested)
+        ]
+        if line_length is None:
+            line_length = min(120, shutil.get_terminal_size().columns - 4)
+        text: list[str] = []
+        super().summary(
+            line_length - column_width(cells),
+            positions,
+            text.append,
+            expand_nested,
+            show_trainable,
+            layer_range,
+        )
+        (print_fn or print)(with_column("".join(text), cells))
 
     @property
     def _reached(self) -> dict[str, set[int]]:

@@ -581,7 +581,7 @@ def with_nan(seed=8, n=22):
         filled[task][flags] = 0.0
         y[task][flags] = np.nan
     y["one_hot"][absent["one_hot"], 1:] = 0.0
-    return x, y, filled, weights | {"whole": np.ones(n, "float32")}
+    return x, y, filled, weights
 
 
 def kinds(missing_labels, **arguments):
@@ -674,8 +674,9 @@ def test_nan_is_absent_beside_sample_weights():
     x, y, filled, weights = with_nan()
     given = {task: np.linspace(0.5, 1.5, len(x), dtype="float32") for task in y}
     given["labels"] = given["labels"][:, None] * np.ones((1, 3), "float32")
-    fitted = {
-        task: weights[task].reshape(given[task].shape) * given[task] for task in y
+    fitted = given | {
+        task: weight.reshape(given[task].shape) * given[task]
+        for task, weight in weights.items()
     }
     arguments = {"verbose": 0, "return_dict": True}
     actual = kinds("nan").evaluate(x, y, sample_weight=given, **arguments)
@@ -685,21 +686,22 @@ def test_nan_is_absent_beside_sample_weights():
 
 def test_without_nan_in_the_labels_training_is_that_of_stock_keras():
     x, _, filled, _ = with_nan()
-    model = kinds("nan")
-    stock = keras.Model(model.input, model.output)
-    stock.compile("adam", loss=model.loss)
-    before = model.get_weights()
-    stock.fit(x, filled, epochs=2, shuffle=False, verbose=0)
-    expected = stock.get_weights()
-    model.set_weights(before)
-    model.fit(x, filled, epochs=2, shuffle=False, verbose=0)
-    for one, two in zip(expected, model.get_weights(), strict=True):
-        np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-7)
+    outcomes = []
+    for missing in ("nan", None):
+        model = kinds(missing)
+        if missing is None:
+            loss = model.loss
+            model = keras.Model(model.input, model.output)
+            model.compile("adam", loss=loss)
+        model.fit(x, filled, epochs=2, shuffle=False, verbose=0)
+        outcomes.append(model.get_weights())
+    for one, two in zip(*outcomes, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-7)
 
 
 def test_nan_is_not_finite_where_missing_labels_is_not_asked_for():
-    x, y, _, _ = with_nan()
-    with pytest.raises(mtl_keras.errors.NonFiniteError):
-        kinds(None).fit(x, y, verbose=0)
+    x, y, filled, _ = with_nan()
+    with pytest.raises(mtl_keras.errors.NonFiniteError, match="'size'"):
+        kinds(None, run_eagerly=True).fit(x, filled | {"size": y["size"]}, verbose=0)
     with pytest.raises(InputError, match=r"to be None or 'nan'. Received: missing_la"):
         kinds("none")
