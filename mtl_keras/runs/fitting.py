@@ -12,12 +12,13 @@ import keras
 import tensorflow as tf
 from rich.console import Console
 
+from mtl_keras.callbacks import TaskProgress
 from mtl_keras.data import catalog
 from mtl_keras.errors import InputError, system_reason
 from mtl_keras.model import MultiTaskModel
 from mtl_keras.runs import checkpoints, folder, strategies
 from mtl_keras.runs.config import RunConfig, check_count, spec_name
-from mtl_keras.runs.progress import EpochLines, EpochTensorBoard, StepBar
+from mtl_keras.runs.progress import EpochTensorBoard, StepBar
 from mtl_keras.runs.training import (
     compiled_model,
     count_batches,
@@ -197,14 +198,9 @@ class _Fitting:
         ]
         if not self._console.quiet:
             assert self._config.tasks is not None
-            callbacks.append(
-                EpochLines(
-                    self._console,
-                    self._config.get_application(),
-                    self._config.tasks,
-                    self._epochs,
-                )
-            )
+            tasks = self._config.get_application().tasks
+            metrics = {task: tasks[task].objective for task in self._config.tasks}
+            callbacks.append(TaskProgress(metrics, self._epochs, self._console))
         total = self._per_epoch * self._epochs
         done = self._steps_done(found)
         with StepBar(self._console, "training", total=total, done=done) as bar:
