@@ -12,9 +12,11 @@ import keras
 from rich.console import Console
 from rich.table import Table
 
+from mtl_keras.errors import InputError
+from mtl_keras.model.keras_compat import ResolvedMetrics, resolved_metrics
+
 _NARROWEST = 6
 _FIXED = 40  # characters of the columns that are not of a task
-_OF_NO_METRIC = ("loss", "weight", "nonfinite")
 
 
 def duration(seconds: float) -> str:
@@ -43,6 +45,9 @@ class TaskProgress(keras.callbacks.Callback):
             that `compile` was given, or its loss.
         epochs: How many epochs there will be; None for what `fit` says.
         console: Where to print, a `rich.console.Console`; None for standard output.
+
+    Raises:
+        InputError: At the start of training, for another model without `metrics`.
 
     Example:
 
@@ -74,6 +79,11 @@ class TaskProgress(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Notes the time, once where a training takes several `fit`s."""
+        if self.metrics is None and not hasattr(self.model, "tasks"):
+            raise InputError(
+                "Expected a MultiTaskModel for TaskProgress without `metrics`. "
+                f"Received: a {type(self.model).__name__}."
+            )
         self._started = self._started or time.monotonic()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -86,7 +96,7 @@ class TaskProgress(keras.callbacks.Callback):
         prefix = "val_" if "val_loss" in logs else ""
         if self._first is None:
             self._first = epoch
-            self._begin(logs)
+            self._begin()
         epochs = self.epochs or self.params["epochs"]
         now = time.monotonic()
         per_epoch = (now - self._started) / (epoch + 1 - self._first)
@@ -100,13 +110,9 @@ class TaskProgress(keras.callbacks.Callback):
             ]
         )
 
-    def _begin(self, logs: Mapping[str, Any]) -> None:
+    def _begin(self) -> None:
         """Decides on the columns, and prints their titles."""
-        names = self.metrics
-        if names is None:
-            names = {
-                task: _first_metric(logs, task, self._tasks) for task in self._tasks
-            }
+        names = self.metrics or _first_metrics(self.model)
         widths = [max(len(task), len(name), _NARROWEST) for task, name in names.items()]
         left = self._console.width - _FIXED
         shown = 0
@@ -130,10 +136,6 @@ class TaskProgress(keras.callbacks.Callback):
                 f"{len(names) - shown} more tasks do not fit; the history has them.",
                 soft_wrap=True,
             )
-
-    @property
-    def _tasks(self) -> list[str]:
-        return list(getattr(self.model, "tasks", self.model.output_names))
 
     def _value(self, logs: Mapping[str, Any], prefix: str, task: str) -> str:
         name = self._names[task]
@@ -163,14 +165,13 @@ class TaskProgress(keras.callbacks.Callback):
         self._console.print("  ".join(columns).rstrip(), soft_wrap=True, markup=False)
 
 
-def _first_metric(logs: Mapping[str, Any], task: str, tasks: Sequence[str]) -> str:
-    """Returns the first metric of a task in the logs, else `"loss"`."""
-    longer = tuple(f"{t}_" for t in tasks if t.startswith(f"{task}_"))
-    for key in logs:
-        name = key.removeprefix(f"{task}_")
-        if name != key and name not in _OF_NO_METRIC and not key.startswith(longer):
-            return name
-    if len(tasks) == 1:  # Keras names its metrics without the task.
-        single = [n for n in logs if not n.startswith(("val_", task)) and n != "loss"]
-        return single[0] if single else "loss"
-    return "loss"
+def _first_metrics(model: keras.Model) -> dict[str, str]:
+    """Returns the first metric of each task that `compile` was given, or `"loss"`."""
+    outputs = dict(model.output)
+    resolved = resolved_metrics(model, outputs, outputs)
+    names = {}
+    for task in model.tasks:
+        of_task = resolved.get(task, ResolvedMetrics([], []))
+        metrics = [*of_task.unweighted, *of_task.weighted]
+        names[task] = metrics[0].name if metrics else "loss"
+    return names

@@ -217,7 +217,7 @@ class MultiTaskModel(ModelWithTrainingState):
         name of its task; see `layer_tasks`.
 
         Args:
-            line_length: As in Keras; else as wide as the terminal, at most 120.
+            line_length: As in Keras, at most the terminal's; else 120.
             positions: As in Keras, of its own columns.
             print_fn: As in Keras.
             expand_nested: As in Keras.
@@ -229,8 +229,11 @@ class MultiTaskModel(ModelWithTrainingState):
             (layer.name, described(by_id.get(id(layer), []), len(self.tasks)))
             for layer in printed_layers(self.operations, expand_nested)
         ]
+        columns = shutil.get_terminal_size().columns
         if line_length is None:
-            line_length = min(120, shutil.get_terminal_size().columns - 4)
+            line_length = min(120, columns - 4)
+        # Keras cuts off what is wider than the terminal.
+        line_length = min(line_length, columns)
         text: list[str] = []
         super().summary(
             line_length - column_width(cells),

@@ -7,32 +7,36 @@ import io
 import IPython.display
 import keras
 import numpy as np
+import pytest
 from rich.console import Console
 from rich.table import Table
 
 import mtl_keras
 from mtl_keras.callbacks import TaskProgress
+from mtl_keras.errors import InputError
 
 
-def fitted(progress, tasks, metrics=None, validate=True, **arguments):
+def fitted(progress, tasks, metrics):
     inputs = keras.Input((3,))
-    h = keras.layers.Dense(4)(inputs)
     model = mtl_keras.MultiTaskModel(
-        inputs, {task: keras.layers.Dense(1)(h) for task in tasks}
+        inputs, {task: keras.layers.Dense(1)(inputs) for task in tasks}
     )
     model.compile("sgd", "mse", metrics=metrics, run_eagerly=True)
     x = np.ones((4, 3))
     y = {task: np.full((4, 1), index) for index, task in enumerate(tasks)}
     validation = (x[:2], {task: 3 + label[:2] for task, label in y.items()})
-    return model.fit(
-        x,
-        y,
-        validation_data=validation if validate else None,
-        epochs=2,
-        verbose=0,
-        callbacks=[progress],
-        **arguments,
-    ).history
+    arguments = {"validation_data": validation, "epochs": 2, "verbose": 0}
+    return model.fit(x, y, callbacks=[progress], **arguments).history
+
+
+def shown(progress, logs, epochs=2):
+    """Shows two epochs of logs, without a model."""
+    progress.set_params({"epochs": epochs})
+    progress.set_model(None)
+    progress.on_train_begin()
+    for epoch in range(2):
+        progress.on_epoch_begin(epoch)
+        progress.on_epoch_end(epoch, {name: logs[name] + epoch for name in logs})
 
 
 def console(width=100):
@@ -61,20 +65,20 @@ def test_a_row_has_one_number_of_each_task():
 
 def test_metrics_may_be_named_and_one_task_is_enough():
     output = console()
-    history = fitted(
-        TaskProgress({"only": "mae", "none": "auc"}, epochs=9, console=output),
-        ["only"],
-        {"only": ["mse", "mae"]},
-        validate=False,
-    )
+    progress = TaskProgress({"only": "mae", "none": "auc"}, epochs=9, console=output)
+    shown(progress, {"loss": 1.0, "mae": 0.5})
     row = output.file.getvalue().splitlines()[-1].split()
-    assert row[:1] == ["2/9"]
-    assert row[2:4] == [f"{history['mae'][-1]:.4f}", "-"]
+    assert row[:4] == ["2/9", "2.0000", "1.5000", "-"]
+    with pytest.raises(InputError, match="a MultiTaskModel for TaskProgress without"):
+        shown(TaskProgress(), {"loss": 1.0})
 
 
 def test_tasks_beyond_the_width_are_counted():
     output = console(width=60)
-    fitted(TaskProgress(console=output), [f"task_{i}" for i in range(9)])
+    metrics = {f"task_{i}": "loss" for i in range(9)}
+    shown(
+        TaskProgress(metrics, console=output), {f"{task}_loss": 1.0 for task in metrics}
+    )
     lines = output.file.getvalue().splitlines()
     assert all(len(line) <= 60 for line in lines)
     assert lines[0].split() == ["task_0", "task_1"]
@@ -82,19 +86,19 @@ def test_tasks_beyond_the_width_are_counted():
 
 
 def test_a_notebook_has_one_table_that_grows(monkeypatch):
-    shown = []
+    rows = []
 
     class Handle:
         def update(self, table):
-            shown.append(table.row_count)
+            rows.append(table.row_count)
 
     def display(table, display_id):
         assert isinstance(table, Table)
         assert display_id
-        shown.append(table.row_count)
+        rows.append(table.row_count)
         return Handle()
 
     monkeypatch.setattr(IPython.display, "display", display)
     notebook = Console(file=io.StringIO(), force_jupyter=True)
-    fitted(TaskProgress(console=notebook), ["a", "b"])
-    assert shown == [1, 2]
+    shown(TaskProgress({"a": "loss"}, console=notebook), {"loss": 1.0, "a_loss": 1.0})
+    assert rows == [1, 2]
