@@ -13,7 +13,7 @@ from rich.console import Console
 
 from mtl_keras_cli import comparing, datasets, doctor, tensorflow
 from mtl_keras_cli.errors import Commands
-from mtl_keras_cli.text import examples, joined, make_console, plain_table
+from mtl_keras_cli.text import examples, make_console, plain_table
 
 if TYPE_CHECKING:
     from mtl_keras.runs import RunConfig
@@ -60,6 +60,8 @@ def root(
     epilog=examples(
         "mtl-keras train vision",
         "mtl-keras train vision --balancing pcgrad --tasks left,right --epochs 5",
+        "mtl-keras train vision --balancing 'uncertainty + cagrad(c=0.5)'",
+        "mtl-keras train vision --sharing 'mmoe(num_experts=4)'",
         "mtl-keras train --from-study runs/study-vision --out runs/best",
     )
 )
@@ -74,12 +76,16 @@ def train(
         str | None, typer.Option(help="Tasks, with commas between them; else all.")
     ] = None,
     backbone: Annotated[str | None, typer.Option(help="Shared backbone.")] = None,
-    sharing: Annotated[str | None, typer.Option(help="How tasks share.")] = None,
+    sharing: Annotated[
+        str | None,
+        typer.Option(help="How tasks share, with arguments: 'mmoe(num_experts=4)'."),
+    ] = None,
     balancing: Annotated[
         str | None,
         typer.Option(
-            help="How tasks are balanced; else equal. A loss balancer and a "
-            "gradient balancer may be joined by a plus."
+            help="How tasks are balanced; else equal. With arguments: "
+            "'cagrad(c=0.5)'. A loss balancer and a gradient balancer may be joined "
+            "by a plus."
         ),
     ] = None,
     width: Annotated[int | None, typer.Option(help="Width of the backbone.")] = None,
@@ -136,6 +142,7 @@ def train(
     tensorflow.load(starts=strategy is None)
     from mtl_keras import runs
     from mtl_keras.runs import strategies, unfinished
+    from mtl_keras.runs.specs import read_spec
 
     over = strategies.make(strategy)
     console = make_console()
@@ -143,8 +150,8 @@ def train(
         "data": data,
         "tasks": None if tasks is None else _split(tasks),
         "backbone": backbone,
-        "sharing": sharing,
-        "balancing": None if balancing is None else joined(balancing),
+        "sharing": None if sharing is None else read_spec(sharing),
+        "balancing": None if balancing is None else read_spec(balancing),
         "width": width,
         "depth": depth,
         "epochs": epochs,
