@@ -118,6 +118,13 @@ def train(
         int | None,
         typer.Option(help="Steps between checkpoints within an epoch; else none."),
     ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            help="End after this many epochs without a better validation score (the "
+            "mean of the tasks' main metrics); else never."
+        ),
+    ] = None,
     deterministic: Annotated[
         bool,
         typer.Option(
@@ -137,7 +144,7 @@ def train(
     The folder gets model.keras, config.json, history.csv, metrics.json (on the
     test split) and TensorBoard logs. Settings left out take the application's
     defaults. Stopped and started again, it goes on after the last epoch that was
-    finished.
+    finished. A finished run, named by --out, is trained further by larger --epochs.
     """
     tensorflow.load(starts=strategy is None)
     from mtl_keras import runs
@@ -165,10 +172,10 @@ def train(
     config = dataclasses.replace(
         config, **{name: value for name, value in given.items() if value is not None}
     ).validate()
-    out = out or unfinished.next_free("runs", config)
+    out = out or unfinished.next_free("runs", config, patience)
     if reuse and out.exists():
         run = runs.load_run(out)
-        _check_same(run, config)
+        _check_same(run, config, patience)
         console.print(f"{out} is there already with these settings: reused.")
         _print_metrics(console, run.metrics)
         return
@@ -176,6 +183,7 @@ def train(
         config,
         out,
         checkpoint_steps=checkpoint_steps,
+        patience=patience,
         deterministic=deterministic,
         strategy=over,
         console=console,
@@ -213,10 +221,11 @@ def _base_config(
     return config
 
 
-def _check_same(run: Any, config: RunConfig) -> None:
+def _check_same(run: Any, config: RunConfig, patience: int | None) -> None:
     from mtl_keras.errors import InputError
 
-    there, here = run.config.to_dict(), config.to_dict()
+    there = {**run.config.to_dict(), "patience": run.patience}
+    here = {**config.to_dict(), "patience": patience}
     for name in here:
         if there[name] != here[name]:
             raise InputError(

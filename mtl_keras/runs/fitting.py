@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
+import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 from rich.console import Console
 
@@ -16,9 +18,10 @@ from mtl_keras.callbacks import TaskProgress
 from mtl_keras.data import catalog
 from mtl_keras.errors import InputError, system_reason
 from mtl_keras.model import MultiTaskModel
-from mtl_keras.runs import checkpoints, folder, strategies
+from mtl_keras.runs import checkpoints, folder, strategies, unfinished
 from mtl_keras.runs.config import RunConfig, check_count, spec_name
 from mtl_keras.runs.progress import EpochTensorBoard, StepBar
+from mtl_keras.runs.stopping import EarlyStop
 from mtl_keras.runs.training import (
     compiled_model,
     count_batches,
@@ -48,6 +51,7 @@ def train(
     out: str | pathlib.Path,
     *,
     checkpoint_steps: int | None = None,
+    patience: int | None = None,
     deterministic: bool = False,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     strategy: tf.distribute.Strategy | None = None,
@@ -60,10 +64,19 @@ def train(
     way, called again with the same config and folder, goes on from there, to the
     same end as if it had never been stopped.
 
+    A finished run is trained further by more epochs: called again with the same
+    settings and folder but larger `epochs`, it starts from the state of the model,
+    the optimizer and the balancing, and its result takes the folder's place. With
+    the schedule `"constant"` the end is that of one training; a schedule that decays
+    does so over all epochs of the new config, so that the learning rate rises again.
+
     Args:
         config: What to train; None in a field means the application's default.
         out: The run folder to make.
         checkpoint_steps: Steps between checkpoints within an epoch; None for none.
+        patience: Epochs without a better validation score (the mean over tasks of
+            the main metrics) before the training ends; None for all epochs. The
+            model is that of the last epoch.
         deterministic: Whether TensorFlow may use deterministic ops only, for the
             whole process: the same weights then bit for bit.
         callbacks: Further callbacks of the training, which come first. The model is
@@ -87,26 +100,36 @@ def train(
     config = config.validate()
     if checkpoint_steps is not None:
         check_count("checkpoint_steps", checkpoint_steps)
+    if patience is not None:
+        check_count(folder.PATIENCE, patience)
     if console is None or not strategies.is_chief(over):
         console = Console(quiet=True)
     if deterministic:
         tf.config.experimental.enable_op_determinism()
+    unfinished.restore_replaced(out)
+    finished = unfinished.with_fewer_epochs(out, config, patience)
     with (
-        strategies.folders(over, out, config) as (run, saved),
+        strategies.folders(over, out, config, patience, finished is not None) as (
+            run,
+            saved,
+        ),
         strategies.one_for_all(over),
         catalog.reading(str(config.data)),
     ):
         with _out_of_room():
             fitting = _Fitting(config, saved, over, console)
-            progress = fitting.run(run / folder.LOGS, checkpoint_steps, callbacks)
+            progress = fitting.run(
+                run / folder.LOGS, checkpoint_steps, patience, callbacks, finished
+            )
         with console.status("Testing"):
             metrics = test_metrics(config, fitting.model, fitting.test)
         with folder.disk_errors(run):
             fitting.model.save(run / folder.MODEL)
             folder.write_history(run / folder.HISTORY, progress.history)
-            folder.write_json(
-                run / folder.CONFIG, {**config.to_dict(), "versions": versions()}
-            )
+            settings = config.to_dict() | {"versions": versions()}
+            if patience is not None:
+                settings[folder.PATIENCE] = patience
+            folder.write_json(run / folder.CONFIG, settings)
             folder.write_json(run / folder.METRICS, metrics)
     return Results(pathlib.Path(out), metrics, progress.seconds)
 
@@ -177,7 +200,9 @@ class _Fitting:
         self,
         logs: pathlib.Path,
         checkpoint_steps: int | None,
+        patience: int | None,
         callbacks: Sequence[keras.callbacks.Callback],
+        finished: folder.Run | None,
     ) -> checkpoints.Progress:
         """Trains up to the last epoch.
 
@@ -185,20 +210,29 @@ class _Fitting:
             logs: Folder for TensorBoard.
             checkpoint_steps: Steps between checkpoints within an epoch; None for
                 none.
+            patience: See `train`.
             callbacks: Further callbacks, which come first.
+            finished: A run of fewer epochs to start from where there is no
+                checkpoint; None to start anew.
 
         Returns:
             The progress at the end, with the history of all epochs.
         """
         found = self._newest()
+        if found is None and finished is not None:
+            found = self._end_of(finished, logs)
         self._announce(found)
+        assert self._config.tasks is not None
+        application = self._config.get_application()
+        stop = None
+        if patience is not None:
+            stop = EarlyStop(application, self._config.tasks, patience)
         callbacks = [
             *callbacks,
             EpochTensorBoard(logs, write_graph=False),
         ]
         if not self._console.quiet:
-            assert self._config.tasks is not None
-            tasks = self._config.get_application().tasks
+            tasks = application.tasks
             metrics = {task: tasks[task].objective for task in self._config.tasks}
             callbacks.append(TaskProgress(metrics, self._epochs, self._console))
         total = self._per_epoch * self._epochs
@@ -210,7 +244,24 @@ class _Fitting:
                 self._build_metrics()
                 self._fit(callbacks, checkpoint_steps, found)
                 found = self._newest()
+            if stop is not None:
+                if found is not None and stop.resume(found.progress.history):
+                    found.restore(self.model)
+                    return found.progress
+                callbacks.append(stop)
             return self._fit(callbacks, checkpoint_steps, found)
+
+    def _end_of(self, run: folder.Run, logs: pathlib.Path) -> checkpoints.Checkpoint:
+        """Returns the end of a finished run as a checkpoint, and copies its logs."""
+        state = run.model().state()
+        history = folder.read_history(run.path / folder.HISTORY)
+        epochs = max(map(len, history.values()), default=0)
+        shutil.copytree(run.path / folder.LOGS, logs, dirs_exist_ok=True)
+        return checkpoints.Checkpoint(
+            run.path / folder.MODEL,
+            checkpoints.Progress(epochs, 0, self._per_epoch, history=history),
+            {key: np.asarray(variable.numpy()) for key, variable in state.items()},
+        )
 
     def _fit(
         self,
@@ -278,8 +329,9 @@ class _Fitting:
         )
         if found is not None:
             within = f" and {found.progress.step} steps" if found.progress.step else ""
+            kind = "finished" if found.path.name == folder.MODEL else "unfinished"
             self._console.print(
-                f"Going on with the unfinished run, after {found.progress.epoch} of "
+                f"Going on with the {kind} run, after {found.progress.epoch} of "
                 f"{self._epochs} epochs{within}.",
                 soft_wrap=True,
             )

@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from mtl_keras.errors import InputError, system_reason
 from mtl_keras.files import atomic_write
-from mtl_keras.runs.config import RunConfig, is_number
+from mtl_keras.runs.config import RunConfig, check_count, is_number
 from mtl_keras.runs.model_file import check_model_file
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ CONFIG = "config.json"
 HISTORY = "history.csv"
 METRICS = "metrics.json"
 LOGS = "logs"
+PATIENCE = "patience"  # a key of CONFIG
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +44,13 @@ class Run:
         path: The folder.
         config: The settings that it was trained with.
         metrics: `{task: {metric: value}}` on the test split.
+        patience: See `runs.train`; None for none.
     """
 
     path: pathlib.Path
     config: RunConfig
     metrics: dict[str, dict[str, float]]
+    patience: int | None = None
 
     def model(self) -> keras.Model:
         """Loads `model.keras` with Keras's safe mode on: no code comes with it.
@@ -100,11 +103,14 @@ def load_run(path: str | pathlib.Path) -> Run:
             raise InputError(f"{str(path)!r} is not a run folder: it has no {name}.")
     values = read_json(path / CONFIG)
     values.pop("versions", None)
+    patience = values.pop(PATIENCE, None)
     try:
         config = RunConfig.from_dict(values)
+        if patience is not None:
+            check_count(PATIENCE, patience)
     except InputError as error:
         raise InputError(f"{path / CONFIG}: {error}") from error
-    return Run(path, config, _read_metrics(path / METRICS))
+    return Run(path, config, _read_metrics(path / METRICS), patience)
 
 
 def _read_metrics(path: pathlib.Path) -> dict[str, dict[str, float]]:
@@ -195,6 +201,23 @@ def write_history(path: pathlib.Path, history: Mapping[str, list[float]]) -> Non
         for epoch in range(epochs):
             row = [v[epoch] if epoch < len(v) else "" for v in history.values()]
             writer.writerow([epoch + 1, *row])
+
+
+def read_history(path: pathlib.Path) -> dict[str, list[float]]:
+    """Reads `write_history`'s file: `{name: values by epoch}`.
+
+    Raises:
+        InputError: If the file is missing or broken.
+    """
+    try:
+        rows = list(csv.DictReader(read_text(path).splitlines(), strict=True))
+        return {
+            name: [float(row[name]) for row in rows if row[name]]
+            for name in (rows[0] if rows else ())
+            if name != "epoch"
+        }
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read: {first_line(error)}") from error
 
 
 def check_free(out: str | pathlib.Path) -> None:

@@ -84,7 +84,11 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
 
 @contextlib.contextmanager
 def folders(
-    strategy: tf.distribute.Strategy, out: str | os.PathLike, config: RunConfig
+    strategy: tf.distribute.Strategy,
+    out: str | os.PathLike,
+    config: RunConfig,
+    patience: int | None = None,
+    replaces: bool = False,
 ) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
     """Gives the folders of a run, as `unfinished.opened` does.
 
@@ -93,7 +97,7 @@ def folders(
     the checkpoints, `out` has to be on a file system that all workers share.
     """
     if is_chief(strategy):
-        with unfinished.opened(out, config) as opened:
+        with unfinished.opened(out, config, patience, replaces) as opened:
             yield opened
         return
     work = unfinished.work_folder(pathlib.Path(out).absolute())

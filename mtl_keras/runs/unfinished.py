@@ -20,8 +20,11 @@ from mtl_keras.files import make_folder, publish_folder
 from mtl_keras.runs.config import RunConfig
 from mtl_keras.runs.folder import (
     CONFIG,
+    PATIENCE,
+    Run,
     check_free,
     check_no_links,
+    load_run,
     read_json,
     write_json,
 )
@@ -30,6 +33,7 @@ CHECKPOINTS = "checkpoints"
 AGAIN = "The same command, started again, goes on with the run."
 _RUN = "run"
 _LOCK = "lock"
+_REPLACED = "replaced"
 
 
 def work_folder(out: pathlib.Path) -> pathlib.Path:
@@ -37,35 +41,42 @@ def work_folder(out: pathlib.Path) -> pathlib.Path:
     return out.with_name(f".{out.name}.partial")
 
 
-def next_free(parent: str | os.PathLike, config: RunConfig) -> pathlib.Path:
+def next_free(
+    parent: str | os.PathLike, config: RunConfig, patience: int | None = None
+) -> pathlib.Path:
     """Returns `parent/APPLICATION-N` with the first N that is not taken.
 
     Args:
         parent: Folder of run folders.
         config: What is to be trained. An unfinished run of the very same settings
             that no process holds is not taken: it will be gone on with.
+        patience: See `runs.train`.
     """
     number = 1
     while True:
         out = pathlib.Path(parent) / f"{config.application}-{number}"
-        if not os.path.lexists(out) and _can_be_taken(work_folder(out), config):
+        settings = _as_json(config, patience)
+        if not os.path.lexists(out) and _can_be_taken(work_folder(out), settings):
             return out
         number += 1
 
 
-def _can_be_taken(work: pathlib.Path, config: RunConfig) -> bool:
+def _can_be_taken(work: pathlib.Path, settings: dict[str, Any]) -> bool:
     if not work.exists():
         return True
     try:
         with held(work):
-            return _settings(work) == _as_json(config)
+            return _settings(work) == settings
     except InputError:
         return False
 
 
 @contextlib.contextmanager
 def opened(
-    out: str | os.PathLike, config: RunConfig
+    out: str | os.PathLike,
+    config: RunConfig,
+    patience: int | None = None,
+    replaces: bool = False,
 ) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
     """Gives the folders of a new or unfinished run; `out` appears at the end.
 
@@ -76,6 +87,8 @@ def opened(
     Args:
         out: The run folder.
         config: What is trained, from `RunConfig.validate`.
+        patience: See `runs.train`.
+        replaces: Whether `out` is a finished run, whose place the new one takes.
 
     Yields:
         The folder that becomes `out`, and that of the checkpoints.
@@ -87,7 +100,8 @@ def opened(
     out = pathlib.Path(out).absolute()
     work = work_folder(out)
     _remove_leftover(work, out)
-    check_free(out)
+    if not replaces:
+        check_free(out)
     made = [p for p in out.parents if not p.exists()]
     try:
         make_folder(work)
@@ -97,11 +111,13 @@ def opened(
         ) from error
     check_no_links(work, *work.rglob("*"))
     with held(work):
-        _check_settings(work, config, out)
+        _check_settings(work, _as_json(config, patience), out)
         try:
             for name in (_RUN, CHECKPOINTS):
                 make_folder(work / name)
             yield work / _RUN, work / CHECKPOINTS
+            if replaces:
+                out.rename(work / _REPLACED)
             publish_folder(work / _RUN, out)
         except BaseException as error:
             if not any((work / CHECKPOINTS).glob("*")):
@@ -136,12 +152,14 @@ def held(work: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def _check_settings(work: pathlib.Path, config: RunConfig, out: pathlib.Path) -> None:
+def _check_settings(
+    work: pathlib.Path, settings: dict[str, Any], out: pathlib.Path
+) -> None:
     """Writes the settings, or compares them with those of the unfinished run."""
     if not (work / CONFIG).is_file():
-        write_json(work / CONFIG, _as_json(config))
+        write_json(work / CONFIG, settings)
         return
-    there, here = _settings(work), _as_json(config)
+    there, here = _settings(work), {PATIENCE: None, **settings}
     for name in here:
         if there.get(name) != here[name]:
             raise InputError(
@@ -155,5 +173,39 @@ def _settings(work: pathlib.Path) -> dict[str, Any]:
     return read_json(work / CONFIG)
 
 
-def _as_json(config: RunConfig) -> dict[str, Any]:
-    return json.loads(json.dumps(config.to_dict()))
+def restore_replaced(out: str | os.PathLike) -> None:
+    """Gives a finished run its name back, where its replacement was interrupted."""
+    out = pathlib.Path(out).absolute()
+    replaced = work_folder(out) / _REPLACED
+    if replaced.is_dir() and not os.path.lexists(out):
+        replaced.rename(out)
+
+
+def with_fewer_epochs(
+    out: str | os.PathLike, config: RunConfig, patience: int | None
+) -> Run | None:
+    """Returns the finished run of these settings, but for more epochs, in a folder.
+
+    Args:
+        out: The run folder.
+        config: What is to be trained, from `RunConfig.validate`.
+        patience: See `runs.train`.
+
+    Returns:
+        The run; None where there is none, or one of other settings.
+
+    Raises:
+        InputError: If the folder's files are broken.
+    """
+    out = pathlib.Path(out)
+    if not (out / CONFIG).is_file():
+        return None
+    run = load_run(out)
+    there, here = _as_json(run.config, run.patience), _as_json(config, patience)
+    fewer, more = there.pop("epochs"), here.pop("epochs")
+    return run if there == here and fewer < more else None
+
+
+def _as_json(config: RunConfig, patience: int | None) -> dict[str, Any]:
+    values = json.loads(json.dumps(config.to_dict()))
+    return values if patience is None else {**values, PATIENCE: patience}

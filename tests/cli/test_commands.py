@@ -118,7 +118,7 @@ def test_train_takes_options_and_numbers_its_runs(run, tmp_path):
     said = ok(
         run(
             "train tiny --epochs 1 --tasks way,level --seed 4 --balancing "
-            "'dwa(temperature=1) + mgda' --sharing 'mmoe(num_experts=2)'"
+            "'dwa(temperature=1) + mgda' --sharing 'mmoe(num_experts=2)' --patience 3"
         )
     )
     assert "mmoe(num_experts=2) sharing, dwa(temperature=1) + mgda balancing" in said
@@ -126,6 +126,7 @@ def test_train_takes_options_and_numbers_its_runs(run, tmp_path):
     assert "Wrote runs/tiny-2" in ok(run("train tiny --epochs 1 --sharing mmoe"))
     config = json.loads((tmp_path / "runs/tiny-1/config.json").read_text())
     assert config["tasks"] == ["way", "level"]
+    assert config["patience"] == 3
     dwa = {"class_name": "dwa", "config": {"temperature": 1}}
     assert (config["balancing"], config["seed"]) == ([dwa, "mgda"], 4)
 
@@ -145,6 +146,7 @@ def test_train_takes_options_and_numbers_its_runs(run, tmp_path):
         ("train tiny --data stripe", "Did you mean 'stripes'"),
         ("train tiny --epochs 0", "epochs"),
         ("train tiny --epochs few", "'--epochs'"),
+        ("train tiny --patience 0", "patience"),
         ("train tiny --epoch 3", "--epoch"),
         ("train tiny --out used", "in use"),
         ("train tiny --out used --reuse", "not a run folder"),
