@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     cls=Commands,
-    add_completion=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
