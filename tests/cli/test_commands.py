@@ -312,6 +312,36 @@ def test_help_shows_examples_and_loads_no_tensorflow():
     assert "mtl-keras tune tuning/vision.toml" in command("--help").stdout
 
 
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("mtl-keras tr", ["train"]),
+        ("mtl-keras train --ba", ["--backbone", "--balancing", "--batch-size"]),
+        ("mtl-keras datasets pre", ["prepare"]),
+    ],
+)
+def test_a_shell_completes_commands_and_options(typed, offered):
+    script = CliRunner().invoke(
+        app, ["--show-completion", "bash"], prog_name="mtl-keras"
+    )
+    assert "complete -o default -F _mtl_keras_completion mtl-keras" in script.stdout
+    words = {"COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    completing = {"_MTL_KERAS_COMPLETE": "complete_bash", **words}
+    code = (
+        "import sys; sys.argv = ['mtl-keras']; import mtl_keras_cli, atexit; "
+        "atexit.register(lambda: print('tensorflow' in sys.modules, file=sys.stderr)); "
+        "mtl_keras_cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **completing},
+    )
+    assert done.stdout.split() == offered
+    assert done.stderr == "False\n"
+
+
 def test_data_that_cannot_be_had_names_the_command_that_prepares_it(tmp_path):
     done = command(
         *("train", "vision", "--data", "multi_digits/mnist"),
