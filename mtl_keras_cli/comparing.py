@@ -93,6 +93,7 @@ def compare(
     ways: tuple[Any, ...] = DEFAULT_BALANCING
     if balancing is not None:
         ways = tuple(read_specs(balancing))
+    ways_to_share: Any = None if sharing is None else tuple(read_specs(sharing))
     comparison = Comparison(
         RunConfig(
             application,
@@ -107,7 +108,7 @@ def compare(
             limit=limit,
         ),
         balancing=ways,
-        sharing=None if sharing is None else tuple(read_specs(sharing)),
+        sharing=ways_to_share,
         seeds=seeds,
         pairs=pairs,
     )

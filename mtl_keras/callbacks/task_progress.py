@@ -54,7 +54,7 @@ class TaskProgress(keras.callbacks.Callback):
     ```python
     model.compile("adam", loss="mse", metrics={"a": ["mae"]})
     progress = mtl_keras.callbacks.TaskProgress()
-    model.fit(x, y, validation_data=(x, y), epochs=3, verbose=0, callbacks=[progress])
+    model.fit(x, y, epochs=3, verbose=0, callbacks=[progress])
     ```
     """
 

@@ -270,9 +270,8 @@ def plot_history(
     Example:
 
     ```python
-    model.compile("adam", loss="mse", metrics={"a": ["mae"]}, balancing="pcgrad",
-                  monitor="conflicts")
-    history = model.fit(x, y, validation_data=(x, y), epochs=3, verbose=0)
+    model.compile("adam", loss="mse")
+    history = model.fit(x, y, epochs=3, verbose=0)
     mtl_keras.evaluation.plot_history(history, "history.png")
     ```
     """

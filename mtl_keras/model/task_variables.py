@@ -105,11 +105,11 @@ def _add_nested(layers: Sequence[keras.Operation], tasks: dict[int, set[str]]) -
     """Adds what is within models, and models whose layers are there alone."""
     for layer in layers:
         within = getattr(layer, "layers", None) or []
-        of_model = tasks.get(id(layer))
-        for inner in within if of_model is not None else ():
-            tasks[id(inner)] = tasks.get(id(inner), set()) | of_model
+        is_one_call = id(layer) in tasks
+        for inner in within if is_one_call else ():
+            tasks[id(inner)] = tasks.get(id(inner), set()) | tasks[id(layer)]
         _add_nested(within, tasks)
-        if within and of_model is None:
+        if within and not is_one_call:
             tasks[id(layer)] = set().union(
                 *(tasks.get(id(inner), set()) for inner in within)
             )

@@ -61,7 +61,9 @@ def read_specs(text: str) -> list[Spec | list[Spec]]:
 
 def _split(text: str, separator: str) -> list[str]:
     """Returns the parts between separators that are in no brackets and no quotes."""
-    parts, part, waiting, quote, escaped = [], "", [], "", False
+    parts: list[str] = []
+    waiting: list[str] = []  # closing brackets
+    part, quote, escaped = "", "", False
     for character in text:
         if quote:
             if character == quote and not escaped:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 
 from mtl_keras.errors import InputError
 
-Inputs = keras.KerasTensor | Mapping[str, keras.KerasTensor] | Sequence[Any]
+Inputs: TypeAlias = (
+    "keras.KerasTensor | Mapping[str, keras.KerasTensor] | Sequence[Any]"
+)
 
 
 class BoundStage:
