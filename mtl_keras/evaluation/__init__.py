@@ -6,6 +6,7 @@ from mtl_keras.evaluation.affinity import Grouping, suggest_groups, task_affinit
 from mtl_keras.evaluation.boxes import BoxIoU
 from mtl_keras.evaluation.calibration import CalibrationError, calibration_error
 from mtl_keras.evaluation.delta import delta_m, has_relative_gain
+from mtl_keras.evaluation.model_plots import plot_history, plot_tasks
 from mtl_keras.evaluation.pareto import hypervolume, pareto_front
 from mtl_keras.evaluation.ranking import by_slice, group_auc, ndcg
 from mtl_keras.evaluation.ranks import average_rank
@@ -45,6 +46,8 @@ __all__ = [
     "normalized_answer",
     "paired_tests",
     "pareto_front",
+    "plot_history",
+    "plot_tasks",
     "suggest_groups",
     "task_affinity",
 ]

@@ -74,6 +74,9 @@ class RunConfig(Decodable):
         loss_weights: Weight of each task's loss, `{task: weight}`; tasks left
             out weigh 1.
         limit: Use only this many training samples; None means all.
+        patience: Epochs without a better validation score (the mean over tasks of
+            the main metrics) before the training ends; None for all epochs. The
+            model is that of the last epoch.
     """
 
     application: StrictStr
@@ -93,6 +96,7 @@ class RunConfig(Decodable):
     optimizer: Spec | None = None
     schedule: StrictStr = "cosine"
     precision: StrictStr | None = None
+    patience: StrictInt | None = None
 
     def validate(self) -> TrainingConfig:
         """Checks every field and fills in the application's defaults.
@@ -143,6 +147,7 @@ class TrainingConfig(Decodable):
     optimizer: Spec | None
     schedule: StrictStr
     precision: StrictStr | None
+    patience: Count | None
 
     def __post_init__(self) -> None:
         from mtl_keras import balancing, sharing
