@@ -330,7 +330,7 @@ def evaluate(
     """
     tensorflow.load()
     from mtl_keras import runs
-    from mtl_keras.decoding import encode
+    from mtl_keras.encoding import encode
 
     metrics = runs.evaluate(run)
     if as_json:

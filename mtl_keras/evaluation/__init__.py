@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mtl_keras.evaluation.affinity import Grouping, suggest_groups, task_affinity
 from mtl_keras.evaluation.boxes import BoxIoU
 from mtl_keras.evaluation.calibration import CalibrationError, calibration_error
 from mtl_keras.evaluation.delta import delta_m, has_relative_gain
-from mtl_keras.evaluation.model_plots import plot_history, plot_tasks
 from mtl_keras.evaluation.pareto import hypervolume, pareto_front
 from mtl_keras.evaluation.ranking import by_slice, group_auc, ndcg
 from mtl_keras.evaluation.ranks import average_rank
@@ -51,3 +52,12 @@ __all__ = [
     "suggest_groups",
     "task_affinity",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # These load Matplotlib, which a measure does not need.
+    if name in ("plot_history", "plot_tasks"):
+        from mtl_keras.evaluation import model_plots
+
+        return getattr(model_plots, name)
+    raise AttributeError(f"module 'mtl_keras.evaluation' has no attribute {name!r}")

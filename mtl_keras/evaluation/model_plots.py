@@ -15,10 +15,14 @@ import keras
 
 from mtl_keras import optional
 from mtl_keras.errors import InputError
+from mtl_keras.reports.figures import new_figure, save_png, styled
 
-if TYPE_CHECKING:
+with optional.extra("plots", "matplotlib", "A picture of a model or a fit"):
+    from matplotlib.colors import to_hex
     from matplotlib.figure import Figure
-
+    from matplotlib.image import imread
+    from matplotlib.patches import Patch
+if TYPE_CHECKING:
     from mtl_keras.model import MultiTaskModel
 
 _SHARED = "#4d5763"  # of all tasks
@@ -57,8 +61,6 @@ def plot_tasks(model: MultiTaskModel, path: str | pathlib.Path | None = None) ->
         raise InputError(
             f"Expected a MultiTaskModel. Received: a {type(model).__name__}."
         )
-    with optional.extra("plots", "matplotlib", "plot_tasks"):
-        from mtl_keras.reports.figures import save_png, styled
     dot = importlib.util.find_spec("pydot") and shutil.which("dot")
     figure = styled(_by_graphviz if dot else _by_depth)(model)
     if path is not None:
@@ -90,9 +92,6 @@ def task_colours(model: MultiTaskModel) -> dict[str, str]:
 
 def _legend(model: MultiTaskModel) -> dict[str, str]:
     """Returns the colour of each task."""
-    from matplotlib import colormaps
-    from matplotlib.colors import to_hex
-
     count = len(model.tasks)
     palette = colormaps["tab10" if count <= 10 else "hsv"]
     return {
@@ -102,8 +101,6 @@ def _legend(model: MultiTaskModel) -> dict[str, str]:
 
 
 def _add_legend(figure: Figure, model: MultiTaskModel) -> None:
-    from matplotlib.patches import Patch
-
     counts = {len(tasks) for tasks in model.layer_tasks().values()}
     own = [task for task in model.tasks if [task] in list(model.layer_tasks().values())]
     entries = {task: _legend(model)[task] for task in own}
@@ -135,9 +132,6 @@ def coloured_dot(model: MultiTaskModel) -> Any:
 
 
 def _by_graphviz(model: MultiTaskModel) -> Figure:
-    from matplotlib.image import imread
-
-    from mtl_keras.reports.figures import new_figure
 
     picture = imread(io.BytesIO(coloured_dot(model).create_png()), format="png")
     height, width = picture.shape[:2]
@@ -149,8 +143,6 @@ def _by_graphviz(model: MultiTaskModel) -> Figure:
 
 
 def _by_depth(model: MultiTaskModel) -> Figure:
-    from mtl_keras.reports.figures import new_figure
-
     edges = _edges(model)
     places = _places([layer.name for layer in model.operations], edges)
     columns = max(x for x, _ in places.values()) + 1
@@ -275,8 +267,6 @@ def plot_history(
     mtl_keras.evaluation.plot_history(history, "history.png")
     ```
     """
-    with optional.extra("plots", "matplotlib", "plot_history"):
-        from mtl_keras.reports.figures import save_png, styled
     logs = history.history if hasattr(history, "history") else history
     charts = charts_of(logs)
     if not charts:

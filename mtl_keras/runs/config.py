@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, PlainValidator, StrictFloat, StrictInt, StrictStr
 
-from mtl_keras.decoding import Count, Decodable, Finite, decode, encode
+from mtl_keras.decoding import Count, Decodable, Finite, decode
+from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError, unknown_name
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from mtl_keras.callbacks import TaskProgress
 from mtl_keras.data import catalog
-from mtl_keras.decoding import encode
+from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError, check_integer, system_reason
 from mtl_keras.files import write_json
 from mtl_keras.model import MultiTaskModel

@@ -14,7 +14,7 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 
-from mtl_keras.decoding import encode
+from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError
 from mtl_keras.files import (
     check_free,
