@@ -35,7 +35,7 @@ def arrange_labels(
 
     Args:
         y: Labels: a dict by output, or a list in Keras's order of the outputs
-            (sorted by name), or the bare label of a single output.
+            (sorted by name), or the bare label of the only output with a loss.
         sample_weight: None, one weight for all outputs, a dict or a list.
         y_pred: The model's outputs.
         tasks: Outputs that have a loss.
@@ -200,6 +200,8 @@ def by_output(
         given = dict(zip(names, value, strict=True))
     elif value is None:
         given = {}
+    elif kind == "labels" and len(required) == 1:
+        given = {required[0]: value}
     elif kind == "labels" and len(names) > 1:
         raise InputError(
             f"Expected labels as a dict with the keys {names}. "

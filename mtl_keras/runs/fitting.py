@@ -16,18 +16,20 @@ from rich.console import Console
 
 from mtl_keras.callbacks import TaskProgress
 from mtl_keras.data import catalog
-from mtl_keras.errors import InputError, system_reason
+from mtl_keras.decoding import encode
+from mtl_keras.errors import InputError, check_integer, system_reason
+from mtl_keras.files import write_json
 from mtl_keras.model import MultiTaskModel
 from mtl_keras.runs import checkpoints, folder, strategies, unfinished
-from mtl_keras.runs.config import RunConfig, check_count, spec_name
+from mtl_keras.runs.config import RunConfig, TrainingConfig, spec_name
 from mtl_keras.runs.progress import EpochTensorBoard, StepBar
+from mtl_keras.runs.records import made_with
 from mtl_keras.runs.stopping import EarlyStop
 from mtl_keras.runs.training import (
     compiled_model,
     count_batches,
     load_split,
     test_metrics,
-    versions,
 )
 
 
@@ -47,21 +49,20 @@ class Results:
 
 
 def train(
-    config: RunConfig,
+    config: RunConfig | TrainingConfig,
     out: str | pathlib.Path,
     *,
     checkpoint_steps: int | None = None,
-    patience: int | None = None,
     deterministic: bool = False,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     strategy: tf.distribute.Strategy | None = None,
     console: Console | None = None,
 ) -> Results:
-    """Trains one configuration and writes its run folder, or goes on with it.
+    """Trains one configuration and writes its run folder, or resumes it.
 
     The folder appears under its name only when everything is written. After every
     epoch there is a checkpoint beside it: a training that was stopped in whatever
-    way, called again with the same config and folder, goes on from there, to the
+    way, called again with the same config and folder, resumes there, to the
     same end as if it had never been stopped.
 
     A finished run is trained further by more epochs: called again with the same
@@ -74,9 +75,6 @@ def train(
         config: What to train; None in a field means the application's default.
         out: The run folder to make.
         checkpoint_steps: Steps between checkpoints within an epoch; None for none.
-        patience: Epochs without a better validation score (the mean over tasks of
-            the main metrics) before the training ends; None for all epochs. The
-            model is that of the last epoch.
         deterministic: Whether TensorFlow may use deterministic ops only, for the
             whole process: the same weights then bit for bit.
         callbacks: Further callbacks of the training, which come first. The model is
@@ -97,41 +95,34 @@ def train(
         NonFiniteError: If a loss or a gradient is not finite.
     """
     over = strategy or tf.distribute.get_strategy()
-    config = config.validate()
+    settings = config.validate()
     if checkpoint_steps is not None:
-        check_count("checkpoint_steps", checkpoint_steps)
-    if patience is not None:
-        check_count(folder.PATIENCE, patience)
+        check_integer("checkpoint_steps", checkpoint_steps, low=1)
     if console is None or not strategies.is_chief(over):
         console = Console(quiet=True)
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     if strategies.is_chief(over):
         unfinished.restore_replaced(out)
-    finished = unfinished.with_fewer_epochs(out, config, patience)
+    finished = unfinished.with_fewer_epochs(out, settings)
     with (
-        strategies.folders(over, out, config, patience, finished is not None) as (
-            run,
-            saved,
-        ),
+        strategies.folders(over, out, settings, finished is not None) as (run, saved),
         strategies.one_for_all(over),
-        catalog.reading(str(config.data)),
+        catalog.reading(settings.data),
     ):
         with _out_of_room():
-            fitting = _Fitting(config, saved, over, console)
+            fitting = _Fitting(settings, saved, over, console)
             progress = fitting.run(
-                run / folder.LOGS, checkpoint_steps, patience, callbacks, finished
+                run / folder.LOGS, checkpoint_steps, callbacks, finished
             )
         with console.status("Testing"):
-            metrics = test_metrics(config, fitting.model, fitting.test)
+            metrics = test_metrics(settings, fitting.model, fitting.test)
         with folder.disk_errors(run):
             fitting.model.save(run / folder.MODEL)
             folder.write_history(run / folder.HISTORY, progress.history)
-            settings = config.to_dict() | {"versions": versions()}
-            if patience is not None:
-                settings[folder.PATIENCE] = patience
-            folder.write_json(run / folder.CONFIG, settings)
-            folder.write_json(run / folder.METRICS, metrics)
+            described = {**encode(settings), "made_with": made_with()}
+            write_json(run / folder.CONFIG, described)
+            write_json(run / folder.METRICS, metrics)
     return Results(pathlib.Path(out), metrics, progress.seconds)
 
 
@@ -151,7 +142,7 @@ class _Fitting:
     """One training: data and model, made the same way whether new or gone on with.
 
     Args:
-        config: A config that `validate` has returned.
+        config: What `RunConfig.validate` returned.
         folder: Where its checkpoints are.
         strategy: Over what to train.
         console: Where to show progress.
@@ -166,12 +157,11 @@ class _Fitting:
 
     def __init__(
         self,
-        config: RunConfig,
+        config: TrainingConfig,
         folder: pathlib.Path,
         strategy: tf.distribute.Strategy,
         console: Console,
     ):
-        assert config.epochs is not None
         # Before loading too, should anything draw from the global seed.
         keras.utils.set_random_seed(config.seed)
         self._config = config
@@ -201,7 +191,6 @@ class _Fitting:
         self,
         logs: pathlib.Path,
         checkpoint_steps: int | None,
-        patience: int | None,
         callbacks: Sequence[keras.callbacks.Callback],
         finished: folder.Run | None,
     ) -> checkpoints.Progress:
@@ -211,7 +200,6 @@ class _Fitting:
             logs: Folder for TensorBoard.
             checkpoint_steps: Steps between checkpoints within an epoch; None for
                 none.
-            patience: See `train`.
             callbacks: Further callbacks, which come first.
             finished: A run of fewer epochs to start from where there is no
                 checkpoint; None to start anew.
@@ -223,11 +211,10 @@ class _Fitting:
         if found is None and finished is not None:
             found = self._end_of(finished, logs)
         self._announce(found)
-        assert self._config.tasks is not None
         application = self._config.get_application()
         stop = None
-        if patience is not None:
-            stop = EarlyStop(application, self._config.tasks, patience)
+        if self._config.patience is not None:
+            stop = EarlyStop(application, self._config.tasks, self._config.patience)
         callbacks = [
             *callbacks,
             EpochTensorBoard(logs, write_graph=False),

@@ -7,27 +7,25 @@ checkpoints, and under `run` what becomes the run folder by one renaming.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
-import json
 import os
 import pathlib
 import shutil
 from collections.abc import Iterator
-from typing import Any
 
+from mtl_keras.decoding import encode
 from mtl_keras.errors import InputError
-from mtl_keras.files import make_folder, publish_folder
-from mtl_keras.runs.config import RunConfig
-from mtl_keras.runs.folder import (
-    CONFIG,
-    PATIENCE,
-    Run,
+from mtl_keras.files import (
     check_free,
     check_no_links,
-    load_run,
+    make_folder,
+    publish_folder,
     read_json,
     write_json,
 )
+from mtl_keras.runs.config import TrainingConfig
+from mtl_keras.runs.folder import CONFIG, Run, load_run
 
 CHECKPOINTS = "checkpoints"
 AGAIN = "The same command, started again, goes on with the run."
@@ -41,32 +39,28 @@ def work_folder(out: pathlib.Path) -> pathlib.Path:
     return out.with_name(f".{out.name}.partial")
 
 
-def next_free(
-    parent: str | os.PathLike, config: RunConfig, patience: int | None = None
-) -> pathlib.Path:
+def next_free(parent: str | os.PathLike, config: TrainingConfig) -> pathlib.Path:
     """Returns `parent/APPLICATION-N` with the first N that is not taken.
 
     Args:
         parent: Folder of run folders.
         config: What is to be trained. An unfinished run of the very same settings
             that no process holds is not taken: it will be gone on with.
-        patience: See `runs.train`.
     """
     number = 1
     while True:
         out = pathlib.Path(parent) / f"{config.application}-{number}"
-        settings = _as_json(config, patience)
-        if not os.path.lexists(out) and _can_be_taken(work_folder(out), settings):
+        if not os.path.lexists(out) and _can_be_taken(work_folder(out), config):
             return out
         number += 1
 
 
-def _can_be_taken(work: pathlib.Path, settings: dict[str, Any]) -> bool:
+def _can_be_taken(work: pathlib.Path, config: TrainingConfig) -> bool:
     if not work.exists():
         return True
     try:
         with held(work):
-            return _settings(work) == settings
+            return read_json(work / CONFIG) == encode(config)
     except InputError:
         return False
 
@@ -74,8 +68,7 @@ def _can_be_taken(work: pathlib.Path, settings: dict[str, Any]) -> bool:
 @contextlib.contextmanager
 def opened(
     out: str | os.PathLike,
-    config: RunConfig,
-    patience: int | None = None,
+    config: TrainingConfig,
     replaces: bool = False,
 ) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
     """Gives the folders of a new or unfinished run; `out` appears at the end.
@@ -87,7 +80,6 @@ def opened(
     Args:
         out: The run folder.
         config: What is trained, from `RunConfig.validate`.
-        patience: See `runs.train`.
         replaces: Whether `out` is a finished run, whose place the new one takes.
 
     Yields:
@@ -111,7 +103,7 @@ def opened(
         ) from error
     check_no_links(work, *work.rglob("*"))
     with held(work):
-        _check_settings(work, _as_json(config, patience), out)
+        _check_settings(work, config, out)
         try:
             for name in (_RUN, CHECKPOINTS):
                 make_folder(work / name)
@@ -153,24 +145,20 @@ def held(work: pathlib.Path) -> Iterator[None]:
 
 
 def _check_settings(
-    work: pathlib.Path, settings: dict[str, Any], out: pathlib.Path
+    work: pathlib.Path, config: TrainingConfig, out: pathlib.Path
 ) -> None:
     """Writes the settings, or compares them with those of the unfinished run."""
     if not (work / CONFIG).is_file():
-        write_json(work / CONFIG, settings)
+        write_json(work / CONFIG, config)
         return
-    there, here = _settings(work), {PATIENCE: None, **settings}
-    for name in here:
-        if there.get(name) != here[name]:
+    earlier, now = read_json(work / CONFIG), encode(config)
+    for name in now:
+        if earlier.get(name) != now[name]:
             raise InputError(
                 f"{str(work)!r} holds an unfinished run with another {name}: "
-                f"{there.get(name)!r} there, {here[name]!r} here. Give the same "
-                f"settings to go on with it, name another --out, or remove it."
+                f"{earlier.get(name)!r} there, {now[name]!r} here. Give the same "
+                f"settings to resume it, name another --out, or remove it."
             )
-
-
-def _settings(work: pathlib.Path) -> dict[str, Any]:
-    return read_json(work / CONFIG)
 
 
 def restore_replaced(out: str | os.PathLike) -> None:
@@ -186,15 +174,12 @@ def restore_replaced(out: str | os.PathLike) -> None:
             replaced.rename(out)
 
 
-def with_fewer_epochs(
-    out: str | os.PathLike, config: RunConfig, patience: int | None
-) -> Run | None:
+def with_fewer_epochs(out: str | os.PathLike, config: TrainingConfig) -> Run | None:
     """Returns the finished run of these settings, but for more epochs, in a folder.
 
     Args:
         out: The run folder.
         config: What is to be trained, from `RunConfig.validate`.
-        patience: See `runs.train`.
 
     Returns:
         The run; None where there is none, or one of other settings.
@@ -206,11 +191,5 @@ def with_fewer_epochs(
     if not (out / CONFIG).is_file():
         return None
     run = load_run(out)
-    there, here = _as_json(run.config, run.patience), _as_json(config, patience)
-    fewer, more = there.pop("epochs"), here.pop("epochs")
-    return run if there == here and fewer < more else None
-
-
-def _as_json(config: RunConfig, patience: int | None) -> dict[str, Any]:
-    values = json.loads(json.dumps(config.to_dict()))
-    return values if patience is None else {**values, PATIENCE: patience}
+    same = dataclasses.replace(run.config, epochs=config.epochs) == config
+    return run if same and run.config.epochs < config.epochs else None

@@ -141,6 +141,19 @@ def test_gradient_accumulation_is_stock_keras():
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-7)
 
 
+def test_a_bare_label_is_that_of_the_only_output_with_a_loss():
+    x, y = data(12)
+    losses = []
+    for cls in (keras.Model, mtl_keras.MultiTaskModel):
+        keras.utils.set_random_seed(3)
+        model = cls(*network())
+        loss = {"kind": "sparse_categorical_crossentropy", "size": None}
+        model.compile("sgd", loss=loss, run_eagerly=True)
+        logs = [model.train_on_batch(x, y["kind"], return_dict=True) for _ in range(2)]
+        losses += [one["loss"] for one in logs]
+    np.testing.assert_allclose(losses[2:], losses[:2], rtol=1e-6)
+
+
 def test_predict_and_train_on_batch_are_stock_keras():
     outputs = []
     for cls in (keras.Model, mtl_keras.MultiTaskModel):

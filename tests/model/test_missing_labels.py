@@ -529,6 +529,17 @@ def test_labels_and_weights_that_cannot_be_name_the_task(
         assert "\n" not in str(raised.value)
 
 
+def test_what_xla_cannot_check_is_not_finite():
+    loss = "sparse_categorical_crossentropy"
+    model = heads(loss, dense(4, "softmax"), run_eagerly=False, jit_compile=True)
+    for label, weight, fits in ((0, 0.5, True), (0, -0.5, False), (4, 0.5, False)):
+        y = {"a": np.array([1, label, 2, 0]), "b": np.ones((4, 1))}
+        weights = {"a": np.array([1, weight, 1, 1]), "b": np.ones(4)}
+        logs = model.test_on_batch(np.ones((4, 6)), y, weights, return_dict=True)
+        assert np.isfinite(logs["a_loss"]) == np.isfinite(logs["loss"]) == fits
+        assert np.isfinite(logs["b_loss"])
+
+
 def test_weights_with_more_axes_than_the_losses_are_refused():
     model = heads("categorical_crossentropy", dense(4, "softmax"))
     y = {"a": np.eye(4), "b": np.ones((4, 1))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import errno
 import io
 import os
@@ -125,20 +126,20 @@ def test_a_finished_run_trained_further_is_one_training(
 def test_a_run_without_a_better_score_ends_and_stays_ended(
     tiny, eagerly, tmp_path, monkeypatch
 ):
-    settings = config(learning_rate=1e-30, epochs=9)
-    train(settings, tmp_path / "whole", patience=1)
+    settings = config(learning_rate=1e-30, epochs=9, patience=1)
+    train(settings, tmp_path / "whole")
     assert len(result(tmp_path / "whole")[1]) == 1 + 2
     with monkeypatch.context() as patch:
         stop_at(patch, (2, False))
         with pytest.raises(Killed):
-            train(settings, tmp_path / "run", patience=1)
+            train(settings, tmp_path / "run")
     with pytest.raises(InputError, match="with another patience: 1 there, None here"):
-        train(settings, tmp_path / "run")
-    train(settings, tmp_path / "run", patience=1)
+        train(dataclasses.replace(settings, patience=None), tmp_path / "run")
+    train(settings, tmp_path / "run")
     assert_same(tmp_path / "run", tmp_path / "whole")
-    assert load_run(tmp_path / "run").patience == 1
+    assert load_run(tmp_path / "run").config.patience == 1
     with pytest.raises(InputError, match="patience"):
-        train(settings, tmp_path / "run", patience=0)
+        dataclasses.replace(settings, patience=0).validate()
 
 
 def test_the_score_that_patience_waits_for_is_the_best_one(tiny):
