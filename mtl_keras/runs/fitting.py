@@ -102,7 +102,8 @@ def train(
         console = Console(quiet=True)
     if deterministic:
         tf.config.experimental.enable_op_determinism()
-    unfinished.restore_replaced(out)
+    if strategies.is_chief(over):
+        unfinished.restore_replaced(out)
     finished = unfinished.with_fewer_epochs(out, settings)
     with (
         strategies.folders(over, out, settings, finished is not None) as (run, saved),

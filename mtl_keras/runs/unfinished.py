@@ -162,11 +162,16 @@ def _check_settings(
 
 
 def restore_replaced(out: str | os.PathLike) -> None:
-    """Gives a finished run its name back, where its replacement was interrupted."""
+    """Gives a finished run its name back, where its replacement was interrupted.
+
+    Raises:
+        InputError: If another process is about to give the replacement this name.
+    """
     out = pathlib.Path(out).absolute()
     replaced = work_folder(out) / _REPLACED
     if replaced.is_dir() and not os.path.lexists(out):
-        replaced.rename(out)
+        with held(work_folder(out)):
+            replaced.rename(out)
 
 
 def with_fewer_epochs(out: str | os.PathLike, config: TrainingConfig) -> Run | None:
