@@ -18,6 +18,7 @@ from mtl_keras.errors import InputError
 from mtl_keras.reports.figures import new_figure, save_png, styled
 
 with optional.extra("plots", "matplotlib", "A picture of a model or a fit"):
+    from matplotlib import colormaps
     from matplotlib.colors import to_hex
     from matplotlib.figure import Figure
     from matplotlib.image import imread
