@@ -94,10 +94,6 @@ EXPLAINED: dict[str, tuple[str, str]] = {
         "difference",
         "Outputs that are no dict of tensors have a message of their own.",
     ),
-    "test_early_stopping_reuse": (
-        "harness",
-        "The only model of its file with an input of another width.",
-    ),
 }
 
 # Shapes of the inputs of `Sequential` models that are built by their first batch.
@@ -121,9 +117,10 @@ SHAPES: dict[str, tuple[int, ...] | None] = {
 }
 
 
-# Of the inputs that the models of a test of the trainer get, in turn, where it does not
-# give them the width that the others do.
+# Of the inputs that the models of a test get, in turn, where it does not give them the
+# width that the others of its file do.
 WIDTHS: dict[str, tuple[int, ...]] = {
+    "test_early_stopping_reuse": (1,),
     "test_evaluate_return_list_respect_metrics_order": (2,),
     "test_loss_weights": (4, 4),
     "test_multiple_compiles": (4, 3),
@@ -287,7 +284,8 @@ def replace_models() -> None:
         caller = sys._getframe(1).f_globals["__name__"].rpartition(".")[2]
         if cls is sequential.Sequential and layers and caller in SHAPES:
             layers = list(layers)
-            inputs = keras.Input(SHAPES[caller]) if SHAPES[caller] else None
+            shape = (widths.pop(0),) if widths else SHAPES[caller]
+            inputs = keras.Input(shape) if shape else None
             if isinstance(layers[0], keras.layers.InputLayer):
                 inputs = layers.pop(0).output
             elif isinstance(layers[0], keras.KerasTensor):
