@@ -78,6 +78,10 @@ EXPLAINED: dict[str, tuple[str, str]] = {
     ),
     "LegacyH5WholeModelTest::*": HDF5,
     "test_directory_creation_on_save": HDF5,
+    "test_TensorBoard_weight_images": (
+        "difference",
+        "Diverges from one in four random starts; such a loss ends `fit`.",
+    ),
     "test_terminate_on_nan_graceful_stop": (
         "difference",
         "A loss that is not finite ends `fit` with NonFiniteError before it is logged.",
