@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+LARGEST_COUNT = 2**31 - 1
+
 
 class InputError(ValueError):
     """The caller's input is wrong; the message names what and the way out.
@@ -56,6 +58,12 @@ def unknown_name(kind: str, received: object, known: Iterable[str]) -> InputErro
         f"Unknown {kind}. {hint}Expected one of: {', '.join(options)}. "
         f"Received: {received!r}."
     )
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, or its type's name."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def system_reason(error: Exception) -> str:
