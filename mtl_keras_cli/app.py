@@ -26,6 +26,22 @@ app = typer.Typer(
 )
 
 
+Code = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Code of the run's application, FILE.py:NAME or PACKAGE.MODULE:NAME, to "
+        "be imported; a run folder alone imports none."
+    ),
+]
+
+
+def _allow(code: list[str] | None) -> None:
+    from mtl_keras import applications
+
+    for name in code or ():
+        applications.allow(name)
+
+
 def _version(show: bool) -> None:
     if show:
         print(f"mtl-keras {importlib.metadata.version('mtl_keras')}")
@@ -65,7 +81,10 @@ def root(
 )
 def train(
     application: Annotated[
-        str | None, typer.Argument(help="What to train, for example vision.")
+        str | None,
+        typer.Argument(
+            help="What to train: vision, a data file, my_file.py:MyApplication."
+        ),
     ] = None,
     data: Annotated[
         str | None, typer.Option(help="Data set; see `mtl-keras datasets list`.")
@@ -184,13 +203,13 @@ def _split(tasks: str) -> tuple[str, ...]:
 def _base_config(
     application: str | None, from_study: pathlib.Path | None, console: Console
 ) -> RunConfig:
-    from mtl_keras import runs, search
+    from mtl_keras import applications, runs, search
     from mtl_keras.errors import InputError
 
+    if application is not None:
+        application = applications.allow(application)
     if from_study is None:
         if application is None:
-            from mtl_keras import applications
-
             raise InputError(
                 "Expected an application or --from-study. Applications: "
                 f"{', '.join(applications.names())}."
@@ -306,6 +325,7 @@ def tune(
 )
 def evaluate(
     run: Annotated[pathlib.Path, typer.Argument(help="Run folder.")],
+    code: Code = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON instead of a table.")
     ] = False,
@@ -318,6 +338,7 @@ def evaluate(
     from mtl_keras import runs
     from mtl_keras.runs.folder import without_nan
 
+    _allow(code)
     metrics = runs.evaluate(run)
     if as_json:
         print(json.dumps(without_nan(metrics), indent=2))
@@ -351,6 +372,7 @@ def export(
             help="float32, float16 or int8; what the smaller ones cost is printed."
         ),
     ] = "float32",
+    code: Code = None,
     check: Annotated[
         bool, typer.Option("--check", help="Then do what serve-check does.")
     ] = False,
@@ -368,6 +390,7 @@ def export(
     tensorflow.load()
     from mtl_keras_cli import exporting
 
+    _allow(code)
     console = make_console()
     version = exporting.export_runs(
         run,

@@ -27,7 +27,10 @@ EXAMPLES = (
 
 def compare(
     application: Annotated[
-        str, typer.Argument(help="What to train, for example vision.")
+        str,
+        typer.Argument(
+            help="What to train: vision, a data file, my_file.py:MyApplication."
+        ),
     ],
     balancing: Annotated[
         str | None,
@@ -82,6 +85,7 @@ def compare(
     # The trainings run in processes of their own, which need the GPU's memory.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     tensorflow.load()
+    from mtl_keras import applications
     from mtl_keras.compare import DEFAULT_BALANCING, Comparison, run_comparison
     from mtl_keras.compare.results import FILES
     from mtl_keras.runs import RunConfig
@@ -90,9 +94,10 @@ def compare(
     ways: tuple[Any, ...] = DEFAULT_BALANCING
     if balancing is not None:
         ways = tuple(joined(name) for name in _names(balancing))
+    name = applications.allow(application)
     comparison = Comparison(
         RunConfig(
-            application,
+            name,
             data=data,
             tasks=None if tasks is None else _names(tasks),
             backbone=backbone,
@@ -108,7 +113,7 @@ def compare(
         seeds=seeds,
         pairs=pairs,
     )
-    out = out or pathlib.Path("runs") / f"compare-{application}"
+    out = out or pathlib.Path("runs") / f"compare-{applications.label(name)}"
     command = shlex.join(["mtl-keras", *sys.argv[1:]])
     try:
         summary = run_comparison(

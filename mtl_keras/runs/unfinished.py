@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
+from mtl_keras.applications import label
 from mtl_keras.errors import InputError
 from mtl_keras.files import make_folder, publish_folder
 from mtl_keras.runs.config import RunConfig
@@ -47,7 +48,7 @@ def next_free(parent: str | os.PathLike, config: RunConfig) -> pathlib.Path:
     """
     number = 1
     while True:
-        out = pathlib.Path(parent) / f"{config.application}-{number}"
+        out = pathlib.Path(parent) / f"{label(config.application)}-{number}"
         if not os.path.lexists(out) and _can_be_taken(work_folder(out), config):
             return out
         number += 1

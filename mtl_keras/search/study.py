@@ -7,6 +7,7 @@ import pathlib
 import tomllib
 from typing import Any
 
+from mtl_keras import applications
 from mtl_keras.errors import InputError, unknown_name
 from mtl_keras.runs.config import RunConfig, check_count
 from mtl_keras.runs.folder import read_text
@@ -157,6 +158,10 @@ def load_study(path: str | pathlib.Path) -> Study:
         raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a TOML file: {error}") from error
+    if isinstance(table.get("application"), str):
+        # The file is named by whoever starts the study, and with it its application.
+        name = applications.canonical(table["application"], path.parent)
+        table["application"] = applications.allow(name)
     try:
         return _parse(table).validate()
     except InputError as error:

@@ -6,7 +6,6 @@ one place (`values`), where an error can name the file and the row.
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import glob
@@ -17,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mtl_keras import optional
-from mtl_keras.data.tables.schema import Data, DataFile, Files
+from mtl_keras.data.tables.schema import DataFile, Files
 from mtl_keras.errors import InputError, first_line, unknown_name
 
 with optional.extra("tables", "pyarrow", "Reading tables"):
@@ -106,24 +105,10 @@ class FileReader:
             for path, _ in self._paths
         )
 
-    @property
-    def files(self) -> list[pathlib.Path]:
-        """The files, in order."""
-        return [path for path, _ in self._paths]
-
     def check(self, columns: Iterable[str]) -> None:
         """Raises an InputError unless all files have these columns, each once."""
         for path, _ in self._paths:
-            names = self.header(path)
-            repeated = [n for n, count in collections.Counter(names).items() if count > 1]
-            for name in columns:
-                if name in repeated:
-                    raise InputError(
-                        f"{path}: Expected each column once. Received {name!r} "
-                        f"{names.count(name)} times."
-                    )
-                if name not in names:
-                    raise InputError(f"{path}: {unknown_name('column', name, names)}")
+            _check_names(str(path), self.header(path), columns)
 
     def read(self, unit: Unit, columns: Sequence[str]) -> Iterator[Chunk]:
         """Gives the rows of a unit, in order.
@@ -138,6 +123,14 @@ class FileReader:
             number = row + (1 if self._is_parquet(unit.path) else 1 + self._data.header)
             yield Chunk(arrays, [(0, unit.path.name, number)], unit.split)
             row += len(batch)
+
+    def count(self, unit: Unit) -> int:
+        """Returns the number of rows of a unit."""
+        assert unit.path is not None
+        if unit.row_group is None:
+            return sum(len(chunk) for chunk in self.read(unit, self.names[:1]))
+        with pq.ParquetFile(unit.path) as file:
+            return file.metadata.row_group(unit.row_group).num_rows
 
     def header(self, path: pathlib.Path) -> list[str]:
         """Returns the names of a file's columns."""
@@ -252,11 +245,19 @@ class MemoryReader:
         self._parts = {split: _joined(part) for split, part in parts.items()}
         self.units = [Unit(None, split) for split in self._parts]
 
+    def check(self, columns: Iterable[str]) -> None:
+        """Raises an InputError unless the table has these columns, each once."""
+        _check_names("data frame", self.names, columns)
+
     def read(self, unit: Unit, columns: Sequence[str]) -> Iterator[Chunk]:
         """Gives the rows of a unit, in one chunk."""
         chunk = self._parts[unit.split]
         arrays = {name: chunk.columns[name] for name in columns}
         yield Chunk(arrays, chunk.places, chunk.split)
+
+    def count(self, unit: Unit) -> int:
+        """Returns the number of rows of a unit."""
+        return len(self._parts[unit.split])
 
 
 Reader = FileReader | MemoryReader
@@ -286,7 +287,7 @@ def of_frame(frame: Any) -> MemoryReader:
         frame = frame.set_axis(names, axis=1)
         try:
             frame = pa.Table.from_pandas(frame, preserve_index=False)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+        except (pa.ArrowException, TypeError) as error:
             raise InputError(
                 f"The data frame mixes types: {' '.join(map(str, error.args))}."
             ) from error
@@ -295,6 +296,17 @@ def of_frame(frame: Any) -> MemoryReader:
     }
     chunk = Chunk(columns, [(0, "data frame", 0)])
     return MemoryReader([chunk], list(columns))
+
+
+def _check_names(where: str, names: Sequence[str], columns: Iterable[str]) -> None:
+    for name in columns:
+        if names.count(name) > 1:
+            raise InputError(
+                f"{where}: Expected each column once. Received {name!r} "
+                f"{names.count(name)} times."
+            )
+        if name not in names:
+            raise InputError(f"{where}: {unknown_name('column', name, names)}")
 
 
 def _joined(chunks: Sequence[Chunk]) -> Chunk:
@@ -313,6 +325,15 @@ def _joined(chunks: Sequence[Chunk]) -> Chunk:
     return Chunk(columns, places, chunks[0].split)
 
 
+def resolve_files(file: DataFile) -> list[pathlib.Path]:
+    """Returns the files of a table, in order.
+
+    Raises:
+        InputError: If there is none of a name or pattern.
+    """
+    return [path for path, _ in _resolve(file)]
+
+
 def _resolve(file: DataFile) -> list[tuple[pathlib.Path, str | None]]:
     """Returns the files with the split that each is of, sorted by name."""
     files = file.data.files
@@ -329,7 +350,9 @@ def _resolve(file: DataFile) -> list[tuple[pathlib.Path, str | None]]:
 
 def _matching(pattern: str, folder: pathlib.Path) -> list[pathlib.Path]:
     whole = os.path.join(folder, os.path.expanduser(pattern))
-    paths = [whole] if os.path.exists(whole) else sorted(glob.glob(whole, recursive=True))
+    paths = (
+        [whole] if os.path.exists(whole) else sorted(glob.glob(whole, recursive=True))
+    )
     files = [pathlib.Path(path) for path in paths if os.path.isfile(path)]
     if not files:
         raise InputError(f"There is no file {pattern!r} in {folder}.")

@@ -153,7 +153,9 @@ class TaskSettings(Decodable):
 
     def __post_init__(self) -> None:
         if self.loss not in (None, *LOSSES[self.kind]):
-            raise unknown_name(f"loss of a {self.kind} task", self.loss, LOSSES[self.kind])
+            raise unknown_name(
+                f"loss of a {self.kind} task", self.loss, LOSSES[self.kind]
+            )
         if self.positive is not None and self.kind != "binary":
             raise InputError(
                 "Expected `positive` for a binary task only. Received: "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -16,9 +16,9 @@ TRAIN, VALIDATION, TEST = range(3)
 # Up to so many rows or groups, the shares are exact.
 _EXACT = 1 << 20
 _ALIASES = {
-    **{name: TRAIN for name in ("train", "training")},
-    **{name: VALIDATION for name in ("validation", "valid", "val", "dev")},
-    **{name: TEST for name in ("test", "testing", "eval")},
+    **dict.fromkeys(("train", "training"), TRAIN),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), VALIDATION),
+    **dict.fromkeys(("test", "testing", "eval"), TEST),
 }
 
 
@@ -29,12 +29,22 @@ class Splitter:
         file: The data file.
         reader: Reads its table.
         counts: Number of rows of each unit.
+        bounds: What `bounds` was for the same table; None finds them.
+
+    Attributes:
+        bounds: Draws or times between the splits.
 
     Raises:
         InputError: If a row cannot be put into a split.
     """
 
-    def __init__(self, file: DataFile, reader: Reader, counts: Mapping[Unit, int]):
+    def __init__(
+        self,
+        file: DataFile,
+        reader: Reader,
+        counts: Mapping[Unit, int],
+        bounds: Sequence[float] | None = None,
+    ):
         self._split = file.data.split
         self._files = file.data.files if isinstance(file.data.files, Files) else None
         # Rows are numbered over all units that are split at random.
@@ -44,7 +54,9 @@ class Splitter:
             if unit.split in (None, "train"):
                 self._first[unit] = total
                 total += counts[unit]
-        self._bounds = self._find_bounds(reader, total)
+        self.bounds = (
+            self._find_bounds(reader, total) if bounds is None else np.array(bounds)
+        )
 
     def of(self, chunk: Chunk, unit: Unit, row: int) -> np.ndarray:
         """Returns the splits of rows, int8 `[rows]`, indices of `SPLITS`.
@@ -61,7 +73,7 @@ class Splitter:
         if self._split.time is not None:
             # The oldest rows are for training.
             below = np.searchsorted(
-                self._bounds, _times(chunk, self._split.time), side="right"
+                self.bounds, _times(chunk, self._split.time), side="right"
             )
             return below.astype(np.int8)
         if self._split.group is not None:
@@ -70,7 +82,7 @@ class Splitter:
             draws = _draws(self._split.seed, self._first[unit] + row, len(chunk))
         # Below the first bound is validation, below the second test, then training.
         order = np.array([VALIDATION, TEST, TRAIN], np.int8)
-        return order[np.searchsorted(self._bounds, draws, side="right")]
+        return order[np.searchsorted(self.bounds, draws, side="right")]
 
     def _find_bounds(self, reader: Reader, total: int) -> np.ndarray:
         validation, test = self._shares()
@@ -133,16 +145,13 @@ def _group_draws(chunk: Chunk, split: Split) -> np.ndarray:
     """Returns a uniform draw of [0, 1) for each row's group."""
     assert split.group is not None
     values, rows = np.unique(texts(chunk, split.group).astype(str), return_inverse=True)
-    draws = np.array(
-        [
-            int.from_bytes(
-                hashlib.blake2b(f"{split.seed}:{value}".encode(), digest_size=6).digest()
-            )
-            / 2**48
-            for value in values
-        ]
-    )
+    draws = np.array([_draw_of(f"{split.seed}:{value}") for value in values])
     return draws[rows]
+
+
+def _draw_of(text: str) -> float:
+    digest = hashlib.blake2b(text.encode(), digest_size=6).digest()
+    return int.from_bytes(digest) / 2**48
 
 
 def _named(chunk: Chunk, column: str) -> np.ndarray:

@@ -1,0 +1,46 @@
+"""Names of layers for columns and tasks, whatever these are called."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+
+# Names that layers of backbones, ways to share and heads have, or signatures.
+_TAKEN = re.compile(
+    r"(features|from_examples|serving_default|classify_.*|experts|gate|mixture"
+    r"|shared_.*|common_.*|.*_stage(_\d+)?|.*_label)",
+    re.IGNORECASE,
+)
+
+
+def layer_names(titles: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
+    """Returns a layer's name for each title: the title itself where it can be one.
+
+    A name is of ASCII letters, digits and `_`, and starts with a letter.
+
+    Args:
+        titles: Names of columns or tasks, each once.
+        taken: Names that are taken already, and with which layers' names may begin.
+    """
+    titles = list(titles)
+    used = {name.lower() for name in taken}
+    # Titles that are names already come first: the others make way.
+    names: dict[str, str] = {}
+    for title in sorted(titles, key=lambda title: _ascii(title) != title):
+        base = name = _ascii(title)
+        number = 2
+        while name.lower() in used or _TAKEN.fullmatch(name):
+            name = f"{base}_{number}"
+            number += 1
+        used.add(name.lower())
+        names[title] = name
+    return {title: names[title] for title in titles}
+
+
+def _ascii(title: str) -> str:
+    plain = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode()
+    name = re.sub(r"[^A-Za-z0-9]+", "_", plain).strip("_")
+    if re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", title):
+        return title
+    return name if name[:1].isalpha() else f"column_{name}".rstrip("_")
