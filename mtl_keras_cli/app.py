@@ -51,7 +51,8 @@ def _version(show: bool) -> None:
 @app.callback(
     invoke_without_command=True,
     epilog=examples(
-        "mtl-keras train vision",
+        "mtl-keras init houses.csv --to houses.toml",
+        "mtl-keras train houses.toml",
         "mtl-keras tune tuning/vision.toml",
         "mtl-keras compare vision --seeds 3",
         "mtl-keras export runs/vision-1 --to models/vision",
@@ -74,7 +75,46 @@ def root(
 
 @app.command(
     epilog=examples(
+        "mtl-keras init houses.csv --to houses.toml",
+        "mtl-keras init houses.csv --to houses.toml --tasks price,sold",
+        "mtl-keras init reviews/*.csv --to my.toml --task-by domain --tasks positive",
+    )
+)
+def init(
+    files: Annotated[list[str], typer.Argument(help="CSV, TSV or Parquet files.")],
+    to: Annotated[pathlib.Path, typer.Option(help="Data file to write, TOML.")],
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Columns that are tasks, with commas between; else a guess."),
+    ] = None,
+    task_by: Annotated[
+        str | None,
+        typer.Option(
+            help="Column that names each row's task; --tasks is then the labels'."
+        ),
+    ] = None,
+) -> None:
+    """Look at a table and write a data file for it, to be read and changed.
+
+    The file says which columns are features and tasks, of which kinds, and how rows
+    are split; the other commands take it in place of an application's name.
+    """
+    tensorflow.load()
+    from mtl_keras_cli import tables
+
+    tables.init(
+        files,
+        to,
+        tasks=None if tasks is None else _split(tasks),
+        task_by=task_by,
+        console=make_console(),
+    )
+
+
+@app.command(
+    epilog=examples(
         "mtl-keras train vision",
+        "mtl-keras train houses.toml --sharing mmoe",
         "mtl-keras train vision --balancing pcgrad --tasks left,right --epochs 5",
         "mtl-keras train --from-study runs/study-vision --out runs/best",
     )
@@ -184,6 +224,8 @@ def train(
         console.print(f"{out} is there already with these settings: reused.")
         _print_metrics(console, run.metrics)
         return
+    if summary := config.get_application().summary():
+        console.print(summary, soft_wrap=True, markup=False, highlight=False)
     results = runs.train(
         config,
         out,

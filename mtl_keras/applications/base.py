@@ -104,6 +104,13 @@ class Application(Served, abc.ABC):
         del data
         return self
 
+    def summary(self) -> str:
+        """Returns what is to be known of the data before training, in some lines.
+
+        Here nothing: the empty text.
+        """
+        return ""
+
     @abc.abstractmethod
     def load(
         self,

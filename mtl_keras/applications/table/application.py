@@ -23,6 +23,7 @@ from mtl_keras.data.tables.description import Description
 from mtl_keras.data.tables.reading import of_frame
 from mtl_keras.data.tables.samples import Samples
 from mtl_keras.data.tables.schema import DataFile, make_data_file, read_data_file
+from mtl_keras.data.tables.summary import summarise
 from mtl_keras.data.tables.table import OpenTable, identity, open_table
 from mtl_keras.embeddings import LazyAdam
 
@@ -114,6 +115,14 @@ class Table(Application):
             width=64,
             depth=2,
         )
+
+    def summary(self) -> str:
+        """Returns the table's rows, labels, classes and ranges, and what looks wrong.
+
+        What looks wrong: constant columns, categories with another value in every
+        row, a label among the features, classes that a split lacks.
+        """
+        return summarise(self.description)
 
     def for_data(self, data: str | None) -> Application:
         """See `Application.for_data`: the table itself, unless it has changed.

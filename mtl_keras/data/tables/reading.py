@@ -388,7 +388,10 @@ def _explained(path: pathlib.Path, error: Exception) -> str:
     if "Empty CSV file" in message:
         return f"{path}: Expected a table with a header and rows. Received: no rows."
     if row and row[2]:
-        return f"{where}: Expected {row[2]} cells, as in the first row. Received: {row[3]}."
+        return (
+            f"{where}: Expected {row[2]} cells, as in the first row. "
+            f"Received: {row[3]}."
+        )
     if "invalid UTF8" in message or isinstance(error, UnicodeError):
         return (
             f"{where}: Expected text in the encoding of the data file. Received: other "
