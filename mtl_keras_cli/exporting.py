@@ -65,7 +65,7 @@ def export_runs(
         # Inputs, labels, and sample weights where there are any.
         with catalog.reading(str(run.config.data)):
             samples.append(next(iter(load_split(run.config.validate(), "test")))[0])
-        metrics |= measured
+        metrics |= {application.tasks[t].name: v for t, v in measured.items()}
     settings = [run.config.to_dict() for run in loaded]
     version = serving.export(
         models if len(models) > 1 else models[0],

@@ -82,7 +82,10 @@ def compiled_model(config: RunConfig, steps: int) -> keras.Model:
     weights = None
     if config.loss_weights is not None:
         assert config.tasks is not None
-        weights = {task: config.loss_weights.get(task, 1.0) for task in config.tasks}
+        weights = {
+            task.name: config.loss_weights.get(name, 1.0)
+            for name, task in application.select(config.tasks).items()
+        }
     model.compile(
         optimizer=make_optimizer(config.optimizer, rate, application),
         loss=losses,

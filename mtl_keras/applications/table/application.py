@@ -19,6 +19,7 @@ from mtl_keras.applications.base import (
 )
 from mtl_keras.applications.table import encoders
 from mtl_keras.applications.table.tasks import make_head, make_task
+from mtl_keras.applications.table.titled import TitledModel
 from mtl_keras.data.tables.description import Description
 from mtl_keras.data.tables.reading import of_frame
 from mtl_keras.data.tables.samples import Samples
@@ -26,6 +27,7 @@ from mtl_keras.data.tables.schema import DataFile, make_data_file, read_data_fil
 from mtl_keras.data.tables.summary import summarise
 from mtl_keras.data.tables.table import OpenTable, identity, open_table
 from mtl_keras.embeddings import LazyAdam
+from mtl_keras.model import MultiTaskModel
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -88,8 +90,8 @@ class Table(Application):
 
     @property
     def tasks(self) -> Mapping[str, Task]:  # type: ignore[override]
-        """All tasks, by the names of the model's outputs."""
-        return {n: make_task(stats) for n, stats in self.description.tasks.items()}
+        """All tasks, by their columns, or by the values that tell them apart."""
+        return {s.title: make_task(s) for s in self.description.tasks.values()}
 
     @property
     def backbones(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -158,7 +160,8 @@ class Table(Application):
         del data_dir
         check_split(split)
         self.for_data(data)
-        stats = {name: self.description.tasks[name] for name in self.select(tasks)}
+        names = [task.name for task in self.select(tasks).values()]
+        stats = {name: self.description.tasks[name] for name in names}
         samples = Samples(self.table, split, stats, limit)
         return samples.dataset(batch_size, shuffle, seed, epoch)
 
@@ -192,6 +195,18 @@ class Table(Application):
         stats = self.description.tasks
         hidden = _HIDDEN if len(stats) <= _MANY_TASKS else 0
         return make_head(stats[task.name], features, hidden)
+
+    def assemble(
+        self,
+        inputs: Mapping[str, keras.KerasTensor],
+        outputs: Mapping[str, keras.KerasTensor],
+    ) -> MultiTaskModel:
+        """See `Application.assemble`: logs name the tasks as the table does."""
+        stats = [self.description.tasks[name] for name in outputs]
+        titles = {s.name: s.title for s in stats if s.title != s.name}
+        if not titles:
+            return MultiTaskModel(inputs, outputs)
+        return TitledModel(inputs, outputs, titles=titles)
 
     def class_names(self) -> Mapping[str, Sequence[str]]:
         """See `Application.class_names`: the labels as the table has them."""

@@ -1,6 +1,6 @@
 """From a table's raw values to one vector, by layers inside the model.
 
-Layers of this module have a dot in their names, which no input or task has.
+Layers of this module have two or three dots in their names, which no input or task has.
 """
 
 from __future__ import annotations
@@ -95,12 +95,12 @@ def encode(
         return parts[0][0]
     if cells:
         x = layers.Dense(
-            width, "relu", kernel_initializer="he_normal", name="cells.vector"
+            width, "relu", kernel_initializer="he_normal", name="cells...vector"
         )(_encode_cells(inputs, cells))
         # A row of cells is always there: a missing one is a value of its own.
-        parts.append((x, AlwaysPresent(name="cells.present")(x)))
+        parts.append((x, AlwaysPresent(name="cells...present")(x)))
     vectors, present = zip(*parts, strict=True)
-    return fusion.get(fuse)(width, name="parts.fusion")(list(vectors), list(present))
+    return fusion.get(fuse)(width, name="parts...fusion")(list(vectors), list(present))
 
 
 def _encode_cells(
@@ -111,24 +111,24 @@ def _encode_cells(
     sizes: list[int] = []
     for name, stats in features.items():
         if stats.kind == "number":
-            bins = NumberBins(list(stats.boundaries), name=f"{name}.bins")
+            bins = NumberBins(list(stats.boundaries), name=f"{name}..bins")
             indices.append(bins(inputs[name]))
             sizes.append(len(stats.boundaries) + 2)
         else:
             lookup = layers.StringLookup(
-                vocabulary=list(stats.vocabulary), mask_token="", name=f"{name}.lookup"
+                vocabulary=list(stats.vocabulary), mask_token="", name=f"{name}..lookup"
             )
             indices.append(lookup(inputs[name]))
             sizes.append(len(stats.vocabulary) + 2)
-    rows = FieldIndices(sizes, name="cells.rows")(indices)
-    vectors = SparseEmbedding(sum(sizes), FIELD_WIDTH, name="cells.embedding")(rows)
-    parts = [layers.Flatten(name="cells.vectors")(vectors)]
+    rows = FieldIndices(sizes, name="cells...rows")(indices)
+    vectors = SparseEmbedding(sum(sizes), FIELD_WIDTH, name="cells...embedding")(rows)
+    parts = [layers.Flatten(name="cells...vectors")(vectors)]
     numbers = [name for name, stats in features.items() if stats.kind == "number"]
     if numbers:
         parts.append(_encode_numbers({n: inputs[n] for n in numbers}, features))
     if len(parts) == 1:
         return parts[0]
-    return layers.Concatenate(name="cells.joined")(parts)
+    return layers.Concatenate(name="cells...joined")(parts)
 
 
 def _encode_numbers(
@@ -136,21 +136,21 @@ def _encode_numbers(
 ) -> keras.KerasTensor:
     """Returns numbers standardised, and where they are missing."""
     columns = [
-        layers.Reshape((1,), dtype="float32", name=f"{name}.column")(x)
+        layers.Reshape((1,), dtype="float32", name=f"{name}..column")(x)
         for name, x in values.items()
     ]
     x = columns[0]
     if len(columns) > 1:
-        x = layers.Concatenate(dtype="float32", name="cells.numbers")(columns)
+        x = layers.Concatenate(dtype="float32", name="cells...numbers")(columns)
     x = layers.Normalization(
         mean=[features[name].mean[0] for name in values],
         variance=[
             max(features[name].variance[0], _SMALLEST_VARIANCE) for name in values
         ],
         dtype="float32",
-        name="cells.standardised",
+        name="cells...standardised",
     )(x)
-    return FilledNumbers(dtype="float32", name="cells.filled")(x)
+    return FilledNumbers(dtype="float32", name="cells...filled")(x)
 
 
 def _encode_text(
@@ -158,55 +158,57 @@ def _encode_text(
 ) -> _Vector:
     assert stats.length is not None
     name = stats.name
-    present = NotEmpty(name=f"{name}.present")(x)
+    present = NotEmpty(name=f"{name}..present")(x)
     tokens = tokens_layer(
-        stats.by, stats.length, stats.vocabulary, name=f"{name}.tokens"
+        stats.by, stats.length, stats.vocabulary, name=f"{name}..tokens"
     )
     x = tokens(x)
-    x = TokenVectors(len(stats.vocabulary) + 2, _TOKEN_UNITS, name=f"{name}.vectors")(x)
+    x = TokenVectors(len(stats.vocabulary) + 2, _TOKEN_UNITS, name=f"{name}..vectors")(
+        x
+    )
     if backbone == "cnn":
         x = layers.Conv1D(
             width,
             _KERNEL,
             padding="same",
             activation="relu",
-            name=f"{name}.convolution",
+            name=f"{name}..convolution",
         )(x)
     else:
         (stage,) = _TEXT_STAGES[backbone](max(2, width // 2), 1)
-        x = _renamed(stage, f"{name}.{backbone}")(x)
-    x = PooledTokens(name=f"{name}.pooled")(x)
-    x = layers.Dropout(_DROPOUT, name=f"{name}.dropout")(x)
+        x = _renamed(stage, f"{name}..{backbone}")(x)
+    x = PooledTokens(name=f"{name}..pooled")(x)
+    x = layers.Dropout(_DROPOUT, name=f"{name}..dropout")(x)
     return _vector(x, name, width), present
 
 
 def _encode_image(x: keras.KerasTensor, stats: FeatureStats, width: int) -> _Vector:
     name = stats.name
-    present = NotEmpty(name=f"{name}.present")(x)
-    x = DecodedImages(stats.size, name=f"{name}.image")(x)
+    present = NotEmpty(name=f"{name}..present")(x)
+    x = DecodedImages(stats.size, name=f"{name}..image")(x)
     for index, stage in enumerate(backbones.cnn(max(4, width // 4), _CNN_STAGES)):
-        x = _renamed(stage, f"{name}.cnn_{index}")(x)
-    x = layers.Flatten(name=f"{name}.flat")(x)
-    x = layers.Dropout(_DROPOUT, name=f"{name}.dropout")(x)
+        x = _renamed(stage, f"{name}..cnn_{index}")(x)
+    x = layers.Flatten(name=f"{name}..flat")(x)
+    x = layers.Dropout(_DROPOUT, name=f"{name}..dropout")(x)
     return _vector(x, name, width), present
 
 
 def _encode_vector(x: keras.KerasTensor, stats: FeatureStats, width: int) -> _Vector:
     name = stats.name
-    present = NotMissing(name=f"{name}.present")(x)
+    present = NotMissing(name=f"{name}..present")(x)
     x = layers.Normalization(
         mean=list(stats.mean),
         variance=[max(v, _SMALLEST_VARIANCE) for v in stats.variance],
         dtype="float32",
-        name=f"{name}.standardised",
+        name=f"{name}..standardised",
     )(x)
-    x = FilledNumbers(dtype="float32", name=f"{name}.filled")(x)
+    x = FilledNumbers(dtype="float32", name=f"{name}..filled")(x)
     return _vector(x, name, width), present
 
 
 def _vector(x: keras.KerasTensor, name: str, width: int) -> keras.KerasTensor:
     return layers.Dense(
-        width, "relu", kernel_initializer="he_normal", name=f"{name}.vector"
+        width, "relu", kernel_initializer="he_normal", name=f"{name}..vector"
     )(x)
 
 

@@ -6,6 +6,8 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
+# Two dots are for layers inside the model.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
 # Names that layers of backbones, ways to share and heads have, or signatures.
 _TAKEN = re.compile(
     r"(features|from_examples|serving_default|classify_.*|experts|gate|mixture"
@@ -17,7 +19,8 @@ _TAKEN = re.compile(
 def layer_names(titles: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
     """Returns a layer's name for each title: the title itself where it can be one.
 
-    A name is of ASCII letters, digits and `_`, and starts with a letter.
+    A name is of ASCII letters, digits, `_`, `-` and single dots, and starts with a
+    letter or digit.
 
     Args:
         titles: Names of columns or tasks, each once.
@@ -41,6 +44,6 @@ def layer_names(titles: Iterable[str], taken: Iterable[str] = ()) -> dict[str, s
 def _ascii(title: str) -> str:
     plain = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode()
     name = re.sub(r"[^A-Za-z0-9]+", "_", plain).strip("_")
-    if re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", title):
+    if _NAME.fullmatch(title):
         return title
     return name if name[:1].isalpha() else f"column_{name}".rstrip("_")

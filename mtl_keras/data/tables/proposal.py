@@ -267,7 +267,7 @@ def _split_column(chunk: Chunk, guesses: Mapping[str, Guess]) -> str | None:
         if not pa.types.is_string(array.type) or not 2 <= g.distinct <= 3:
             continue
         values = {str(v).lower() for v in array.drop_null().unique().to_pylist()}
-        if values <= _SPLIT_VALUES and len(values) == 3:
+        if values <= _SPLIT_VALUES:
             return name
     return None
 

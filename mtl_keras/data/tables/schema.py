@@ -33,11 +33,13 @@ class Split(Decodable):
     """Which rows are for training, validation and test.
 
     Attributes:
-        by: `"random"`; one of `column`, `group` and `time` takes its place.
+        by: `"random"`; one of `column`, `group` and `time` takes its place. Where a
+            column tells tasks apart, each task has its share in every split.
         validation: Share of the rows for validation.
         test: Share of the rows for test.
         seed: Seed of the random split.
-        column: Column that holds `train`, `validation` or `test`.
+        column: Column that holds `train`, `validation` or `test`; where it never holds
+            one of the latter two, a share of the training rows is drawn for it.
         group: Column whose equal values stay in one split, such as a user's id.
         time: Column by which the newest rows are for test, those before them for
             validation.

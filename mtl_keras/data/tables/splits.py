@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from mtl_keras.data.tables.reading import Chunk, Reader, Unit
-from mtl_keras.data.tables.schema import SPLITS, DataFile, Files, Split
+from mtl_keras.data.tables.reading import Chunk, MemoryReader, Reader, Unit
+from mtl_keras.data.tables.schema import SPLITS, DataFile, Files, Split, TaskBy
 from mtl_keras.data.tables.values import is_dated, numbers, texts
 from mtl_keras.errors import InputError, unknown_name
 
@@ -46,6 +46,7 @@ class Splitter:
         bounds: Sequence[float] | None = None,
     ):
         self._split = file.data.split
+        self._tasks = file.tasks
         self._files = file.data.files if isinstance(file.data.files, Files) else None
         # Rows are numbered over all units that are split at random.
         self._first: dict[Unit, int] = {}
@@ -57,6 +58,10 @@ class Splitter:
         self.bounds = (
             self._find_bounds(reader, total) if bounds is None else np.array(bounds)
         )
+        self._by_task: dict[str, np.ndarray] = {}
+        by_task = isinstance(file.tasks, TaskBy) and not self._split.reads
+        if by_task and isinstance(reader, MemoryReader) and total <= _EXACT:
+            self._by_task = self._find_task_bounds(reader)
 
     def of(self, chunk: Chunk, unit: Unit, row: int) -> np.ndarray:
         """Returns the splits of rows, int8 `[rows]`, indices of `SPLITS`.
@@ -69,7 +74,11 @@ class Splitter:
         if chunk.split in ("validation", "test"):
             return np.full(len(chunk), SPLITS.index(chunk.split), np.int8)
         if self._split.column is not None:
-            return _named(chunk, self._split.column)
+            splits = _named(chunk, self._split.column)
+            # What the column does not tell apart is drawn from the training rows.
+            draws = _draws(self._split.seed, self._first[unit] + row, len(chunk))
+            drawn = _drawn(draws, self.bounds)
+            return np.where(splits == TRAIN, drawn, splits).astype(np.int8)
         if self._split.time is not None:
             # The oldest rows are for training.
             below = np.searchsorted(
@@ -80,14 +89,44 @@ class Splitter:
             draws = _group_draws(chunk, self._split)
         else:
             draws = _draws(self._split.seed, self._first[unit] + row, len(chunk))
-        # Below the first bound is validation, below the second test, then training.
-        order = np.array([VALIDATION, TEST, TRAIN], np.int8)
-        return order[np.searchsorted(self.bounds, draws, side="right")]
+            if self._by_task:
+                return self._of_tasks(chunk, draws)
+        return _drawn(draws, self.bounds)
+
+    def _of_tasks(self, chunk: Chunk, draws: np.ndarray) -> np.ndarray:
+        assert isinstance(self._tasks, TaskBy)
+        owner = texts(chunk, self._tasks.column).astype(str)
+        splits = np.empty(len(chunk), np.int8)
+        for title in np.unique(owner):
+            rows = owner == title
+            splits[rows] = _drawn(draws[rows], self._by_task[title])
+        return splits
+
+    def _find_task_bounds(self, reader: Reader) -> dict[str, np.ndarray]:
+        """Returns bounds for each task, so that each has its share in every split."""
+        assert isinstance(self._tasks, TaskBy)
+        draws: dict[str, list[np.ndarray]] = {}
+        for unit in self._first:
+            row = self._first[unit]
+            for chunk in reader.read(unit, [self._tasks.column]):
+                own = _draws(self._split.seed, row, len(chunk))
+                owner = texts(chunk, self._tasks.column).astype(str)
+                for title in np.unique(owner):
+                    draws.setdefault(title, []).append(own[owner == title])
+                row += len(chunk)
+        shares = self._shares()
+        return {
+            title: _quantiles(np.sort(np.concatenate(parts)), [shares[0], sum(shares)])
+            for title, parts in draws.items()
+        }
 
     def _find_bounds(self, reader: Reader, total: int) -> np.ndarray:
         validation, test = self._shares()
         if self._split.column is not None:
-            return np.zeros(0)
+            named = self._named_splits(reader)
+            validation = 0.0 if VALIDATION in named else validation
+            test = 0.0 if TEST in named else test
+            return np.array([validation, validation + test])
         if self._split.time is not None:
             times = np.sort(np.concatenate(list(self._all_times(reader))))
             ends = [1 - validation - test, 1 - test]
@@ -107,6 +146,14 @@ class Splitter:
             0.0 if files and files.validation is not None else self._split.validation,
             0.0 if files and files.test is not None else self._split.test,
         )
+
+    def _named_splits(self, reader: Reader) -> set[int]:
+        assert self._split.column is not None
+        named: set[int] = set()
+        for unit in reader.units:
+            for chunk in reader.read(unit, [self._split.column]):
+                named.update(_named(chunk, self._split.column).tolist())
+        return named
 
     def _all_times(self, reader: Reader) -> Iterator[np.ndarray]:
         assert self._split.time is not None
@@ -130,6 +177,12 @@ def _quantiles(ordered: np.ndarray, ends: list[float]) -> np.ndarray:
         return np.array(ends)
     padded = np.append(ordered, np.inf)
     return padded[[round(end * len(ordered)) for end in ends]]
+
+
+def _drawn(draws: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """Returns validation below the first bound, test below the second, else train."""
+    order = np.array([VALIDATION, TEST, TRAIN], np.int8)
+    return order[np.searchsorted(bounds, draws, side="right")]
 
 
 def _draws(seed: int, first: int, count: int) -> np.ndarray:
