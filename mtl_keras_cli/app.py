@@ -390,6 +390,35 @@ def evaluate(
 
 @app.command(
     epilog=examples(
+        "mtl-keras predict runs/houses-1 new.csv",
+        "mtl-keras predict runs/houses-1 new.parquet --out answers.parquet",
+    )
+)
+def predict(
+    run: Annotated[pathlib.Path, typer.Argument(help="Run folder of a table.")],
+    file: Annotated[
+        pathlib.Path, typer.Argument(help="CSV, TSV or Parquet file with the features.")
+    ],
+    out: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="File to write; else FILE.predictions beside FILE."),
+    ] = None,
+    code: Code = None,
+) -> None:
+    """Write a run's predictions beside the rows of a file.
+
+    Numbers are in the units of the table that the model was trained on; classes come
+    with their probability.
+    """
+    tensorflow.load()
+    from mtl_keras_cli import tables
+
+    _allow(code)
+    tables.predict(run, file, out, make_console())
+
+
+@app.command(
+    epilog=examples(
         "mtl-keras export runs/vision-1 --to models/vision --check",
         "mtl-keras export runs/vision-1 --to models/vision --tasks left,right",
         "mtl-keras export runs/vision-1 --to models/small --weights int8",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +20,9 @@ from mtl_keras.applications.table import encoders
 from mtl_keras.applications.table.tasks import make_head, make_task
 from mtl_keras.applications.table.titled import TitledModel
 from mtl_keras.data.tables.description import Description
-from mtl_keras.data.tables.reading import of_frame
 from mtl_keras.data.tables.samples import Samples
-from mtl_keras.data.tables.schema import DataFile, make_data_file, read_data_file
+from mtl_keras.data.tables.schema import DataFile
+from mtl_keras.data.tables.sources import open_source
 from mtl_keras.data.tables.summary import summarise
 from mtl_keras.data.tables.table import OpenTable, identity, open_table
 from mtl_keras.embeddings import LazyAdam
@@ -45,11 +44,14 @@ class Table(Application):
     any label of the chosen tasks are not read.
 
     Args:
-        source: A data file (TOML), a `pandas.DataFrame` or a `pyarrow.Table`.
-        features: `{column: kind}` of a data frame's features; None takes all columns
-            that are no task, of the kinds that `mtl_keras.data.propose` finds.
-        tasks: `{column: kind}` of a data frame's tasks.
-        split: Split of a data frame: what a data file has under `data.split`.
+        source: A data file (TOML), which says the rest; or a CSV, TSV or Parquet
+            file, a `pandas.DataFrame` or a `pyarrow.Table`.
+        features: `{column: kind}`, or what a data file has in place of a kind; None
+            takes all columns that are no task, of the kinds that they seem to be.
+        tasks: `{column: kind}`, likewise; or `{"by": column, "label": column, "kind":
+            kind}` where each row labels the task that a column names.
+        split: What a data file has under `data.split`; None means 80, 10 and 10 % of
+            the rows, at random.
 
     Raises:
         InputError: If the data file or the table is not as it should be, with file
@@ -73,8 +75,13 @@ class Table(Application):
         tasks: Mapping[str, Any] | None = None,
         split: Mapping[str, Any] | None = None,
     ):
-        self._file, self._table = _source(source, features, tasks, split)
+        self._file, self._table = open_source(source, features, tasks, split)
         self.default_data = _data_name(self._file, self._table)
+
+    @property
+    def file(self) -> DataFile:
+        """The data file, decoded."""
+        return self._file
 
     @property
     def table(self) -> OpenTable:
@@ -217,40 +224,7 @@ class Table(Application):
         }
 
 
-def _source(
-    source: Any,
-    features: Mapping[str, Any] | None,
-    tasks: Mapping[str, Any] | None,
-    split: Mapping[str, Any] | None,
-) -> tuple[DataFile, OpenTable | None]:
-    if isinstance(source, (str, os.PathLike)):
-        if not (features is tasks is split is None):
-            raise errors.InputError(
-                "Expected features, tasks and split in the data file. Received them "
-                f"beside {os.fspath(source)!r}."
-            )
-        return read_data_file(source), None
-    if not tasks:
-        raise errors.InputError(
-            "Expected tasks, {column: kind}, of a data frame. Received: "
-            f"tasks={tasks!r}."
-        )
-    reader = of_frame(source)
-    if features is None:
-        from mtl_keras.data.tables.proposal import propose_features
-
-        features = propose_features(reader, leave_out=tasks, split=split or {})
-    values = {
-        "data": {"files": "data frame", **({"split": dict(split)} if split else {})},
-        "features": dict(features),
-        "tasks": dict(tasks),
-    }
-    file = make_data_file(values, pathlib.Path("data frame").absolute())
-    reader.check(file.columns)
-    return file, OpenTable(file, reader)
-
-
 def _data_name(file: DataFile, table: OpenTable | None) -> str:
     if table is not None:
-        return "data frame"
+        return file.path.name
     return f"{file.path.stem}-{identity(file)[:8]}"

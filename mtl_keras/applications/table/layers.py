@@ -32,9 +32,7 @@ class FilledNumbers(keras.layers.Layer):
         numbers = ops.clip(numbers, -_CLIP, _CLIP)
         return ops.concatenate([numbers, ops.cast(missing, numbers.dtype)], axis=-1)
 
-    def compute_output_shape(
-        self, input_shape: tuple[int | None, ...]
-    ) -> tuple[int | None, ...]:
+    def compute_output_shape(self, input_shape: tuple[Any, ...]) -> tuple[Any, ...]:
         """Returns the shape of the result."""
         return (*input_shape[:-1], 2 * input_shape[-1])
 
@@ -112,9 +110,7 @@ class PooledTokens(keras.layers.Layer):
         # Padding is 0 here too; beside negative features it may be the maximum.
         return ops.concatenate([mean, ops.max(inputs * weight, axis=1)], axis=-1)
 
-    def compute_output_shape(
-        self, input_shape: tuple[int | None, ...]
-    ) -> tuple[int | None, ...]:
+    def compute_output_shape(self, input_shape: tuple[Any, ...]) -> tuple[Any, ...]:
         """Returns the shape of the result."""
         return (input_shape[0], 2 * input_shape[-1])
 

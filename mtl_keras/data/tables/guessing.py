@@ -6,10 +6,11 @@ import dataclasses
 import os
 import pathlib
 import re
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
+from mtl_keras.data.tables.arrow import pa
 from mtl_keras.data.tables.reading import Chunk
 from mtl_keras.data.tables.values import LARGEST, class_name, is_dated, texts
 
@@ -68,7 +69,7 @@ def guess(chunk: Chunk, column: str, folder: pathlib.Path) -> Guess:
     if count <= 1:
         note = f"always {distinct[0]!r}" if count else "empty"
         return Guess(column, None, None, missing=missing, distinct=count, note=note)
-    common = {"missing": missing, "distinct": count}
+    common: dict[str, Any] = {"missing": missing, "distinct": count}
     numbers = _numbers(distinct)
     if numbers is not None:
         return _number(column, numbers, len(present), common)
@@ -88,7 +89,9 @@ def _numbers(distinct: np.ndarray) -> np.ndarray | None:
     return values if (np.abs(values) < LARGEST).all() else None
 
 
-def _number(column: str, values: np.ndarray, rows: int, common: dict) -> Guess:
+def _number(
+    column: str, values: np.ndarray, rows: int, common: dict[str, Any]
+) -> Guess:
     whole = bool((values == np.floor(values)).all())
     note = f"{values.min():g} to {values.max():g}"
     if len(values) == 2:
@@ -108,7 +111,7 @@ def _text(
     present: np.ndarray,
     distinct: np.ndarray,
     folder: pathlib.Path,
-    common: dict,
+    common: dict[str, Any],
 ) -> Guess:
     if str(distinct[0]).lower().endswith(_IMAGES) and os.path.isfile(
         folder / distinct[0]

@@ -12,8 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
-
+from mtl_keras.data.tables.arrow import pa
 from mtl_keras.data.tables.guessing import Guess, guess
 from mtl_keras.data.tables.reading import (
     Chunk,
@@ -54,7 +53,7 @@ def propose(
     """
     folder = pathlib.Path(to).absolute().parent
     paths = [os.path.relpath(os.path.abspath(file), folder) for file in files]
-    data, notes = _reading(paths, folder)
+    data, notes = reading_of(paths, folder)
     file = DataFile(folder / "x.toml", data, {}, {})
     reader = FileReader(file)
     reader.check(reader.names)
@@ -91,8 +90,13 @@ def propose_features(
     return {g.column: _feature(g) for g in guesses if g.feature is not None}
 
 
-def _reading(paths: Sequence[str], folder: pathlib.Path) -> tuple[Data, list[str]]:
-    """Returns how the files are to be read, by a look at the first one."""
+def reading_of(paths: Sequence[str], folder: pathlib.Path) -> tuple[Data, list[str]]:
+    """Returns how files are to be read, by a look at the first one, and notes on it.
+
+    Args:
+        paths: The files.
+        folder: What they are relative to.
+    """
     files: Any = paths[0] if len(paths) == 1 else tuple(paths)
     by_split = _by_split(paths)
     if by_split:

@@ -15,15 +15,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from mtl_keras import optional
+from mtl_keras.data.tables.arrow import pa, pa_csv, pc, pq
 from mtl_keras.data.tables.schema import DataFile, Files
 from mtl_keras.errors import InputError, first_line, unknown_name
-
-with optional.extra("tables", "pyarrow", "Reading tables"):
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.csv as pa_csv
-    import pyarrow.parquet as pq
 
 CHUNK_ROWS = 1 << 16
 _BLOCK_BYTES = 1 << 24  # also the longest row that can be read
@@ -310,7 +304,8 @@ def _check_names(where: str, names: Sequence[str], columns: Iterable[str]) -> No
 
 
 def _joined(chunks: Sequence[Chunk]) -> Chunk:
-    first, places = 0, []
+    first = 0
+    places: list[tuple[int, str, int]] = []
     for chunk in chunks:
         # Chunks of one file count on.
         (_, file, number), *others = chunk.places
@@ -337,11 +332,10 @@ def resolve_files(file: DataFile) -> list[pathlib.Path]:
 def _resolve(file: DataFile) -> list[tuple[pathlib.Path, str | None]]:
     """Returns the files with the split that each is of, sorted by name."""
     files = file.data.files
+    by_split: dict[str | None, Any] = {None: files}
     if isinstance(files, Files):
         by_split = {k: v for k, v in dataclasses.asdict(files).items() if v is not None}
-    else:
-        by_split = {None: files}
-    found = []
+    found: list[tuple[pathlib.Path, str | None]] = []
     for split, patterns in by_split.items():
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
             found += [(path, split) for path in _matching(pattern, file.path.parent)]

@@ -240,7 +240,7 @@ class Samples:
         inputs = dict(arrays["features"])
         for name, stats in self._table.description.features.items():
             if stats.kind == "image":
-                inputs[name] = tf.map_fn(_read_file, inputs[name])
+                inputs[name] = tf.map_fn(read_image, inputs[name])
         labels, weights = {}, {}
         for index, (name, task) in enumerate(self._tasks.items()):
             if self._by:
@@ -278,7 +278,12 @@ def class_weights(task: TaskStats) -> list[float]:
     ]
 
 
-def _read_file(path: tf.Tensor) -> tf.Tensor:
+def read_image(path: tf.Tensor) -> tf.Tensor:
+    """Returns the bytes of a file, a string scalar; those of the path "" are "".
+
+    Args:
+        path: String scalar.
+    """
     return tf.cond(tf.equal(path, ""), lambda: "", lambda: tf.io.read_file(path))
 
 

@@ -77,8 +77,8 @@ class Numbers:
         edges = [mode, np.nextafter(mode, np.float32(np.inf))]
         if len(others):
             edges += np.quantile(others, np.linspace(0, 1, _BINS + 1)[1:-1]).tolist()
-        edges = np.unique(np.asarray(edges, np.float32))
-        return tuple(edges[np.isfinite(edges)].tolist())
+        boundaries = np.unique(np.asarray(edges, np.float32))
+        return tuple(boundaries[np.isfinite(boundaries)].tolist())
 
 
 class Collector:
@@ -197,7 +197,8 @@ class Collector:
 
     def _vector_stats(self) -> FeatureStats:
         parts = [part for part in self._sums if part.shape[1]]
-        if not parts or not (total := sum(parts))[0, 0]:
+        total = np.sum(parts, axis=0) if parts else np.zeros((3, 1))
+        if not total[0, 0]:
             return dataclasses.replace(self._base, missing=self._missing)
         mean = total[1] / total[0]
         variance = np.maximum(total[2] / total[0] - mean**2, 0.0)

@@ -37,11 +37,9 @@ def summarise(description: Description) -> str:
     lines += _aligned(cells)
     if len(tasks) > _MOST_TASKS:
         lines.append(f"  and {len(tasks) - _MOST_TASKS} more.")
-    mapped = [
-        f"{stats.title!r} is {stats.name}"
-        for stats in (*description.features.values(), *description.tasks.values())
-        if stats.title != stats.name
-    ]
+    named: list[FeatureStats | TaskStats] = list(description.features.values())
+    named += description.tasks.values()
+    mapped = [f"{s.title!r} is {s.name}" for s in named if s.title != s.name]
     if mapped:
         more = f" and {len(mapped) - 10} more" if len(mapped) > 10 else ""
         lines.append(f"Names in the model: {', '.join(mapped[:10])}{more}.")

@@ -93,7 +93,7 @@ def _digest(file: DataFile) -> str:
 
 
 def _hash(file: DataFile, files: list[tuple[Any, ...]]) -> str:
-    settings = encode(dataclasses.replace(file, path=pathlib.PurePath()))
+    settings = encode(dataclasses.replace(file, path=pathlib.Path()))
     text = json.dumps([_VERSION, settings, files], default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -111,8 +111,7 @@ def _opened(key: _Key) -> OpenTable:
     if streams is None:
         streams = reader.bytes > STREAMED_BYTES
     if not streams:
-        table = in_memory(reader, key.file.columns)
-        return OpenTable(key.file, table)
+        return OpenTable(key.file, in_memory(reader, key.file.columns))
     # A pass over a large table takes long; other processes are to find its result.
     kept = resolve_data_dir() / "mtl_keras_tables" / f"{key.digest}.json"
     if kept.is_file():

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
+from mtl_keras.data.tables.arrow import pa, pc
 from mtl_keras.data.tables.reading import Chunk
 from mtl_keras.errors import InputError
 
