@@ -28,7 +28,8 @@ class Guess:
 
     Attributes:
         column: Its name.
-        feature: Its kind as a feature; None where nothing can be learnt from it.
+        feature: Its kind as a feature; None where it can be none.
+        useless: Whether nothing can be learnt from it as a feature.
         task: Its kind as a task; None where it can be none.
         by: Of texts: `"word"` or `"character"`.
         missing: Share of empty cells.
@@ -43,6 +44,7 @@ class Guess:
     missing: float = 0.0
     distinct: int = 0
     note: str = ""
+    useless: bool = False
 
 
 def guess(chunk: Chunk, column: str, folder: pathlib.Path) -> Guess:
@@ -68,7 +70,15 @@ def guess(chunk: Chunk, column: str, folder: pathlib.Path) -> Guess:
     count = len(distinct)
     if count <= 1:
         note = f"always {distinct[0]!r}" if count else "empty"
-        return Guess(column, None, None, missing=missing, distinct=count, note=note)
+        return Guess(
+            column,
+            "category",
+            None,
+            missing=missing,
+            distinct=count,
+            note=note,
+            useless=True,
+        )
     common: dict[str, Any] = {"missing": missing, "distinct": count}
     numbers = _numbers(distinct)
     if numbers is not None:
@@ -100,7 +110,7 @@ def _number(
     consecutive = whole and len(values) == rows == np.ptp(values) + 1
     if consecutive and rows > 2:
         note = f"{note}, another one in every row"
-        return Guess(column, None, None, note=note, **common)
+        return Guess(column, "number", None, note=note, useless=True, **common)
     few = whole and len(values) <= _FEW_NUMBERS
     kind = "multiclass" if few else "number"
     return Guess(column, "number", kind, note=note, **common)
@@ -129,7 +139,7 @@ def _text(
             return Guess(column, "text", None, by="character", note=note, **common)
         if share > 0.9:
             note = f"another one in nearly every row, such as {str(distinct[0])[:40]!r}"
-            return Guess(column, None, None, note=note, **common)
+            return Guess(column, "category", None, note=note, useless=True, **common)
     if words >= 2 * _WORDS and share > 0.1:
         return Guess(column, "text", None, note=f"{words:.0f} words", **common)
     task = "binary" if len(distinct) == 2 else "multiclass"

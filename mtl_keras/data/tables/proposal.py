@@ -72,7 +72,7 @@ def propose(
 def propose_features(
     reader: MemoryReader, leave_out: Iterable[str], split: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns kinds of all columns from which something can be learnt.
+    """Returns kinds of all columns that can be features.
 
     Args:
         reader: The table.
@@ -306,9 +306,10 @@ def _write(
         if name in tasks or name == split:
             continue
         missing = f"; {100 * g.missing:.1f} % missing" if g.missing else ""
-        if g.feature is None or name == task_by:
+        if g.feature is None or g.useless or name == task_by:
             why = "tells the tasks apart" if name == task_by else g.note
-            lines.append(f'# {_key(name)} = "category"  # left out: {_comment(why)}')
+            value = _value(_feature(g) or "category")
+            lines.append(f"# {_key(name)} = {value}  # left out: {_comment(why)}")
         else:
             value = _value(_feature(g))
             lines.append(f"{_key(name)} = {value}  # {_comment(g.note)}{missing}")

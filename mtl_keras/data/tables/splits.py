@@ -123,10 +123,7 @@ class Splitter:
     def _find_bounds(self, reader: Reader, total: int) -> np.ndarray:
         validation, test = self._shares()
         if self._split.column is not None:
-            named = self._named_splits(reader)
-            validation = 0.0 if VALIDATION in named else validation
-            test = 0.0 if TEST in named else test
-            return np.array([validation, validation + test])
+            return self._column_bounds(reader)
         if self._split.time is not None:
             times = np.sort(np.concatenate(list(self._all_times(reader))))
             ends = [1 - validation - test, 1 - test]
@@ -147,13 +144,23 @@ class Splitter:
             0.0 if files and files.test is not None else self._split.test,
         )
 
-    def _named_splits(self, reader: Reader) -> set[int]:
+    def _column_bounds(self, reader: Reader) -> np.ndarray:
+        """Returns bounds by which the splits that a column lacks are drawn."""
         assert self._split.column is not None
         named: set[int] = set()
-        for unit in reader.units:
+        train: list[np.ndarray] = []
+        for unit in self._first:
+            row = self._first[unit]
             for chunk in reader.read(unit, [self._split.column]):
-                named.update(_named(chunk, self._split.column).tolist())
-        return named
+                splits = _named(chunk, self._split.column)
+                named.update(splits.tolist())
+                draws = _draws(self._split.seed, row, len(chunk))
+                train.append(draws[splits == TRAIN])
+                row += len(chunk)
+        validation = 0.0 if VALIDATION in named else self._split.validation
+        test = 0.0 if TEST in named else self._split.test
+        draws = np.sort(np.concatenate(train))
+        return _quantiles(draws, [validation, validation + test])
 
     def _all_times(self, reader: Reader) -> Iterator[np.ndarray]:
         assert self._split.time is not None
