@@ -11,15 +11,14 @@ import dataclasses
 import functools
 import math
 import sys
-import types
 import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 import pydantic
-from pydantic import Field, StrictFloat, StrictInt
+from pydantic import Field, PlainValidator, StrictFloat, StrictInt
 
-from mtl_keras.errors import LARGEST_COUNT, InputError, unknown_name
+from mtl_keras.errors import LARGEST_COUNT, InputError, is_number, unknown_name
 
 
 class Decodable:
@@ -28,8 +27,12 @@ class Decodable:
     __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
 
 
-def _nan_for_null(value: Any) -> Any:
-    return math.nan if value is None else value
+def _result(value: Any) -> float:
+    if value is None:
+        return math.nan
+    if is_number(value) and (abs(value) < sys.float_info.max or math.isnan(value)):
+        return float(value)
+    raise InputError(f"Expected a finite number or null. Received: {value!r:.100}.")
 
 
 Count = Annotated[StrictInt, Field(ge=1, le=LARGEST_COUNT)]
@@ -38,7 +41,7 @@ Finite = Annotated[
     Field(allow_inf_nan=False, gt=-sys.float_info.max, lt=sys.float_info.max),
 ]
 # What a result is in JSON, which lacks NaN and infinity and has null in their place.
-Result = Annotated[Finite | types.NoneType, pydantic.AfterValidator(_nan_for_null)]
+Result = Annotated[float, PlainValidator(_result)]
 
 _D = TypeVar("_D")
 
@@ -56,7 +59,7 @@ def decode(cls: type[_D], values: Any, where: str = "") -> _D:
             range, in one line.
     """
     try:
-        return _adapter(cls).validate_python(values)
+        return _adapter(cls).validate_python(values)  # type: ignore[arg-type]
     except pydantic.ValidationError as error:
         lead = f"{where}: " if where else ""
         raise InputError(f"{lead}{_explained(cls, error)}") from error
@@ -68,7 +71,8 @@ def _adapter(cls: Any) -> pydantic.TypeAdapter:
 
 
 def _explained(cls: type, error: pydantic.ValidationError) -> str:
-    first = error.errors()[0]
+    # A key that is missing may be the one that was misspelt.
+    first = min(error.errors(), key=lambda found: found["type"] == "missing")
     kind, location = first["type"], first["loc"]
     path = _path(location)
     if isinstance(cause := first.get("ctx", {}).get("error"), InputError):
@@ -80,6 +84,9 @@ def _explained(cls: type, error: pydantic.ValidationError) -> str:
     if kind == "missing":
         return f"Expected the key {path!r}, which is missing."
     expected = first["msg"].removeprefix("Input should be ")
+    if kind in _LIMITS:
+        noun = "a whole number" if isinstance(first["input"], int) else "a number"
+        expected = f"{noun} {_LIMITS[kind].format(**first['ctx'])}"
     for formal, usual in _USUAL.items():
         expected = expected.replace(formal, usual)
     received = str(first["input"]) if kind == "dataclass_type" else first["input"]
@@ -96,10 +103,12 @@ _USUAL = {
     "a valid string": "a text",
     "a valid tuple": "a list",
     "a valid boolean": "true or false",
-    "greater than or equal to": "at least",
-    "less than or equal to": "at most",
-    "greater than": "above",
-    "less than": "below",
+}
+_LIMITS = {
+    "greater_than_equal": "of at least {ge}",
+    "less_than_equal": "of at most {le}",
+    "greater_than": "above {gt}",
+    "less_than": "below {lt}",
 }
 
 

@@ -208,7 +208,9 @@ def test_a_changed_table_is_another_one(data_file, tmp_path):
         config.get_application()
 
 
-@pytest.mark.parametrize("way", sorted(set(sharing.names()) - {"aitm", "branching", "esmm"}))
+@pytest.mark.parametrize(
+    "way", sorted(set(sharing.names()) - {"aitm", "branching", "esmm"})
+)
 def test_columns_may_be_called_as_layers_are(way):
     table = frame(40)
     names = ["features", "mlp_stage_0", "experts", "cells", "y_hidden", "y_mixture"]
