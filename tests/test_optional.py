@@ -123,6 +123,10 @@ NEEDING = {
         "check_bayesian('The oracle')",
     ],
     "serving": ["mtl_keras.serving", "from mtl_keras.serving import export"],
+    "tables": [
+        "applications.Table",
+        "data.from_dataframe(None, tasks={'y': 'number'})",
+    ],
     "text": ["evaluation.bleu(['a b'], ['a b'])"],
 }
 
@@ -219,7 +223,8 @@ def test_the_core_is_what_its_card_names():
     names = {re.match(r"[\w-]+", text)[0] for text in PROJECT["dependencies"]}
     card = {"tensorflow", "keras", "keras-tuner", "tensorflow-datasets", "tensorboard"}
     # TensorFlow Datasets imports importlib_resources, Keras rich, TensorBoard pillow.
-    assert names == card | {"numpy", "importlib_resources", "rich", "pillow"}
+    others = {"numpy", "importlib_resources", "rich", "pillow", "pydantic"}
+    assert names == card | others
     for package, needed in (("keras", "rich"), ("tensorboard", "pillow")):
         assert needed in importlib.metadata.requires(package)
     installed = set(PARTS) | {"all"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import warnings
 
 import keras
 import numpy as np
@@ -64,12 +63,8 @@ def data_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(data_file):
-    config = runs.RunConfig(str(data_file), epochs=2, batch_size=16, width=8)
-    tf.config.run_functions_eagerly(True)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Even though the `tf.config")
-        runs.train(config, data_file.parent / "run")
-    tf.config.run_functions_eagerly(False)
+    config = runs.RunConfig(str(data_file), epochs=1, batch_size=64, width=8, depth=1)
+    runs.train(config, data_file.parent / "run")
     return runs.load_run(data_file.parent / "run")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import tomllib
 
+import damaged_tables
 import numpy as np
 import pandas as pd
 import pytest
@@ -420,3 +421,44 @@ def test_values_of_other_types_are_what_csv_would_hold():
     assert texts(chunk, "flag").tolist() == ["true", "false", ""]
     assert texts(chunk, "code").tolist() == ["1", "", "2"]
     assert labels.class_name("1.0") == labels.class_name("1") == "1"
+
+
+def outcome_of_damaged(number, folder):
+    """Opens the table of a number as training does, and proposes a file for it."""
+    path = damaged_tables.write(number, folder)
+    outcomes = []
+    for run in (lambda: _opened_whole(path), lambda: _proposed(folder)):
+        try:
+            run()
+            outcomes.append("read")
+        except InputError as error:
+            lines = len(str(error).splitlines())
+            outcomes.append("refused" if lines == 1 else f"{lines} lines: {error}")
+    return outcomes
+
+
+def _opened_whole(path):
+    table = mtl_keras.applications.Table(path)
+    assert table.summary()
+    for batch in table.load("train", batch_size=16).take(1):
+        assert all(np.isfinite(y).all() for y in batch[1].values())
+    table.inputs()
+
+
+def _proposed(folder):
+    tomllib.loads(proposal.propose([folder / "t.csv"], folder / "new.toml"))
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [range(60), pytest.param(range(60, 1_000), marks=pytest.mark.slow)],
+    ids=["60", "1000"],
+)
+def test_damaged_and_awkward_tables_are_read_or_refused_in_one_line(tmp_path, numbers):
+    counts = collections.Counter()
+    for number in numbers:
+        try:
+            counts.update(outcome_of_damaged(number, tmp_path))
+        except Exception as error:
+            raise AssertionError(f"table {number}") from error
+    assert set(counts) == {"read", "refused"}

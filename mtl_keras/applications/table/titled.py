@@ -29,6 +29,10 @@ class TitledModel(MultiTaskModel):
         super().__init__(*args, **kwargs)
         self.titles = dict(titles or {})
 
+    def get_metrics_result(self) -> dict[str, Any]:
+        """See `keras.Model.get_metrics_result`."""
+        return self._titled(super().get_metrics_result())
+
     def train_step(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """See `MultiTaskModel.train_step`."""
         return self._titled(super().train_step(*args, **kwargs))
@@ -58,9 +62,12 @@ def titled(log: str, titles: Mapping[str, str]) -> str:
     """Returns a log's name with the title in place of the output that it is of.
 
     Args:
-        log: `OUTPUT_METRIC`, or what else the balancing logs of an output.
+        log: `OUTPUT_METRIC`, or what else the balancing logs of an output; one that
+            has the title already stays.
         titles: Titles by output.
     """
+    if any(log.startswith(f"{title}_") for title in titles.values()):
+        return log
     # The longest output first: one may begin as another is called.
     for output in sorted(titles, key=len, reverse=True):
         if log == output or log.startswith(f"{output}_"):
