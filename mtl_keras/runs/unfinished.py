@@ -14,6 +14,7 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 
+from mtl_keras.applications import label
 from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError
 from mtl_keras.files import (
@@ -49,7 +50,7 @@ def next_free(parent: str | os.PathLike, config: TrainingConfig) -> pathlib.Path
     """
     number = 1
     while True:
-        out = pathlib.Path(parent) / f"{config.application}-{number}"
+        out = pathlib.Path(parent) / f"{label(config.application)}-{number}"
         if not os.path.lexists(out) and _can_be_taken(work_folder(out), config):
             return out
         number += 1

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, StrictInt, StrictStr
 
+from mtl_keras import applications
 from mtl_keras.decoding import Count, Decodable, decode
 from mtl_keras.errors import InputError, unknown_name
 from mtl_keras.files import read_text
@@ -173,6 +174,12 @@ def load_study(path: str | pathlib.Path) -> Study:
         raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a TOML file: {error}") from error
+    if isinstance(table.get("application"), str):
+        # The file is named by whoever starts the study, and with it its application.
+        name = applications.canonical(table["application"], path.parent)
+        table["application"] = applications.allow(name)
+    if isinstance(table.get("data"), str):
+        table["data"] = applications.canonical(table["data"], path.parent)
     try:
         return decode(StudySettings, table).validate()
     except InputError as error:
