@@ -14,7 +14,6 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 
-from mtl_keras.applications import label
 from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError
 from mtl_keras.files import (
@@ -48,6 +47,8 @@ def next_free(parent: str | os.PathLike, config: TrainingConfig) -> pathlib.Path
         config: What is to be trained. An unfinished run of the very same settings
             that no process holds is not taken: it will be gone on with.
     """
+    from mtl_keras.applications import label
+
     number = 1
     while True:
         out = pathlib.Path(parent) / f"{label(config.application)}-{number}"

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, StrictInt, StrictStr
 
-from mtl_keras import applications
 from mtl_keras.decoding import Count, Decodable, decode
 from mtl_keras.errors import InputError, unknown_name
 from mtl_keras.files import read_text
@@ -161,6 +160,8 @@ def load_study(path: str | pathlib.Path) -> Study:
         InputError: If the file cannot be read, or a key, type, name or range is
             wrong. The message starts with the file's name.
     """
+    from mtl_keras import applications
+
     path = pathlib.Path(path)
     try:
         table = tomllib.loads(read_text(path))
