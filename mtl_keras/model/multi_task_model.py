@@ -58,7 +58,7 @@ from mtl_keras.model.representation import (
     reached_around_representation,
     split_at_representation,
 )
-from mtl_keras.model.step import Forward, StepContext
+from mtl_keras.model.step import Step
 from mtl_keras.model.task_losses import TaskLosses, task_losses, track_total
 from mtl_keras.model.task_metrics import update_metrics, where_computed
 from mtl_keras.model.task_variables import (
@@ -510,64 +510,42 @@ class MultiTaskModel(ModelWithTrainingState):
         before = []
         if pipeline.needs_probe:
             before = [tf.identity(v.value) for v in self.non_trainable_variables]
-        with (
-            tf.GradientTape(persistent=self._stepper.needs_several_gradients) as tape,
-            guard.statistics_of(self.non_trainable_variables),
-        ):
-            forward = self._forward(x, y, sample_weight)
-        y_pred, labels, losses = forward.y_pred, forward.labels, forward.losses
-        totals = losses.total_over_replicas()
-        finite = tf.math.is_finite(totals)
-        present = guard.taking_part(losses.present, finite)
-        losses.track(finite if guard.skips else None)
-        track_total(
-            loss_tracker(self),
-            losses,
-            forward.added,
-            batch_size(y_pred),
-            present if guard.skips else None,
-        )
-        loss_scale = self.optimizer.scale_loss(tf.ones(()))
-        context = StepContext(
-            losses.values,
-            forward.added,
-            tf.where(present, totals, 0.0),
-            present,
-            loss_scale,
-            may_overflow(self.optimizer, loss_scale),
-            forward.representation,
-            forward.sub_batches,
-        )
-        variables = self._task_variables(tape, forward)
-        balanced = self._stepper.gradients(tape, variables, context)
-        verdict = guard.judge(
-            losses.present,
-            finite,
-            balanced.finite,
-            balanced.rest_finite,
+        step = self._forward(x, y, sample_weight)
+        variables = self._task_variables(step)
+        gradients = self._stepper.gradients(step, variables)
+        update, kept = guard.judge(
+            step.losses.present,
+            tf.math.is_finite(step.totals),
+            step.finite,
+            step.rest_finite,
             self.optimizer.iterations,
         )
-        present = balanced.present & verdict.update
-        step = LossStep(
-            tf.where(present, totals, 0.0),
-            present,
+        step.present &= update
+        learned = LossStep(
+            step.batch_losses,
+            step.present,
             tf.cast(self.optimizer.learning_rate, "float32"),
         )
         if pipeline.needs_gradient_norms:
             layers = split_variables(self, self._reached_in_graph())
-            norms = norms_on_last_shared_layer(tape, context, layers)
-            step = step._replace(gradient_norms=norms)
+            norms = norms_on_last_shared_layer(step, layers)
+            learned = learned._replace(gradient_norms=norms)
         trainable = self.trainable_variables
-        gradients = [balanced.by_id[id(v)] for v in trainable]
-        update_if(verdict.update, self.optimizer, gradients, trainable)
+        update_if(
+            update, self.optimizer, [gradients[id(v)] for v in trainable], trainable
+        )
         if pipeline.needs_probe:
-            probe = BatchProbe(self, x, labels, before, self._untracked_losses, present)
-            step = step._replace(probe=probe)
+            losses_of, present = self._untracked_losses, step.present
+            probe = BatchProbe(self, x, step.labels, before, losses_of, present)
+            learned = learned._replace(probe=probe)
         with guard.statistics_of(pipeline.loss_state):
-            pipeline.update(step)
-        pipeline.task_weights.update_state(balanced.weights, present)
+            pipeline.update(learned)
+        pipeline.task_weights.update_state(
+            step.loss_weights * step.weights, step.present
+        )
+        y_pred = step.y_pred
         if guard.skips:
-            y_pred, sample_weight = leave_out(verdict.kept, labels, y_pred, self.tasks)
+            y_pred, sample_weight = leave_out(kept, step.labels, y_pred, self.tasks)
         return {
             **self.compute_metrics(x, y, y_pred, sample_weight=sample_weight),
             **pipeline.logs(),
@@ -592,63 +570,85 @@ class MultiTaskModel(ModelWithTrainingState):
         (usable,) = tf.unstack(on_all_replicas(finite_gradients([gradients])))
         usable |= may_overflow(optimizer, optimizer.scale_loss(tf.ones(())))
         present = tf.ones((len(self.tasks),), "bool")
-        verdict = guard.judge(
+        update, _ = guard.judge(
             present, present & finite, present, usable, optimizer.iterations
         )
-        update_if(verdict.update, optimizer, gradients, trainable)
+        update_if(update, optimizer, gradients, trainable)
         pipeline.task_weights.update_state(tf.cast(present, "float32"), present)
         return {
             **self.compute_metrics(x, y, y_pred, sample_weight=sample_weight),
             **pipeline.logs(),
         }
 
-    def _forward(self, x: Any, y: Any, sample_weight: Any) -> Forward:
+    def _forward(self, x: Any, y: Any, sample_weight: Any) -> Step:
+        """Runs the model and logs its losses; returns the state of the step."""
         assert self._pipeline is not None
-        split, tape = self._split, None
+        guard, split = self._guard, self._split
         inputs: list[Any] = []
-        representation: list[Any] = []
-        if split is not None:
-            inputs = standardized_inputs(self, x)
-            representation = split.below(inputs)
-            tape = tf.GradientTape(persistent=True)
-        with contextlib.nullcontext() if tape is None else tape:
-            if split is None:
-                y_pred = self(x, training=True)
-            else:
-                y_pred = split.above(representation, inputs)
-            labels = self._labels(y, y_pred, sample_weight)
-            labels = without_tasks(labels, self._stopped, batch_size(y_pred))
-            losses = self._task_losses(labels, y_pred)
-        sub_batches = self._sub_batch_losses(
-            labels, y_pred, self._pipeline.num_sub_batches
-        )
-        return Forward(
-            y_pred,
-            labels,
+        representation, heads_tape = None, None
+        with (
+            tf.GradientTape(persistent=self._stepper.needs_several_gradients) as tape,
+            guard.statistics_of(self.non_trainable_variables),
+        ):
+            if split is not None:
+                inputs = standardized_inputs(self, x)
+                representation = split.below(inputs)
+                heads_tape = tf.GradientTape(persistent=True)
+            with heads_tape or contextlib.nullcontext():
+                if split is None:
+                    y_pred = self(x, training=True)
+                else:
+                    y_pred = split.above(representation, inputs)
+                labels = self._labels(y, y_pred, sample_weight)
+                labels = without_tasks(labels, self._stopped, batch_size(y_pred))
+                losses = self._task_losses(labels, y_pred)
+            sub_batches = self._sub_batch_losses(
+                labels, y_pred, self._pipeline.num_sub_batches
+            )
+            added = losses.scaled(self._added_losses())
+        totals = losses.total_over_replicas()
+        finite = tf.math.is_finite(totals)
+        present = guard.taking_part(losses.present, finite)
+        losses.track(finite if guard.skips else None)
+        track_total(
+            loss_tracker(self),
             losses,
-            sub_batches,
-            losses.scaled(self._added_losses()),
-            None if split is None else representation,
-            tape,
+            added,
+            batch_size(y_pred),
+            present if guard.skips else None,
+        )
+        loss_scale = self.optimizer.scale_loss(tf.ones(()))
+        return Step(
+            tape=tape,
+            heads_tape=heads_tape,
+            representation=representation,
+            y_pred=y_pred,
+            labels=labels,
+            losses=losses,
+            sub_batches=sub_batches,
+            added=added,
+            totals=totals,
+            present=present,
+            loss_scale=loss_scale,
+            may_overflow=may_overflow(self.optimizer, loss_scale),
         )
 
-    def _task_variables(self, tape: tf.GradientTape, forward: Forward) -> TaskVariables:
+    def _task_variables(self, step: Step) -> TaskVariables:
         """Returns the split of the trainable variables, by what the step recorded."""
         key = self._ids_of_trainable()
         known = tf.executing_eagerly() and key in self._stepper.reached
         if self._stepper.needs_several_gradients and not known:
-            losses = dict(zip(self.tasks, forward.losses.values, strict=True))
+            losses = dict(zip(self.tasks, step.losses.values, strict=True))
             reached = self._reached_in_graph()
             variables = self.trainable_variables
             if self._split is None:
-                reached = reached_in_step(tape, losses, variables, reached)
+                reached = reached_in_step(step.tape, losses, variables, reached)
             else:
-                assert forward.representation is not None
                 reached = reached_around_representation(
                     self._split,
-                    (tape, forward.heads_tape),
+                    (step.tape, step.heads_tape),
                     losses,
-                    [t for t in forward.representation if t.dtype.is_floating],
+                    step.sources,
                     variables,
                     reached,
                 )

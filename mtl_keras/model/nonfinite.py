@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -18,15 +18,6 @@ from mtl_keras.model.labels import sum_over_replicas
 from mtl_keras.model.task_metrics import LabelledBatches
 
 POLICIES = ("raise", "skip_task", "skip_step")
-
-
-class Verdict(NamedTuple):
-    """What the guard makes of one step, the same on every replica."""
-
-    update: tf.Tensor
-    """bool scalar: whether to update the model."""
-    kept: tf.Tensor
-    """bool `[T]`: whose losses and outputs may enter means and metrics."""
 
 
 class NonFiniteGuard:
@@ -101,8 +92,8 @@ class NonFiniteGuard:
         gradients: tf.Tensor,
         rest: tf.Tensor,
         step: tf.Tensor,
-    ) -> Verdict:
-        """Counts or records a step's numbers and says what to do.
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Counts or records a step's numbers and decides what it may change.
 
         Args:
             present: bool `[T]`, the tasks with labels.
@@ -110,6 +101,10 @@ class NonFiniteGuard:
             gradients: bool `[T]`, whose gradient is finite.
             rest: bool scalar, whether all that the update is made of is finite.
             step: Integer scalar, the updates so far.
+
+        Returns:
+            Whether to update the model, a bool scalar, and the tasks whose losses and
+            outputs may enter means and metrics, bool `[T]`; the same on every replica.
         """
         self._batch.assign_add(1)
         finite = losses & gradients
@@ -122,14 +117,14 @@ class NonFiniteGuard:
         if self.skips:
             failures = tf.concat([~finite, [~update]], axis=0)
             self._counts.assign_add(tf.cast(failures, "int64"))
-            return Verdict(update, kept)
+            return update, kept
         earlier = tf.convert_to_tensor(self._record)
         is_first = tf.equal(earlier[-2], 0)
         flags = tf.cast(tf.concat([~losses, ~gradients, [~rest]], axis=0), "int64")
         where = tf.stack([tf.cast(step, "int64") + 1, self._batch + 0])
         record = tf.concat([flags, where], axis=0)
         self._record.assign(tf.where(is_first & ~update, record, earlier))
-        return Verdict(update & is_first, kept)
+        return update & is_first, kept
 
     @contextlib.contextmanager
     def statistics_of(self, variables: Sequence[keras.Variable]) -> Iterator[None]:
