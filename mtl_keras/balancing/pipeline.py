@@ -17,6 +17,7 @@ from mtl_keras.balancing.base import (
     LossBalancer,
     LossStep,
 )
+from mtl_keras.balancing.running import RunningBalancer
 from mtl_keras.errors import InputError
 
 
@@ -110,14 +111,15 @@ class Pipeline:
 
     Args:
         balancers: One balancer, or one of each kind in any order.
-        monitor: `None` or `"conflicts"`.
+        monitor: `None`, `"conflicts"`, or `"residual"` for running solves.
 
     Raises:
-        InputError: For none, or two of the same kind.
+        InputError: For none, or two of the same kind, or a residual of no running
+            solve.
     """
 
     def __init__(self, balancers: Sequence[Balancer], monitor: str | None = None):
-        check_choice("monitor", monitor, (None, "conflicts"))
+        check_choice("monitor", monitor, (None, "conflicts", "residual"))
         losses = [b for b in balancers if isinstance(b, LossBalancer)]
         gradients = [b for b in balancers if isinstance(b, GradientBalancer)]
         if len(losses) > 1 or len(gradients) > 1 or not balancers:
@@ -132,6 +134,20 @@ class Pipeline:
         self.monitored = monitor
         self.task_weights: TaskWeights | None = None
         self.monitor: ConflictMonitor | None = None
+        self.residual: keras.metrics.Mean | None = None
+        if monitor == "residual" and self.running_balancer is None:
+            raise InputError(
+                'Expected a balancer with solve="running" for monitor="residual". '
+                f"Received: balancing={[b.name for b in balancers]}."
+            )
+
+    @property
+    def running_balancer(self) -> RunningBalancer | None:
+        """The gradient balancer, if its weights follow the solution."""
+        balancer = self.gradient_balancer
+        if isinstance(balancer, RunningBalancer) and balancer.is_running:
+            return balancer
+        return None
 
     @property
     def own_losses_unweighted(self) -> bool:
@@ -159,8 +175,11 @@ class Pipeline:
 
     @property
     def needs_probe(self) -> bool:
-        """Whether the loss balancer evaluates the batch again."""
-        return self.loss_balancer is not None and self.loss_balancer.needs_probe
+        """Whether a balancer evaluates the batch again."""
+        running = self.running_balancer
+        return (self.loss_balancer is not None and self.loss_balancer.needs_probe) or (
+            running is not None and running.solve == "running_difference"
+        )
 
     @property
     def num_sub_batches(self) -> int:
@@ -183,8 +202,10 @@ class Pipeline:
             balancer.build(tasks)
         self.build_variables(shared)
         self.task_weights = TaskWeights(tasks)
-        if self.monitored is not None:
+        if self.monitored == "conflicts":
             self.monitor = ConflictMonitor(len(tasks))
+        if self.monitored is not None and self.running_balancer is not None:
+            self.residual = keras.metrics.Mean(name="residual")
 
     def build_variables(self, shared: Sequence[keras.Variable]) -> None:
         """Creates the state that belongs to the shared variables."""
@@ -215,19 +236,22 @@ class Pipeline:
         logs = self.task_weights.result()
         if self.monitor is not None:
             logs |= self.monitor.result()
-            if self.gradient_balancer is not None:
-                counts = [
-                    tf.cast(tf.convert_to_tensor(variable), "float32")
-                    for name, variable in self.gradient_balancer.variables.items()
-                    if name.endswith("fallbacks")  # A wrapped method has its own.
-                ]
-                logs["fallbacks"] = tf.add_n(counts)
+        if self.residual is not None:
+            logs["residual"] = self.residual.result()
+        if self.monitored is not None and self.gradient_balancer is not None:
+            counts = [
+                tf.cast(tf.convert_to_tensor(variable), "float32")
+                for name, variable in self.gradient_balancer.variables.items()
+                if name.endswith("fallbacks")  # A wrapped method has its own.
+            ]
+            logs["fallbacks"] = tf.add_n(counts)
         return logs
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         """The means of an epoch that are logged."""
-        return [m for m in (self.task_weights, self.monitor) if m is not None]
+        everything = (self.task_weights, self.monitor, self.residual)
+        return [m for m in everything if m is not None]
 
     def reset_metrics(self) -> None:
         """Starts the means of an epoch anew."""

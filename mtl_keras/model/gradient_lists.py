@@ -79,3 +79,41 @@ def sum_rows(rows: list[list[Gradient]]) -> list[list[Gradient]]:
     flat = [gradient for row in rows for gradient in row if gradient is not None]
     reduced = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, flat))
     return [[None if g is None else next(reduced) for g in row] for row in rows]
+
+
+def unit_upstream(
+    gradients: list[Gradient], totals: list[Gradient], norm: tf.Tensor
+) -> list[tf.Tensor]:
+    """Returns totals / norm, as gradients of the entries that each gradient holds.
+
+    Args:
+        gradients: By variable, this replica's, none of them None.
+        totals: The same summed over replicas.
+        norm: Scalar; where it is 0 the result is 0.
+    """
+    factor = tf.cast(tf.math.divide_no_nan(tf.ones_like(norm), norm), "float32")
+    upstream = []
+    for gradient, total in zip(gradients, totals, strict=True):
+        if not isinstance(gradient, tf.IndexedSlices):
+            rows = tf.convert_to_tensor(total)
+        elif replicas() == 1:
+            rows = _sums_of_same_ids(gradient)
+        else:
+            rows = tf.gather(tf.convert_to_tensor(total), gradient.indices)
+        upstream.append(rows * tf.cast(factor, rows.dtype))
+    return upstream
+
+
+def _sums_of_same_ids(slices: tf.IndexedSlices) -> tf.Tensor:
+    """Returns for each of the slices' rows the sum of all rows of the same id.
+
+    The cost follows the number of rows, not the size of the table.
+    """
+    order = tf.argsort(slices.indices, stable=True)
+    ids = tf.gather(slices.indices, order)
+    segments = tf.cumsum(tf.cast(tf.not_equal(ids[1:], ids[:-1]), "int32"))
+    segments = tf.concat([tf.zeros(tf.minimum(tf.shape(ids), 1), "int32"), segments], 0)
+    sums = tf.math.unsorted_segment_sum(
+        tf.gather(slices.values, order), segments, tf.size(ids)
+    )
+    return tf.gather(sums, tf.gather(segments, tf.argsort(order)))

@@ -11,6 +11,8 @@ import tensorflow as tf
 from mtl_keras import ops
 from mtl_keras.balancing.base import GradientStep, GramBalancer
 from mtl_keras.balancing.pipeline import Pipeline
+from mtl_keras.balancing.running import RunningBalancer
+from mtl_keras.model.derivatives import explained_derivatives
 from mtl_keras.model.gradient_lists import (
     Gradient,
     add,
@@ -19,6 +21,7 @@ from mtl_keras.model.gradient_lists import (
     scaled,
     sum_rows,
     times,
+    unit_upstream,
 )
 from mtl_keras.model.labels import replicas, sum_over_replicas
 from mtl_keras.model.nonfinite import (
@@ -65,6 +68,8 @@ class GradientStepper:
 
         The weights then have to wait for it, and cannot go into the backward pass.
         """
+        if self._pipeline.running_balancer is not None:
+            return False
         return (
             self._clipnorm is not None
             or self._guard.policy == "skip_task"
@@ -123,7 +128,10 @@ class GradientStepper:
     def _balanced(self, step: Step, variables: TaskVariables) -> dict[int, Gradient]:
         """Returns the gradient of every variable, with those of added losses."""
         balancer = self._pipeline.gradient_balancer
-        if step.representation is not None:
+        running = self._pipeline.running_balancer
+        if running is not None:
+            shared, own = self._running(step, variables, running)
+        elif step.representation is not None:
             shared, own = self._through_representation(step, variables)
         elif (
             isinstance(balancer, GramBalancer)
@@ -271,11 +279,105 @@ class GradientStepper:
         """T backward passes through the heads and one through the backbone."""
         rows, own, _ = self._task_gradients(step, step.sources, variables)
         update = self._aggregated(step, rows, step.sources, [])
-        upstream = [
-            tf.zeros_like(tensor) if gradient is None else gradient
-            for tensor, gradient in zip(step.sources, update, strict=True)
+        return _below_representation(step, variables, update), own
+
+    def _running(
+        self, step: Step, variables: TaskVariables, balancer: RunningBalancer
+    ) -> tuple[list[Gradient], list[list[Gradient]]]:
+        """One backward pass with weights that follow the solution.
+
+        With J the Jacobian of the T losses and w the weights the pass gives Jᵀw, which
+        is linear in w. Its own derivative by w along Jᵀw is J Jᵀw = G w, one pass more.
+        """
+        sources = variables.shared
+        if step.representation is not None:
+            sources = step.sources
+        self._watch(step, variables)
+        losses = step.batch_losses * step.loss_weights
+        upstream, own_upstream = self._upstream(step)
+        weights = balancer.running_weights(losses, step.present)
+        with tf.GradientTape(watch_accessed_variables=False) as second:
+            second.watch(weights)
+            factors = [
+                weight * factor
+                for weight, factor in zip(tf.unstack(weights), upstream, strict=True)
+            ]
+            update = step.tape.gradient(step.losses.values, sources, factors)
+        reached = [g for g in update if g is not None]
+        if step.representation is None:
+            (update,) = sum_rows([update])
+        totals = [g for g in update if g is not None]
+        square = ops.gramian([totals])[0, 0]
+        if step.representation is not None:
+            square = sum_over_replicas(square)
+        norm = tf.sqrt(square)
+
+        def products() -> tf.Tensor:
+            if balancer.solve == "running_difference":
+                rates = self._difference_quotients(step, variables, update, norm)
+                rates *= step.loss_weights * step.loss_scale
+            else:
+                along = unit_upstream(reached, totals, norm)
+                flat = [
+                    g.values if isinstance(g, tf.IndexedSlices) else g for g in reached
+                ]
+                with explained_derivatives():
+                    rates = second.gradient(flat, weights, along)
+            rates = sum_over_replicas(tf.cast(rates, "float64"))
+            return rates * norm / tf.square(tf.cast(step.loss_scale, "float64"))
+
+        due = tf.constant(True)
+        if balancer.update_every > 1:
+            due = balancer.is_due(step.present)
+        if balancer.update_every > 1 and replicas() == 1:
+            gw = tf.cond(due, products, lambda: tf.zeros_like(weights, "float64"))
+        else:
+            gw = products()
+        residual, is_any = balancer.follow(gw, losses, step.present, due)
+        if self._pipeline.residual is not None:
+            self._pipeline.residual.update_state(
+                residual, sample_weight=tf.cast(is_any, "float32")
+            )
+        factor = balancer.running_factor(
+            norm / tf.cast(step.loss_scale, "float64"), step.present
+        )
+        step.weights = weights * factor
+        update = [scaled(gradient, factor) for gradient in update]
+        if step.representation is not None:
+            update = _below_representation(step, variables, update)
+        else:
+            # The optimizer sums over replicas, each of which has the whole update.
+            update = [scaled(gradient, 1.0 / replicas()) for gradient in update]
+        return update, _own_gradients(step, variables, own_upstream)
+
+    def _difference_quotients(
+        self,
+        step: Step,
+        variables: TaskVariables,
+        update: list[Gradient],
+        norm: tf.Tensor,
+    ) -> tf.Tensor:
+        """Returns this replica's share of (L(θ + εv) − L(θ)) / ε, float32 `[T]`.
+
+        Along the update, of unit length; ε is relative to the length of θ, the square
+        root of float32's spacing.
+        """
+        assert step.probe is not None
+        square = tf.add_n([tf.reduce_sum(tf.square(v)) for v in variables.shared])
+        epsilon = 2.0**-11.5 * tf.sqrt(square)
+        length = epsilon / tf.cast(norm, "float32")
+        moves = by_id(variables.shared, [scaled(g, length) for g in update])
+        trainable = step.probe.model.trainable_variables
+        moved = [
+            weight
+            if moves.get(id(variable)) is None
+            else weight
+            + tf.cast(tf.convert_to_tensor(moves[id(variable)]), weight.dtype)
+            for variable, weight in zip(trainable, step.probe.weights(), strict=True)
         ]
-        return step.tape.gradient(step.sources, variables.shared, upstream), own
+        difference = tf.stack(step.probe.losses(moved)) - tf.stack(step.losses.values)
+        difference = tf.where(step.present, difference, 0.0)
+        return tf.math.divide_no_nan(difference, epsilon)
 
     def _every_kth_step(
         self, step: Step, variables: TaskVariables, balancer: GramBalancer
@@ -306,13 +408,7 @@ class GradientStepper:
                 )
             ]
             shared = step.tape.gradient(losses, variables.shared, factors)
-            own = [
-                step.tape.gradient(loss, own_variables, factor)
-                for loss, own_variables, factor in zip(
-                    losses, variables.own.values(), own_upstream, strict=True
-                )
-            ]
-            return packed(shared, own)
+            return packed(shared, _own_gradients(step, variables, own_upstream))
 
         flat, step.weights, step.finite = tf.cond(
             balancer.is_due(step.present), solve, keep
@@ -323,10 +419,8 @@ class GradientStepper:
         own = [[next(rest) for _ in task] for task in variables.own.values()]
         return everything[: len(variables.shared)], own
 
-    def _of_weighted_losses(
-        self, step: Step, variables: TaskVariables
-    ) -> dict[int, Gradient]:
-        """One backward pass; one more through the heads if these are unweighted."""
+    def _watch(self, step: Step, variables: TaskVariables) -> None:
+        """Shows the task gradients to the monitor of conflicts, if there is one."""
         if self._pipeline.monitor is not None and variables.shared:
             rows, _ = self._rows(step, variables.shared, variables)
             self._pipeline.watch(
@@ -337,6 +431,12 @@ class GradientStepper:
                     step.loss_scale,
                 )
             )
+
+    def _of_weighted_losses(
+        self, step: Step, variables: TaskVariables
+    ) -> dict[int, Gradient]:
+        """One backward pass; one more through the heads if these are unweighted."""
+        self._watch(step, variables)
         step.weights = tf.ones_like(step.loss_weights)
         upstream, own_upstream = self._upstream(step)
         # A tape differentiates a list of scalars as their sum.
@@ -351,6 +451,26 @@ class GradientStepper:
         shared = step.tape.gradient(scalars, shared_variables, weighted)
         own = step.tape.gradient(scalars, own_variables, [*own_upstream, *added])
         return by_id(shared_variables, shared) | by_id(own_variables, own)
+
+
+def _own_gradients(
+    step: Step, variables: TaskVariables, upstream: list[tf.Tensor]
+) -> list[list[Gradient]]:
+    """One backward pass through the heads: gradients by task on its own variables."""
+    own = list(itertools.chain(*variables.own.values()))
+    gradients = iter(step.tape.gradient(step.losses.values, own, upstream))
+    return [[next(gradients) for _ in task] for task in variables.own.values()]
+
+
+def _below_representation(
+    step: Step, variables: TaskVariables, update: list[Gradient]
+) -> list[Gradient]:
+    """One backward pass through the backbone, for an update of the representation."""
+    upstream = [
+        tf.zeros_like(tensor) if gradient is None else gradient
+        for tensor, gradient in zip(step.sources, update, strict=True)
+    ]
+    return step.tape.gradient(step.sources, variables.shared, upstream)
 
 
 def norms_on_last_shared_layer(step: Step, variables: TaskVariables) -> tf.Tensor:

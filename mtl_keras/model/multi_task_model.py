@@ -23,6 +23,7 @@ from mtl_keras.model.arguments import (
     check_task_names,
     explained,
 )
+from mtl_keras.model.derivatives import check_derivatives
 from mtl_keras.model.fit_hook import FitHook, MonitorModes
 from mtl_keras.model.gradients import GradientStepper, norms_on_last_shared_layer
 from mtl_keras.model.keras_compat import (
@@ -253,7 +254,9 @@ class MultiTaskModel(ModelWithTrainingState):
                 against each other (`conflicts`) and how often the method fell back
                 to the mean (`fallbacks`, since the start), and keeps the epoch's
                 mean cosines for `gradient_cosines`. Costs T backward passes for a
-                loss balancer.
+                loss balancer or a running solve. Of a running solve both it and
+                `"residual"` log how far the weights are from the solution
+                (`residual`, 0 at it; see `RunningBalancer`) and the fallbacks.
             on_nonfinite: What a task loss or gradient that is NaN or infinite does.
                 `"raise"`: an error names the task, the step and the batch; weights
                 and optimizer stay as they were before that step. `"skip_step"`: the
@@ -321,6 +324,8 @@ class MultiTaskModel(ModelWithTrainingState):
                 )
             self._split = split_at_representation(self, self._outputs_by_task)
             check_shared_below(self._split, shared)
+        if pipeline.running_balancer is not None:
+            self._check_running(pipeline.running_balancer, shared, task_clipnorm)
         with self.distribute_strategy.scope():
             pipeline.build(self.tasks, shared)
             guard.build(self.tasks, outputs)
@@ -330,6 +335,25 @@ class MultiTaskModel(ModelWithTrainingState):
         self._stepper = GradientStepper(
             pipeline, guard, task_clipnorm, compute_dtypes(self)
         )
+
+    def _check_running(
+        self,
+        balancer: balancing_lib.RunningBalancer,
+        shared: Sequence[keras.Variable],
+        task_clipnorm: float | None,
+    ) -> None:
+        """Raises `InputError` for what weights by products with G cannot do."""
+        if task_clipnorm is not None:
+            raise InputError(
+                f"Expected task_clipnorm=None for solve={balancer.solve!r}, which "
+                "computes no task's gradient alone. "
+                f"Received: task_clipnorm={task_clipnorm}."
+            )
+        if balancer.solve == "running" and shared:
+            if self._split is None:
+                check_derivatives(self, shared)
+            elif self._split.heads is not None:
+                check_derivatives(self._split.heads, None)
 
     def check_balanced(self) -> None:
         """Raises `InputError` if a training passed by the balancing.
@@ -511,6 +535,8 @@ class MultiTaskModel(ModelWithTrainingState):
         if pipeline.needs_probe:
             before = [tf.identity(v.value) for v in self.non_trainable_variables]
         step = self._forward(x, y, sample_weight)
+        if pipeline.needs_probe:
+            step.probe = BatchProbe(self, x, step, before, self._untracked_losses)
         variables = self._task_variables(step)
         gradients = self._stepper.gradients(step, variables)
         update, kept = guard.judge(
@@ -525,6 +551,7 @@ class MultiTaskModel(ModelWithTrainingState):
             step.batch_losses,
             step.present,
             tf.cast(self.optimizer.learning_rate, "float32"),
+            probe=step.probe,
         )
         if pipeline.needs_gradient_norms:
             layers = split_variables(self, self._reached_in_graph())
@@ -534,10 +561,6 @@ class MultiTaskModel(ModelWithTrainingState):
         update_if(
             update, self.optimizer, [gradients[id(v)] for v in trainable], trainable
         )
-        if pipeline.needs_probe:
-            losses_of, present = self._untracked_losses, step.present
-            probe = BatchProbe(self, x, step.labels, before, losses_of, present)
-            learned = learned._replace(probe=probe)
         with guard.statistics_of(pipeline.loss_state):
             pipeline.update(learned)
         pipeline.task_weights.update_state(

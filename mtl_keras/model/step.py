@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from mtl_keras.model.labels import Labels
+from mtl_keras.model.probe import BatchProbe
 from mtl_keras.model.task_losses import TaskLosses
 
 
@@ -45,6 +46,8 @@ class Step:
     """Scalar, the loss scale of mixed precision."""
     may_overflow: tf.Tensor | bool
     """Whether gradients that are not finite are the loss scale's doing."""
+    probe: BatchProbe | None = None
+    """The batch at other weights, where a balancer wants it."""
     loss_weights: tf.Tensor = dataclasses.field(init=False)
     """float32 `[T]`, the loss balancer's weights."""
     weights: tf.Tensor = dataclasses.field(init=False)
