@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -26,11 +26,19 @@ class TaskWeights(keras.metrics.Metric):
 
     Args:
         tasks: Task names; the result's keys are `<task>_weight`.
+        named: From a suffix, values `[T]` and their counts to what is logged, where
+            this is not a number for each task.
     """
 
-    def __init__(self, tasks: Sequence[str], name: str = "task_weights"):
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        name: str = "task_weights",
+        named: Callable[..., dict[str, tf.Tensor]] | None = None,
+    ):
         super().__init__(name=name, dtype="float32")
         self._tasks = tuple(tasks)
+        self._named = named
         shape = (len(self._tasks),)
         self._total = self.add_weight(shape=shape, initializer="zeros", name="total")
         self._count = self.add_weight(shape=shape, initializer="zeros", name="count")
@@ -40,11 +48,17 @@ class TaskWeights(keras.metrics.Metric):
         self._total.assign_add(tf.where(present, weights, 0.0))
         self._count.assign_add(tf.cast(present, "float32"))
 
-    def result(self) -> dict[str, tf.Tensor]:
-        """Returns `{<task>_weight: mean}`; 0 before the first step."""
-        means = tf.math.divide_no_nan(
+    def means(self) -> tf.Tensor:
+        """Returns the mean weights, float32 `[T]`; 0 before the first step."""
+        return tf.math.divide_no_nan(
             tf.convert_to_tensor(self._total), tf.convert_to_tensor(self._count)
         )
+
+    def result(self) -> dict[str, tf.Tensor]:
+        """Returns `{<task>_weight: mean}`; 0 before the first step."""
+        means = self.means()
+        if self._named is not None:
+            return self._named("_weight", means, self._count)
         return {
             f"{task}_weight": mean
             for task, mean in zip(self._tasks, tf.unstack(means), strict=True)
@@ -196,12 +210,23 @@ class Pipeline:
             and self.gradient_balancer.gradients_of == "representation"
         )
 
-    def build(self, tasks: Sequence[str], shared: Sequence[keras.Variable]) -> None:
-        """Creates all state for these tasks and shared variables."""
+    def build(
+        self,
+        tasks: Sequence[str],
+        shared: Sequence[keras.Variable],
+        named: Callable[..., dict[str, tf.Tensor]] | None = None,
+    ) -> None:
+        """Creates all state for these tasks and shared variables.
+
+        Args:
+            tasks: Names of the T tasks.
+            shared: The variables that they share.
+            named: See `TaskWeights`.
+        """
         for balancer in self.balancers:
             balancer.build(tasks)
         self.build_variables(shared)
-        self.task_weights = TaskWeights(tasks)
+        self.task_weights = TaskWeights(tasks, named=named)
         if self.monitored == "conflicts":
             self.monitor = ConflictMonitor(len(tasks))
         if self.monitored is not None and self.running_balancer is not None:

@@ -34,7 +34,7 @@ def add(first: Gradient, second: Gradient) -> Gradient:
 
 
 def scaled(gradient: Gradient, factor: Any) -> Gradient:
-    """Returns a gradient times a scalar."""
+    """Returns a gradient times a scalar, or a vector over its last axis."""
     if gradient is None:
         return None
     if isinstance(gradient, tf.IndexedSlices):
@@ -46,11 +46,18 @@ def scaled(gradient: Gradient, factor: Any) -> Gradient:
     return gradient * tf.cast(factor, gradient.dtype)
 
 
-def masked(rows: list[list[Gradient]], kept: tf.Tensor) -> list[list[Gradient]]:
-    """Returns task gradients, all zero where a task is not kept (bool `[T]`)."""
+def masked(
+    rows: list[list[Gradient]], kept: Sequence[tf.Tensor]
+) -> list[list[Gradient]]:
+    """Returns gradients, all zero where not kept.
+
+    Args:
+        rows: By task, or by output.
+        kept: As many bool scalars, or vectors over the last axis of the gradients.
+    """
     return [
         [_where(keep, gradient) for gradient in row]
-        for keep, row in zip(tf.unstack(kept), rows, strict=True)
+        for keep, row in zip(kept, rows, strict=True)
     ]
 
 
@@ -63,11 +70,18 @@ def _where(keep: tf.Tensor, gradient: Gradient) -> Gradient:
     return tf.where(keep, gradient, tf.zeros_like(gradient))
 
 
-def times(rows: list[list[Gradient]], factors: tf.Tensor) -> list[list[Gradient]]:
-    """Returns task gradients times a factor for each task, `[T]`."""
+def times(
+    rows: list[list[Gradient]], factors: Sequence[tf.Tensor]
+) -> list[list[Gradient]]:
+    """Returns gradients times their factors.
+
+    Args:
+        rows: By task, or by output.
+        factors: As many scalars, or vectors over the last axis of the gradients.
+    """
     return [
         [scaled(gradient, factor) for gradient in row]
-        for factor, row in zip(tf.unstack(factors), rows, strict=True)
+        for factor, row in zip(factors, rows, strict=True)
     ]
 
 

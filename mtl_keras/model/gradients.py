@@ -26,6 +26,7 @@ from mtl_keras.model.gradient_lists import (
 from mtl_keras.model.labels import replicas, sum_over_replicas
 from mtl_keras.model.nonfinite import (
     NonFiniteGuard,
+    finite_columns,
     finite_gradients,
     on_all_replicas,
 )
@@ -103,25 +104,38 @@ class GradientStepper:
             *([found[id(v)] for v in own] for own in variables.own.values()),
             [found[id(v)] for v in (*variables.shared, *variables.unused)],
         ]
-        flags = tf.concat([step.finite, finite_gradients(gradients)], axis=0)
-        flags = on_all_replicas(flags) | step.may_overflow
-        in_rows, in_own, rest = tf.split(flags, [len(variables.own)] * 2 + [1])
+        in_own = self._finite_own(step, gradients[:-1])
+        flags = [step.finite, in_own, finite_gradients(gradients[-1:])]
+        flags = on_all_replicas(tf.concat(flags, axis=0)) | step.may_overflow
+        in_rows, in_own, rest = tf.split(flags, [*step.present.shape] * 2 + [1])
         step.finite, step.rest_finite = in_rows & in_own, rest[0]
         return found
+
+    @staticmethod
+    def _finite_own(step: Step, own: Sequence[Sequence[Gradient]]) -> tf.Tensor:
+        """Returns for each task whether its own gradients are finite, bool `[T]`."""
+        layout = step.losses.layout
+        return layout.joined(
+            [
+                finite_columns(gradients, layout.size(output))
+                for output, gradients in zip(layout.outputs, own, strict=True)
+            ]
+        )
 
     def _loss_weights(self, step: Step) -> tf.Tensor:
         return self._pipeline.loss_weights(step.batch_losses, step.present)
 
     def _upstream(self, step: Step) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-        """Returns T factors of the losses for shared variables, and T for own ones.
+        """Returns factors of the losses for shared variables, and for own ones.
 
-        One list twice where they are the same. Weights that wait for a look at the
-        task gradients (`changes_rows`) are left out.
+        By output, in the shapes of the losses. One list twice where they are the same.
+        Weights that wait for a look at the task gradients (`changes_rows`) are left
+        out.
         """
-        unweighted = [step.loss_scale] * len(step.losses.values)
+        unweighted = [tf.fill(v.shape, step.loss_scale) for v in step.losses.values]
         if self.changes_rows:
             return unweighted, unweighted
-        weighted = tf.unstack(step.loss_weights * step.loss_scale)
+        weighted = step.losses.layout.split(step.loss_weights * step.loss_scale)
         unweights_own = self._pipeline.own_losses_unweighted
         return weighted, unweighted if unweights_own else weighted
 
@@ -145,7 +159,7 @@ class GradientStepper:
         if balancer is not None:
             balancer.after_step(step.weights, step.present)
             if balancer.task_specific == "weighted":
-                own = times(own, step.weights)
+                own = times(own, step.losses.layout.split(step.weights))
         gradients = by_id(variables.shared, shared)
         for own_variables, of_task in zip(variables.own.values(), own, strict=True):
             gradients |= by_id(own_variables, of_task)
@@ -168,21 +182,16 @@ class GradientStepper:
         those on a representation are not, as every replica has its own samples.
 
         Returns:
-            Gradients by task on the sources; by task on its own variables; and by part
-            of the batch, then by task, on the sources.
+            Gradients by task on the sources; by output on its own variables; and by
+            part of the batch, then by task, on the sources.
         """
         rows, own = self._rows(step, sources, variables)
         upstream, _ = self._upstream(step)
         sub_batches = [
-            [
-                step.tape.gradient(loss, list(sources), factor)
-                for loss, factor in zip(losses, upstream, strict=True)
-            ]
+            _task_rows(step.tape, losses, sources, upstream)
             for losses in step.sub_batches
         ]
-        step.finite = finite_gradients(
-            [[*r, *o] for r, o in zip(rows, own, strict=True)]
-        )
+        step.finite = finite_gradients(rows) & self._finite_own(step, own)
         if step.representation is None:
             rows = sum_rows(rows)
             sub_batches = [sum_rows(part) for part in sub_batches]
@@ -192,20 +201,19 @@ class GradientStepper:
         step.present = self._guard.taking_part(step.present, kept)
         step.loss_weights = self._loss_weights(step)
         # Mask before scaling: 0 × inf is NaN.
-        rows, own = masked(rows, step.present), masked(own, step.present)
-        factors = step.loss_weights * self._clip_factors(step, rows)
+        split, kept = step.losses.layout.split, tf.unstack(step.present)
+        rows, own = masked(rows, kept), masked(own, split(step.present))
+        factors = tf.unstack(step.loss_weights * self._clip_factors(step, rows))
         rows = times(rows, factors)
         if not self._pipeline.own_losses_unweighted:
-            own = times(own, step.loss_weights)
-        sub_batches = [
-            times(masked(part, step.present), factors) for part in sub_batches
-        ]
+            own = times(own, split(step.loss_weights))
+        sub_batches = [times(masked(part, kept), factors) for part in sub_batches]
         return rows, own, sub_batches
 
     def _rows(
         self, step: Step, sources: Sequence[Any], variables: TaskVariables
     ) -> tuple[list[list[Gradient]], list[list[Gradient]]]:
-        """One backward pass a task: on the sources, and on the task's own variables."""
+        """One backward pass a task: on the sources, and by output on own variables."""
         rows, owns = [], []
         for loss, shared, own, own_variables in zip(
             step.losses.values,
@@ -213,12 +221,12 @@ class GradientStepper:
             variables.own.values(),
             strict=True,
         ):
-            if own is shared:
+            if own is shared and loss.shape.rank == 0:
                 both = step.tape.gradient(loss, [*sources, *own_variables], shared)
                 rows.append(both[: len(sources)])
                 owns.append(both[len(sources) :])
             else:
-                rows.append(step.tape.gradient(loss, list(sources), shared))
+                rows += _task_rows(step.tape, [loss], sources, [shared])
                 owns.append(step.tape.gradient(loss, own_variables, own))
         return rows, owns
 
@@ -265,7 +273,7 @@ class GradientStepper:
         """T backward passes through everything: the exact task gradients.
 
         Returns:
-            The update of the shared variables; by task, the gradients of its own.
+            The update of the shared variables; by output, the gradients of its own.
         """
         shared = variables.shared
         rows, own, sub_batches = self._task_gradients(step, shared, variables)
@@ -298,10 +306,8 @@ class GradientStepper:
         weights = balancer.running_weights(losses, step.present)
         with tf.GradientTape(watch_accessed_variables=False) as second:
             second.watch(weights)
-            factors = [
-                weight * factor
-                for weight, factor in zip(tf.unstack(weights), upstream, strict=True)
-            ]
+            parts = step.losses.layout.split(weights)
+            factors = [w * factor for w, factor in zip(parts, upstream, strict=True)]
             update = step.tape.gradient(step.losses.values, sources, factors)
         reached = [g for g in update if g is not None]
         if step.representation is None:
@@ -375,7 +381,7 @@ class GradientStepper:
             + tf.cast(tf.convert_to_tensor(moves[id(variable)]), weight.dtype)
             for variable, weight in zip(trainable, step.probe.weights(), strict=True)
         ]
-        difference = tf.stack(step.probe.losses(moved)) - tf.stack(step.losses.values)
+        difference = tf.stack(step.probe.losses(moved)) - step.losses.joined()
         difference = tf.where(step.present, difference, 0.0)
         return tf.math.divide_no_nan(difference, epsilon)
 
@@ -401,12 +407,8 @@ class GradientStepper:
             step.weights = balancer.kept_weights(step.present)
             step.finite = tf.ones_like(step.present)
             losses = step.losses.values
-            factors = [
-                weight * factor
-                for weight, factor in zip(
-                    tf.unstack(step.weights), upstream, strict=True
-                )
-            ]
+            weights = step.losses.layout.split(step.weights)
+            factors = [w * factor for w, factor in zip(weights, upstream, strict=True)]
             shared = step.tape.gradient(losses, variables.shared, factors)
             return packed(shared, _own_gradients(step, variables, own_upstream))
 
@@ -453,10 +455,53 @@ class GradientStepper:
         return by_id(shared_variables, shared) | by_id(own_variables, own)
 
 
+def _task_rows(
+    tape: tf.GradientTape,
+    losses: Sequence[tf.Tensor],
+    sources: Sequence[Any],
+    upstream: Sequence[tf.Tensor],
+) -> list[list[Gradient]]:
+    """One backward pass a task: gradients by task on the sources.
+
+    Of a group of tasks in a loop of the graph, which is traced once.
+
+    Args:
+        tape: A persistent tape.
+        losses: By output, scalars or `[tasks of the output]`.
+        sources: What to differentiate by.
+        upstream: By output, in the shapes of the losses.
+    """
+    rows: list[list[Gradient]] = []
+    for loss, factor in zip(losses, upstream, strict=True):
+        if loss.shape.rank == 0:
+            rows.append(tape.gradient(loss, list(sources), factor))
+            continue
+        connected = [g is not None for g in tape.gradient(loss, list(sources))]
+        reached = [v for v, is_any in zip(sources, connected, strict=True) if is_any]
+
+        def one(
+            column: tf.Tensor,
+            loss: tf.Tensor = loss,
+            reached: Sequence[Any] = reached,
+        ) -> list[tf.Tensor]:
+            gradients = tape.gradient(loss, reached, column)
+            return [tf.convert_to_tensor(gradient) for gradient in gradients]
+
+        dtypes = [tf.as_dtype(variable.dtype) for variable in reached]
+        stacked = tf.map_fn(one, tf.linalg.diag(factor), fn_output_signature=dtypes)
+        columns = iter([tf.unstack(rows_of, loss.shape[0]) for rows_of in stacked])
+        by_source = [next(columns) if is_any else None for is_any in connected]
+        rows += [
+            [None if of_source is None else of_source[index] for of_source in by_source]
+            for index in range(loss.shape[0])
+        ]
+    return rows
+
+
 def _own_gradients(
     step: Step, variables: TaskVariables, upstream: list[tf.Tensor]
 ) -> list[list[Gradient]]:
-    """One backward pass through the heads: gradients by task on its own variables."""
+    """One backward pass through the heads: gradients by output on own variables."""
     own = list(itertools.chain(*variables.own.values()))
     gradients = iter(step.tape.gradient(step.losses.values, own, upstream))
     return [[next(gradients) for _ in task] for task in variables.own.values()]
@@ -481,10 +526,11 @@ def norms_on_last_shared_layer(step: Step, variables: TaskVariables) -> tf.Tenso
     """
     losses = step.losses.values
     if not variables.shared:
-        return tf.ones((len(losses),))
+        return tf.ones(step.present.shape)
     layer = variables.shared[-1].path.rpartition("/")[0]
     last = [v for v in variables.shared if v.path.rpartition("/")[0] == layer]
-    rows = [step.tape.gradient(loss, last, step.loss_scale) for loss in losses]
+    upstream = [tf.fill(loss.shape, step.loss_scale) for loss in losses]
+    rows = _task_rows(step.tape, losses, last, upstream)
     gramian = ops.gramian(sum_rows(rows))
     norms = tf.sqrt(tf.linalg.diag_part(gramian))
     return tf.cast(norms, "float32") / step.loss_scale

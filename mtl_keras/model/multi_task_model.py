@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -23,6 +23,12 @@ from mtl_keras.model.arguments import (
     check_task_names,
     explained,
 )
+from mtl_keras.model.column_metrics import (
+    ColumnAUC,
+    ColumnMean,
+    with_column_metrics,
+)
+from mtl_keras.model.columns import TaskLayout, check_columns, variables_by_column
 from mtl_keras.model.derivatives import check_derivatives
 from mtl_keras.model.fit_hook import FitHook, MonitorModes
 from mtl_keras.model.gradients import GradientStepper, norms_on_last_shared_layer
@@ -31,6 +37,7 @@ from mtl_keras.model.keras_compat import (
     loss_tracker,
     loss_trackers,
     may_overflow,
+    outputs_by_metric,
     outputs_of_metrics,
     resolved_losses,
     resolved_metrics,
@@ -129,7 +136,7 @@ class MultiTaskModel(ModelWithTrainingState):
             )
         super().__init__(inputs, outputs, name=name, **kwargs)
         self._outputs_by_task = dict(outputs)
-        self._loss_tasks: tuple[str, ...] = tuple(outputs)
+        self._layout = TaskLayout(sorted(outputs))
         self._pipeline: Pipeline | None = None
         self._guard = NonFiniteGuard("raise")
         self.train_function: Any = None
@@ -140,9 +147,10 @@ class MultiTaskModel(ModelWithTrainingState):
     def tasks(self) -> list[str]:
         """Names of the tasks: the outputs, after `compile` those with a loss.
 
-        Sorted, as Keras orders the outputs of a dict.
+        Sorted, as Keras orders the outputs of a dict. In place of an output that
+        `compile` made a group of tasks stand the names of its columns, in their order.
         """
-        return sorted(self._loss_tasks)
+        return list(self._layout.tasks)
 
     @property
     def balancers(self) -> tuple[balancing_lib.Balancer, ...]:
@@ -169,7 +177,12 @@ class MultiTaskModel(ModelWithTrainingState):
         As the functional graph shows, and after a step as its operations do, which
         also show what closures read.
         """
-        return split_variables(self, self._reached).shared
+        return self._split_variables(self._reached).shared
+
+    def _split_variables(self, reached: dict[str, set[int]]) -> TaskVariables:
+        groups = {o: self._outputs_by_task[o] for o in self._layout.columns}
+        by_column = variables_by_column(self, groups)
+        return split_variables(self, reached, groups, by_column)
 
     @property
     def _reached(self) -> dict[str, set[int]]:
@@ -181,8 +194,8 @@ class MultiTaskModel(ModelWithTrainingState):
 
     def _reached_in_graph(self) -> dict[str, set[int]]:
         # Not kept, as layers may get variables later (LoRA).
-        by_task = {task: self._outputs_by_task[task] for task in self.tasks}
-        return reached_variables(self, by_task)
+        by_output = {o: self._outputs_by_task[o] for o in self._layout.outputs}
+        return reached_variables(self, by_output)
 
     def _ids_of_trainable(self) -> tuple[int, ...]:
         return tuple(id(v) for v in self.trainable_variables)
@@ -224,6 +237,7 @@ class MultiTaskModel(ModelWithTrainingState):
         monitor: str | None = None,
         on_nonfinite: str = "raise",
         task_clipnorm: float | None = None,
+        columns: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         """Configures training. Takes all that `keras.Model.compile` takes.
 
@@ -271,6 +285,15 @@ class MultiTaskModel(ModelWithTrainingState):
                 on the representation) down to this norm before balancing. Costs T
                 backward passes. The optimizer's own `clipnorm`, `global_clipnorm`
                 and `clipvalue` act after balancing, on all variables.
+            columns: `{output: names}` of outputs `[batch, T]` that are groups of T
+                tasks, one for each column, without layers, losses or metrics of their
+                own. Labels are `[batch, T]`, sample weights too where labels are
+                absent by task. The loss, a mean over elements such as
+                `"binary_crossentropy"`, is one for each column, as of T outputs
+                `[batch, 1]`; metrics are means over samples, or `"auc"`. Logged are
+                the means over columns (the loss's over labelled elements);
+                `column_results` has each column's. Columns of a `Dense` layer that
+                makes them belong to their tasks, all else is shared.
 
         Raises:
             InputError: For an unknown balancing method, an output without a loss,
@@ -292,10 +315,16 @@ class MultiTaskModel(ModelWithTrainingState):
         check_task_names(outputs)
         check_names("metrics", metrics, outputs)
         check_names("weighted_metrics", weighted_metrics, outputs)
-        if loss is None and self._overrides_compute_loss:
-            loss_tasks = tuple(outputs)
-        else:
-            loss, loss_weights, loss_tasks = arrange_losses(loss, loss_weights, outputs)
+        groups = check_columns(columns, self._outputs_by_task)
+        loss_outputs: Sequence[str] = outputs
+        if loss is not None or not self._overrides_compute_loss:
+            loss, loss_weights, loss_outputs = arrange_losses(
+                loss, loss_weights, outputs
+            )
+        given = {"metrics": metrics, "weighted_metrics": weighted_metrics}
+        if groups:
+            metrics = with_column_metrics(metrics, outputs, groups)
+            weighted_metrics = with_column_metrics(weighted_metrics, outputs, groups)
         super().compile(
             optimizer=optimizer,
             loss=loss,
@@ -311,8 +340,15 @@ class MultiTaskModel(ModelWithTrainingState):
             "jit_compile": jit_compile,
             "auto_scale_loss": auto_scale_loss,
         }
-        self._loss_tasks = loss_tasks
-        shared = split_variables(self, self._reached_in_graph()).shared
+        self._layout = TaskLayout(loss_outputs, groups)
+        if groups:
+            self._compile_arguments["columns"] = {o: list(n) for o, n in groups.items()}
+            self._compile_arguments |= {
+                name: keras.saving.serialize_keras_object(value)
+                for name, value in given.items()
+            }
+            self._check_columns(pipeline)
+        shared = self._split_variables(self._reached_in_graph()).shared
         self._split = None
         if pipeline.gradients_of_representation and shared:
             if type(self).call is not MultiTaskModel.call:
@@ -327,14 +363,46 @@ class MultiTaskModel(ModelWithTrainingState):
         if pipeline.running_balancer is not None:
             self._check_running(pipeline.running_balancer, shared, task_clipnorm)
         with self.distribute_strategy.scope():
-            pipeline.build(self.tasks, shared)
-            guard.build(self.tasks, outputs)
+            named = self._layout.named if groups else None
+            pipeline.build(self.tasks, shared, named)
+            guard.build(self._layout, outputs)
         self._pipeline = pipeline
         self._guard = guard
         self._task_clipnorm = task_clipnorm
         self._stepper = GradientStepper(
             pipeline, guard, task_clipnorm, compute_dtypes(self)
         )
+
+    def _check_columns(self, pipeline: Pipeline) -> None:
+        """Raises `InputError` for what groups of tasks do not go with."""
+        if self._overrides_compute_loss or pipeline.gradients_of_representation:
+            raise InputError(
+                "Expected gradients_of='shared' and no `compute_loss` of the class's "
+                f"own for `columns`. Received: columns of {list(self._layout.columns)}."
+            )
+
+    def column_results(self) -> dict[str, dict[str, np.ndarray]]:
+        """Returns what is known by column of the outputs that are groups of tasks.
+
+        Of the present epoch, or since the last `evaluate`, as the metrics have it.
+
+        Returns:
+            For each such output `{name: float32 [T]}`: `"weight"`, the mean task
+            weights, and its metrics, NaN where a column has no label (of an AUC, not
+            both classes). In the order of `columns`.
+        """
+        results: dict[str, dict[str, np.ndarray]] = {}
+        if self._pipeline is None or self._pipeline.task_weights is None:
+            return results
+        means = self._layout.split(self._pipeline.task_weights.means())
+        by_output = dict(zip(self._layout.outputs, means, strict=True))
+        metrics = outputs_by_metric(self, sorted(self._outputs_by_task))
+        for output in self._layout.columns:
+            results[output] = {"weight": by_output[output].numpy()}
+            for metric in metrics.get(output, ()):
+                if isinstance(metric, (ColumnMean, ColumnAUC)):
+                    results[output][metric.name] = metric.by_column().numpy()
+        return results
 
     def _check_running(
         self,
@@ -516,7 +584,7 @@ class MultiTaskModel(ModelWithTrainingState):
         )
 
     def _labels(self, y: Any, y_pred: Any, sample_weight: Any) -> Labels:
-        return arrange_labels(y, sample_weight, y_pred, self.tasks)
+        return arrange_labels(y, sample_weight, y_pred, self._layout.outputs)
 
     def _added_losses(self) -> list[tf.Tensor]:
         """Returns regularisation and `add_loss` losses, this replica's share."""
@@ -554,7 +622,7 @@ class MultiTaskModel(ModelWithTrainingState):
             probe=step.probe,
         )
         if pipeline.needs_gradient_norms:
-            layers = split_variables(self, self._reached_in_graph())
+            layers = self._split_variables(self._reached_in_graph())
             norms = norms_on_last_shared_layer(step, layers)
             learned = learned._replace(gradient_norms=norms)
         trainable = self.trainable_variables
@@ -568,7 +636,9 @@ class MultiTaskModel(ModelWithTrainingState):
         )
         y_pred = step.y_pred
         if guard.skips:
-            y_pred, sample_weight = leave_out(kept, step.labels, y_pred, self.tasks)
+            parts = self._layout.split(kept)
+            by_output = dict(zip(self._layout.outputs, parts, strict=True))
+            y_pred, sample_weight = leave_out(by_output, step.labels, y_pred)
         return {
             **self.compute_metrics(x, y, y_pred, sample_weight=sample_weight),
             **pipeline.logs(),
@@ -623,7 +693,8 @@ class MultiTaskModel(ModelWithTrainingState):
                 else:
                     y_pred = split.above(representation, inputs)
                 labels = self._labels(y, y_pred, sample_weight)
-                labels = without_tasks(labels, self._stopped, batch_size(y_pred))
+                stopped = self._layout.masks(sorted(self._stopped))
+                labels = without_tasks(labels, stopped, y_pred)
                 losses = self._task_losses(labels, y_pred)
             sub_batches = self._sub_batch_losses(
                 labels, y_pred, self._pipeline.num_sub_batches
@@ -661,7 +732,8 @@ class MultiTaskModel(ModelWithTrainingState):
         key = self._ids_of_trainable()
         known = tf.executing_eagerly() and key in self._stepper.reached
         if self._stepper.needs_several_gradients and not known:
-            losses = dict(zip(self.tasks, step.losses.values, strict=True))
+            outputs = self._layout.outputs
+            losses = dict(zip(outputs, step.losses.values, strict=True))
             reached = self._reached_in_graph()
             variables = self.trainable_variables
             if self._split is None:
@@ -676,19 +748,23 @@ class MultiTaskModel(ModelWithTrainingState):
                     reached,
                 )
             self._stepper.reached[key] = reached
-        return split_variables(self, self._reached)
+        return self._split_variables(self._reached)
 
     def _task_losses(self, labels: Labels, y_pred: dict[str, Any]) -> TaskLosses:
         # At the root TensorFlow takes fewer names for a scope.
         with tf.name_scope("task_losses"):
             resolved = resolved_losses(self, labels.y, y_pred)
-            by_task = {task: resolved[task] for task in self.tasks}
-            return task_losses(by_task, labels, y_pred)
+            by_output = {output: resolved[output] for output in self._layout.outputs}
+            return task_losses(by_output, labels, y_pred, self._layout)
 
     def _untracked_losses(
         self, labels: Labels, y_pred: dict[str, Any]
     ) -> list[tf.Tensor]:
-        return self._task_losses(labels, y_pred).values
+        """Returns this replica's share of the T task losses, scalars."""
+        losses = self._task_losses(labels, y_pred)
+        if not self._layout.columns:
+            return losses.values
+        return tf.unstack(losses.joined(), len(self.tasks))
 
     def _sub_batch_losses(
         self, labels: Labels, y_pred: dict[str, Any], parts: int
@@ -696,7 +772,7 @@ class MultiTaskModel(ModelWithTrainingState):
         """Returns the task losses of disjoint parts of the batch."""
         size = batch_size(y_pred)
         return [
-            self._untracked_losses(sub_batch(labels, part, parts, size), y_pred)
+            self._task_losses(sub_batch(labels, part, parts, size), y_pred).values
             for part in range(parts)
         ]
 

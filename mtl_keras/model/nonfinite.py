@@ -14,6 +14,7 @@ import tensorflow as tf
 from mtl_keras.balancing.arguments import check_choice
 from mtl_keras.balancing.matrix_based import all_finite
 from mtl_keras.errors import NonFiniteError
+from mtl_keras.model.columns import TaskLayout
 from mtl_keras.model.labels import sum_over_replicas
 from mtl_keras.model.task_metrics import LabelledBatches
 
@@ -47,9 +48,10 @@ class NonFiniteGuard:
         """Whether training goes on after a number that is not finite."""
         return self.policy != "raise"
 
-    def build(self, tasks: Sequence[str], outputs: Sequence[str]) -> None:
+    def build(self, layout: TaskLayout, outputs: Sequence[str]) -> None:
         """Creates the variables for these tasks, and outputs with or without a loss."""
-        self._tasks = tuple(tasks)
+        self._layout = layout
+        self._tasks = tasks = tuple(layout.tasks)
         self.labelled_batches = LabelledBatches(outputs)
         size = len(tasks)
         self._batch = _counter("batch", ())
@@ -143,12 +145,9 @@ class NonFiniteGuard:
         """Returns the epoch's counts; nothing under `"raise"`."""
         if not self.skips:
             return {}
-        *by_task, steps = tf.unstack(tf.cast(self._counts, "float32"))
-        logs = {
-            f"{task}_nonfinite": count
-            for task, count in zip(self._tasks, by_task, strict=True)
-        }
-        return {**logs, "skipped_steps": steps}
+        counts = tf.cast(self._counts, "float32")
+        logs = self._layout.named("_nonfinite", counts[:-1], 1.0)
+        return {**logs, "skipped_steps": counts[-1]}
 
     def warn_of_skips(self) -> None:
         """Warns where most steps of an epoch, or of one task in it, were skipped."""
@@ -237,18 +236,31 @@ def finite_gradients(groups: Sequence[Sequence[Any]]) -> tf.Tensor:
     Args:
         groups: Lists of tensors, `tf.IndexedSlices` or None; a replica's own.
     """
-    return tf.stack(
-        [
-            all_finite(
-                [
-                    g.values if isinstance(g, tf.IndexedSlices) else g
-                    for g in group
-                    if g is not None
-                ]
-            )
-            for group in groups
-        ]
-    )
+    return tf.stack([all_finite(_values(group)) for group in groups])
+
+
+def finite_columns(gradients: Sequence[Any], size: int | None) -> tf.Tensor:
+    """Returns whether an output's gradients are finite, a bool scalar.
+
+    Args:
+        gradients: Those of its own variables.
+        size: Of a group of T tasks T: the result is bool `[T]`, by the last axis.
+    """
+    if size is None:
+        return all_finite(_values(gradients))
+    finite = tf.ones((size,), "bool")
+    for gradient in _values(gradients):
+        rows = tf.reshape(gradient, (-1, size))
+        finite &= tf.reduce_all(tf.math.is_finite(rows), axis=0)
+    return finite
+
+
+def _values(gradients: Sequence[Any]) -> list[tf.Tensor]:
+    return [
+        g.values if isinstance(g, tf.IndexedSlices) else g
+        for g in gradients
+        if g is not None
+    ]
 
 
 def on_all_replicas(flags: tf.Tensor) -> tf.Tensor:

@@ -29,7 +29,7 @@ class Step:
     y_pred: dict[str, Any]
     """The model's outputs."""
     labels: Labels
-    """The batch's labels, by task."""
+    """The batch's labels, by output."""
     losses: TaskLosses
     """The task losses, this replica's share of them."""
     sub_batches: list[list[tf.Tensor]]

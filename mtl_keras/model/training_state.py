@@ -14,7 +14,13 @@ from mtl_keras.model.keras_compat import KerasSaveable, saving_as_hdf5
 from mtl_keras.model.multi_worker import MultiWorkerModel
 from mtl_keras.model.nonfinite import NonFiniteGuard
 
-_OWN_ARGUMENTS = ("balancing", "monitor", "on_nonfinite", "task_clipnorm")
+_OWN_ARGUMENTS = (
+    "balancing",
+    "columns",
+    "monitor",
+    "on_nonfinite",
+    "task_clipnorm",
+)
 _STATE_PREFIXES = ("balancing.", "seed_states.")
 
 
