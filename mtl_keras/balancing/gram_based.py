@@ -133,7 +133,7 @@ class MGDA(RunningBalancer):
         Near a Pareto-stationary point it comes near 0 and says little.
         """
         square = tf.tensordot(weights, products, 1)
-        least = 0.05 * tf.reduce_max(tf.abs(products))
+        least = 0.05 * tf.tensordot(weights, tf.abs(products), 1)
         return tf.fill(weights.shape, tf.maximum(square, least))
 
     def residual(self, ratios: tf.Tensor, moves: tf.Tensor) -> tf.Tensor:

@@ -19,7 +19,7 @@ _LEAST_LOG_RATIO = -3.0
 # Step sizes grow while a task's ratio stays on one side of 1, and shrink where it
 # crosses: it then oscillates, as of conflicting tasks, or follows the batches' noise.
 _GROWTH, _DECAY = 1.1, 0.7
-_RATES = (0.02, 1.0)
+_RATES = (0.001, 1.0)
 
 
 class RunningBalancer(GramBalancer):

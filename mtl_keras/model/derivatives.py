@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 
 import keras
@@ -127,5 +128,10 @@ def _layer(model: keras.Model, operation: tf.Operation) -> str:
         layers = models.pop().layers
         names.update(layer.name for layer in layers)
         models += [layer for layer in layers if isinstance(layer, keras.Model)]
-    scopes = [scope for scope in operation.name.split("/") if scope in names]
-    return scopes[-1] if scopes else operation.name
+    # A graph numbers scopes of one name.
+    scopes = [
+        re.sub(r"_\d+$", "", s) if s not in names else s
+        for s in operation.name.split("/")
+    ]
+    known = [scope for scope in scopes if scope in names]
+    return known[-1] if known else operation.name
