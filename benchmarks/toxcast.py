@@ -6,8 +6,8 @@ Inputs are hashed counts of the substrings of a SMILES of 1 to 5 characters; 80 
 8,576 molecules train, the others test. Each training runs in a process of its own, and
 tells: seconds from `fit`'s start to the end of its first step, the median step after
 that, the most memory, and the mean AUC over the assays that have both classes in the
-test. `--stock` adds a plain Keras model with 617 outputs, two steps of it. Results go to
-benchmarks/results/toxcast.json; runs that it holds are not repeated.
+test. `--stock` adds a plain Keras model with 617 outputs, eight steps of it. Results go
+to benchmarks/results/toxcast.json; runs that it holds are not repeated.
 """
 
 from __future__ import annotations

@@ -357,6 +357,10 @@ def _column_values(
         y_pred = tf.where(labelled, y_pred, tf.stop_gradient(y_pred))
     y_pred = keras.ops.convert_to_tensor(y_pred, dtype=loss.dtype)
     values = loss.call(tf.expand_dims(y, -1), tf.expand_dims(y_pred, -1))
+    # Neither may one column's NaN reach the others through their backward pass.
+    finite = tf.stop_gradient(tf.math.is_finite(values))
+    y_pred = tf.where(finite, y_pred, tf.stop_gradient(y_pred))
+    values = loss.call(tf.expand_dims(y, -1), tf.expand_dims(y_pred, -1))
     values = tf.cast(values, "float32")
     if labelled is not None:
         values = tf.where(labelled, values, 0.0)
