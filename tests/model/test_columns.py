@@ -96,7 +96,13 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[pytest.mark.slow] if case == "clipped" else [])
+        for case in CASES
+    ],
+)
 def test_a_group_trains_as_outputs_of_their_own(case):
     method, options = CASES[case]
     models, histories = [], []
