@@ -16,7 +16,7 @@ from mtl_keras_cli.errors import Commands
 from mtl_keras_cli.text import examples, joined, make_console, plain_table
 
 if TYPE_CHECKING:
-    from mtl_keras.runs import RunConfig
+    from mtl_keras.runs import Run, RunConfig, TrainingConfig
 
 app = typer.Typer(
     cls=Commands,
@@ -154,9 +154,9 @@ def train(
         "seed": seed,
         "precision": precision,
     }
-    config = _base_config(application, from_study, console)
     config = dataclasses.replace(
-        config, **{name: value for name, value in given.items() if value is not None}
+        _base_config(application, from_study, console),
+        **{name: value for name, value in given.items() if value is not None},
     ).validate()
     out = out or unfinished.next_free("runs", config)
     if reuse and out.exists():
@@ -206,15 +206,15 @@ def _base_config(
     return config
 
 
-def _check_same(run: Any, config: RunConfig) -> None:
+def _check_same(run: Run, config: TrainingConfig) -> None:
     from mtl_keras.errors import InputError
 
-    there, here = run.config.to_dict(), config.to_dict()
-    for name in here:
-        if there[name] != here[name]:
+    for name, wanted in vars(config).items():
+        trained = getattr(run.config, name)
+        if trained != wanted:
             raise InputError(
-                f"{str(run.path)!r} is a run with another {name}: {there[name]!r} "
-                f"there, {here[name]!r} here. Name another --out, or remove it."
+                f"{str(run.path)!r} is a run with another {name}: {trained!r} "
+                f"there, {wanted!r} here. Name another --out, or remove it."
             )
 
 
@@ -223,7 +223,7 @@ def _print_metrics(console: Console, metrics: dict[str, dict[str, float]]) -> No
     table.add_column("value", justify="right")
     for task, values in metrics.items():
         for name, value in values.items():
-            table.add_row(task, name, f"{value:.4f}" if value is not None else "nan")
+            table.add_row(task, name, f"{value:.4f}")
     console.print(table)
 
 
@@ -255,7 +255,6 @@ def tune(
         float,
         typer.Option(help="Seconds of silence after which a worker counts as dead."),
     ] = 60.0,
-    name: Annotated[str | None, typer.Option(hidden=True)] = None,
     from_trial: Annotated[
         str | None,
         typer.Option(help="Search nothing: train this trial of the study in full."),
@@ -267,11 +266,12 @@ def tune(
 ) -> None:
     """Search for good settings, as a study file says.
 
-    Started again, it goes on where it stopped. The folder gets every trial as
+    Started again, it resumes where it stopped. The folder gets every trial as
     JSON, all trials as results.csv, TensorBoard's HParams as logs/, pictures, and
     report.html.
     """
-    tensorflow.load()
+    # Trials run in processes of their own, and need the GPUs' memory there.
+    tensorflow.load(gpus=from_trial is not None)
     from mtl_keras_cli import tuning
 
     if from_trial is None:
@@ -281,7 +281,6 @@ def tune(
             workers=workers,
             role=role,
             chief=chief,
-            name=name,
             worker_timeout=worker_timeout,
         )
         return
@@ -292,8 +291,9 @@ def tune(
     search.load_study(study)
     trial, config = search.best_config(out or tuning.study_folder(study), from_trial)
     console.print(f"Training trial {trial} in full")
-    run = run or unfinished.next_free("runs", config)
-    results = runs.train(config, run, console=console)
+    settings = config.validate()
+    run = run or unfinished.next_free("runs", settings)
+    results = runs.train(settings, run, console=console)
     _print_metrics(console, results.metrics)
     console.print(f"Wrote {run}", soft_wrap=True)
 
@@ -316,11 +316,11 @@ def evaluate(
     """
     tensorflow.load()
     from mtl_keras import runs
-    from mtl_keras.runs.folder import without_nan
+    from mtl_keras.decoding import encode
 
     metrics = runs.evaluate(run)
     if as_json:
-        print(json.dumps(without_nan(metrics), indent=2))
+        print(json.dumps(encode(metrics), indent=2))
     else:
         _print_metrics(make_console(), metrics)
 
@@ -366,10 +366,10 @@ def export(
     batching.config for tensorflow_model_server lie beside it.
     """
     tensorflow.load()
-    from mtl_keras_cli import exporting
+    from mtl_keras import runs
 
     console = make_console()
-    version = exporting.export_runs(
+    version = runs.export(
         run,
         to,
         tasks=None if tasks is None else _split(tasks),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import pathlib
 import shlex
 import sys
@@ -75,13 +74,12 @@ def compare(
     """Compare ways to balance and to share.
 
     Each task alone, and every combination, with the same budget and the same order
-    of the data, for several seeds. Started again, it goes on where it stopped. The
+    of the data, for several seeds. Started again, it resumes where it stopped. The
     folder gets report.html, results.json, summary.csv, cells.csv, and a run folder
     for each training under cells/. Exit code 1 tells of trainings that failed.
     """
-    # The trainings run in processes of their own, which need the GPU's memory.
-    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-    tensorflow.load()
+    # The trainings run in processes of their own, and need the GPUs' memory there.
+    tensorflow.load(gpus=False)
     from mtl_keras.compare import DEFAULT_BALANCING, Comparison, run_comparison
     from mtl_keras.compare.results import FILES
     from mtl_keras.runs import RunConfig
@@ -115,7 +113,7 @@ def compare(
             comparison, out, jobs=jobs, command=command, console=console
         )
     except KeyboardInterrupt:
-        again = "The same command, started again, goes on with the comparison."
+        again = "The same command, started again, resumes the comparison."
         raise KeyboardInterrupt(again) from None
     console.print(_leaderboard(summary))
     for name, message in summary["failed"].items():

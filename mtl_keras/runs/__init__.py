@@ -10,7 +10,8 @@ again = evaluate("runs/first")
 
 from __future__ import annotations
 
-from mtl_keras.runs.config import RunConfig
+from mtl_keras.runs.config import RunConfig, TrainingConfig
+from mtl_keras.runs.exporting import export
 from mtl_keras.runs.fitting import Results, train
 from mtl_keras.runs.folder import Run, load_run
 from mtl_keras.runs.training import compiled_model, evaluate
@@ -19,8 +20,10 @@ __all__ = [
     "Results",
     "Run",
     "RunConfig",
+    "TrainingConfig",
     "compiled_model",
     "evaluate",
+    "export",
     "load_run",
     "train",
 ]

@@ -13,17 +13,19 @@ import tensorflow as tf
 from rich.console import Console
 
 from mtl_keras.data import catalog
-from mtl_keras.errors import InputError, system_reason
+from mtl_keras.decoding import encode
+from mtl_keras.errors import InputError, check_integer, system_reason
+from mtl_keras.files import write_json
 from mtl_keras.model import MultiTaskModel
 from mtl_keras.runs import checkpoints, folder, strategies
-from mtl_keras.runs.config import RunConfig, check_count, spec_name
+from mtl_keras.runs.config import RunConfig, TrainingConfig, spec_name
 from mtl_keras.runs.progress import EpochLines, EpochTensorBoard, StepBar
+from mtl_keras.runs.records import made_with
 from mtl_keras.runs.training import (
     compiled_model,
     count_batches,
     load_split,
     test_metrics,
-    versions,
 )
 
 
@@ -43,7 +45,7 @@ class Results:
 
 
 def train(
-    config: RunConfig,
+    config: RunConfig | TrainingConfig,
     out: str | pathlib.Path,
     *,
     checkpoint_steps: int | None = None,
@@ -83,30 +85,29 @@ def train(
         NonFiniteError: If a loss or a gradient is not finite.
     """
     over = strategy or tf.distribute.get_strategy()
-    config = config.validate()
+    settings = config.validate()
     if checkpoint_steps is not None:
-        check_count("checkpoint_steps", checkpoint_steps)
+        check_integer("checkpoint_steps", checkpoint_steps, low=1)
     if console is None or not strategies.is_chief(over):
         console = Console(quiet=True)
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     with (
-        strategies.folders(over, out, config) as (run, saved),
+        strategies.folders(over, out, settings) as (run, saved),
         strategies.one_for_all(over),
-        catalog.reading(str(config.data)),
+        catalog.reading(settings.data),
     ):
         with _out_of_room():
-            fitting = _Fitting(config, saved, over, console)
+            fitting = _Fitting(settings, saved, over, console)
             progress = fitting.run(run / folder.LOGS, checkpoint_steps, callbacks)
         with console.status("Testing"):
-            metrics = test_metrics(config, fitting.model, fitting.test)
+            metrics = test_metrics(settings, fitting.model, fitting.test)
         with folder.disk_errors(run):
             fitting.model.save(run / folder.MODEL)
             folder.write_history(run / folder.HISTORY, progress.history)
-            folder.write_json(
-                run / folder.CONFIG, {**config.to_dict(), "versions": versions()}
-            )
-            folder.write_json(run / folder.METRICS, metrics)
+            described = {**encode(settings), "made_with": made_with()}
+            write_json(run / folder.CONFIG, described)
+            write_json(run / folder.METRICS, metrics)
     return Results(pathlib.Path(out), metrics, progress.seconds)
 
 
@@ -126,7 +127,7 @@ class _Fitting:
     """One training: data and model, made the same way whether new or gone on with.
 
     Args:
-        config: A config that `validate` has returned.
+        config: What `RunConfig.validate` returned.
         folder: Where its checkpoints are.
         strategy: Over what to train.
         console: Where to show progress.
@@ -141,12 +142,11 @@ class _Fitting:
 
     def __init__(
         self,
-        config: RunConfig,
+        config: TrainingConfig,
         folder: pathlib.Path,
         strategy: tf.distribute.Strategy,
         console: Console,
     ):
-        assert config.epochs is not None
         # Before loading too, should anything draw from the global seed.
         keras.utils.set_random_seed(config.seed)
         self._config = config
@@ -196,7 +196,6 @@ class _Fitting:
             EpochTensorBoard(logs, write_graph=False),
         ]
         if not self._console.quiet:
-            assert self._config.tasks is not None
             callbacks.append(
                 EpochLines(
                     self._console,

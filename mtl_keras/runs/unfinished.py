@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import pathlib
 import shutil
 from collections.abc import Iterator
-from typing import Any
 
+from mtl_keras.decoding import encode
 from mtl_keras.errors import InputError
-from mtl_keras.files import make_folder, publish_folder
-from mtl_keras.runs.config import RunConfig
-from mtl_keras.runs.folder import (
-    CONFIG,
+from mtl_keras.files import (
     check_free,
     check_no_links,
+    make_folder,
+    publish_folder,
     read_json,
     write_json,
 )
+from mtl_keras.runs.config import TrainingConfig
+from mtl_keras.runs.folder import CONFIG
 
 CHECKPOINTS = "checkpoints"
 AGAIN = "The same command, started again, goes on with the run."
@@ -37,7 +37,7 @@ def work_folder(out: pathlib.Path) -> pathlib.Path:
     return out.with_name(f".{out.name}.partial")
 
 
-def next_free(parent: str | os.PathLike, config: RunConfig) -> pathlib.Path:
+def next_free(parent: str | os.PathLike, config: TrainingConfig) -> pathlib.Path:
     """Returns `parent/APPLICATION-N` with the first N that is not taken.
 
     Args:
@@ -53,19 +53,19 @@ def next_free(parent: str | os.PathLike, config: RunConfig) -> pathlib.Path:
         number += 1
 
 
-def _can_be_taken(work: pathlib.Path, config: RunConfig) -> bool:
+def _can_be_taken(work: pathlib.Path, config: TrainingConfig) -> bool:
     if not work.exists():
         return True
     try:
         with held(work):
-            return _settings(work) == _as_json(config)
+            return read_json(work / CONFIG) == encode(config)
     except InputError:
         return False
 
 
 @contextlib.contextmanager
 def opened(
-    out: str | os.PathLike, config: RunConfig
+    out: str | os.PathLike, config: TrainingConfig
 ) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
     """Gives the folders of a new or unfinished run; `out` appears at the end.
 
@@ -136,24 +136,18 @@ def held(work: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def _check_settings(work: pathlib.Path, config: RunConfig, out: pathlib.Path) -> None:
+def _check_settings(
+    work: pathlib.Path, config: TrainingConfig, out: pathlib.Path
+) -> None:
     """Writes the settings, or compares them with those of the unfinished run."""
     if not (work / CONFIG).is_file():
-        write_json(work / CONFIG, _as_json(config))
+        write_json(work / CONFIG, config)
         return
-    there, here = _settings(work), _as_json(config)
-    for name in here:
-        if there.get(name) != here[name]:
+    earlier, now = read_json(work / CONFIG), encode(config)
+    for name in now:
+        if earlier.get(name) != now[name]:
             raise InputError(
                 f"{str(work)!r} holds an unfinished run with another {name}: "
-                f"{there.get(name)!r} there, {here[name]!r} here. Give the same "
-                f"settings to go on with it, name another --out, or remove it."
+                f"{earlier.get(name)!r} there, {now[name]!r} here. Give the same "
+                f"settings to resume it, name another --out, or remove it."
             )
-
-
-def _settings(work: pathlib.Path) -> dict[str, Any]:
-    return read_json(work / CONFIG)
-
-
-def _as_json(config: RunConfig) -> dict[str, Any]:
-    return json.loads(json.dumps(config.to_dict()))

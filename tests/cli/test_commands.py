@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
 import keras
 import pytest
 from typer.testing import CliRunner
 
 from mtl_keras import data
-from mtl_keras_cli import tuning
 from mtl_keras_cli.app import app
 
 STUDY = """
@@ -30,7 +27,7 @@ width = [4, 8, 12]
 
 
 @pytest.fixture
-def run(tiny, eagerly, tmp_path, monkeypatch):
+def run(tiny, eagerly, inline, tmp_path, monkeypatch):
     """Runs a command line in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
@@ -185,7 +182,7 @@ def test_wrong_input_is_one_line_and_code_2(run, tmp_path, monkeypatch, line, wo
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_compare_says_how_it_goes_and_what_came_out(run, inline, tmp_path):
+def test_compare_says_how_it_goes_and_what_came_out(run, tmp_path):
     line = "compare tiny --tasks way,level --balancing equal,dwa+pcgrad --seeds 1"
     line += " --epochs 1 --limit 32 --out both"
     said = ok(run(line))
@@ -194,12 +191,12 @@ def test_compare_says_how_it_goes_and_what_came_out(run, inline, tmp_path):
     (path,) = (tmp_path / "both/cells").glob("hard-dwa_pcgrad-seed0-*/record.json")
     record = json.loads(path.read_text())
     (row,) = [line for line in said.splitlines() if line.startswith("dwa + pcgrad ")]
-    assert f"{record['test']['level']['mae']:.4f}" in row
+    assert f"{record['result']['test']['level']['mae']:.4f}" in row
     assert "Reused: 4 finished; none to go" in ok(run(line))
 
 
 @pytest.mark.parametrize("failing", ["all", "some"])
-def test_exit_code_1_tells_of_failed_trainings(run, inline, monkeypatch, failing):
+def test_exit_code_1_tells_of_failed_trainings(run, monkeypatch, failing):
     fit = keras.Model.fit
 
     def failing_fit(self, *args, **kwargs):
@@ -258,7 +255,7 @@ def test_an_interruption_is_one_line_and_leaves_nothing(run, tmp_path, monkeypat
     (tmp_path / "small.toml").write_text(STUDY)
     result = run("tune small.toml")
     assert result.exit_code == 130
-    assert "goes on with the study" in result.stderr
+    assert "resumes the study" in result.stderr
 
 
 def test_datasets_are_listed(run, tmp_path, monkeypatch):
@@ -321,20 +318,3 @@ def test_what_goes_wrong_while_tensorflow_is_loaded_is_still_said():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr == "E0000 real trouble\n"
-
-
-def test_a_study_takes_a_signal_to_end_as_an_interruption():
-    def study():
-        with tuning.interrupted_by_signals():
-            os.kill(os.getpid(), signal.SIGHUP)  # as under nohup
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(5)
-
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            study()
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    finally:
-        signal.signal(signal.SIGHUP, before)
