@@ -31,7 +31,7 @@ class MGDA(RunningBalancer):
     where the paper (and public code) stops Frank–Wolfe early. At a
     Pareto-stationary point the update is zero, by the method's own definition.
 
-    Cost: T backward.
+    Cost: T (running: 2) backward.
     Choose it when a step must hurt no task; it favours tasks with small gradients
     (`normalization`).
 

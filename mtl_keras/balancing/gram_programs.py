@@ -95,7 +95,7 @@ class Nash(_PowerRoot):
     approximations. Near Pareto-stationary points there is no solution: the weights
     are then the plain sum's, and the step is counted as a fallback.
 
-    Cost: T backward.
+    Cost: T (running: 2) backward.
     Choose it when tasks differ in scale; the result does not depend on it. Updates
     have length √T: set the learning rate, or `max_norm`.
 
@@ -131,7 +131,7 @@ class FairGrad(_PowerRoot):
     Ban & Ji, "Fair Resource Allocation in Multi-Task Learning", ICML 2024, arXiv
     2402.15638. α = 1 is Nash-MTL; the authors ran 2 (LibMTL's default is 1).
 
-    Cost: T backward.
+    Cost: T (running: 2) backward.
     Choose it when `nash` would do, with fairness set by `alpha`.
 
     Args:
