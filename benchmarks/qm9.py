@@ -137,21 +137,25 @@ def errors(name: str, seed: int, epochs: int, data: tuple) -> tuple[list, float]
     x = np.clip((features - low) / np.where(high > 0, high, 1.0), -8, 8)
     keras.utils.set_random_seed(seed)
     image = keras.Input((x.shape[1],))
-    shared = trunk(image) if name != "single" else None
-    outputs = {
+    targets_of = {task: y[:, i : i + 1] for i, task in enumerate(TARGETS)}
+    if name == "single":
         # Models that share nothing train as if each stood alone: Adam goes entry by
         # entry.
-        task: keras.layers.Dense(1, name=task)(
-            trunk(image) if shared is None else shared
-        )
-        for task in TARGETS
-    }
+        outputs = {task: keras.layers.Dense(1)(trunk(image)) for task in TARGETS}
+        labels, columns = targets_of, None
+    else:
+        outputs = {"all": keras.layers.Dense(len(TARGETS))(trunk(image))}
+        labels, columns = {"all": y}, {"all": list(TARGETS)}
+    labels = {output: values.astype("float32") for output, values in labels.items()}
     model = mtl_keras.MultiTaskModel(image, outputs)
     steps = epochs * (TRAIN // BATCH)
     rate = keras.optimizers.schedules.CosineDecay(1e-3, steps)
-    balancing = METHODS[name] or "equal"
-    model.compile(keras.optimizers.Adam(rate), loss="mse", balancing=balancing)
-    labels = {task: y[:, i : i + 1].astype("float32") for i, task in enumerate(TARGETS)}
+    model.compile(
+        keras.optimizers.Adam(rate),
+        loss="mse",
+        balancing=METHODS[name] or "equal",
+        columns=columns,
+    )
     start = time.perf_counter()
     batches = (
         tf.data.Dataset.from_tensor_slices(
@@ -163,7 +167,13 @@ def errors(name: str, seed: int, epochs: int, data: tuple) -> tuple[list, float]
     model.fit(batches, epochs=epochs, verbose=0)
     seconds = time.perf_counter() - start
     predicted = model.predict(x[test].astype("float32"), batch_size=500, verbose=0)
-    mae = [float(np.abs(predicted[t] - labels[t][test]).mean()) for t in TARGETS]
+    predicted = np.concatenate(
+        [predicted[task] for task in TARGETS]
+        if columns is None
+        else [predicted["all"]],
+        axis=1,
+    )
+    mae = np.abs(predicted - y[test]).mean(axis=0).tolist()
     return mae, seconds
 
 
