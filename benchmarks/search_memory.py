@@ -3,7 +3,7 @@
     python benchmarks/search_memory.py --label after
 
 Runs `mtl-keras tune` with 200 trials of 512 samples, reads the memory of the command's
-process and of each worker every second, and writes benchmarks/results/search_memory.json:
+process and of each worker every second, and writes results/search_memory.json here:
 by process the memory when it had run its tenth trial (the worker) or had seen it (the
 parent), the most after that, and the seconds of a trial. Results of a commit are kept
 beside those of others.

@@ -17,6 +17,7 @@ from mtl_keras.model.nonfinite import NonFiniteGuard
 _OWN_ARGUMENTS = (
     "balancing",
     "columns",
+    "missing_labels",
     "monitor",
     "on_nonfinite",
     "task_clipnorm",
@@ -62,6 +63,7 @@ class ModelWithTrainingState(MultiWorkerModel):
     _pipeline: Pipeline | None
     _guard: NonFiniteGuard
     _task_clipnorm: float | None
+    _missing_labels: str | None
     _compile_arguments: dict[str, Any]
     """Arguments of `compile` that Keras resolves for this machine, or leaves out."""
 
@@ -96,6 +98,7 @@ class ModelWithTrainingState(MultiWorkerModel):
             config["monitor"] = self._pipeline.monitored
             config["on_nonfinite"] = self._guard.policy
             config["task_clipnorm"] = self._task_clipnorm
+            config["missing_labels"] = self._missing_labels
             # Keras saves the optimizer that `compile` was given, not the one that it
             # put around it to scale losses. Under another global policy than that of
             # the training the state would then be of no use, and dropped.
