@@ -1,6 +1,8 @@
 """Times of whole training steps, in one run: what balancing adds to the gradients.
 
     python benchmarks/step.py [TASKS ... | xla]
+    python benchmarks/step.py --running [TASKS ...]
+    python benchmarks/step.py --running --resnet [TASKS ...]
 
 LeNet on 36×36 images, batch 256, Adam; all through Keras's own train function:
 
@@ -18,6 +20,9 @@ them; ratios are those of the medians, and their spread that of the ratios in si
 rounds. `xla` takes a small dense model, T = 2 and 8, under every method, with and
 without `jit_compile`: milliseconds a step, and what XLA compiled in `fit`. Writes
 benchmarks/results/step.json.
+
+`--running` compares with `stock` the running solves, and up to 32 tasks the floor;
+`--resnet` on ResNet-18, 32×32, batch 64. Writes benchmarks/results/step_running.json.
 """
 
 from __future__ import annotations
@@ -40,11 +45,13 @@ import numpy as np
 import tensorflow as tf
 
 import mtl_keras
-from mtl_keras import balancing
+from mtl_keras import backbones, balancing
 from mtl_keras.balancing.base import GramBalancer
 
-BATCH, SECONDS = 256, 60.0
+RUNNING, RESNET = "--running" in sys.argv, "--resnet" in sys.argv
+BATCH, SIDE, SECONDS = (64, 32, 120.0) if RESNET else (256, 36, 60.0)
 RESULTS = pathlib.Path(__file__).parent / "results" / "step.json"
+RESULTS_RUNNING = RESULTS.with_name("step_running.json")
 REPRESENTATION = "representation"
 
 
@@ -101,6 +108,16 @@ def lenet(tasks: list[str]) -> tuple[keras.KerasTensor, dict[str, keras.KerasTen
     return image, {t: keras.layers.Dense(10, "softmax", name=t)(x) for t in tasks}
 
 
+def resnet(tasks: list[str]) -> tuple[keras.KerasTensor, dict[str, keras.KerasTensor]]:
+    """Returns inputs and the outputs of classification tasks."""
+    image = keras.Input((32, 32, 3))
+    x = image
+    for stage in backbones.resnet(width=64, depth=4):
+        x = stage(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return image, {t: keras.layers.Dense(10, "softmax", name=t)(x) for t in tasks}
+
+
 def gram_methods(num_tasks: int) -> list[str]:
     """Returns the names of all methods that weight one set of task gradients."""
     names = [
@@ -118,13 +135,20 @@ def models(tasks: list[str]) -> dict[str, keras.Model]:
 
     def compiled(cls, **kwargs) -> keras.Model:
         keras.utils.set_random_seed(0)
-        model = cls(*lenet(tasks))
+        model = cls(*(resnet if RESNET else lenet)(tasks))
         model.compile("adam", loss="sparse_categorical_crossentropy", **kwargs)
         model.make_train_function()
         return model
 
     at_boundary = balancing.UPGrad(gradients_of=REPRESENTATION)
     ours = mtl_keras.MultiTaskModel
+    if RUNNING:
+        methods = (balancing.Nash, balancing.FairGrad, balancing.MGDA)
+        few = {"floor": compiled(Floor)} if len(tasks) <= 32 and not RESNET else {}
+        return {"stock": compiled(keras.Model), **few} | {
+            method.method: compiled(ours, balancing=method(solve="running"))
+            for method in methods
+        }
     return {
         "floor": compiled(Floor),
         "stock": compiled(keras.Model),
@@ -136,7 +160,7 @@ def steps(num_tasks: int) -> dict[str, Callable[[], float]]:
     """Returns functions that take one step, traced, and return its seconds."""
     tasks = [f"task_{i}" for i in range(num_tasks)]
     rng = np.random.default_rng(0)
-    x = tf.constant(rng.normal(size=(BATCH, 36, 36, 1)), "float32")
+    x = tf.constant(rng.normal(size=(BATCH, SIDE, SIDE, 3 if RESNET else 1)), "float32")
     y = {task: tf.constant(rng.integers(0, 10, BATCH)) for task in tasks}
     data = tf.data.Dataset.from_tensors((x, y)).repeat()
 
@@ -167,10 +191,11 @@ def measure(num_tasks: int, by_name: dict[str, Callable[[], float]]) -> dict:
             times[name].append(by_name[name]())
         # Another order every round, as one model's leavings burden the next.
         rng.shuffle(names)
-    floor, stock = np.array(times["floor"]), np.array(times["stock"])
+    stock = np.array(times["stock"])
+    floor = np.array(times.get("floor", times["stock"]))
     rows = []
     for name, values in times.items():
-        base = stock if name in (REPRESENTATION, "stock") else floor
+        base = stock if RUNNING or name in (REPRESENTATION, "stock") else floor
         low, high = np.quantile(np.array(values) / base, [0.25, 0.75])
         rows.append(
             {
@@ -184,7 +209,7 @@ def measure(num_tasks: int, by_name: dict[str, Callable[[], float]]) -> dict:
                 "ratio_quartiles": [float(low), float(high)],
             }
         )
-    return {"tasks": num_tasks, "steps_each": len(floor), "rows": rows}
+    return {"tasks": num_tasks, "steps_each": len(stock), "rows": rows}
 
 
 def compilations_in(call: Callable[[], object]) -> int:
@@ -270,8 +295,10 @@ def table(result: dict) -> str:
 
 def main() -> None:
     """Runs the comparison for the numbers of tasks on the command line, or all."""
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": []}
-    numbers = [int(n) for n in sys.argv[1:] if n != "xla"]
+    path = RESULTS_RUNNING if RUNNING else RESULTS
+    results = json.loads(path.read_text()) if path.exists() else {}
+    key = "resnet" if RESNET else "runs"
+    numbers = [int(n) for n in sys.argv[1:] if n.isdecimal()]
     if "xla" in sys.argv:
         results["xla"] = []
         for num_tasks in (2, 8):
@@ -287,15 +314,15 @@ def main() -> None:
         found = measure(num_tasks, steps(num_tasks))
         print(f"T = {num_tasks}, {found['steps_each']} steps each")
         print(table(found), flush=True)
-        kept = [run for run in results["runs"] if run["tasks"] != num_tasks]
-        results["runs"] = sorted([*kept, found], key=lambda run: run["tasks"])
+        kept = [run for run in results.get(key, []) if run["tasks"] != num_tasks]
+        results[key] = sorted([*kept, found], key=lambda run: run["tasks"])
     results |= {
-        "command": "python benchmarks/step.py",
+        "command": f"python benchmarks/step.py{' --running' if RUNNING else ''}",
         "seed": 0,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
         "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
     }
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    path.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ METHODS = {
     "pcgrad": {"class_name": "pcgrad", "config": {"seed": 0}},
     "cagrad": {"class_name": "cagrad", "config": {"c": 0.5}},
     "nash": "nash",
+    "mgda_running": {"class_name": "mgda", "config": {"solve": "running"}},
+    "nash_running": {"class_name": "nash", "config": {"solve": "running"}},
 }
 TITLES = {
     "mean": "Mean",
@@ -41,6 +43,8 @@ TITLES = {
     "pcgrad": "PCGrad",
     "cagrad": "CAGrad, c = 0.5",
     "nash": "Nash-MTL",
+    "mgda_running": "MGDA, running",
+    "nash_running": "Nash-MTL, running",
 }
 PARETO_HEIGHT = -8.355  # the Pareto set lies here, for -7 <= x1 <= 7
 
@@ -69,8 +73,23 @@ def gradients(points: tf.Tensor) -> tf.Tensor:
 
 
 def weights_of(method: str) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Returns a function from one point's gradients `[2, 2]` to weights `[2]`."""
+    """Returns a function from one point's gradients `[2, 2]` to weights `[2]`.
+
+    That of a running solve remembers its weights, and is for one trajectory alone.
+    """
     balancer = balancing.get(METHODS[method])
+    if isinstance(balancer, balancing.RunningBalancer) and balancer.is_running:
+        balancer.build(["first", "second"])
+        present, ones = tf.constant([True, True]), tf.ones((2,))
+
+        def followed(rows: tf.Tensor) -> tf.Tensor:
+            weights = tf.cast(balancer.running_weights(ones, present), rows.dtype)
+            update = tf.linalg.matvec(rows, weights, transpose_a=True)
+            products = tf.linalg.matvec(rows, update)
+            balancer.follow(products, ones, present, tf.constant(True))
+            return weights
+
+        return followed
     if isinstance(balancer, balancing.LossBalancer):
         constant = balancer.weights(tf.ones((2,)), tf.constant([True, True]))
         return lambda rows: tf.cast(constant, rows.dtype)
@@ -98,13 +117,15 @@ def trajectories(
     Returns:
         Points, float64 `[S, steps / record_every + 1, 2]`.
     """
-    weights = weights_of(method)
+    weights = [weights_of(method) for _ in starts]
 
     def step(index, points, momentum, velocity):
         update = tf.stack(
             [
-                tf.linalg.matvec(rows, weights(rows), transpose_a=True)
-                for rows in tf.unstack(gradients(points), len(starts))
+                tf.linalg.matvec(rows, of_start(rows), transpose_a=True)
+                for of_start, rows in zip(
+                    weights, tf.unstack(gradients(points), len(starts)), strict=True
+                )
             ]
         )
         index += 1

@@ -47,6 +47,7 @@ from mtl_keras.balancing.matrix_based import (
     MoCo,
     TrimmedMean,
 )
+from mtl_keras.balancing.running import RunningBalancer
 from mtl_keras.errors import InputError
 from mtl_keras.registry import deserialize_named, named_class
 
@@ -89,6 +90,7 @@ __all__ = [
     "PCGrad",
     "Probe",
     "RandomWeighting",
+    "RunningBalancer",
     "SDMGrad",
     "Static",
     "TrimmedMean",

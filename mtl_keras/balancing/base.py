@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from mtl_keras import ops
 from mtl_keras.balancing.arguments import check_choice
-from mtl_keras.errors import check_integer
+from mtl_keras.errors import InputError, check_integer
 from mtl_keras.ops import solvers
 
 SCALES = ("sum", "mean")
@@ -487,6 +487,8 @@ class GramBalancer(GradientBalancer):
     signature has it.
 
     Args:
+        solve: `"exact"`; some methods have others (`ways_to_solve`), see
+            `RunningBalancer`.
         update_every: Solve every k-th step and keep the weights in between; the
             steps in between take one backward pass (with several replicas they
             still take T). Each task counts the steps in which it is present: a step
@@ -515,10 +517,12 @@ class GramBalancer(GradientBalancer):
     """
 
     natural_scale = "mean"
+    ways_to_solve: Sequence[str] = ("exact",)
 
     def __init__(
         self,
         *,
+        solve: str = "exact",
         update_every: int = 1,
         gradients_of: str = "shared",
         scale: str = "sum",
@@ -533,7 +537,23 @@ class GramBalancer(GradientBalancer):
             seed=seed,
             name=name,
         )
+        if solve not in self.ways_to_solve:
+            reason = (
+                ""
+                if len(self.ways_to_solve) > 1
+                else (", whose weights need the whole Gram matrix")
+            )
+            raise InputError(
+                f"Expected `solve` to be one of {list(self.ways_to_solve)} for "
+                f"{self.method!r}{reason}. Received: solve={solve!r}."
+            )
+        self.solve = solve
         self.update_every = check_integer("update_every", update_every, low=1)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the weights follow the solution by products with the Gram matrix."""
+        return self.solve != "exact"
 
     def build_state(self, num_tasks: int) -> None:
         """Creates, for `update_every` > 1, the step counts and the kept weights."""
@@ -541,8 +561,9 @@ class GramBalancer(GradientBalancer):
         if self.update_every > 1:
             # Since the last solve, by task; a task's first step solves.
             self.add_variable("steps", (num_tasks,), self.update_every, dtype="int64")
-            # In the scale "sum", as the tasks of a later step may be others.
-            self.add_variable("kept_weights", (num_tasks,), 1.0)
+            if not self.is_running:
+                # In the scale "sum", as the tasks of a later step may be others.
+                self.add_variable("kept_weights", (num_tasks,), 1.0)
 
     def weights(self, gramian: tf.Tensor) -> tf.Tensor:
         """Returns the weights of one step in the paper's own scale.
@@ -605,7 +626,7 @@ class GramBalancer(GradientBalancer):
             steps = self._variables["steps"]
             steps.assign_add(counted * tf.ones(steps.shape, "int64"))
 
-    def solve(self, step: GradientStep) -> tf.Tensor:
+    def solution(self, step: GradientStep) -> tf.Tensor:
         """Returns the step's weights in `self.scale`, float32 `[T]`."""
         weights = self.weights_with_losses(
             step.gramian,
@@ -638,7 +659,7 @@ class GramBalancer(GradientBalancer):
     def aggregate(self, step: GradientStep) -> tuple[list[Any], tf.Tensor]:
         """See `GradientBalancer.aggregate`."""
         due = self.update_every == 1
-        weights = self.solve(step) if due else self._solve_if_due(step)
+        weights = self.solution(step) if due else self._solve_if_due(step)
         return ops.combine(weights, step.gradients), weights
 
     def _solve_if_due(self, step: GradientStep) -> tf.Tensor:
@@ -648,7 +669,7 @@ class GramBalancer(GradientBalancer):
             name: tf.identity(tf.convert_to_tensor(variable))
             for name, variable in self._variables.items()
         }
-        weights = self.solve(step)
+        weights = self.solution(step)
         self._keep(weights, step)
         for name, value in before.items():
             variable = self._variables[name]
@@ -667,7 +688,11 @@ class GramBalancer(GradientBalancer):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
-        return {**super().get_config(), "update_every": self.update_every}
+        return {
+            **super().get_config(),
+            "solve": self.solve,
+            "update_every": self.update_every,
+        }
 
 
 def accepted(method: Callable[..., tf.Tensor], precision: float) -> dict[str, float]:

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from mtl_keras.balancing.arguments import check_choice
 from mtl_keras.balancing.base import GramBalancer
+from mtl_keras.balancing.running import RunningBalancer
 from mtl_keras.errors import InputError, check_integer, check_number
 from mtl_keras.ops import solvers
 
@@ -20,7 +21,7 @@ _register = keras.saving.register_keras_serializable(package="mtl_keras")
 
 
 @_register
-class MGDA(GramBalancer):
+class MGDA(RunningBalancer):
     """The shortest vector in the convex hull of the task gradients.
 
     min over the simplex of ‖Σ w_i g_i‖². Sener & Koltun, "Multi-Task Learning as
@@ -30,7 +31,7 @@ class MGDA(GramBalancer):
     where the paper (and public code) stops Frank–Wolfe early. At a
     Pareto-stationary point the update is zero, by the method's own definition.
 
-    Cost: T backward.
+    Cost: T (running: 2) backward.
     Choose it when a step must hurt no task; it favours tasks with small gradients
     (`normalization`).
 
@@ -38,7 +39,10 @@ class MGDA(GramBalancer):
         normalization: What divides each gradient before solving: `"none"`, `"l2"`
             (its norm), `"loss"` (the size of its task's loss) or `"loss+"` (both), as
             in the authors' code. The weights apply to the divided gradients. A
-            gradient whose divisor is zero or not finite stays as it is.
+            gradient whose divisor is zero or not finite stays as it is. Running solves
+            know no norms: `"none"` or `"loss"`.
+        solve: `"exact"`, or `"running"` for weights that follow the solution at a
+            price independent of T; see `RunningBalancer`.
         update_every: Solve every k-th step only; see `GramBalancer`.
         gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
         scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
@@ -64,6 +68,7 @@ class MGDA(GramBalancer):
         self,
         normalization: str = "none",
         *,
+        solve: str = "exact",
         update_every: int = 1,
         gradients_of: str = "shared",
         scale: str = "sum",
@@ -72,6 +77,7 @@ class MGDA(GramBalancer):
         name: str | None = None,
     ):
         super().__init__(
+            solve=solve,
             update_every=update_every,
             gradients_of=gradients_of,
             scale=scale,
@@ -81,6 +87,12 @@ class MGDA(GramBalancer):
         )
         check_choice("normalization", normalization, ("none", "l2", "loss", "loss+"))
         self.normalization = normalization
+        if self.is_running and normalization not in ("none", "loss"):
+            raise InputError(
+                "Expected normalization='none' or 'loss' for a running solve, as the "
+                "norms of the task gradients are not known. "
+                f"Received: normalization={normalization!r}."
+            )
 
     def weights(self, gramian: tf.Tensor) -> tf.Tensor:
         """See `GramBalancer.weights`. Losses count as 1 here."""
@@ -98,14 +110,49 @@ class MGDA(GramBalancer):
         if self.normalization in ("loss", "loss+"):
             sizes = tf.abs(tf.cast(losses, "float64"))
             factors = tf.math.divide_no_nan(factors, sizes)
-        usable = tf.math.is_finite(factors) & (factors > 0)
-        factors = tf.where(usable, factors, 1.0)
+        factors = _usable(factors)
         divided = factors[:, None] * tf.cast(gramian, "float64") * factors
         return factors * self.solved(*solvers.min_norm(divided))
+
+    def loss_divisors(self, losses: tf.Tensor) -> tf.Tensor:
+        """See `RunningBalancer.loss_divisors`."""
+        if self.normalization not in ("loss", "loss+"):
+            return super().loss_divisors(losses)
+        return _usable(tf.abs(tf.cast(losses, "float64")))
+
+    def natural_weights(self, present: tf.Tensor) -> tf.Tensor:
+        """See `RunningBalancer.natural_weights`: on the simplex."""
+        logits = tf.convert_to_tensor(self._logits)
+        logits = tf.where(present, logits, logits.dtype.min)
+        weights = tf.where(present, tf.exp(logits - tf.reduce_max(logits)), 0.0)
+        return tf.math.divide_no_nan(weights, tf.reduce_sum(weights))
+
+    def targets(self, weights: tf.Tensor, products: tf.Tensor) -> tf.Tensor:
+        """See `RunningBalancer.targets`: wᵀGw, which tasks of weight 0 may exceed.
+
+        Near a Pareto-stationary point it comes near 0 and says little.
+        """
+        square = tf.tensordot(weights, products, 1)
+        least = 0.05 * tf.tensordot(weights, tf.abs(products), 1)
+        return tf.fill(weights.shape, tf.maximum(square, least))
+
+    def residual(self, ratios: tf.Tensor, moves: tf.Tensor) -> tf.Tensor:
+        """See `RunningBalancer.residual`: the duality gap, relative to wᵀGw."""
+        return tf.reduce_max(tf.where(moves, tf.maximum(1.0 - ratios, 0.0), 0.0))
+
+    def bounded(self, logits: tf.Tensor) -> tf.Tensor:
+        """See `RunningBalancer.bounded`; no weight below 1e-12 of the largest."""
+        logits -= tf.reduce_max(logits)
+        return tf.maximum(logits, tf.math.log(tf.constant(1e-12, "float64")))
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "normalization": self.normalization}
+
+
+def _usable(factors: tf.Tensor) -> tf.Tensor:
+    """Returns the factors, 1 in place of those that are not finite or not positive."""
+    return tf.where(tf.math.is_finite(factors) & (factors > 0), factors, 1.0)
 
 
 @_register
@@ -121,6 +168,7 @@ class PCGrad(GramBalancer):
     Choose it when you want a robust first try against conflicts.
 
     Args:
+        solve: `"exact"`; the method has no other way.
         update_every: Solve every k-th step only; see `GramBalancer`.
         gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
         scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
@@ -168,6 +216,7 @@ class GradVac(GramBalancer):
 
     Args:
         beta: β; 0.01 in the paper (0.5 in LibMTL).
+        solve: `"exact"`; the method has no other way.
         update_every: Solve every k-th step only; see `GramBalancer`.
         gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
         scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
@@ -195,6 +244,7 @@ class GradVac(GramBalancer):
         self,
         beta: float = 1e-2,
         *,
+        solve: str = "exact",
         update_every: int = 1,
         gradients_of: str = "shared",
         scale: str = "sum",
@@ -203,6 +253,7 @@ class GradVac(GramBalancer):
         name: str | None = None,
     ):
         super().__init__(
+            solve=solve,
             update_every=update_every,
             gradients_of=gradients_of,
             scale=scale,
@@ -249,6 +300,7 @@ class IMTLG(GramBalancer):
     Choose it when every task should gain alike, whatever the size of its gradient.
 
     Args:
+        solve: `"exact"`; the method has no other way.
         update_every: Solve every k-th step only; see `GramBalancer`.
         gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
         scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
@@ -295,6 +347,7 @@ class CAGrad(GramBalancer):
         c: Radius of the ball relative to ‖g₀‖; 0.4 in the paper's main runs.
         rescale: `"none"`, `"linear"` (divides the update by 1 + c) or `"square"`
             (by 1 + c²), as in the authors' code.
+        solve: `"exact"`; the method has no other way.
         update_every: Solve every k-th step only; see `GramBalancer`.
         gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
         scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
@@ -322,6 +375,7 @@ class CAGrad(GramBalancer):
         c: float = 0.4,
         rescale: str = "none",
         *,
+        solve: str = "exact",
         update_every: int = 1,
         gradients_of: str = "shared",
         scale: str = "sum",
@@ -330,6 +384,7 @@ class CAGrad(GramBalancer):
         name: str | None = None,
     ):
         super().__init__(
+            solve=solve,
             update_every=update_every,
             gradients_of=gradients_of,
             scale=scale,
@@ -365,6 +420,7 @@ class AlignedMTL(GramBalancer):
 
     Args:
         scale_mode: Which λ: `"min"` (the paper), `"median"` or `"rmse"` (the mean).
+        solve: `"exact"`; the method has no other way.
         update_every: Solve every k-th step only; see `GramBalancer`.
         gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
         scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The scale here is
@@ -390,6 +446,7 @@ class AlignedMTL(GramBalancer):
         self,
         scale_mode: str = "min",
         *,
+        solve: str = "exact",
         update_every: int = 1,
         gradients_of: str = "shared",
         scale: str = "sum",
@@ -398,6 +455,7 @@ class AlignedMTL(GramBalancer):
         name: str | None = None,
     ):
         super().__init__(
+            solve=solve,
             update_every=update_every,
             gradients_of=gradients_of,
             scale=scale,
@@ -430,6 +488,7 @@ class ConFIG(GramBalancer):
     physics-informed networks.
 
     Args:
+        solve: `"exact"`; the method has no other way.
         update_every: Solve every k-th step only; see `GramBalancer`.
         gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
         scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
@@ -470,6 +529,7 @@ class Krum(GramBalancer):
     Args:
         n_byzantine: How many tasks may be far off; needs T ≥ n_byzantine + 3.
         n_selected: How many tasks to average.
+        solve: `"exact"`; the method has no other way.
         update_every: Solve every k-th step only; see `GramBalancer`.
         gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
         scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
@@ -499,6 +559,7 @@ class Krum(GramBalancer):
         n_byzantine: int = 1,
         n_selected: int = 1,
         *,
+        solve: str = "exact",
         update_every: int = 1,
         gradients_of: str = "shared",
         scale: str = "sum",
@@ -507,6 +568,7 @@ class Krum(GramBalancer):
         name: str | None = None,
     ):
         super().__init__(
+            solve=solve,
             update_every=update_every,
             gradients_of=gradients_of,
             scale=scale,

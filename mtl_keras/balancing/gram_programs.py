@@ -10,21 +10,24 @@ import tensorflow as tf
 
 from mtl_keras.balancing.arguments import PerTask, plain, preference_per_task
 from mtl_keras.balancing.base import GramBalancer
+from mtl_keras.balancing.running import RunningBalancer
 from mtl_keras.errors import InputError, check_number
 from mtl_keras.ops import solvers
 
 _register = keras.saving.register_keras_serializable(package="mtl_keras")
 
 
-class _PowerRoot(GramBalancer):
+class _PowerRoot(RunningBalancer):
     """Solves G w = w^(−1/α); what Nash-MTL and FairGrad have in common."""
 
     natural_scale = "sum"
+    alpha = 1.0
 
     def __init__(
         self,
         max_norm: float | None = None,
         *,
+        solve: str = "exact",
         update_every: int = 1,
         gradients_of: str = "shared",
         scale: str = "sum",
@@ -33,6 +36,7 @@ class _PowerRoot(GramBalancer):
         name: str | None = None,
     ):
         super().__init__(
+            solve=solve,
             update_every=update_every,
             gradients_of=gradients_of,
             scale=scale,
@@ -44,15 +48,37 @@ class _PowerRoot(GramBalancer):
             max_norm = check_number("max_norm", max_norm, low=0.0)
         self.max_norm = max_norm
 
-    def root(self, gramian: tf.Tensor, alpha: float, precision: float) -> tf.Tensor:
-        """Returns the root, shortened where the update exceeds `max_norm`."""
-        weights = self.solved(*solvers.power_root(gramian, alpha, precision))
+    def weights(self, gramian: tf.Tensor, precision: float = solvers.EPS) -> tf.Tensor:
+        """See `GramBalancer.weights`; shortened where the update exceeds `max_norm`."""
+        weights = self.solved(*solvers.power_root(gramian, self.alpha, precision))
         if self.max_norm is None:
             return weights
         square = tf.einsum("i,ij,j", weights, tf.cast(gramian, "float64"), weights)
         norm = tf.sqrt(tf.maximum(square, 0.0))
         shorter = tf.math.divide_no_nan(tf.cast(self.max_norm, "float64"), norm)
         return tf.where(norm > self.max_norm, weights * shorter, weights)
+
+    def targets(self, weights: tf.Tensor, products: tf.Tensor) -> tf.Tensor:
+        """See `RunningBalancer.targets`: w^(−1/α)."""
+        del products
+        return tf.pow(weights, -1.0 / self.alpha)
+
+    def residual(self, ratios: tf.Tensor, moves: tf.Tensor) -> tf.Tensor:
+        """See `RunningBalancer.residual`: max |(G w)_i w_i^(1/α) − 1|."""
+        return tf.reduce_max(tf.where(moves, tf.abs(ratios - 1.0), 0.0))
+
+    @property
+    def log_rate(self) -> float:
+        """See `RunningBalancer.log_rate`."""
+        return self.alpha / (1.0 + self.alpha)
+
+    def running_factor(self, norm: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+        """See `RunningBalancer.running_factor`; keeps to `max_norm`."""
+        factor = super().running_factor(norm, present)
+        if self.max_norm is None:
+            return factor
+        shorter = tf.math.divide_no_nan(tf.cast(self.max_norm, "float64"), norm)
+        return factor * tf.cast(tf.where(norm > self.max_norm, shorter, 1.0), "float32")
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -69,12 +95,14 @@ class Nash(_PowerRoot):
     approximations. Near Pareto-stationary points there is no solution: the weights
     are then the plain sum's, and the step is counted as a fallback.
 
-    Cost: T backward.
+    Cost: T (running: 2) backward.
     Choose it when tasks differ in scale; the result does not depend on it. Updates
     have length √T: set the learning rate, or `max_norm`.
 
     Args:
         max_norm: Longest update; `None` for no limit (1 in the authors' code).
+        solve: `"exact"`, or `"running"` for weights that follow the solution at a
+            price independent of T; see `RunningBalancer`.
         update_every: Solve every k-th step only; see `GramBalancer`.
         gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
         scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
@@ -95,10 +123,6 @@ class Nash(_PowerRoot):
 
     method = "nash"
 
-    def weights(self, gramian: tf.Tensor, precision: float = solvers.EPS) -> tf.Tensor:
-        """See `GramBalancer.weights`."""
-        return self.root(gramian, 1.0, precision)
-
 
 @_register
 class FairGrad(_PowerRoot):
@@ -107,12 +131,14 @@ class FairGrad(_PowerRoot):
     Ban & Ji, "Fair Resource Allocation in Multi-Task Learning", ICML 2024, arXiv
     2402.15638. α = 1 is Nash-MTL; the authors ran 2 (LibMTL's default is 1).
 
-    Cost: T backward.
+    Cost: T (running: 2) backward.
     Choose it when `nash` would do, with fairness set by `alpha`.
 
     Args:
         alpha: α > 0; the larger, the fairer.
         max_norm: Longest update; `None` for no limit.
+        solve: `"exact"`, or `"running"` for weights that follow the solution at a
+            price independent of T; see `RunningBalancer`.
         update_every: Solve every k-th step only; see `GramBalancer`.
         gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
         scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T).
@@ -138,6 +164,7 @@ class FairGrad(_PowerRoot):
         alpha: float = 2.0,
         max_norm: float | None = None,
         *,
+        solve: str = "exact",
         update_every: int = 1,
         gradients_of: str = "shared",
         scale: str = "sum",
@@ -147,6 +174,7 @@ class FairGrad(_PowerRoot):
     ):
         super().__init__(
             max_norm,
+            solve=solve,
             update_every=update_every,
             gradients_of=gradients_of,
             scale=scale,
@@ -155,10 +183,6 @@ class FairGrad(_PowerRoot):
             name=name,
         )
         self.alpha = check_number("alpha", alpha, low=1e-3)
-
-    def weights(self, gramian: tf.Tensor, precision: float = solvers.EPS) -> tf.Tensor:
-        """See `GramBalancer.weights`."""
-        return self.root(gramian, self.alpha, precision)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -175,6 +199,7 @@ class _ConeProjection(GramBalancer):
         preference: PerTask | None = None,
         reg_eps: float = 1e-4,
         *,
+        solve: str = "exact",
         update_every: int = 1,
         gradients_of: str = "shared",
         scale: str = "sum",
@@ -183,6 +208,7 @@ class _ConeProjection(GramBalancer):
         name: str | None = None,
     ):
         super().__init__(
+            solve=solve,
             update_every=update_every,
             gradients_of=gradients_of,
             scale=scale,
@@ -233,6 +259,7 @@ class UPGrad(_ConeProjection):
     Args:
         preference: Non-negative u, `{task: number}` or a list; `None` is 1/T.
         reg_eps: ε.
+        solve: `"exact"`; the method has no other way.
         update_every: Solve every k-th step only; see `GramBalancer`.
         gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
         scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
@@ -273,6 +300,7 @@ class DualProj(_ConeProjection):
     Args:
         preference: As in `UPGrad`.
         reg_eps: ε.
+        solve: `"exact"`; the method has no other way.
         update_every: Solve every k-th step only; see `GramBalancer`.
         gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
         scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The scale here is

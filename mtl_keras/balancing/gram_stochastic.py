@@ -41,6 +41,7 @@ class CRMOGM(GramBalancer):
             (`scale`, `task_specific`, `gradients_of`, `update_every`) is given to
             the wrapper; the wrapped method's own is not read.
         alpha: α, the share of the old weights.
+        solve: `"exact"`; the method has no other way.
         update_every: Solve every k-th step only; see `GramBalancer`.
         gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
         scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
@@ -68,6 +69,7 @@ class CRMOGM(GramBalancer):
         balancer: Any = "mgda",
         alpha: float = 0.9,
         *,
+        solve: str = "exact",
         update_every: int = 1,
         gradients_of: str = "shared",
         scale: str = "sum",
@@ -78,6 +80,7 @@ class CRMOGM(GramBalancer):
         from mtl_keras import balancing
 
         super().__init__(
+            solve=solve,
             update_every=update_every,
             gradients_of=gradients_of,
             scale=scale,
@@ -86,9 +89,14 @@ class CRMOGM(GramBalancer):
             name=name,
         )
         wrapped = balancing.get(balancer)
-        if not isinstance(wrapped, GramBalancer) or wrapped.num_sub_batches:
+        if (
+            not isinstance(wrapped, GramBalancer)
+            or wrapped.num_sub_batches
+            or wrapped.is_running
+        ):
             raise InputError(
-                "Expected a Gram-based method on whole batches for cr_mogm to wrap. "
+                "Expected a Gram-based method on whole batches, solved exactly, for "
+                "cr_mogm to wrap. "
                 f"Received: balancer={balancer!r}."
             )
         self.balancer = wrapped.fresh_copy()
@@ -172,6 +180,7 @@ class PCD(GramBalancer):
         tau: τ.
         beta: Share of the old average of ‖g_i‖², which is corrected for its bias.
         epsilon: ε, relative.
+        solve: `"exact"`; the method has no other way.
         update_every: Solve every k-th step only; see `GramBalancer`.
         gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
         scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale, one
@@ -201,6 +210,7 @@ class PCD(GramBalancer):
         beta: float = 0.999,
         epsilon: float = 1e-8,
         *,
+        solve: str = "exact",
         update_every: int = 1,
         gradients_of: str = "shared",
         scale: str = "sum",
@@ -209,6 +219,7 @@ class PCD(GramBalancer):
         name: str | None = None,
     ):
         super().__init__(
+            solve=solve,
             update_every=update_every,
             gradients_of=gradients_of,
             scale=scale,
@@ -304,6 +315,7 @@ class _HalfBatchBalancer(GramBalancer):
     def __init__(
         self,
         *,
+        solve: str = "exact",
         update_every: int = 1,
         gradients_of: str = "shared",
         scale: str = "sum",
@@ -312,6 +324,7 @@ class _HalfBatchBalancer(GramBalancer):
         name: str | None = None,
     ):
         super().__init__(
+            solve=solve,
             update_every=update_every,
             gradients_of=gradients_of,
             scale=scale,
@@ -333,8 +346,8 @@ class _HalfBatchBalancer(GramBalancer):
             "dual", (num_tasks,), 1.0 / num_tasks, dtype="float64"
         )
 
-    def solve(self, step: GradientStep) -> tf.Tensor:
-        """See `GramBalancer.solve`."""
+    def solution(self, step: GradientStep) -> tf.Tensor:
+        """See `GramBalancer.solution`."""
         first, second = step.sub_batches
         both = ops.gramian([*first, *second])
         num_tasks = len(self.tasks)
@@ -386,6 +399,7 @@ class MoDo(_HalfBatchBalancer):
     Args:
         gamma: γ.
         rho: ρ.
+        solve: `"exact"`; the method has no other way.
         update_every: Solve every k-th step only; see `GramBalancer`.
         gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
         scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
@@ -409,6 +423,7 @@ class MoDo(_HalfBatchBalancer):
         gamma: float = 1e-3,
         rho: float = 0.1,
         *,
+        solve: str = "exact",
         update_every: int = 1,
         gradients_of: str = "shared",
         scale: str = "sum",
@@ -417,6 +432,7 @@ class MoDo(_HalfBatchBalancer):
         name: str | None = None,
     ):
         super().__init__(
+            solve=solve,
             update_every=update_every,
             gradients_of=gradients_of,
             scale=scale,
@@ -459,6 +475,7 @@ class SDMGrad(_HalfBatchBalancer):
         strength: λ.
         inner_steps: Dual steps per batch.
         step_size: η, relative.
+        solve: `"exact"`; the method has no other way.
         update_every: Solve every k-th step only; see `GramBalancer`.
         gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
         scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
@@ -483,6 +500,7 @@ class SDMGrad(_HalfBatchBalancer):
         inner_steps: int = 20,
         step_size: float = 0.1,
         *,
+        solve: str = "exact",
         update_every: int = 1,
         gradients_of: str = "shared",
         scale: str = "sum",
@@ -491,6 +509,7 @@ class SDMGrad(_HalfBatchBalancer):
         name: str | None = None,
     ):
         super().__init__(
+            solve=solve,
             update_every=update_every,
             gradients_of=gradients_of,
             scale=scale,

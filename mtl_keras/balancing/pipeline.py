@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -17,6 +17,7 @@ from mtl_keras.balancing.base import (
     LossBalancer,
     LossStep,
 )
+from mtl_keras.balancing.running import RunningBalancer
 from mtl_keras.errors import InputError
 
 
@@ -25,11 +26,19 @@ class TaskWeights(keras.metrics.Metric):
 
     Args:
         tasks: Task names; the result's keys are `<task>_weight`.
+        named: From a suffix, values `[T]` and their counts to what is logged, where
+            this is not a number for each task.
     """
 
-    def __init__(self, tasks: Sequence[str], name: str = "task_weights"):
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        name: str = "task_weights",
+        named: Callable[..., dict[str, tf.Tensor]] | None = None,
+    ):
         super().__init__(name=name, dtype="float32")
         self._tasks = tuple(tasks)
+        self._named = named
         shape = (len(self._tasks),)
         self._total = self.add_weight(shape=shape, initializer="zeros", name="total")
         self._count = self.add_weight(shape=shape, initializer="zeros", name="count")
@@ -39,11 +48,17 @@ class TaskWeights(keras.metrics.Metric):
         self._total.assign_add(tf.where(present, weights, 0.0))
         self._count.assign_add(tf.cast(present, "float32"))
 
-    def result(self) -> dict[str, tf.Tensor]:
-        """Returns `{<task>_weight: mean}`; 0 before the first step."""
-        means = tf.math.divide_no_nan(
+    def means(self) -> tf.Tensor:
+        """Returns the mean weights, float32 `[T]`; 0 before the first step."""
+        return tf.math.divide_no_nan(
             tf.convert_to_tensor(self._total), tf.convert_to_tensor(self._count)
         )
+
+    def result(self) -> dict[str, tf.Tensor]:
+        """Returns `{<task>_weight: mean}`; 0 before the first step."""
+        means = self.means()
+        if self._named is not None:
+            return self._named("_weight", means, self._count)
         return {
             f"{task}_weight": mean
             for task, mean in zip(self._tasks, tf.unstack(means), strict=True)
@@ -110,14 +125,15 @@ class Pipeline:
 
     Args:
         balancers: One balancer, or one of each kind in any order.
-        monitor: `None` or `"conflicts"`.
+        monitor: `None`, `"conflicts"`, or `"residual"` for running solves.
 
     Raises:
-        InputError: For none, or two of the same kind.
+        InputError: For none, or two of the same kind, or a residual of no running
+            solve.
     """
 
     def __init__(self, balancers: Sequence[Balancer], monitor: str | None = None):
-        check_choice("monitor", monitor, (None, "conflicts"))
+        check_choice("monitor", monitor, (None, "conflicts", "residual"))
         losses = [b for b in balancers if isinstance(b, LossBalancer)]
         gradients = [b for b in balancers if isinstance(b, GradientBalancer)]
         if len(losses) > 1 or len(gradients) > 1 or not balancers:
@@ -132,6 +148,20 @@ class Pipeline:
         self.monitored = monitor
         self.task_weights: TaskWeights | None = None
         self.monitor: ConflictMonitor | None = None
+        self.residual: keras.metrics.Mean | None = None
+        if monitor == "residual" and self.running_balancer is None:
+            raise InputError(
+                'Expected a balancer with solve="running" for monitor="residual". '
+                f"Received: balancing={[b.name for b in balancers]}."
+            )
+
+    @property
+    def running_balancer(self) -> RunningBalancer | None:
+        """The gradient balancer, if its weights follow the solution."""
+        balancer = self.gradient_balancer
+        if isinstance(balancer, RunningBalancer) and balancer.is_running:
+            return balancer
+        return None
 
     @property
     def own_losses_unweighted(self) -> bool:
@@ -159,8 +189,11 @@ class Pipeline:
 
     @property
     def needs_probe(self) -> bool:
-        """Whether the loss balancer evaluates the batch again."""
-        return self.loss_balancer is not None and self.loss_balancer.needs_probe
+        """Whether a balancer evaluates the batch again."""
+        running = self.running_balancer
+        return (self.loss_balancer is not None and self.loss_balancer.needs_probe) or (
+            running is not None and running.solve == "running_difference"
+        )
 
     @property
     def num_sub_batches(self) -> int:
@@ -177,14 +210,27 @@ class Pipeline:
             and self.gradient_balancer.gradients_of == "representation"
         )
 
-    def build(self, tasks: Sequence[str], shared: Sequence[keras.Variable]) -> None:
-        """Creates all state for these tasks and shared variables."""
+    def build(
+        self,
+        tasks: Sequence[str],
+        shared: Sequence[keras.Variable],
+        named: Callable[..., dict[str, tf.Tensor]] | None = None,
+    ) -> None:
+        """Creates all state for these tasks and shared variables.
+
+        Args:
+            tasks: Names of the T tasks.
+            shared: The variables that they share.
+            named: See `TaskWeights`.
+        """
         for balancer in self.balancers:
             balancer.build(tasks)
         self.build_variables(shared)
-        self.task_weights = TaskWeights(tasks)
-        if self.monitored is not None:
+        self.task_weights = TaskWeights(tasks, named=named)
+        if self.monitored == "conflicts":
             self.monitor = ConflictMonitor(len(tasks))
+        if self.monitored is not None and self.running_balancer is not None:
+            self.residual = keras.metrics.Mean(name="residual")
 
     def build_variables(self, shared: Sequence[keras.Variable]) -> None:
         """Creates the state that belongs to the shared variables."""
@@ -215,19 +261,22 @@ class Pipeline:
         logs = self.task_weights.result()
         if self.monitor is not None:
             logs |= self.monitor.result()
-            if self.gradient_balancer is not None:
-                counts = [
-                    tf.cast(tf.convert_to_tensor(variable), "float32")
-                    for name, variable in self.gradient_balancer.variables.items()
-                    if name.endswith("fallbacks")  # A wrapped method has its own.
-                ]
-                logs["fallbacks"] = tf.add_n(counts)
+        if self.residual is not None:
+            logs["residual"] = self.residual.result()
+        if self.monitored is not None and self.gradient_balancer is not None:
+            counts = [
+                tf.cast(tf.convert_to_tensor(variable), "float32")
+                for name, variable in self.gradient_balancer.variables.items()
+                if name.endswith("fallbacks")  # A wrapped method has its own.
+            ]
+            logs["fallbacks"] = tf.add_n(counts)
         return logs
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         """The means of an epoch that are logged."""
-        return [m for m in (self.task_weights, self.monitor) if m is not None]
+        everything = (self.task_weights, self.monitor, self.residual)
+        return [m for m in everything if m is not None]
 
     def reset_metrics(self) -> None:
         """Starts the means of an epoch anew."""

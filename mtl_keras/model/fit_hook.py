@@ -62,4 +62,4 @@ class MonitorModes(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Sets the modes."""
         del epoch, logs
-        infer_monitor_modes(self.model, self._callbacks, self.model.tasks)
+        infer_monitor_modes(self.model, self._callbacks, list(self.model.output))

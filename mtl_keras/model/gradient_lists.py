@@ -34,7 +34,7 @@ def add(first: Gradient, second: Gradient) -> Gradient:
 
 
 def scaled(gradient: Gradient, factor: Any) -> Gradient:
-    """Returns a gradient times a scalar."""
+    """Returns a gradient times a scalar, or a vector over its last axis."""
     if gradient is None:
         return None
     if isinstance(gradient, tf.IndexedSlices):
@@ -46,11 +46,18 @@ def scaled(gradient: Gradient, factor: Any) -> Gradient:
     return gradient * tf.cast(factor, gradient.dtype)
 
 
-def masked(rows: list[list[Gradient]], kept: tf.Tensor) -> list[list[Gradient]]:
-    """Returns task gradients, all zero where a task is not kept (bool `[T]`)."""
+def masked(
+    rows: list[list[Gradient]], kept: Sequence[tf.Tensor]
+) -> list[list[Gradient]]:
+    """Returns gradients, all zero where not kept.
+
+    Args:
+        rows: By task, or by output.
+        kept: As many bool scalars, or vectors over the last axis of the gradients.
+    """
     return [
         [_where(keep, gradient) for gradient in row]
-        for keep, row in zip(tf.unstack(kept), rows, strict=True)
+        for keep, row in zip(kept, rows, strict=True)
     ]
 
 
@@ -63,11 +70,18 @@ def _where(keep: tf.Tensor, gradient: Gradient) -> Gradient:
     return tf.where(keep, gradient, tf.zeros_like(gradient))
 
 
-def times(rows: list[list[Gradient]], factors: tf.Tensor) -> list[list[Gradient]]:
-    """Returns task gradients times a factor for each task, `[T]`."""
+def times(
+    rows: list[list[Gradient]], factors: Sequence[tf.Tensor]
+) -> list[list[Gradient]]:
+    """Returns gradients times their factors.
+
+    Args:
+        rows: By task, or by output.
+        factors: As many scalars, or vectors over the last axis of the gradients.
+    """
     return [
         [scaled(gradient, factor) for gradient in row]
-        for factor, row in zip(tf.unstack(factors), rows, strict=True)
+        for factor, row in zip(factors, rows, strict=True)
     ]
 
 
@@ -79,3 +93,41 @@ def sum_rows(rows: list[list[Gradient]]) -> list[list[Gradient]]:
     flat = [gradient for row in rows for gradient in row if gradient is not None]
     reduced = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, flat))
     return [[None if g is None else next(reduced) for g in row] for row in rows]
+
+
+def unit_upstream(
+    gradients: list[Gradient], totals: list[Gradient], norm: tf.Tensor
+) -> list[tf.Tensor]:
+    """Returns totals / norm, as gradients of the entries that each gradient holds.
+
+    Args:
+        gradients: By variable, this replica's, none of them None.
+        totals: The same summed over replicas.
+        norm: Scalar; where it is 0 the result is 0.
+    """
+    factor = tf.cast(tf.math.divide_no_nan(tf.ones_like(norm), norm), "float32")
+    upstream = []
+    for gradient, total in zip(gradients, totals, strict=True):
+        if not isinstance(gradient, tf.IndexedSlices):
+            rows = tf.convert_to_tensor(total)
+        elif replicas() == 1:
+            rows = _sums_of_same_ids(gradient)
+        else:
+            rows = tf.gather(tf.convert_to_tensor(total), gradient.indices)
+        upstream.append(rows * tf.cast(factor, rows.dtype))
+    return upstream
+
+
+def _sums_of_same_ids(slices: tf.IndexedSlices) -> tf.Tensor:
+    """Returns for each of the slices' rows the sum of all rows of the same id.
+
+    The cost follows the number of rows, not the size of the table.
+    """
+    order = tf.argsort(slices.indices, stable=True)
+    ids = tf.gather(slices.indices, order)
+    segments = tf.cumsum(tf.cast(tf.not_equal(ids[1:], ids[:-1]), "int32"))
+    segments = tf.concat([tf.zeros(tf.minimum(tf.shape(ids), 1), "int32"), segments], 0)
+    sums = tf.math.unsorted_segment_sum(
+        tf.gather(slices.values, order), segments, tf.size(ids)
+    )
+    return tf.gather(sums, tf.gather(segments, tf.argsort(order)))

@@ -11,6 +11,8 @@ import tensorflow as tf
 from mtl_keras import ops
 from mtl_keras.balancing.base import GradientStep, GramBalancer
 from mtl_keras.balancing.pipeline import Pipeline
+from mtl_keras.balancing.running import RunningBalancer
+from mtl_keras.model.derivatives import explained_derivatives
 from mtl_keras.model.gradient_lists import (
     Gradient,
     add,
@@ -19,20 +21,16 @@ from mtl_keras.model.gradient_lists import (
     scaled,
     sum_rows,
     times,
+    unit_upstream,
 )
 from mtl_keras.model.labels import replicas, sum_over_replicas
 from mtl_keras.model.nonfinite import (
     NonFiniteGuard,
+    finite_columns,
     finite_gradients,
     on_all_replicas,
 )
-from mtl_keras.model.step import (
-    BalancedGradients,
-    Objectives,
-    StepContext,
-    StepGradients,
-    TaskGradients,
-)
+from mtl_keras.model.step import Step
 from mtl_keras.model.task_variables import TaskVariables
 
 
@@ -71,6 +69,8 @@ class GradientStepper:
 
         The weights then have to wait for it, and cannot go into the backward pass.
         """
+        if self._pipeline.running_balancer is not None:
+            return False
         return (
             self._clipnorm is not None
             or self._guard.policy == "skip_task"
@@ -82,352 +82,455 @@ class GradientStepper:
         """Whether one step differentiates more than one scalar."""
         return self._pipeline.needs_several_gradients or self.changes_rows
 
-    def gradients(
-        self, tape: tf.GradientTape, variables: TaskVariables, context: StepContext
-    ) -> BalancedGradients:
-        """Returns the gradients of one step.
+    def gradients(self, step: Step, variables: TaskVariables) -> dict[int, Gradient]:
+        """Returns the balanced gradient of every trainable variable, by its id.
+
+        Adds to the step its weights and which gradients are finite, and leaves
+        present the tasks that took part.
 
         Args:
-            tape: The step's tape, persistent where `needs_several_gradients`.
+            step: Its tape is persistent where `needs_several_gradients`.
             variables: The split of the trainable variables.
-            context: The rest of the step.
         """
         balancer = self._pipeline.gradient_balancer
+        step.finite = tf.ones_like(step.present)
+        if not self.changes_rows:
+            step.loss_weights = self._loss_weights(step)
         if not self.changes_rows and (balancer is None or not variables.shared):
-            step, found = self._of_weighted_losses(tape, variables, context)
+            found = self._of_weighted_losses(step, variables)
         else:
-            step = self._by_task(tape, variables, context)
-            found = self._collected(tape, variables, context, step)
+            found = self._balanced(step, variables)
         gradients = [
             *([found[id(v)] for v in own] for own in variables.own.values()),
             [found[id(v)] for v in (*variables.shared, *variables.unused)],
         ]
-        flags = tf.concat([step.finite, finite_gradients(gradients)], axis=0)
-        flags = on_all_replicas(flags) | context.may_overflow
-        in_rows, in_own, rest = tf.split(flags, [len(variables.own)] * 2 + [1])
-        return BalancedGradients(
-            found,
-            step.loss_weights * step.weights,
-            step.present,
-            in_rows & in_own,
-            rest[0],
+        in_own = self._finite_own(step, gradients[:-1])
+        flags = [step.finite, in_own, finite_gradients(gradients[-1:])]
+        flags = on_all_replicas(tf.concat(flags, axis=0)) | step.may_overflow
+        in_rows, in_own, rest = tf.split(flags, [*step.present.shape] * 2 + [1])
+        step.finite, step.rest_finite = in_rows & in_own, rest[0]
+        return found
+
+    @staticmethod
+    def _finite_own(step: Step, own: Sequence[Sequence[Gradient]]) -> tf.Tensor:
+        """Returns for each task whether its own gradients are finite, bool `[T]`."""
+        layout = step.losses.layout
+        return layout.joined(
+            [
+                finite_columns(gradients, layout.size(output))
+                for output, gradients in zip(layout.outputs, own, strict=True)
+            ]
         )
 
-    def _by_task(
-        self, tape: tf.GradientTape, variables: TaskVariables, context: StepContext
-    ) -> StepGradients:
+    def _loss_weights(self, step: Step) -> tf.Tensor:
+        return self._pipeline.loss_weights(step.batch_losses, step.present)
+
+    def _upstream(self, step: Step) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+        """Returns factors of the losses for shared variables, and for own ones.
+
+        By output, in the shapes of the losses. One list twice where they are the same.
+        Weights that wait for a look at the task gradients (`changes_rows`) are left
+        out.
+        """
+        unweighted = [tf.fill(v.shape, step.loss_scale) for v in step.losses.values]
+        if self.changes_rows:
+            return unweighted, unweighted
+        weighted = step.losses.layout.split(step.loss_weights * step.loss_scale)
+        unweights_own = self._pipeline.own_losses_unweighted
+        return weighted, unweighted if unweights_own else weighted
+
+    def _balanced(self, step: Step, variables: TaskVariables) -> dict[int, Gradient]:
+        """Returns the gradient of every variable, with those of added losses."""
         balancer = self._pipeline.gradient_balancer
-        if context.representation is not None:
-            step = self._through_representation(tape, variables, context)
+        running = self._pipeline.running_balancer
+        if running is not None:
+            shared, own = self._running(step, variables, running)
+        elif step.representation is not None:
+            shared, own = self._through_representation(step, variables)
         elif (
             isinstance(balancer, GramBalancer)
             and balancer.update_every > 1
             and replicas() == 1
             and not self.changes_rows
         ):
-            step = self._every_kth_step(tape, variables, context)
+            shared, own = self._every_kth_step(step, variables, balancer)
         else:
-            step = self._through_backbone(tape, variables, context)
+            shared, own = self._through_backbone(step, variables)
         if balancer is not None:
             balancer.after_step(step.weights, step.present)
-        return step
-
-    def _collected(
-        self,
-        tape: tf.GradientTape,
-        variables: TaskVariables,
-        context: StepContext,
-        step: StepGradients,
-    ) -> dict[int, Gradient]:
-        """Returns the gradient of every variable, with those of added losses."""
-        balancer = self._pipeline.gradient_balancer
-        gradients = by_id(variables.shared, step.shared)
-        for index, own_variables in enumerate(variables.own.values()):
-            own = step.own[index]
-            if balancer is not None and balancer.task_specific == "weighted":
-                own = [scaled(gradient, step.weights[index]) for gradient in own]
-            gradients |= by_id(own_variables, own)
+            if balancer.task_specific == "weighted":
+                own = times(own, step.losses.layout.split(step.weights))
+        gradients = by_id(variables.shared, shared)
+        for own_variables, of_task in zip(variables.own.values(), own, strict=True):
+            gradients |= by_id(own_variables, of_task)
         gradients |= by_id(variables.unused, [None] * len(variables.unused))
-        if context.added:
+        if step.added:
             everything = [*variables.shared, *itertools.chain(*variables.own.values())]
             everything += variables.unused
-            upstream = [context.loss_scale] * len(context.added)
-            added = tape.gradient(context.added, everything, upstream)
+            upstream = [step.loss_scale] * len(step.added)
+            added = step.tape.gradient(step.added, everything, upstream)
             for variable, gradient in zip(everything, added, strict=True):
                 gradients[id(variable)] = add(gradients[id(variable)], gradient)
         return gradients
 
-    def _objectives(
-        self, context: StepContext, loss_weights: tf.Tensor | None
-    ) -> Objectives:
-        """Returns what to differentiate, weighted unless the weights are None."""
-        losses, scale = context.values, context.loss_scale
-        own = shared = [scale] * len(losses)
-        if loss_weights is not None:
-            shared = tf.unstack(loss_weights * scale)
-            if not self._pipeline.own_losses_unweighted:
-                own = shared
-        return Objectives(losses, shared, own, context.added, scale)
-
     def _task_gradients(
-        self,
-        tape: tf.GradientTape,
-        sources: Sequence[Any],
-        variables: TaskVariables,
-        context: StepContext,
-    ) -> TaskGradients:
-        """One backward pass a task; see `TaskGradients`.
+        self, step: Step, sources: Sequence[Any], variables: TaskVariables
+    ) -> tuple[list[list[Gradient]], list[list[Gradient]], list[list[list[Gradient]]]]:
+        """Returns the gradients of the task losses, times the loss balancer's weights.
 
-        The gradients on variables are summed over replicas; those on a
-        representation are not, as every replica has its own samples.
+        One backward pass a task. The gradients on variables are summed over replicas;
+        those on a representation are not, as every replica has its own samples.
+
+        Returns:
+            Gradients by task on the sources; by output on its own variables; and by
+            part of the batch, then by task, on the sources.
         """
-        loss_weights = None
-        if not self.changes_rows:
-            loss_weights = self._pipeline.loss_weights(context.losses, context.present)
-        objectives = self._objectives(context, loss_weights)
-        rows, own = _by_task(tape, objectives, sources, variables)
+        rows, own = self._rows(step, sources, variables)
+        upstream, _ = self._upstream(step)
         sub_batches = [
-            [
-                tape.gradient(loss, list(sources), factor)
-                for loss, factor in zip(losses, objectives.shared, strict=True)
-            ]
-            for losses in context.sub_batches
+            _task_rows(step.tape, losses, sources, upstream)
+            for losses in step.sub_batches
         ]
-        finite = finite_gradients([[*r, *o] for r, o in zip(rows, own, strict=True)])
-        if context.representation is None:
+        step.finite = finite_gradients(rows) & self._finite_own(step, own)
+        if step.representation is None:
             rows = sum_rows(rows)
             sub_batches = [sum_rows(part) for part in sub_batches]
-        if loss_weights is not None:
-            return TaskGradients(
-                rows, own, sub_batches, context.present, loss_weights, finite
-            )
-        kept = on_all_replicas(finite) | context.may_overflow
-        present = self._guard.taking_part(context.present, kept)
-        losses = tf.where(present, context.losses, 0.0)
-        loss_weights = self._pipeline.loss_weights(losses, present)
-        # Of what is masked nothing may be multiplied: zero times infinity is NaN.
-        rows, own = masked(rows, present), masked(own, present)
-        factors = loss_weights * self._clip_factors(rows, context)
+        if not self.changes_rows:
+            return rows, own, sub_batches
+        kept = on_all_replicas(step.finite) | step.may_overflow
+        step.present = self._guard.taking_part(step.present, kept)
+        step.loss_weights = self._loss_weights(step)
+        # Mask before scaling: 0 × inf is NaN.
+        split, kept = step.losses.layout.split, tf.unstack(step.present)
+        rows, own = masked(rows, kept), masked(own, split(step.present))
+        factors = tf.unstack(step.loss_weights * self._clip_factors(step, rows))
         rows = times(rows, factors)
         if not self._pipeline.own_losses_unweighted:
-            own = times(own, loss_weights)
-        sub_batches = [times(masked(part, present), factors) for part in sub_batches]
-        return TaskGradients(rows, own, sub_batches, present, loss_weights, finite)
+            own = times(own, split(step.loss_weights))
+        sub_batches = [times(masked(part, kept), factors) for part in sub_batches]
+        return rows, own, sub_batches
 
-    def _clip_factors(
-        self, rows: list[list[Gradient]], context: StepContext
-    ) -> tf.Tensor:
-        """Returns what brings each task gradient to the longest length, `[T]`."""
+    def _rows(
+        self, step: Step, sources: Sequence[Any], variables: TaskVariables
+    ) -> tuple[list[list[Gradient]], list[list[Gradient]]]:
+        """One backward pass a task: on the sources, and by output on own variables."""
+        rows, owns = [], []
+        for loss, shared, own, own_variables in zip(
+            step.losses.values,
+            *self._upstream(step),
+            variables.own.values(),
+            strict=True,
+        ):
+            if own is shared and loss.shape.rank == 0:
+                both = step.tape.gradient(loss, [*sources, *own_variables], shared)
+                rows.append(both[: len(sources)])
+                owns.append(both[len(sources) :])
+            else:
+                rows += _task_rows(step.tape, [loss], sources, [shared])
+                owns.append(step.tape.gradient(loss, own_variables, own))
+        return rows, owns
+
+    def _clip_factors(self, step: Step, rows: list[list[Gradient]]) -> tf.Tensor:
+        """Returns per-task clipping factors, float32 `[T]`."""
         if self._clipnorm is None or not rows[0]:
             return tf.ones((len(rows),))
         # Task by task, as only the diagonal is wanted.
         squares = tf.stack([ops.gramian([row])[0, 0] for row in rows])
-        if context.representation is not None:
+        if step.representation is not None:
             squares = sum_over_replicas(squares)
-        norms = tf.sqrt(squares) / tf.cast(context.loss_scale, "float64")
+        norms = tf.sqrt(squares) / tf.cast(step.loss_scale, "float64")
         factors = tf.where(norms > self._clipnorm, self._clipnorm / norms, 1.0)
         return tf.cast(factors, "float32")
 
     def _aggregated(
-        self, step: GradientStep, loss_weights: tf.Tensor
-    ) -> tuple[list[Gradient], tf.Tensor]:
-        """Returns the update of the rows and the gradient balancer's weights."""
-        if not step.gradients[0]:
-            return [], tf.ones_like(loss_weights)
-        return self._pipeline.aggregate(step)
+        self,
+        step: Step,
+        rows: list[list[Gradient]],
+        sources: Sequence[Any],
+        sub_batches: list[list[list[Gradient]]],
+    ) -> list[Gradient]:
+        """Returns the update of the rows, and adds the weights to the step."""
+        if not rows[0]:
+            step.weights = tf.ones_like(step.loss_weights)
+            return []
+        update, step.weights = self._pipeline.aggregate(
+            GradientStep(
+                rows,
+                step.batch_losses * step.loss_weights,
+                step.present,
+                step.loss_scale,
+                summed=step.representation is None,
+                sub_batches=sub_batches,
+                compute_dtypes=self._compute_dtypes,
+                sources=sources,
+            )
+        )
+        return update
 
     def _through_backbone(
-        self, tape: tf.GradientTape, variables: TaskVariables, context: StepContext
-    ) -> StepGradients:
-        """T backward passes through everything: the exact task gradients."""
-        tasks = self._task_gradients(tape, variables.shared, variables, context)
-        step = GradientStep(
-            tasks.rows,
-            context.losses * tasks.loss_weights,
-            tasks.present,
-            context.loss_scale,
-            sub_batches=tasks.sub_batches,
-            compute_dtypes=self._compute_dtypes,
-            sources=variables.shared,
-        )
-        update, weights = self._aggregated(step, tasks.loss_weights)
+        self, step: Step, variables: TaskVariables
+    ) -> tuple[list[Gradient], list[list[Gradient]]]:
+        """T backward passes through everything: the exact task gradients.
+
+        Returns:
+            The update of the shared variables; by output, the gradients of its own.
+        """
+        shared = variables.shared
+        rows, own, sub_batches = self._task_gradients(step, shared, variables)
+        update = self._aggregated(step, rows, shared, sub_batches)
         # The optimizer sums over replicas, each of which has the whole update.
-        update = [scaled(gradient, 1.0 / replicas()) for gradient in update]
-        return StepGradients(
-            update,
-            tasks.own,
-            weights,
-            tasks.loss_weights,
-            tasks.present,
-            tasks.finite,
-        )
+        return [scaled(gradient, 1.0 / replicas()) for gradient in update], own
 
     def _through_representation(
-        self, tape: tf.GradientTape, variables: TaskVariables, context: StepContext
-    ) -> StepGradients:
+        self, step: Step, variables: TaskVariables
+    ) -> tuple[list[Gradient], list[list[Gradient]]]:
         """T backward passes through the heads and one through the backbone."""
-        assert context.representation is not None
-        # Tokens or indices may cross the boundary, too; they have no gradient.
-        representation = [t for t in context.representation if t.dtype.is_floating]
-        tasks = self._task_gradients(tape, representation, variables, context)
-        step = GradientStep(
-            tasks.rows,
-            context.losses * tasks.loss_weights,
-            tasks.present,
-            context.loss_scale,
-            summed=False,
-            compute_dtypes=self._compute_dtypes,
-            sources=representation,
+        rows, own, _ = self._task_gradients(step, step.sources, variables)
+        update = self._aggregated(step, rows, step.sources, [])
+        return _below_representation(step, variables, update), own
+
+    def _running(
+        self, step: Step, variables: TaskVariables, balancer: RunningBalancer
+    ) -> tuple[list[Gradient], list[list[Gradient]]]:
+        """One backward pass with weights that follow the solution.
+
+        With J the Jacobian of the T losses and w the weights the pass gives Jᵀw, which
+        is linear in w. Its own derivative by w along Jᵀw is J Jᵀw = G w, one pass more.
+        """
+        sources = variables.shared
+        if step.representation is not None:
+            sources = step.sources
+        self._watch(step, variables)
+        losses = step.batch_losses * step.loss_weights
+        upstream, own_upstream = self._upstream(step)
+        weights = balancer.running_weights(losses, step.present)
+        with tf.GradientTape(watch_accessed_variables=False) as second:
+            second.watch(weights)
+            parts = step.losses.layout.split(weights)
+            factors = [w * factor for w, factor in zip(parts, upstream, strict=True)]
+            update = step.tape.gradient(step.losses.values, sources, factors)
+        reached = [g for g in update if g is not None]
+        if step.representation is None:
+            (update,) = sum_rows([update])
+        totals = [g for g in update if g is not None]
+        square = ops.gramian([totals])[0, 0]
+        if step.representation is not None:
+            square = sum_over_replicas(square)
+        norm = tf.sqrt(square)
+
+        def products() -> tf.Tensor:
+            if balancer.solve == "running_difference":
+                rates = self._difference_quotients(step, variables, update, norm)
+                rates *= step.loss_weights * step.loss_scale
+            else:
+                along = unit_upstream(reached, totals, norm)
+                flat = [
+                    g.values if isinstance(g, tf.IndexedSlices) else g for g in reached
+                ]
+                with explained_derivatives():
+                    rates = second.gradient(flat, weights, along)
+            rates = sum_over_replicas(tf.cast(rates, "float64"))
+            return rates * norm / tf.square(tf.cast(step.loss_scale, "float64"))
+
+        due = tf.constant(True)
+        if balancer.update_every > 1:
+            due = balancer.is_due(step.present)
+        if balancer.update_every > 1 and replicas() == 1:
+            gw = tf.cond(due, products, lambda: tf.zeros_like(weights, "float64"))
+        else:
+            gw = products()
+        residual, is_any = balancer.follow(gw, losses, step.present, due)
+        if self._pipeline.residual is not None:
+            self._pipeline.residual.update_state(
+                residual, sample_weight=tf.cast(is_any, "float32")
+            )
+        factor = balancer.running_factor(
+            norm / tf.cast(step.loss_scale, "float64"), step.present
         )
-        update, weights = self._aggregated(step, tasks.loss_weights)
-        upstream = [
-            tf.zeros_like(tensor) if gradient is None else gradient
-            for tensor, gradient in zip(representation, update, strict=True)
+        step.weights = weights * factor
+        update = [scaled(gradient, factor) for gradient in update]
+        if step.representation is not None:
+            update = _below_representation(step, variables, update)
+        else:
+            # The optimizer sums over replicas, each of which has the whole update.
+            update = [scaled(gradient, 1.0 / replicas()) for gradient in update]
+        return update, _own_gradients(step, variables, own_upstream)
+
+    def _difference_quotients(
+        self,
+        step: Step,
+        variables: TaskVariables,
+        update: list[Gradient],
+        norm: tf.Tensor,
+    ) -> tf.Tensor:
+        """Returns this replica's share of (L(θ + εv) − L(θ)) / ε, float32 `[T]`.
+
+        Along the update, of unit length; ε is relative to the length of θ, the square
+        root of float32's spacing.
+        """
+        assert step.probe is not None
+        square = tf.add_n([tf.reduce_sum(tf.square(v)) for v in variables.shared])
+        epsilon = 2.0**-11.5 * tf.sqrt(square)
+        length = epsilon / tf.cast(norm, "float32")
+        moves = by_id(variables.shared, [scaled(g, length) for g in update])
+        trainable = step.probe.model.trainable_variables
+        moved = [
+            weight
+            if moves.get(id(variable)) is None
+            else weight
+            + tf.cast(tf.convert_to_tensor(moves[id(variable)]), weight.dtype)
+            for variable, weight in zip(trainable, step.probe.weights(), strict=True)
         ]
-        shared = tape.gradient(representation, variables.shared, upstream)
-        return StepGradients(
-            shared,
-            tasks.own,
-            weights,
-            tasks.loss_weights,
-            tasks.present,
-            tasks.finite,
-        )
+        difference = tf.stack(step.probe.losses(moved)) - step.losses.joined()
+        difference = tf.where(step.present, difference, 0.0)
+        return tf.math.divide_no_nan(difference, epsilon)
 
     def _every_kth_step(
-        self, tape: tf.GradientTape, variables: TaskVariables, context: StepContext
-    ) -> StepGradients:
+        self, step: Step, variables: TaskVariables, balancer: GramBalancer
+    ) -> tuple[list[Gradient], list[list[Gradient]]]:
         """Solves every k-th step; in between one pass with the kept weights."""
-        balancer = self._pipeline.gradient_balancer
-        assert isinstance(balancer, GramBalancer)
-        loss_weights = self._pipeline.loss_weights(context.losses, context.present)
-        objectives = self._objectives(context, loss_weights)
+        upstream, own_upstream = self._upstream(step)
         # A branch cannot return None. Both leave out the same gradients.
         connected: list[bool] = []
 
         def packed(
-            shared: list[Gradient],
-            own: list[list[Gradient]],
-            weights: tf.Tensor,
-            finite: tf.Tensor,
+            shared: list[Gradient], own: list[list[Gradient]]
         ) -> tuple[list[Gradient], tf.Tensor, tf.Tensor]:
             flat = [*shared, *itertools.chain(*own)]
             connected[:] = [gradient is not None for gradient in flat]
-            return [g for g in flat if g is not None], weights, finite
+            return [g for g in flat if g is not None], step.weights, step.finite
 
         def solve() -> tuple[list[Gradient], tf.Tensor, tf.Tensor]:
-            step = self._through_backbone(tape, variables, context)
-            return packed(step.shared, step.own, step.weights, step.finite)
+            return packed(*self._through_backbone(step, variables))
 
         def keep() -> tuple[list[Gradient], tf.Tensor, tf.Tensor]:
-            weights = balancer.kept_weights(context.present)
-            factors = [
-                weight * factor
-                for weight, factor in zip(
-                    tf.unstack(weights), objectives.shared, strict=True
-                )
-            ]
-            shared = tape.gradient(objectives.losses, variables.shared, factors)
-            own = [
-                tape.gradient(loss, own_variables, factor)
-                for loss, own_variables, factor in zip(
-                    objectives.losses,
-                    variables.own.values(),
-                    objectives.own,
-                    strict=True,
-                )
-            ]
-            return packed(shared, own, weights, tf.ones(len(own), "bool"))
+            step.weights = balancer.kept_weights(step.present)
+            step.finite = tf.ones_like(step.present)
+            losses = step.losses.values
+            weights = step.losses.layout.split(step.weights)
+            factors = [w * factor for w, factor in zip(weights, upstream, strict=True)]
+            shared = step.tape.gradient(losses, variables.shared, factors)
+            return packed(shared, _own_gradients(step, variables, own_upstream))
 
-        flat, weights, finite = tf.cond(balancer.is_due(context.present), solve, keep)
-        given = iter(flat)
-        everything = [next(given) if there else None for there in connected]
-        shared = everything[: len(variables.shared)]
+        flat, step.weights, step.finite = tf.cond(
+            balancer.is_due(step.present), solve, keep
+        )
+        present = iter(flat)
+        everything = [next(present) if is_any else None for is_any in connected]
         rest = iter(everything[len(variables.shared) :])
         own = [[next(rest) for _ in task] for task in variables.own.values()]
-        return StepGradients(
-            shared, own, weights, loss_weights, context.present, finite
-        )
+        return everything[: len(variables.shared)], own
 
-    def _of_weighted_losses(
-        self, tape: tf.GradientTape, variables: TaskVariables, context: StepContext
-    ) -> tuple[StepGradients, dict[int, Gradient]]:
-        """One backward pass; one more through the heads if these are unweighted."""
-        loss_weights = self._pipeline.loss_weights(context.losses, context.present)
-        objectives = self._objectives(context, loss_weights)
+    def _watch(self, step: Step, variables: TaskVariables) -> None:
+        """Shows the task gradients to the monitor of conflicts, if there is one."""
         if self._pipeline.monitor is not None and variables.shared:
-            rows, _ = _by_task(tape, objectives, variables.shared, variables)
+            rows, _ = self._rows(step, variables.shared, variables)
             self._pipeline.watch(
                 GradientStep(
                     sum_rows(rows),
-                    context.losses * loss_weights,
-                    context.present,
-                    context.loss_scale,
+                    step.batch_losses * step.loss_weights,
+                    step.present,
+                    step.loss_scale,
                 )
             )
-        ones = tf.ones_like(loss_weights)
-        step = StepGradients(
-            [], [], ones, loss_weights, context.present, tf.ones_like(context.present)
-        )
-        return step, _of_weighted_losses(tape, objectives, variables)
+
+    def _of_weighted_losses(
+        self, step: Step, variables: TaskVariables
+    ) -> dict[int, Gradient]:
+        """One backward pass; one more through the heads if these are unweighted."""
+        self._watch(step, variables)
+        step.weights = tf.ones_like(step.loss_weights)
+        upstream, own_upstream = self._upstream(step)
+        # A tape differentiates a list of scalars as their sum.
+        scalars = [*step.losses.values, *step.added]
+        added = [step.loss_scale] * len(step.added)
+        own_variables = list(itertools.chain(*variables.own.values()))
+        shared_variables = [*variables.shared, *variables.unused]
+        weighted = [*upstream, *added]
+        if own_upstream is upstream:
+            everything = [*shared_variables, *own_variables]
+            return by_id(everything, step.tape.gradient(scalars, everything, weighted))
+        shared = step.tape.gradient(scalars, shared_variables, weighted)
+        own = step.tape.gradient(scalars, own_variables, [*own_upstream, *added])
+        return by_id(shared_variables, shared) | by_id(own_variables, own)
 
 
-def _of_weighted_losses(
-    tape: tf.GradientTape, objectives: Objectives, variables: TaskVariables
-) -> dict[int, Gradient]:
-    """One backward pass; one more through the heads if these are unweighted."""
-    # A tape differentiates a list of scalars as their sum.
-    scalars = [*objectives.losses, *objectives.added]
-    added = [objectives.loss_scale] * len(objectives.added)
-    own_variables = list(itertools.chain(*variables.own.values()))
-    shared_variables = [*variables.shared, *variables.unused]
-    weighted = [*objectives.shared, *added]
-    if objectives.own is objectives.shared:
-        everything = [*shared_variables, *own_variables]
-        return by_id(everything, tape.gradient(scalars, everything, weighted))
-    shared = tape.gradient(scalars, shared_variables, weighted)
-    own = tape.gradient(scalars, own_variables, [*objectives.own, *added])
-    return by_id(shared_variables, shared) | by_id(own_variables, own)
-
-
-def _by_task(
+def _task_rows(
     tape: tf.GradientTape,
-    objectives: Objectives,
+    losses: Sequence[tf.Tensor],
     sources: Sequence[Any],
-    variables: TaskVariables,
-) -> tuple[list[list[Gradient]], list[list[Gradient]]]:
-    """One backward pass a task: gradients on `sources`, and on its own variables."""
-    rows, owns = [], []
-    for loss, shared, own, own_variables in zip(
-        objectives.losses,
-        objectives.shared,
-        objectives.own,
-        variables.own.values(),
-        strict=True,
-    ):
-        if own is shared:
-            both = tape.gradient(loss, [*sources, *own_variables], shared)
-            rows.append(both[: len(sources)])
-            owns.append(both[len(sources) :])
-        else:
-            rows.append(tape.gradient(loss, list(sources), shared))
-            owns.append(tape.gradient(loss, own_variables, own))
-    return rows, owns
+    upstream: Sequence[tf.Tensor],
+) -> list[list[Gradient]]:
+    """One backward pass a task: gradients by task on the sources.
+
+    Of a group of tasks in a loop of the graph, which is traced once.
+
+    Args:
+        tape: A persistent tape.
+        losses: By output, scalars or `[tasks of the output]`.
+        sources: What to differentiate by.
+        upstream: By output, in the shapes of the losses.
+    """
+    rows: list[list[Gradient]] = []
+    for loss, factor in zip(losses, upstream, strict=True):
+        if loss.shape.rank == 0:
+            rows.append(tape.gradient(loss, list(sources), factor))
+            continue
+        connected = [g is not None for g in tape.gradient(loss, list(sources))]
+        reached = [v for v, is_any in zip(sources, connected, strict=True) if is_any]
+
+        def one(
+            column: tf.Tensor,
+            loss: tf.Tensor = loss,
+            reached: Sequence[Any] = reached,
+        ) -> list[tf.Tensor]:
+            gradients = tape.gradient(loss, reached, column)
+            return [tf.convert_to_tensor(gradient) for gradient in gradients]
+
+        dtypes = [tf.as_dtype(variable.dtype) for variable in reached]
+        stacked = tf.map_fn(one, tf.linalg.diag(factor), fn_output_signature=dtypes)
+        columns = iter([tf.unstack(rows_of, loss.shape[0]) for rows_of in stacked])
+        by_source = [next(columns) if is_any else None for is_any in connected]
+        rows += [
+            [None if of_source is None else of_source[index] for of_source in by_source]
+            for index in range(loss.shape[0])
+        ]
+    return rows
 
 
-def norms_on_last_shared_layer(
-    tape: tf.GradientTape, context: StepContext, variables: TaskVariables
-) -> tf.Tensor:
+def _own_gradients(
+    step: Step, variables: TaskVariables, upstream: list[tf.Tensor]
+) -> list[list[Gradient]]:
+    """One backward pass through the heads: gradients by output on own variables."""
+    own = list(itertools.chain(*variables.own.values()))
+    gradients = iter(step.tape.gradient(step.losses.values, own, upstream))
+    return [[next(gradients) for _ in task] for task in variables.own.values()]
+
+
+def _below_representation(
+    step: Step, variables: TaskVariables, update: list[Gradient]
+) -> list[Gradient]:
+    """One backward pass through the backbone, for an update of the representation."""
+    upstream = [
+        tf.zeros_like(tensor) if gradient is None else gradient
+        for tensor, gradient in zip(step.sources, update, strict=True)
+    ]
+    return step.tape.gradient(step.sources, variables.shared, upstream)
+
+
+def norms_on_last_shared_layer(step: Step, variables: TaskVariables) -> tf.Tensor:
     """Returns ‖∇ L_i‖ on the shared layer next to the heads, float32 `[T]`.
 
     The gradients are those of the unweighted losses over all replicas. Ones where
     tasks share nothing.
     """
+    losses = step.losses.values
     if not variables.shared:
-        return tf.ones((len(context.values),))
+        return tf.ones(step.present.shape)
     layer = variables.shared[-1].path.rpartition("/")[0]
     last = [v for v in variables.shared if v.path.rpartition("/")[0] == layer]
-    rows = [tape.gradient(loss, last, context.loss_scale) for loss in context.values]
+    upstream = [tf.fill(loss.shape, step.loss_scale) for loss in losses]
+    rows = _task_rows(step.tape, losses, last, upstream)
     gramian = ops.gramian(sum_rows(rows))
     norms = tf.sqrt(tf.linalg.diag_part(gramian))
-    return tf.cast(norms, "float32") / context.loss_scale
+    return tf.cast(norms, "float32") / step.loss_scale

@@ -89,6 +89,28 @@ def resolved_metrics(
     }
 
 
+def outputs_by_metric(
+    model: keras.Model, outputs: Sequence[str]
+) -> dict[str, list[keras.metrics.Metric]]:
+    """Returns the metrics of `compile` by output; empty before they are built.
+
+    Args:
+        model: A compiled model.
+        outputs: Names of all outputs.
+    """
+    compiled = model._compile_metrics
+    if compiled is None or not compiled.built:
+        return {}
+    order = compiled._flatten_y({output: output for output in outputs})
+    by_output: dict[str, list[keras.metrics.Metric]] = {}
+    for metrics in (compiled._flat_metrics, compiled._flat_weighted_metrics):
+        for output, of_output in zip(order, metrics, strict=True):
+            by_output.setdefault(output, []).extend(
+                of_output.metrics if of_output else ()
+            )
+    return by_output
+
+
 def outputs_of_metrics(
     model: keras.Model, outputs: Sequence[str], results: Mapping[str, Any]
 ) -> dict[str, str]:

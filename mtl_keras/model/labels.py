@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -127,37 +127,56 @@ def sub_batch(labels: Labels, part: int, parts: int, size: tf.Tensor) -> Labels:
     return Labels(labels.y, weights, labelled)
 
 
-def without_tasks(labels: Labels, tasks: Iterable[str], size: tf.Tensor) -> Labels:
+def without_tasks(
+    labels: Labels, masks: dict[str, list[bool] | None], y_pred: dict[str, Any]
+) -> Labels:
     """Returns the labels with all of some tasks' marked absent.
 
     Args:
         labels: The batch's.
-        tasks: The tasks to leave out.
-        size: Samples in the batch, int32 scalar.
+        masks: The tasks to leave out, as `TaskLayout.masks` returns them.
+        y_pred: The model's outputs.
     """
+    size = batch_size(y_pred)
     weights, labelled = dict(labels.weights), dict(labels.labelled)
-    for task in tasks:
-        weights[task] = tf.zeros([size])
-        labelled[task] = tf.zeros([size], "bool")
+    for output, columns in masks.items():
+        if columns is None:
+            weights[output] = tf.zeros([size])
+            labelled[output] = tf.zeros([size], "bool")
+            continue
+        kept = _of_columns(~tf.constant(columns), weights[output], y_pred[output])
+        weights[output] = kept
+        labelled[output] = tf.cast(kept, "bool")
     return Labels(labels.y, weights, labelled)
 
 
+def _of_columns(kept: tf.Tensor, weight: Any, y_pred: Any) -> tf.Tensor:
+    """Returns sample weights of a group of tasks, 0 for columns not kept (`[T]`)."""
+    if weight is None:
+        weight = tf.ones_like(y_pred)
+    weight = tf.broadcast_to(fitted(weight, 2), tf.shape(y_pred))
+    return tf.where(kept, weight, tf.zeros_like(weight))
+
+
 def leave_out(
-    kept: tf.Tensor, labels: Labels, y_pred: dict[str, Any], tasks: Sequence[str]
+    kept: dict[str, tf.Tensor], labels: Labels, y_pred: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns outputs and sample weights of a batch as if some tasks were absent.
 
     Args:
-        kept: bool `[T]`: False for the tasks to leave out.
+        kept: By output, False for the tasks to leave out: a bool scalar, for a group
+            of tasks `[T]`.
         labels: The batch's labels.
         y_pred: The model's outputs; those left out become zeros.
-        tasks: The tasks that `kept` speaks of.
     """
     outputs, weights = dict(y_pred), dict(labels.weights)
-    for task, keep in zip(tasks, tf.unstack(kept), strict=True):
+    for task, keep in kept.items():
         output = tf.where(keep, y_pred[task], tf.zeros_like(y_pred[task]))
         outputs[task] = with_mask(output, mask_of(y_pred[task]))
         weight = weights[task]
+        if keep.shape.rank:
+            weights[task] = _of_columns(keep, weight, y_pred[task])
+            continue
         if weight is None:
             weight = tf.ones(tf.shape(y_pred[task])[:1])
         weights[task] = tf.where(keep, weight, tf.zeros_like(weight))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -25,6 +25,13 @@ from mtl_keras.model.arguments import (
     explained,
 )
 from mtl_keras.model.class_weights import checked, is_by_output, with_class_weight
+from mtl_keras.model.column_metrics import (
+    ColumnAUC,
+    ColumnMean,
+    with_column_metrics,
+)
+from mtl_keras.model.columns import TaskLayout, check_columns, variables_by_column
+from mtl_keras.model.derivatives import check_derivatives
 from mtl_keras.model.fit_hook import FitHook, MonitorModes
 from mtl_keras.model.gradients import GradientStepper, norms_on_last_shared_layer
 from mtl_keras.model.keras_compat import (
@@ -32,6 +39,7 @@ from mtl_keras.model.keras_compat import (
     loss_tracker,
     loss_trackers,
     may_overflow,
+    outputs_by_metric,
     outputs_of_metrics,
     resolved_losses,
     resolved_metrics,
@@ -61,7 +69,7 @@ from mtl_keras.model.representation import (
     reached_around_representation,
     split_at_representation,
 )
-from mtl_keras.model.step import Forward, StepContext
+from mtl_keras.model.step import Step
 from mtl_keras.model.summary import (
     column_width,
     described,
@@ -143,7 +151,7 @@ class MultiTaskModel(ModelWithTrainingState):
             )
         super().__init__(inputs, outputs, name=name, **kwargs)
         self._outputs_by_task = dict(outputs)
-        self._loss_tasks: tuple[str, ...] = tuple(outputs)
+        self._layout = TaskLayout(sorted(outputs))
         self._pipeline: Pipeline | None = None
         self._guard = NonFiniteGuard("raise")
         self.train_function: Any = None
@@ -156,9 +164,10 @@ class MultiTaskModel(ModelWithTrainingState):
     def tasks(self) -> list[str]:
         """Names of the tasks: the outputs, after `compile` those with a loss.
 
-        Sorted, as Keras orders the outputs of a dict.
+        Sorted, as Keras orders the outputs of a dict. In place of an output that
+        `compile` made a group of tasks stand the names of its columns, in their order.
         """
-        return sorted(self._loss_tasks)
+        return list(self._layout.tasks)
 
     @property
     def balancers(self) -> tuple[balancing_lib.Balancer, ...]:
@@ -185,7 +194,12 @@ class MultiTaskModel(ModelWithTrainingState):
         As the functional graph shows, and after a step as its operations do, which
         also show what closures read.
         """
-        return split_variables(self, self._reached).shared
+        return self._split_variables(self._reached).shared
+
+    def _split_variables(self, reached: dict[str, set[int]]) -> TaskVariables:
+        groups = {o: self._outputs_by_task[o] for o in self._layout.columns}
+        by_column = variables_by_column(self, groups)
+        return split_variables(self, reached, groups, by_column)
 
     def layer_tasks(self) -> dict[str, list[str]]:
         """Returns the tasks that depend on each layer, `{name of layer: tasks}`.
@@ -198,9 +212,14 @@ class MultiTaskModel(ModelWithTrainingState):
         return {layer.name: by_id.get(id(layer), []) for layer in self.operations}
 
     def _tasks_by_operation(self) -> dict[int, list[str]]:
-        return tasks_by_operation(
-            self, {task: self._outputs_by_task[task] for task in self.tasks}
+        by_id = tasks_by_operation(
+            self, {o: self._outputs_by_task[o] for o in self._layout.outputs}
         )
+        columns = self._layout.columns
+        return {
+            key: [task for o in outputs for task in columns.get(o, (o,))]
+            for key, outputs in by_id.items()
+        }
 
     def summary(
         self,
@@ -255,8 +274,8 @@ class MultiTaskModel(ModelWithTrainingState):
 
     def _reached_in_graph(self) -> dict[str, set[int]]:
         # Not kept, as layers may get variables later (LoRA).
-        by_task = {task: self._outputs_by_task[task] for task in self.tasks}
-        return reached_variables(self, by_task)
+        by_output = {o: self._outputs_by_task[o] for o in self._layout.outputs}
+        return reached_variables(self, by_output)
 
     def _ids_of_trainable(self) -> tuple[int, ...]:
         return tuple(id(v) for v in self.trainable_variables)
@@ -298,6 +317,7 @@ class MultiTaskModel(ModelWithTrainingState):
         monitor: str | None = None,
         on_nonfinite: str = "raise",
         task_clipnorm: float | None = None,
+        columns: Mapping[str, Sequence[str]] | None = None,
         missing_labels: str | None = None,
     ) -> None:
         """Configures training. Takes all that `keras.Model.compile` takes.
@@ -329,7 +349,9 @@ class MultiTaskModel(ModelWithTrainingState):
                 against each other (`conflicts`) and how often the method fell back
                 to the mean (`fallbacks`, since the start), and keeps the epoch's
                 mean cosines for `gradient_cosines`. Costs T backward passes for a
-                loss balancer.
+                loss balancer or a running solve. Of a running solve both it and
+                `"residual"` log how far the weights are from the solution
+                (`residual`, 0 at it; see `RunningBalancer`) and the fallbacks.
             on_nonfinite: What a task loss or gradient that is NaN or infinite does.
                 `"raise"`: an error names the task, the step and the batch; weights
                 and optimizer stay as they were before that step. `"skip_step"`: the
@@ -344,6 +366,15 @@ class MultiTaskModel(ModelWithTrainingState):
                 on the representation) down to this norm before balancing. Costs T
                 backward passes. The optimizer's own `clipnorm`, `global_clipnorm`
                 and `clipvalue` act after balancing, on all variables.
+            columns: `{output: names}` of outputs `[batch, T]` that are groups of T
+                tasks, one for each column, without layers, losses or metrics of their
+                own. Labels are `[batch, T]`, sample weights too where labels are
+                absent by task. The loss, a mean over elements such as
+                `"binary_crossentropy"`, is one for each column, as of T outputs
+                `[batch, 1]`; metrics are means over samples, or `"auc"`. Logged are
+                the means over columns (the loss's over labelled elements);
+                `column_results` has each column's. Columns of a `Dense` layer that
+                makes them belong to their tasks, all else is shared.
             missing_labels: `"nan"`: NaN in a label of floats, also of class ids,
                 counts as a sample weight of 0, in training and evaluation. A label
                 with as many axes as its output is absent element by element for
@@ -377,10 +408,16 @@ class MultiTaskModel(ModelWithTrainingState):
         check_task_names(outputs)
         check_names("metrics", metrics, outputs)
         check_names("weighted_metrics", weighted_metrics, outputs)
-        if loss is None and self._overrides_compute_loss:
-            loss_tasks = tuple(outputs)
-        else:
-            loss, loss_weights, loss_tasks = arrange_losses(loss, loss_weights, outputs)
+        groups = check_columns(columns, self._outputs_by_task)
+        loss_outputs: Sequence[str] = outputs
+        if loss is not None or not self._overrides_compute_loss:
+            loss, loss_weights, loss_outputs = arrange_losses(
+                loss, loss_weights, outputs
+            )
+        given = {"metrics": metrics, "weighted_metrics": weighted_metrics}
+        if groups:
+            metrics = with_column_metrics(metrics, outputs, groups)
+            weighted_metrics = with_column_metrics(weighted_metrics, outputs, groups)
         super().compile(
             optimizer=optimizer,
             loss=loss,
@@ -396,9 +433,16 @@ class MultiTaskModel(ModelWithTrainingState):
             "jit_compile": jit_compile,
             "auto_scale_loss": auto_scale_loss,
         }
-        self._loss_tasks = loss_tasks
+        self._layout = TaskLayout(loss_outputs, groups)
+        if groups:
+            self._compile_arguments["columns"] = {o: list(n) for o, n in groups.items()}
+            self._compile_arguments |= {
+                name: keras.saving.serialize_keras_object(value)
+                for name, value in given.items()
+            }
+            self._check_columns(pipeline)
         self._missing_labels = missing_labels
-        shared = split_variables(self, self._reached_in_graph()).shared
+        shared = self._split_variables(self._reached_in_graph()).shared
         self._split = None
         if pipeline.gradients_of_representation and shared:
             if type(self).call is not MultiTaskModel.call:
@@ -410,15 +454,68 @@ class MultiTaskModel(ModelWithTrainingState):
                 )
             self._split = split_at_representation(self, self._outputs_by_task)
             check_shared_below(self._split, shared)
+        if pipeline.running_balancer is not None:
+            self._check_running(pipeline.running_balancer, shared, task_clipnorm)
         with self.distribute_strategy.scope():
-            pipeline.build(self.tasks, shared)
-            guard.build(self.tasks, outputs)
+            named = self._layout.named if groups else None
+            pipeline.build(self.tasks, shared, named)
+            guard.build(self._layout, outputs)
         self._pipeline = pipeline
         self._guard = guard
         self._task_clipnorm = task_clipnorm
         self._stepper = GradientStepper(
             pipeline, guard, task_clipnorm, compute_dtypes(self)
         )
+
+    def _check_columns(self, pipeline: Pipeline) -> None:
+        """Raises `InputError` for what groups of tasks do not go with."""
+        if self._overrides_compute_loss or pipeline.gradients_of_representation:
+            raise InputError(
+                "Expected gradients_of='shared' and no `compute_loss` of the class's "
+                f"own for `columns`. Received: columns of {list(self._layout.columns)}."
+            )
+
+    def column_results(self) -> dict[str, dict[str, np.ndarray]]:
+        """Returns what is known by column of the outputs that are groups of tasks.
+
+        Of the present epoch, or since the last `evaluate`, as the metrics have it.
+
+        Returns:
+            For each such output `{name: float32 [T]}`: `"weight"`, the mean task
+            weights, and its metrics, NaN where a column has no label (of an AUC, not
+            both classes). In the order of `columns`.
+        """
+        results: dict[str, dict[str, np.ndarray]] = {}
+        if self._pipeline is None or self._pipeline.task_weights is None:
+            return results
+        means = self._layout.split(self._pipeline.task_weights.means())
+        by_output = dict(zip(self._layout.outputs, means, strict=True))
+        metrics = outputs_by_metric(self, sorted(self._outputs_by_task))
+        for output in self._layout.columns:
+            results[output] = {"weight": by_output[output].numpy()}
+            for metric in metrics.get(output, ()):
+                if isinstance(metric, (ColumnMean, ColumnAUC)):
+                    results[output][metric.name] = metric.by_column().numpy()
+        return results
+
+    def _check_running(
+        self,
+        balancer: balancing_lib.RunningBalancer,
+        shared: Sequence[keras.Variable],
+        task_clipnorm: float | None,
+    ) -> None:
+        """Raises `InputError` for what weights by products with G cannot do."""
+        if task_clipnorm is not None:
+            raise InputError(
+                f"Expected task_clipnorm=None for solve={balancer.solve!r}, which "
+                "computes no task's gradient alone. "
+                f"Received: task_clipnorm={task_clipnorm}."
+            )
+        if balancer.solve == "running" and shared:
+            if self._split is None:
+                check_derivatives(self, shared)
+            elif self._split.heads is not None:
+                check_derivatives(self._split.heads, None)
 
     def check_balanced(self) -> None:
         """Raises `InputError` if a training passed by balancing or class weights.
@@ -497,6 +594,12 @@ class MultiTaskModel(ModelWithTrainingState):
         if is_by_output(bound.arguments.get("class_weight")):
             given = bound.arguments.pop("class_weight")
             class_weight = checked(given, sorted(self._outputs_by_task))
+        for output in class_weight:
+            if output in self._layout.columns:
+                raise InputError(
+                    "Expected `sample_weight` for the columns of a group of tasks. "
+                    f"Received: class_weight of {output!r}."
+                )
         if class_weight != self._class_weight:
             self._class_weight = class_weight
             self.train_function = None
@@ -606,10 +709,10 @@ class MultiTaskModel(ModelWithTrainingState):
                 y,
                 sample_weight,
                 y_pred,
-                self.tasks,
+                self._layout.outputs,
                 lambda labels: self._losses_by_element(labels, y_pred),
             )
-        return arrange_labels(y, sample_weight, y_pred, self.tasks)
+        return arrange_labels(y, sample_weight, y_pred, self._layout.outputs)
 
     def _losses_by_element(
         self, y: dict[str, Any], y_pred: dict[str, Any]
@@ -640,64 +743,43 @@ class MultiTaskModel(ModelWithTrainingState):
         before = []
         if pipeline.needs_probe:
             before = [tf.identity(v.value) for v in self.non_trainable_variables]
-        with (
-            tf.GradientTape(persistent=self._stepper.needs_several_gradients) as tape,
-            guard.statistics_of(self.non_trainable_variables),
-        ):
-            forward = self._forward(x, y, sample_weight)
-        y_pred, labels, losses = forward.y_pred, forward.labels, forward.losses
-        totals = losses.total_over_replicas()
-        finite = tf.math.is_finite(totals)
-        present = guard.taking_part(losses.present, finite)
-        losses.track(finite if guard.skips else None)
-        track_total(
-            loss_tracker(self),
-            losses,
-            forward.added,
-            batch_size(y_pred),
-            present if guard.skips else None,
-        )
-        loss_scale = self.optimizer.scale_loss(tf.ones(()))
-        context = StepContext(
-            losses.values,
-            forward.added,
-            tf.where(present, totals, 0.0),
-            present,
-            loss_scale,
-            may_overflow(self.optimizer, loss_scale),
-            forward.representation,
-            forward.sub_batches,
-        )
-        variables = self._task_variables(tape, forward)
-        balanced = self._stepper.gradients(tape, variables, context)
-        verdict = guard.judge(
-            losses.present,
-            finite,
-            balanced.finite,
-            balanced.rest_finite,
+        step = self._forward(x, y, sample_weight)
+        if pipeline.needs_probe:
+            step.probe = BatchProbe(self, x, step, before, self._untracked_losses)
+        variables = self._task_variables(step)
+        gradients = self._stepper.gradients(step, variables)
+        update, kept = guard.judge(
+            step.losses.present,
+            tf.math.is_finite(step.totals),
+            step.finite,
+            step.rest_finite,
             self.optimizer.iterations,
         )
-        present = balanced.present & verdict.update
-        step = LossStep(
-            tf.where(present, totals, 0.0),
-            present,
+        step.present &= update
+        learned = LossStep(
+            step.batch_losses,
+            step.present,
             tf.cast(self.optimizer.learning_rate, "float32"),
+            probe=step.probe,
         )
         if pipeline.needs_gradient_norms:
-            layers = split_variables(self, self._reached_in_graph())
-            norms = norms_on_last_shared_layer(tape, context, layers)
-            step = step._replace(gradient_norms=norms)
+            layers = self._split_variables(self._reached_in_graph())
+            norms = norms_on_last_shared_layer(step, layers)
+            learned = learned._replace(gradient_norms=norms)
         trainable = self.trainable_variables
-        gradients = [balanced.by_id[id(v)] for v in trainable]
-        update_if(verdict.update, self.optimizer, gradients, trainable)
-        if pipeline.needs_probe:
-            probe = BatchProbe(self, x, labels, before, self._untracked_losses, present)
-            step = step._replace(probe=probe)
+        update_if(
+            update, self.optimizer, [gradients[id(v)] for v in trainable], trainable
+        )
         with guard.statistics_of(pipeline.loss_state):
-            pipeline.update(step)
-        pipeline.task_weights.update_state(balanced.weights, present)
+            pipeline.update(learned)
+        pipeline.task_weights.update_state(
+            step.loss_weights * step.weights, step.present
+        )
+        y_pred = step.y_pred
         if guard.skips:
-            y_pred, sample_weight = leave_out(verdict.kept, labels, y_pred, self.tasks)
+            parts = self._layout.split(kept)
+            by_output = dict(zip(self._layout.outputs, parts, strict=True))
+            y_pred, sample_weight = leave_out(by_output, step.labels, y_pred)
         return {
             **self.compute_metrics(x, y, y_pred, sample_weight=sample_weight),
             **pipeline.logs(),
@@ -722,80 +804,108 @@ class MultiTaskModel(ModelWithTrainingState):
         (usable,) = tf.unstack(on_all_replicas(finite_gradients([gradients])))
         usable |= may_overflow(optimizer, optimizer.scale_loss(tf.ones(())))
         present = tf.ones((len(self.tasks),), "bool")
-        verdict = guard.judge(
+        update, _ = guard.judge(
             present, present & finite, present, usable, optimizer.iterations
         )
-        update_if(verdict.update, optimizer, gradients, trainable)
+        update_if(update, optimizer, gradients, trainable)
         pipeline.task_weights.update_state(tf.cast(present, "float32"), present)
         return {
             **self.compute_metrics(x, y, y_pred, sample_weight=sample_weight),
             **pipeline.logs(),
         }
 
-    def _forward(self, x: Any, y: Any, sample_weight: Any) -> Forward:
+    def _forward(self, x: Any, y: Any, sample_weight: Any) -> Step:
+        """Runs the model and logs its losses; returns the state of the step."""
         assert self._pipeline is not None
-        split, tape = self._split, None
+        guard, split = self._guard, self._split
         inputs: list[Any] = []
-        representation: list[Any] = []
-        if split is not None:
-            inputs = standardized_inputs(self, x)
-            representation = split.below(inputs)
-            tape = tf.GradientTape(persistent=True)
-        with contextlib.nullcontext() if tape is None else tape:
-            if split is None:
-                y_pred = self(x, training=True)
-            else:
-                y_pred = split.above(representation, inputs)
-            labels = self._labels(y, y_pred, sample_weight)
-            labels = without_tasks(labels, self._stopped, batch_size(y_pred))
-            losses = self._task_losses(labels, y_pred)
-        sub_batches = self._sub_batch_losses(
-            labels, y_pred, self._pipeline.num_sub_batches
-        )
-        return Forward(
-            y_pred,
-            labels,
+        representation, heads_tape = None, None
+        with (
+            tf.GradientTape(persistent=self._stepper.needs_several_gradients) as tape,
+            guard.statistics_of(self.non_trainable_variables),
+        ):
+            if split is not None:
+                inputs = standardized_inputs(self, x)
+                representation = split.below(inputs)
+                heads_tape = tf.GradientTape(persistent=True)
+            with heads_tape or contextlib.nullcontext():
+                if split is None:
+                    y_pred = self(x, training=True)
+                else:
+                    y_pred = split.above(representation, inputs)
+                labels = self._labels(y, y_pred, sample_weight)
+                stopped = self._layout.masks(sorted(self._stopped))
+                labels = without_tasks(labels, stopped, y_pred)
+                losses = self._task_losses(labels, y_pred)
+            sub_batches = self._sub_batch_losses(
+                labels, y_pred, self._pipeline.num_sub_batches
+            )
+            added = losses.scaled(self._added_losses())
+        totals = losses.total_over_replicas()
+        finite = tf.math.is_finite(totals)
+        present = guard.taking_part(losses.present, finite)
+        losses.track(finite if guard.skips else None)
+        track_total(
+            loss_tracker(self),
             losses,
-            sub_batches,
-            losses.scaled(self._added_losses()),
-            None if split is None else representation,
-            tape,
+            added,
+            batch_size(y_pred),
+            present if guard.skips else None,
+        )
+        loss_scale = self.optimizer.scale_loss(tf.ones(()))
+        return Step(
+            tape=tape,
+            heads_tape=heads_tape,
+            representation=representation,
+            y_pred=y_pred,
+            labels=labels,
+            losses=losses,
+            sub_batches=sub_batches,
+            added=added,
+            totals=totals,
+            present=present,
+            loss_scale=loss_scale,
+            may_overflow=may_overflow(self.optimizer, loss_scale),
         )
 
-    def _task_variables(self, tape: tf.GradientTape, forward: Forward) -> TaskVariables:
+    def _task_variables(self, step: Step) -> TaskVariables:
         """Returns the split of the trainable variables, by what the step recorded."""
         key = self._ids_of_trainable()
         known = tf.executing_eagerly() and key in self._stepper.reached
         if self._stepper.needs_several_gradients and not known:
-            losses = dict(zip(self.tasks, forward.losses.values, strict=True))
+            outputs = self._layout.outputs
+            losses = dict(zip(outputs, step.losses.values, strict=True))
             reached = self._reached_in_graph()
             variables = self.trainable_variables
             if self._split is None:
-                reached = reached_in_step(tape, losses, variables, reached)
+                reached = reached_in_step(step.tape, losses, variables, reached)
             else:
-                assert forward.representation is not None
                 reached = reached_around_representation(
                     self._split,
-                    (tape, forward.heads_tape),
+                    (step.tape, step.heads_tape),
                     losses,
-                    [t for t in forward.representation if t.dtype.is_floating],
+                    step.sources,
                     variables,
                     reached,
                 )
             self._stepper.reached[key] = reached
-        return split_variables(self, self._reached)
+        return self._split_variables(self._reached)
 
     def _task_losses(self, labels: Labels, y_pred: dict[str, Any]) -> TaskLosses:
         # At the root TensorFlow takes fewer names for a scope.
         with tf.name_scope("task_losses"):
             resolved = resolved_losses(self, labels.y, y_pred)
-            by_task = {task: resolved[task] for task in self.tasks}
-            return task_losses(by_task, labels, y_pred)
+            by_output = {output: resolved[output] for output in self._layout.outputs}
+            return task_losses(by_output, labels, y_pred, self._layout)
 
     def _untracked_losses(
         self, labels: Labels, y_pred: dict[str, Any]
     ) -> list[tf.Tensor]:
-        return self._task_losses(labels, y_pred).values
+        """Returns this replica's share of the T task losses, scalars."""
+        losses = self._task_losses(labels, y_pred)
+        if not self._layout.columns:
+            return losses.values
+        return tf.unstack(losses.joined(), len(self.tasks))
 
     def _sub_batch_losses(
         self, labels: Labels, y_pred: dict[str, Any], parts: int
@@ -803,7 +913,7 @@ class MultiTaskModel(ModelWithTrainingState):
         """Returns the task losses of disjoint parts of the batch."""
         size = batch_size(y_pred)
         return [
-            self._untracked_losses(sub_batch(labels, part, parts, size), y_pred)
+            self._task_losses(sub_batch(labels, part, parts, size), y_pred).values
             for part in range(parts)
         ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,19 +14,11 @@ import tensorflow as tf
 from mtl_keras.balancing.arguments import check_choice
 from mtl_keras.balancing.matrix_based import all_finite
 from mtl_keras.errors import NonFiniteError
+from mtl_keras.model.columns import TaskLayout
 from mtl_keras.model.labels import sum_over_replicas
 from mtl_keras.model.task_metrics import LabelledBatches
 
 POLICIES = ("raise", "skip_task", "skip_step")
-
-
-class Verdict(NamedTuple):
-    """What the guard makes of one step, the same on every replica."""
-
-    update: tf.Tensor
-    """bool scalar: whether to update the model."""
-    kept: tf.Tensor
-    """bool `[T]`: whose losses and outputs may enter means and metrics."""
 
 
 class NonFiniteGuard:
@@ -56,9 +48,10 @@ class NonFiniteGuard:
         """Whether training goes on after a number that is not finite."""
         return self.policy != "raise"
 
-    def build(self, tasks: Sequence[str], outputs: Sequence[str]) -> None:
+    def build(self, layout: TaskLayout, outputs: Sequence[str]) -> None:
         """Creates the variables for these tasks, and outputs with or without a loss."""
-        self._tasks = tuple(tasks)
+        self._layout = layout
+        self._tasks = tasks = tuple(layout.tasks)
         self.labelled_batches = LabelledBatches(outputs)
         size = len(tasks)
         self._batch = _counter("batch", ())
@@ -101,8 +94,8 @@ class NonFiniteGuard:
         gradients: tf.Tensor,
         rest: tf.Tensor,
         step: tf.Tensor,
-    ) -> Verdict:
-        """Counts or records a step's numbers and says what to do.
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Counts or records a step's numbers and decides what it may change.
 
         Args:
             present: bool `[T]`, the tasks with labels.
@@ -110,6 +103,10 @@ class NonFiniteGuard:
             gradients: bool `[T]`, whose gradient is finite.
             rest: bool scalar, whether all that the update is made of is finite.
             step: Integer scalar, the updates so far.
+
+        Returns:
+            Whether to update the model, a bool scalar, and the tasks whose losses and
+            outputs may enter means and metrics, bool `[T]`; the same on every replica.
         """
         self._batch.assign_add(1)
         finite = losses & gradients
@@ -122,14 +119,14 @@ class NonFiniteGuard:
         if self.skips:
             failures = tf.concat([~finite, [~update]], axis=0)
             self._counts.assign_add(tf.cast(failures, "int64"))
-            return Verdict(update, kept)
+            return update, kept
         earlier = tf.convert_to_tensor(self._record)
         is_first = tf.equal(earlier[-2], 0)
         flags = tf.cast(tf.concat([~losses, ~gradients, [~rest]], axis=0), "int64")
         where = tf.stack([tf.cast(step, "int64") + 1, self._batch + 0])
         record = tf.concat([flags, where], axis=0)
         self._record.assign(tf.where(is_first & ~update, record, earlier))
-        return Verdict(update & is_first, kept)
+        return update & is_first, kept
 
     @contextlib.contextmanager
     def statistics_of(self, variables: Sequence[keras.Variable]) -> Iterator[None]:
@@ -148,12 +145,9 @@ class NonFiniteGuard:
         """Returns the epoch's counts; nothing under `"raise"`."""
         if not self.skips:
             return {}
-        *by_task, steps = tf.unstack(tf.cast(self._counts, "float32"))
-        logs = {
-            f"{task}_nonfinite": count
-            for task, count in zip(self._tasks, by_task, strict=True)
-        }
-        return {**logs, "skipped_steps": steps}
+        counts = tf.cast(self._counts, "float32")
+        logs = self._layout.named("_nonfinite", counts[:-1], 1.0)
+        return {**logs, "skipped_steps": counts[-1]}
 
     def warn_of_skips(self) -> None:
         """Warns where most steps of an epoch, or of one task in it, were skipped."""
@@ -242,18 +236,31 @@ def finite_gradients(groups: Sequence[Sequence[Any]]) -> tf.Tensor:
     Args:
         groups: Lists of tensors, `tf.IndexedSlices` or None; a replica's own.
     """
-    return tf.stack(
-        [
-            all_finite(
-                [
-                    g.values if isinstance(g, tf.IndexedSlices) else g
-                    for g in group
-                    if g is not None
-                ]
-            )
-            for group in groups
-        ]
-    )
+    return tf.stack([all_finite(_values(group)) for group in groups])
+
+
+def finite_columns(gradients: Sequence[Any], size: int | None) -> tf.Tensor:
+    """Returns whether an output's gradients are finite, a bool scalar.
+
+    Args:
+        gradients: Those of its own variables.
+        size: Of a group of T tasks T: the result is bool `[T]`, by the last axis.
+    """
+    if size is None:
+        return all_finite(_values(gradients))
+    finite = tf.ones((size,), "bool")
+    for gradient in _values(gradients):
+        rows = tf.reshape(gradient, (-1, size))
+        finite &= tf.reduce_all(tf.math.is_finite(rows), axis=0)
+    return finite
+
+
+def _values(gradients: Sequence[Any]) -> list[tf.Tensor]:
+    return [
+        g.values if isinstance(g, tf.IndexedSlices) else g
+        for g in gradients
+        if g is not None
+    ]
 
 
 def on_all_replicas(flags: tf.Tensor) -> tf.Tensor:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
 
 from mtl_keras.model.labels import Labels, batch_size, sub_batch, sum_over_replicas
+
+if TYPE_CHECKING:
+    from mtl_keras.model.step import Step
 
 
 class BatchProbe:
@@ -20,31 +23,29 @@ class BatchProbe:
     Args:
         model: The model.
         x: The batch's inputs.
-        labels: The batch's labels.
+        step: The step, whose labels these are; the losses of tasks that it has not
+            present are 0.
         state: Values of `model.non_trainable_variables` before the forward pass.
         losses_of: From labels and outputs to the T task losses.
-        taking_part: bool `[T]`: the losses of the other tasks are 0.
     """
 
     def __init__(
         self,
         model: keras.Model,
         x: Any,
-        labels: Labels,
+        step: Step,
         state: Sequence[tf.Tensor],
         losses_of: Callable[[Labels, dict[str, Any]], list[tf.Tensor]],
-        taking_part: tf.Tensor,
     ):
-        self._model = model
+        self.model = model
         self._x = x
-        self._labels = labels
+        self._step = step
         self._state = list(state)
         self._losses_of = losses_of
-        self._taking_part = taking_part
 
     def weights(self) -> list[tf.Tensor]:
         """Returns the trainable weights as they are."""
-        return [tf.identity(v.value) for v in self._model.trainable_variables]
+        return [tf.identity(v.value) for v in self.model.trainable_variables]
 
     def losses(
         self, weights: Sequence[tf.Tensor], part: int | None = None
@@ -55,17 +56,17 @@ class BatchProbe:
             weights: In the order of `weights()`.
             part: 0 or 1 for one half of the batch, `None` for all of it.
         """
-        y_pred, _ = self._model.stateless_call(
+        y_pred, _ = self.model.stateless_call(
             list(weights), self._state, self._x, training=True
         )
-        labels = self._labels
+        labels = self._step.labels
         if part is not None:
             labels = sub_batch(labels, part, 2, batch_size(y_pred))
         losses = self._losses_of(labels, y_pred)
         return [
             tf.where(takes_part, loss, 0.0)
             for takes_part, loss in zip(
-                tf.unstack(self._taking_part), losses, strict=True
+                tf.unstack(self._step.present), losses, strict=True
             )
         ]
 

@@ -1,119 +1,71 @@
-"""What passes between the parts of one training step."""
+"""The state of one training step."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any
 
 import tensorflow as tf
 
-from mtl_keras.model.gradient_lists import Gradient
 from mtl_keras.model.labels import Labels
+from mtl_keras.model.probe import BatchProbe
 from mtl_keras.model.task_losses import TaskLosses
 
 
-class Forward(NamedTuple):
-    """What a forward pass gives."""
+@dataclasses.dataclass
+class Step:
+    """The state of one training step: what each of its parts adds for the next.
 
+    Weights and the loss scale of mixed precision come in as upstream gradients of the
+    losses, so that one recorded forward pass serves any weighting.
+    """
+
+    tape: tf.GradientTape
+    """Recorded the forward pass and the losses."""
+    heads_tape: tf.GradientTape | None
+    """Where the step took a representation: recorded the heads and losses alone."""
+    representation: list[Any] | None
+    """Tensors between shared and task-specific layers, where the step took them."""
     y_pred: dict[str, Any]
     """The model's outputs."""
     labels: Labels
-    """The batch's labels, by task."""
+    """The batch's labels, by output."""
     losses: TaskLosses
-    """The losses of the batch."""
+    """The task losses, this replica's share of them."""
     sub_batches: list[list[tf.Tensor]]
-    """See `StepContext`."""
+    """Task losses of disjoint parts of the batch, where the balancer wants them."""
     added: list[tf.Tensor]
     """Regularisation and `add_loss` losses."""
-    representation: list[tf.Tensor] | None
-    """See `StepContext`."""
-    heads_tape: tf.GradientTape | None
-    """Where the step took a representation: recorded the heads and losses alone."""
-
-
-class Objectives(NamedTuple):
-    """What a step differentiates: scalars, each with its upstream gradient.
-
-    Weights and the loss scale of mixed precision come in as upstream gradients, so
-    that one recorded forward pass serves any weighting.
-    """
-
-    losses: list[tf.Tensor]
-    """T task losses."""
-    shared: list[tf.Tensor]
-    """T factors of the losses, for the shared variables."""
-    own: list[tf.Tensor]
-    """T factors of the losses, for the task-specific variables."""
-    added: list[tf.Tensor]
-    """Regularisation and `add_loss` losses."""
-    loss_scale: tf.Tensor
-    """Scalar, the loss scale."""
-
-
-class StepContext(NamedTuple):
-    """What a step's gradients are made from."""
-
-    values: list[tf.Tensor]
-    """T task losses to differentiate, this replica's share."""
-    added: list[tf.Tensor]
-    """Regularisation and `add_loss` losses."""
-    losses: tf.Tensor
-    """float32 `[T]`, the task losses of the whole batch; 0 where absent."""
+    totals: tf.Tensor
+    """float32 `[T]`, the task losses of the whole batch."""
     present: tf.Tensor
-    """bool `[T]`."""
+    """bool `[T]`: the tasks that take part. Those with a label and a finite loss; then
+    without those that the guard excludes for their gradient; none if it skips the
+    step."""
     loss_scale: tf.Tensor
     """Scalar, the loss scale of mixed precision."""
     may_overflow: tf.Tensor | bool
     """Whether gradients that are not finite are the loss scale's doing."""
-    representation: list[tf.Tensor] | None
-    """Tensors between shared and task-specific layers, where the step took them."""
-    sub_batches: list[list[tf.Tensor]]
-    """Task losses of disjoint parts of the batch, where the balancer wants them."""
-
-
-class TaskGradients(NamedTuple):
-    """Gradients of the task losses, times the loss balancer's weights."""
-
-    rows: list[list[Gradient]]
-    """By task, then by shared variable or tensor of the representation."""
-    own: list[list[Gradient]]
-    """By task, then by task-specific variable."""
-    sub_batches: list[list[list[Gradient]]]
-    """As `rows`, by part of the batch."""
-    present: tf.Tensor
-    """bool `[T]`: which tasks take part."""
-    loss_weights: tf.Tensor
-    """float32 `[T]`."""
-    finite: tf.Tensor
-    """bool `[T]`: whose gradients came out finite."""
-
-
-class StepGradients(NamedTuple):
-    """Gradients of one step, balanced."""
-
-    shared: list[Gradient]
-    """By shared variable."""
-    own: list[list[Gradient]]
-    """By task, then by task-specific variable."""
-    weights: tf.Tensor
-    """float32 `[T]`, the gradient balancer's weights."""
-    loss_weights: tf.Tensor
+    probe: BatchProbe | None = None
+    """The batch at other weights, where a balancer wants it."""
+    loss_weights: tf.Tensor = dataclasses.field(init=False)
     """float32 `[T]`, the loss balancer's weights."""
-    present: tf.Tensor
-    """bool `[T]`: which tasks took part."""
-    finite: tf.Tensor
-    """bool `[T]`: whose gradients came out finite, as far as the step looked."""
+    weights: tf.Tensor = dataclasses.field(init=False)
+    """float32 `[T]`, the gradient balancer's weights; ones without one."""
+    finite: tf.Tensor = dataclasses.field(init=False)
+    """bool `[T]`: False for a task with a gradient that is not finite."""
+    rest_finite: tf.Tensor = dataclasses.field(init=False)
+    """bool scalar: whether gradients not attributable to one task are finite."""
 
+    @property
+    def batch_losses(self) -> tf.Tensor:
+        """`totals` of the tasks that take part, 0 for the others."""
+        return tf.where(self.present, self.totals, 0.0)
 
-class BalancedGradients(NamedTuple):
-    """What a step hands to the optimizer, and to the logs."""
+    @property
+    def sources(self) -> list[tf.Tensor]:
+        """The tensors of the representation that have a gradient.
 
-    by_id: dict[int, Gradient]
-    """The gradient of every trainable variable, by its id."""
-    weights: tf.Tensor
-    """float32 `[T]`, the task weights of both balancers together."""
-    present: tf.Tensor
-    """bool `[T]`: which tasks took part."""
-    finite: tf.Tensor
-    """bool `[T]`: whose gradients are finite."""
-    rest_finite: tf.Tensor
-    """bool scalar: whether the gradients of no single task are finite."""
+        Tokens or indices may cross the boundary, too.
+        """
+        return [t for t in self.representation or () if t.dtype.is_floating]

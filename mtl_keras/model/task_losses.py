@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from mtl_keras.errors import InputError
 from mtl_keras.model.arguments import naming_output
+from mtl_keras.model.columns import TaskLayout
 from mtl_keras.model.keras_compat import ResolvedLoss, mask_of, with_mask
 from mtl_keras.model.labels import (
     Labels,
@@ -42,19 +43,21 @@ _MEANS_OF_ELEMENTS = (
 class Tracked(NamedTuple):
     """What the metric that logs one loss is to be given."""
 
-    task: int
+    output: int
     tracker: keras.metrics.Metric
     value: tf.Tensor
-    """This replica's share of the loss."""
+    """This replica's share of the loss; of a group of tasks, of each column's."""
     count: Any
     """How many elements it stands for; None where Keras does not know the batch."""
 
 
 class TaskLosses(NamedTuple):
-    """The losses of one batch, in the order of the tasks."""
+    """The losses of one batch, in the order of the outputs and tasks."""
 
+    layout: TaskLayout
+    """The tasks of each output."""
     values: list[tf.Tensor]
-    """Scalars to differentiate: this replica's share, times the `loss_weights`."""
+    """To differentiate, by output: this replica's share, times the `loss_weights`."""
     present: tf.Tensor
     """bool `[T]`: has the task a label in the batch, on any replica?"""
     tracked: list[Tracked]
@@ -64,8 +67,12 @@ class TaskLosses(NamedTuple):
 
     def total_over_replicas(self) -> tf.Tensor:
         """Returns the losses of the whole batch, float32 `[T]`, without gradient."""
-        values = tf.stack([tf.cast(value, "float32") for value in self.values])
-        return sum_over_replicas(tf.stop_gradient(values))
+        return sum_over_replicas(tf.stop_gradient(self.joined()))
+
+    def joined(self) -> tf.Tensor:
+        """Returns `values` as one tensor, float32 `[T]`."""
+        values = [tf.cast(value, "float32") for value in self.values]
+        return self.layout.joined(values)
 
     def scaled(self, added: list[tf.Tensor]) -> list[tf.Tensor]:
         """Returns regularisation and `add_loss` losses as multiples, like `values`."""
@@ -84,11 +91,12 @@ class TaskLosses(NamedTuple):
         """
         values = self.values
         if taking_part is not None:
-            parts = tf.unstack(taking_part)
+            parts = self.layout.split(taking_part)
             values = [
                 tf.where(takes_part, value, 0.0)
                 for takes_part, value in zip(parts, values, strict=True)
             ]
+        values = [v if v.shape.rank == 0 else tf.reduce_sum(v) for v in values]
         total = tf.add_n([*values, *added])
         return total if self.scale is None else total / self.scale
 
@@ -98,12 +106,18 @@ class TaskLosses(NamedTuple):
         Args:
             kept: None, or bool `[T]`: the tasks whose losses enter.
         """
-        for task, tracker, value, count in self.tracked:
-            if kept is not None:
-                value = tf.where(kept[task], value, 0.0)
+        parts = None if kept is None else self.layout.split(kept)
+        for output, tracker, value, count in self.tracked:
+            if parts is not None:
+                value = tf.where(parts[output], value, 0.0)
                 # Without a count a batch counts as one.
                 count = tf.cast(1.0 if count is None else count, "float32")
-                count = tf.where(kept[task], count, 0.0)
+                count = tf.where(parts[output], count, 0.0)
+            if value.shape.rank:
+                # The mean over the labelled elements of all columns.
+                total = tf.reduce_sum(count)
+                value = tf.math.divide_no_nan(tf.reduce_sum(value * count), total)
+                count = total
             tracker.update_state(value * float(replicas()), sample_weight=count)
 
 
@@ -122,7 +136,10 @@ class _Value(NamedTuple):
 
 
 def task_losses(
-    losses: dict[str, list[ResolvedLoss]], labels: Labels, y_pred: dict[str, Any]
+    losses: dict[str, list[ResolvedLoss]],
+    labels: Labels,
+    y_pred: dict[str, Any],
+    layout: TaskLayout,
 ) -> TaskLosses:
     """Computes each task's loss over its labelled elements.
 
@@ -134,13 +151,18 @@ def task_losses(
         losses: `keras_compat.resolved_losses`' result.
         labels: The batch's labels.
         y_pred: The model's outputs.
+        layout: The tasks of each output.
     """
     outputs = sorted(y_pred)
     computed: dict[str, list[_Value]] = {}
     for task, resolved in losses.items():
         with naming_output(outputs.index(task), outputs):
+            size = layout.size(task)
             computed[task] = [
-                _value(task, one.loss, labels, y_pred[task]) for one in resolved
+                _value(task, one.loss, labels, y_pred[task])
+                if size is None
+                else _column_values(task, one.loss, labels, y_pred[task], size)
+                for one in resolved
             ]
     flat = [value for values in computed.values() for value in values]
     totals = iter(_over_replicas(flat))
@@ -151,18 +173,25 @@ def task_losses(
             factor, count = next(totals)
             value = of_loss.value if factor is None else of_loss.value * factor
             if one.tracker is not None:
-                tracked.append(_tracked(index, one.tracker, value, count, y_pred[task]))
+                tracker = one.tracker
+                tracked.append(
+                    _tracked(index, tracker, value, count, y_pred[task])
+                    if layout.size(task) is None
+                    else Tracked(index, tracker, value, count / float(replicas()))
+                )
             if one.weight is not None:
                 value *= one.weight
             terms.append(value)
             labelled.append(tf.constant(True) if count is None else count > 0)
         weighted.append(terms)
-        present.append(tf.reduce_any(tf.stack(labelled)))
-    scale = _scale([value for terms in weighted for value in terms])
+        present.append(tf.reduce_any(tf.stack(labelled), axis=0))
+    of_outputs = list(zip(losses, weighted, strict=True))
+    scale = _scale([v for o, terms in of_outputs if not layout.size(o) for v in terms])
     values = [
-        tf.add_n([_scalar(value, scale) for value in terms]) for terms in weighted
+        tf.add_n([_scalar(value, scale, layout.size(output)) for value in terms])
+        for output, terms in of_outputs
     ]
-    return TaskLosses(values, tf.stack(present), tracked, scale)
+    return TaskLosses(layout, values, layout.joined(present), tracked, scale)
 
 
 def track_total(
@@ -303,6 +332,58 @@ def _value(task: str, loss: keras.losses.Loss, labels: Labels, y_pred: Any) -> _
     return _Value(value, divisor, wanted, counted, elements)
 
 
+def _column_values(
+    output: str, loss: keras.losses.Loss, labels: Labels, y_pred: Any, size: int
+) -> _Value:
+    """Returns the loss of each column of a group of tasks, `[T]`.
+
+    Each as that of an output `[batch, 1]` of its own.
+    """
+    y, weight = labels.y[output], labels.weights[output]
+    function = getattr(loss, "fn", None)
+    if function not in _MEANS_OF_ELEMENTS or loss.reduction in (None, "none"):
+        raise InputError(
+            f"Expected a loss of {output!r}, a group of tasks, that is a reduced mean "
+            "over elements, as 'mse' or 'binary_crossentropy'. Received: "
+            f"{type(loss).__name__} with reduction={loss.reduction!r}."
+        )
+    y = keras.ops.convert_to_tensor(y, dtype=loss.dtype)
+    if y.shape.rank != 2 or y.shape[1] != size:
+        raise InputError(
+            f"Expected labels of {output!r} with a column for each of its {size} "
+            f"tasks. Received labels of shape {tuple(y.shape)}."
+        )
+    labelled, ones = None, tf.ones_like(y_pred, "float32")
+    if weight is None:
+        weight = ones
+    else:
+        weight = tf.cast(fitted(_not_negative(weight), 2), "float32") * ones
+        labelled = tf.broadcast_to(fitted(labels.labelled[output], 2), tf.shape(y_pred))
+        # Of an absent label's loss nothing may reach the model: zero times NaN is NaN.
+        y_pred = tf.where(labelled, y_pred, tf.stop_gradient(y_pred))
+    y_pred = keras.ops.convert_to_tensor(y_pred, dtype=loss.dtype)
+    values = loss.call(tf.expand_dims(y, -1), tf.expand_dims(y_pred, -1))
+    # Neither may one column's NaN reach the others through their backward pass.
+    finite = tf.stop_gradient(tf.math.is_finite(values))
+    y_pred = tf.where(finite, y_pred, tf.stop_gradient(y_pred))
+    values = loss.call(tf.expand_dims(y, -1), tf.expand_dims(y_pred, -1))
+    values = tf.cast(values, "float32")
+    if labelled is not None:
+        values = tf.where(labelled, values, 0.0)
+    total = tf.reduce_sum(values * weight, axis=0)
+    number = tf.fill((size,), tf.cast(tf.shape(y)[0], "float32"))
+    counted = number
+    if labelled is not None:
+        counted = tf.reduce_sum(tf.cast(labelled, "float32"), axis=0)
+    if loss.reduction == "sum":
+        return _Value(total / float(replicas()), None, None, counted, number)
+    by_weight = loss.reduction == "mean_with_sample_weight"
+    divisor = tf.reduce_sum(weight, axis=0) if by_weight else number
+    value = tf.math.divide_no_nan(total, divisor) / float(replicas())
+    wanted = divisor if by_weight else counted
+    return _Value(value, divisor, wanted, counted, number)
+
+
 def _of_labelled(
     loss: keras.losses.Loss,
     y: tf.Tensor,
@@ -362,19 +443,24 @@ def _over_replicas(
     reduction does not divide.
     """
     numbers = [
-        (value.labelled if value.wanted is None else value.wanted, *value[3:])
+        [value.labelled if value.wanted is None else value.wanted, *value[3:]]
         for value in values
         if value.labelled is not None
     ]
     if not numbers:
         return [(None, None)] * len(values)
-    rows = iter(tf.unstack(sum_over_replicas(tf.stack(numbers))))
+    # One sum for all: of a group of tasks each number is one for each column.
+    sizes = [number.shape.num_elements() for row in numbers for number in row]
+    flat = [tf.reshape(number, (-1,)) for row in numbers for number in row]
+    parts = tf.split(sum_over_replicas(tf.concat(flat, axis=0)), sizes)
+    totals = iter(parts)
     result: list[tuple[tf.Tensor | None, tf.Tensor | None]] = []
     for value in values:
         if value.labelled is None:
             result.append((None, None))
             continue
-        wanted, labelled, elements = tf.unstack(next(rows))
+        shape = value.labelled.shape
+        wanted, labelled, elements = (tf.reshape(next(totals), shape) for _ in range(3))
         factor = None
         if value.divisor is not None:
             factor = tf.math.divide_no_nan(value.divisor * float(replicas()), wanted)
@@ -414,11 +500,13 @@ def _scale(values: Sequence[tf.Tensor]) -> tf.Tensor | None:
     return tf.cast(tf.size(largest), "float32") * float(replicas())
 
 
-def _scalar(value: tf.Tensor, scale: tf.Tensor | None) -> tf.Tensor:
+def _scalar(
+    value: tf.Tensor, scale: tf.Tensor | None, columns: int | None
+) -> tf.Tensor:
     """Returns the sum over the batch where losses are not reduced."""
     if scale is None:
         return value
-    if not len(value.shape):
+    if columns is not None or not len(value.shape):
         return value * scale
     size = tf.cast(tf.size(value), "float32") * float(replicas())
     return tf.reduce_sum(value) * (scale / size)

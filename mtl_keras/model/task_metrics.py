@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from mtl_keras.errors import InputError
 from mtl_keras.model.arguments import naming_output
+from mtl_keras.model.column_metrics import ColumnAUC, ColumnMean
 from mtl_keras.model.keras_compat import (
     ResolvedMetrics,
     mask_of,
@@ -134,7 +135,9 @@ def _update_weighted(
     """Updates a metric of Keras by weights; returns False for another metric."""
     weight = fitted(weight, 1)
     wrapped = metric_function(metric)
-    if wrapped is not None:
+    if isinstance(metric, (ColumnMean, ColumnAUC)):
+        metric.update_state(y, y_pred, sample_weight=weight)
+    elif wrapped is not None:
         _update_mean(task, metric, wrapped, y, y_pred, fitted(labelled, 1), weight)
     elif isinstance(metric, _OF_ELEMENTS):
         weight = fitted(weight, _common_rank(y, y_pred))

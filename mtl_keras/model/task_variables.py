@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -17,7 +17,8 @@ class TaskVariables(NamedTuple):
     shared: list[keras.Variable]
     """Reached by two or more tasks."""
     own: dict[str, list[keras.Variable]]
-    """Reached by this task alone."""
+    """By output, reached by this task alone; of a group of tasks, those that have an
+    axis of the tasks."""
     unused: list[keras.Variable]
     """Reached by no task with a loss."""
 
@@ -38,18 +39,25 @@ def compute_dtypes(model: keras.Model) -> list[str]:
 
 
 def split_variables(
-    model: keras.Model, reached: Mapping[str, set[int]]
+    model: keras.Model,
+    reached: Mapping[str, set[int]],
+    groups: Collection[str] = (),
+    by_column: Collection[int] = (),
 ) -> TaskVariables:
     """Splits `model.trainable_variables`, in their order.
 
     Args:
         model: The model.
-        reached: `reached_variables`' result for the tasks that have a loss.
+        reached: `reached_variables`' result for the outputs that have a loss.
+        groups: The outputs that are groups of tasks.
+        by_column: Ids of variables with an axis of a group's tasks; all else that a
+            group reaches its tasks share.
     """
     split = TaskVariables([], {task: [] for task in reached}, [])
     for variable in model.trainable_variables:
         owners = [task for task, ids in reached.items() if id(variable) in ids]
-        if len(owners) > 1:
+        of_group = owners and owners[0] in groups and id(variable) not in by_column
+        if len(owners) > 1 or of_group:
             split.shared.append(variable)
         elif owners:
             split.own[owners[0]].append(variable)

@@ -16,6 +16,7 @@ from mtl_keras.model.nonfinite import NonFiniteGuard
 
 _OWN_ARGUMENTS = (
     "balancing",
+    "columns",
     "missing_labels",
     "monitor",
     "on_nonfinite",

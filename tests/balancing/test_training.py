@@ -250,7 +250,12 @@ def test_the_second_pass_of_famo_draws_the_same_masks(run_eagerly):
 OF_EACH_FAMILY = {"famo", "pcgrad", "db_mtl"}
 EVERY_SECOND = [
     {"class_name": name, "config": {"update_every": 2, **config}}
-    for name, config in (("pcgrad", {"seed": 3}), ("pcd", {}), ("cr_mogm", {}))
+    for name, config in (
+        ("pcgrad", {"seed": 3}),
+        ("pcd", {}),
+        ("cr_mogm", {}),
+        ("mgda", {"solve": "running"}),
+    )
 ]
 
 
@@ -258,6 +263,8 @@ def replica_cases():
     for name in NAMES:
         marks = [] if name in OF_EACH_FAMILY else [pytest.mark.slow]
         yield pytest.param(name, marks=marks, id=name)
+    running = {"class_name": "nash", "config": {"solve": "running"}}
+    yield pytest.param(running, id="nash-running")
     for config in EVERY_SECOND:
         yield pytest.param(
             config, marks=[pytest.mark.slow], id=f"{config['class_name']}-every-2"

@@ -39,6 +39,7 @@ METHODS = [
     "dwa",
     {"class_name": "PCGrad", "config": {"seed": 5, "scale": "mean"}},
     ["uncertainty", {"class_name": "pcgrad", "config": {"seed": 4}}],
+    {"class_name": "nash", "config": {"solve": "running", "update_every": 2}},
 ]
 FIT = {"batch_size": 16, "shuffle": False, "verbose": 0}
 

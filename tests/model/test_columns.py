@@ -1,0 +1,190 @@
+"""The columns of one output as tasks, beside as many outputs."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+
+import mtl_keras
+from mtl_keras import balancing
+from mtl_keras.errors import InputError
+
+NAMES = ["t0", "t1", "t2", "t3"]
+LABELS = (np.random.default_rng(2).random((32, 4)) < 0.4).astype("float32")
+LABELLED = (np.random.default_rng(3).random((32, 4)) < 0.6).astype("float32")
+LABELLED[:16, 2] = 0.0  # absent from the first batch
+X = np.random.default_rng(4).normal(size=(32, 6)).astype("float32")
+
+
+def build(is_group):
+    """Returns a model with a group of four tasks or four outputs, weights alike."""
+    inputs = keras.Input((6,))
+    h = keras.layers.Dense(5, "tanh", name="below")(inputs)
+    outputs = {"other": keras.layers.Dense(2, name="other")(h)}
+    if is_group:
+        logits = keras.layers.Dense(4, name="assay")(h)
+        outputs["assay"] = keras.layers.Activation("sigmoid")(logits)
+    else:
+        for name in NAMES:
+            outputs[name] = keras.layers.Dense(1, "sigmoid", name=name)(h)
+    model = mtl_keras.MultiTaskModel(inputs, outputs)
+    rng = np.random.default_rng(0)
+    for name in ("below", "other"):
+        layer = model.get_layer(name)
+        layer.set_weights([rng.normal(size=w.shape) for w in layer.get_weights()])
+    kernel, bias = rng.normal(size=(5, 4)), rng.normal(size=4)
+    if is_group:
+        model.get_layer("assay").set_weights([kernel, bias])
+    else:
+        for i, name in enumerate(NAMES):
+            weights = [kernel[:, i : i + 1], bias[i : i + 1]]
+            model.get_layer(name).set_weights(weights)
+    return model
+
+
+def compiled(model, method, **options):
+    is_group = "assay" in model.output
+    if is_group:
+        options["columns"] = {"assay": NAMES}
+    crossentropy = "binary_crossentropy"
+    model.compile(
+        keras.optimizers.SGD(0.1),
+        loss={o: "mse" if o == "other" else crossentropy for o in model.output},
+        balancing=method,
+        metrics={o: ["auc", "accuracy"] for o in model.output if o != "other"},
+        **options,
+    )
+    return model
+
+
+def batches(is_group):
+    y = {"other": X[:, :2]}
+    weights = {"other": np.ones(32)}
+    if is_group:
+        y["assay"], weights["assay"] = LABELS, LABELLED
+    else:
+        y |= {name: LABELS[:, i : i + 1] for i, name in enumerate(NAMES)}
+        weights |= {name: LABELLED[:, i] for i, name in enumerate(NAMES)}
+    return {"x": X, "y": y, "sample_weight": weights}
+
+
+def weights_of(model):
+    below = [*model.get_layer("below").get_weights()]
+    below += model.get_layer("other").get_weights()
+    if "assay" in model.output:
+        return [*below, *model.get_layer("assay").get_weights()]
+    heads = [model.get_layer(name).get_weights() for name in NAMES]
+    return [*below, *(np.concatenate(w, axis=-1) for w in zip(*heads, strict=True))]
+
+
+FIT = {"batch_size": 16, "epochs": 2, "shuffle": False, "verbose": 0}
+CASES = {
+    "equal": ({"class_name": "equal"}, {"loss_weights": {"assay": 2.0}}),
+    "nash": ({"class_name": "nash", "config": {"task_specific": "weighted"}}, {}),
+    "running": (
+        [
+            {"class_name": "uncertainty"},
+            {"class_name": "nash", "config": {"solve": "running"}},
+        ],
+        {},
+    ),
+    "clipped": (
+        {"class_name": "upgrad"},
+        {"on_nonfinite": "skip_task", "task_clipnorm": 0.1},
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[pytest.mark.slow] if case == "clipped" else [])
+        for case in CASES
+    ],
+)
+def test_a_group_trains_as_outputs_of_their_own(case):
+    method, options = CASES[case]
+    models, histories = [], []
+    for is_group in (True, False):
+        given = dict(options)
+        if "loss_weights" in given and not is_group:
+            given["loss_weights"] = dict.fromkeys(NAMES, 2.0)
+        eager = not is_group or case != "running"
+        model = compiled(build(is_group), method, run_eagerly=eager, **given)
+        histories.append(model.fit(**batches(is_group), **FIT).history)
+        models.append(model)
+    for one, two in zip(*map(weights_of, models), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=2e-6)
+    group, apart = histories
+    assert models[0].tasks == [*NAMES, "other"]
+    np.testing.assert_allclose(group["loss"], apart["loss"], rtol=1e-5)
+    results = models[0].column_results()["assay"]
+    for name in ("weight", "auc", "accuracy"):
+        by_task = [apart[f"{task}_{name}"] for task in NAMES]
+        np.testing.assert_allclose(
+            group[f"assay_{name}"], np.mean(by_task, axis=0), rtol=1e-4
+        )
+        last = [values[-1] for values in by_task]
+        np.testing.assert_allclose(results[name], last, rtol=1e-4)
+
+
+def test_one_column_can_be_stopped_or_not_finite():
+    model = compiled(build(True), "equal", on_nonfinite="skip_task", run_eagerly=True)
+    given = {key: value for key, value in batches(True).items() if key != "x"}
+    y = {**given["y"], "assay": given["y"]["assay"].copy()}
+    row = int(np.flatnonzero(LABELLED[:, 1])[0])
+    y["assay"][row, 1] = np.nan
+    model.stop_tasks(["t3"])
+    before = model.get_layer("assay").get_weights()[0]
+    logs = model.train_on_batch(X, y, given["sample_weight"], return_dict=True)
+    after = model.get_layer("assay").get_weights()[0]
+    assert (before != after).any(axis=0).tolist() == [True, False, True, False]
+    assert logs["assay_nonfinite"] == 0.25
+    assert logs["skipped_steps"] == 0
+
+
+def test_a_saved_group_goes_on(tmp_path):
+    method = balancing.FairGrad(solve="running")
+    whole, first = (compiled(build(True), method, run_eagerly=True) for _ in range(2))
+    fit = {**FIT, "epochs": 1}
+    for _ in range(2):
+        whole.fit(**batches(True), **fit)
+    first.fit(**batches(True), **fit)
+    first.save(tmp_path / "model.keras")
+    second = keras.saving.load_model(tmp_path / "model.keras")
+    second.fit(**batches(True), **fit)
+    assert second.tasks == whole.tasks
+    for one, two in zip(whole.get_weights(), second.get_weights(), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"assays": NAMES}, "assay"),
+        ({"assay": NAMES[:3]}, "3 names for an output of shape"),
+        ({"assay": ["t0", "t0", "t1", "other"]}, r"\['other', 't0'\]"),
+    ],
+)
+def test_columns_that_do_not_fit_are_refused(columns, message):
+    with pytest.raises(InputError, match=message):
+        build(True).compile("sgd", loss="mse", columns=columns)
+
+
+def test_what_groups_do_not_go_with_is_refused():
+    columns = {"assay": NAMES}
+    model = build(True)
+    with pytest.raises(InputError, match="gradients_of='shared'"):
+        model.compile(
+            "sgd",
+            loss="mse",
+            columns=columns,
+            balancing=balancing.MGDA(gradients_of="representation"),
+        )
+    metrics = {"assay": [keras.metrics.Precision()]}
+    with pytest.raises(InputError, match="means over samples or AUC"):
+        model.compile("sgd", loss="mse", columns=columns, metrics=metrics)
+    model.compile("sgd", loss="categorical_crossentropy", columns=columns)
+    with pytest.raises(InputError, match="mean over elements"):
+        model.train_on_batch(X, {"assay": LABELS, "other": X[:, :2]})
