@@ -14,6 +14,7 @@ impressions alike. Five seeds. Writes benchmarks/results/behaviour.json.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -26,9 +27,11 @@ import numpy as np
 from sklearn.metrics import log_loss, roc_auc_score
 
 from mtl_keras import data
+from mtl_keras.encoding import encode
 from mtl_keras.evaluation import by_slice, calibration_error, group_auc, ndcg
 from mtl_keras.runs import RunConfig
-from mtl_keras.runs.training import compiled_model, load_split, versions
+from mtl_keras.runs.records import versions
+from mtl_keras.runs.training import compiled_model, load_split
 
 DATA = "behaviour/small"
 MODELS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -124,11 +127,11 @@ def main() -> None:
         ).validate()
         runs = []
         for seed in SEEDS:
-            seeded = RunConfig.from_dict({**config.to_dict(), "seed": seed})
+            seeded = dataclasses.replace(config, seed=seed)
             runs.append(measured(test, predictions(seeded, valid)))
             print(name, seed, json.dumps(runs[-1]["conversion"]), flush=True)
         results["models"][name] = {
-            "config": config.to_dict(),
+            "config": encode(config),
             "runs": runs,
             "summary": summary(runs),
         }

@@ -44,9 +44,10 @@ from sklearn.metrics import roc_auc_score
 from mtl_keras import applications, search
 from mtl_keras.applications import features
 from mtl_keras.data.passes import shuffled
+from mtl_keras.encoding import encode
 from mtl_keras.runs import RunConfig
-from mtl_keras.runs.training import compiled_model, load_split, versions
-from mtl_keras.search import Choice, Fixed, Range, Study
+from mtl_keras.runs.records import versions
+from mtl_keras.runs.training import compiled_model, load_split
 
 GROUPS = {
     "income": ("income", "never_married"),
@@ -143,18 +144,16 @@ def _encoded(group: str, split: str) -> Any:
 def tuned(group: str, method: str, folder: pathlib.Path) -> RunConfig:
     """Returns the best settings of a method, out of a study of its own."""
     sharing = METHODS[method]
-    study = Study(
+    study = search.StudySettings(
         application="recommendation",
         data="census_income",
         tasks=GROUPS[group],
         space={
-            "sharing": Choice(tuple(sharing))
-            if len(sharing) > 1
-            else Fixed(sharing[0]),
-            "width": Choice((32, 64, 128)),
-            "depth": Choice((1, 2)),
-            "batch_size": Fixed(BATCH),
-            "learning_rate": Range(1e-3, 6e-3, log=True),
+            "sharing": list(sharing),
+            "width": [32, 64, 128],
+            "depth": [1, 2],
+            "batch_size": BATCH,
+            "learning_rate": {"min": 1e-3, "max": 6e-3, "log": True},
         },
         trials=BUDGET[method],
         epochs=EPOCHS,
@@ -222,7 +221,7 @@ def main() -> None:
             "command": f"python benchmarks/census_income.py {group} {name}",
             "versions": versions(),
             "trials": BUDGET["hard" if name == "single" else name],
-            "configs": [config.to_dict() for config in configs],
+            "configs": [encode(config) for config in configs],
             "paper_best_and_mean": PAPER[group],
         }
         done = {each["seed"] for each in results["runs"]}

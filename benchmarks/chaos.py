@@ -52,7 +52,7 @@ import numpy as np
 import mtl_keras
 import mtl_keras_cli
 from mtl_keras.runs import checkpoints, unfinished
-from mtl_keras.runs.training import versions
+from mtl_keras.runs.records import versions
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 COMMON = "--deterministic --checkpoint-steps 3"

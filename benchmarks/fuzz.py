@@ -50,10 +50,13 @@ from typer.testing import CliRunner
 
 from mtl_keras import balancing, callbacks, compare, data, runs, search, sharing
 from mtl_keras.data import catalog
+from mtl_keras.decoding import decode
+from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError
-from mtl_keras.runs import checkpoints
+from mtl_keras.runs import checkpoints, worker
+from mtl_keras.runs.records import made_with
 from mtl_keras.runs.results import metric_names
-from mtl_keras.runs.training import versions
+from mtl_keras.runs.scheduler import Job, Scheduler
 from mtl_keras.serving import warmup
 from mtl_keras_cli.app import app
 
@@ -208,7 +211,7 @@ class Place:
         model = runs.compiled_model(self.config, 3)
         model.optimizer.build(model.trainable_variables)
         model.save(self.whole / "model.keras")
-        values = {**self.config.to_dict(), "versions": versions()}
+        values = {**encode(self.config), "made_with": made_with()}
         (self.whole / "config.json").write_text(json.dumps(values))
         self.metrics = {
             "left": {"accuracy": 0.5, "loss": 1.0},
@@ -274,7 +277,7 @@ def run(rng: random.Random, place: Place) -> None:
     else:
         content = damaged(rng, content)
     (path / "config.json").write_bytes(content)
-    runs.load_run(path).config.validate()
+    runs.load_run(path)
 
 
 def damage_file(rng: random.Random, path: pathlib.Path) -> None:
@@ -304,14 +307,13 @@ def without_training() -> Iterator[None]:
         keys = [f"val_{t}_{m}" for t, own in model._names.items() for m in own]
         return model.results({key: float(rng.random()) for key in [*keys, "loss"]})
 
-    def start(path: pathlib.Path, *_: Any) -> Any:
-        code = 0 if compare.worker.run(path) else 1
-        return mock.Mock(poll=lambda: code, returncode=code)
+    def start(scheduler: Scheduler, slot: int, job: Job) -> None:
+        worker.run(job.folder, job.function)
+        scheduler._end(job, 1.0)
 
-    def train_cell(path: pathlib.Path) -> None:
-        settings = json.loads((path / "settings.json").read_bytes())
-        config = runs.RunConfig.from_dict(settings["config"])
-        (path / "record.json").write_text(json.dumps(cell_record(settings, config)))
+    def train_cell(path: pathlib.Path, settings: dict[str, Any]) -> dict[str, Any]:
+        config = decode(runs.TrainingConfig, settings["config"])
+        return cell_result(settings, config)
 
     model = "mtl_keras.search.hypermodel.StudyHyperModel"
     with (
@@ -319,33 +321,32 @@ def without_training() -> Iterator[None]:
         mock.patch(f"{model}.fit", fit),
         mock.patch("mtl_keras.search.running.load_split"),
         mock.patch("mtl_keras.search.running.count_batches"),
-        mock.patch("mtl_keras.search.running.train_baseline", return_value=0.5),
-        mock.patch("mtl_keras.compare.worker.start", start),
+        mock.patch("mtl_keras.search.trial.train_baseline", return_value=0.5),
+        mock.patch("mtl_keras.runs.scheduler.Scheduler._start", start),
         mock.patch("mtl_keras.compare.cell.train_cell", train_cell),
     ):
         yield
 
 
-def cell_record(settings: dict[str, Any], config: runs.RunConfig) -> dict[str, Any]:
-    """Returns what the training of a cell might have recorded."""
-    assert config.tasks is not None
+def cell_result(
+    settings: dict[str, Any], config: runs.TrainingConfig
+) -> dict[str, Any]:
+    """Returns what the training of a cell might have given."""
     tasks = metric_names(config.get_application(), config.tasks)
     test = {t: dict.fromkeys([*own, "loss"], 0.4) for t, own in tasks.items()}
     table = [[1.0 / (1 + abs(i - j)) for j in range(2)] for i in range(2)]
     found = {"epoch": 0, "cosines": table, "affinity": table}
     single = settings["kind"] == "single"
     return {
-        "status": "COMPLETED",
         "epoch": 1,
         "validation": dict.fromkeys(tasks, 0.5),
         "validation_delta_m": None if single else 1.5,
         "test": test,
         "jobs": settings["jobs"],
-        **dict.fromkeys(("step_ms", "step_cpu_ms", "seconds"), 2.0),
+        **dict.fromkeys(("step_ms", "step_cpu_ms"), 2.0),
         **{"peak_memory_mb": 900.0, "peak_gpu_memory_mb": None},
         "history": {f"val_{task}_loss": [0.3] for task in tasks},
         "affinity": [found] if settings["kind"] == "combination" else None,
-        "error": "",
     }
 
 
@@ -394,8 +395,7 @@ def comparison(rng: random.Random, place: Place) -> None:
     settings = compare.Comparison(base, balancing=("equal", "pcgrad"), seeds=2)
 
     def work(folder: pathlib.Path) -> None:
-        with mock.patch("mtl_keras.compare.running._POLL_SECONDS", 0):
-            compare.run_comparison(settings, folder)
+        compare.run_comparison(settings, folder)
 
     goes_on(rng, place, "comparison", work)
 
@@ -570,7 +570,7 @@ def command(rng: random.Random, place: Place) -> None:
         mock.patch("mtl_keras.compare.results.run_cells", accepted),
         mock.patch("mtl_keras.data.preparation._build", accepted),
         mock.patch("mtl_keras.runs.training.load_split", accepted),
-        mock.patch("mtl_keras_cli.exporting.load_split", accepted),
+        mock.patch("mtl_keras.runs.exporting.load_split", accepted),
     ):
         result = CliRunner().invoke(app, line)
     check_command(line, result.exit_code, result.stderr, result.exception)
@@ -593,7 +593,7 @@ def check_command(
 def check_whole(place: Place) -> None:
     """Reads all that the cases damage, while it is whole: else they say little."""
     run = runs.load_run(place.whole)
-    assert run.config.validate() == place.config
+    assert run.config == place.config
     assert run.metrics == place.metrics
     run.model()
     path = place.renew() / "study.toml"
@@ -717,7 +717,7 @@ def main() -> None:
         summary = {
             "command": "python benchmarks/fuzz.py",
             "seed": arguments.seed,
-            "versions": versions(),
+            "made_with": made_with(),
             "cases": sum(sum(counts.values()) for counts in results.values()),
             "by_kind": results,
             "processes": processes,

@@ -24,7 +24,7 @@ import tensorflow as tf
 
 import mtl_keras
 from mtl_keras.data.generated.mmoe_synthetic import WIDTH, draw_samples, draw_tasks
-from mtl_keras.runs.training import versions
+from mtl_keras.runs.records import versions
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "mmoe_synthetic.json"

@@ -31,9 +31,11 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from mtl_keras import data
+from mtl_keras.encoding import encode
 from mtl_keras.evaluation import by_slice, ndcg
 from mtl_keras.runs import RunConfig
-from mtl_keras.runs.training import compiled_model, load_split, versions
+from mtl_keras.runs.records import versions
+from mtl_keras.runs.training import compiled_model, load_split
 
 DATA = "movielens_history"
 MODELS = {"multi": ("rating", "liked"), "rating": ("rating",), "liked": ("liked",)}
@@ -162,7 +164,7 @@ def main() -> None:
             continue
         test = data.read_table(DATA, "test", columns=(*COLUMNS, "user_count"))
         config = RunConfig("recommendation", data=DATA, tasks=MODELS[name]).validate()
-        results |= {"config": config.to_dict(), "runs": []}
+        results |= {"config": encode(config), "runs": []}
         for seed in SEEDS:
             run = measured(dataclasses.replace(config, seed=seed), test)
             results["runs"].append({"seed": seed, **run})

@@ -27,7 +27,7 @@ import tensorflow as tf
 
 from mtl_keras import applications
 from mtl_keras.applications import Multimodal
-from mtl_keras.runs.training import versions
+from mtl_keras.runs.records import versions
 
 ROUNDS, WARM_UP, BATCH = 40, 3, 64
 MODALITIES = ("image", "audio", "text")

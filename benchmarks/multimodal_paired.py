@@ -29,7 +29,7 @@ import numpy as np
 import tensorflow as tf
 
 import mtl_keras
-from mtl_keras.runs.training import versions
+from mtl_keras.runs.records import versions
 
 DATA = "multimodal/paired"
 MODALITIES = ("image", "audio", "text")

@@ -26,7 +26,7 @@ import keras
 import numpy as np
 
 import mtl_keras
-from mtl_keras.runs.training import versions
+from mtl_keras.runs.records import versions
 
 DATA = "multimodal/unpaired"
 MODALITIES = ("image", "audio", "text")

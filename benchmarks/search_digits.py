@@ -24,10 +24,11 @@ import numpy as np
 from rich.console import Console
 
 from mtl_keras import runs, search
+from mtl_keras.encoding import encode
 from mtl_keras.evaluation import delta_m
 from mtl_keras.runs.config import RunConfig
+from mtl_keras.runs.records import versions
 from mtl_keras.runs.results import main_metrics
-from mtl_keras.runs.training import versions
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "search_digits.json"
@@ -95,7 +96,7 @@ def main() -> None:
         "study": "tuning/digits.toml",
         "trials": len(records),
         "best_trial": trial,
-        "best_settings": settings["best"].to_dict(),
+        "best_settings": encode(settings["best"]),
         "alone": alone,
         "results": results,
         "best_minus_equal_hard": {

@@ -34,7 +34,7 @@ import mtl_keras
 from mtl_keras import backbones, sharing
 from mtl_keras.model.keras_compat import graph_nodes
 from mtl_keras.model.task_variables import split_variables
-from mtl_keras.runs.training import versions
+from mtl_keras.runs.records import versions
 from mtl_keras.sharing.base import copy_stage
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

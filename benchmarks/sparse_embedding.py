@@ -132,7 +132,7 @@ def main() -> None:
         part, *arguments = json.loads(sys.argv[2])
         print(json.dumps(PARTS[part](*arguments)))
         return
-    from mtl_keras.runs.training import versions
+    from mtl_keras.runs.records import versions
 
     def run(*call: Any) -> Any:
         done = subprocess.run(

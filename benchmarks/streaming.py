@@ -105,7 +105,7 @@ def main() -> None:
     if arguments.inside:
         print(json.dumps(PARTS[arguments.inside](arguments.data)))
         return
-    from mtl_keras.runs.training import versions
+    from mtl_keras.runs.records import versions
 
     name = arguments.data
     path = RESULTS / f"streaming_{name.rpartition('/')[2]}.json"

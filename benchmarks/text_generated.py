@@ -17,8 +17,9 @@ import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+from mtl_keras.encoding import encode
 from mtl_keras.runs import RunConfig, train
-from mtl_keras.runs.training import versions
+from mtl_keras.runs.records import versions
 
 BACKBONES = ("rnn", "mlp")
 RESULTS = pathlib.Path(__file__).parent / "results" / "text_generated.json"
@@ -39,7 +40,7 @@ def main() -> None:
             "command": f"mtl-keras train text --backbone {backbone}",
             "train_wall_seconds": results.seconds,
             "whole_run_cpu_seconds": time.process_time() - cpu,
-            "config": config.validate().to_dict(),
+            "config": encode(config.validate()),
             "test": results.metrics,
         }
         result = {

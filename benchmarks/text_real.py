@@ -29,8 +29,8 @@ import keras
 
 from mtl_keras import applications, data
 from mtl_keras.evaluation import delta_m
+from mtl_keras.runs.records import versions
 from mtl_keras.runs.results import by_task, metric_names
-from mtl_keras.runs.training import versions
 
 DATA = "imdb_reviews,squad/v1.1,multi30k/de"
 BATCH, WIDTH, LEARNING_RATE, SEED = 64, 128, 1e-3, 0

@@ -25,7 +25,7 @@ import tensorflow as tf
 
 from mtl_keras import applications
 from mtl_keras.applications.text.decoder import Decoder
-from mtl_keras.runs.training import versions
+from mtl_keras.runs.records import versions
 
 BATCH = 64
 RESULTS = pathlib.Path(__file__).parent / "results" / "text_throughput.json"

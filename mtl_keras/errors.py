@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+LARGEST_COUNT = 2**31 - 1
+
 
 class InputError(ValueError):
     """The caller's input is wrong; the message names what and the way out.
@@ -58,6 +60,12 @@ def unknown_name(kind: str, received: object, known: Iterable[str]) -> InputErro
     )
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, or its type's name."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def system_reason(error: Exception) -> str:
     """Returns what the system said, out of an `OSError` or TensorFlow's own."""
     if isinstance(error, OSError):
@@ -68,25 +76,33 @@ def system_reason(error: Exception) -> str:
     return message.rpartition("; ")[2].strip()
 
 
-def check_integer(argument: str, value: Any, low: int) -> int:
-    """Returns `value`; raises `InputError` unless it is an integer >= `low`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+def check_integer(
+    argument: str, value: Any, low: int, high: int = LARGEST_COUNT
+) -> int:
+    """Returns `value`; raises `InputError` unless it is an integer in [low, high]."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int)
+        or not low <= value <= high
+    ):
+        limit = f"at most {high}" if isinstance(value, int) and value > high else ""
         raise InputError(
-            f"Expected `{argument}` to be an integer of at least {low}. "
-            f"Received: {argument}={value!r}."
+            f"Expected `{argument}` to be an integer of {limit or f'at least {low}'}. "
+            f"Received: {argument}={value!r:.100}."
         )
     return value
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is an int or float, and not a bool."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def check_number(
     argument: str, value: Any, low: float = -math.inf, high: float = math.inf
 ) -> float:
     """Returns `value` as a float; raises `InputError` unless low <= value <= high."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not low <= value <= high
-    ):
+    if not is_number(value) or not low <= value <= high:
         raise InputError(
             f"Expected `{argument}` to be a number from {low} to {high}. "
             f"Received: {argument}={value!r}."

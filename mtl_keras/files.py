@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pathlib
+import stat
 from collections.abc import Iterator
+from typing import Any
+
+from mtl_keras.encoding import encode
+from mtl_keras.errors import InputError, first_line
 
 
 @contextlib.contextmanager
@@ -32,6 +38,48 @@ def atomic_write(path: pathlib.Path) -> Iterator[pathlib.Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_json(path: pathlib.Path, values: Any) -> None:
+    """Writes plain values or dataclasses as JSON, the file as a whole or not at all."""
+    text = json.dumps(encode(values), indent=2, ensure_ascii=False)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_text(path: pathlib.Path) -> str:
+    """Reads a text file, and nothing that has no end or makes one wait for it.
+
+    Raises:
+        InputError: If there is a folder, a pipe or a device instead.
+        OSError: If it cannot be read.
+        ValueError: If it is not UTF-8.
+    """
+    with open(path, "rb", opener=_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise InputError(
+                f"Expected {path} to be a file. Received: a pipe or device."
+            )
+        return file.read().decode("utf-8")
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a JSON object; InputError when the file does not hold one."""
+    try:
+        values = json.loads(read_text(path))
+    except InputError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read: {first_line(error)}") from error
+    if not isinstance(values, dict):
+        raise InputError(
+            f"Expected {path} to hold a JSON object. Received: {type(values).__name__}."
+        )
+    return values
+
+
 def publish_folder(folder: pathlib.Path, target: pathlib.Path) -> None:
     """Renames a finished folder to `target`, once all in it is on the disk.
 
@@ -56,6 +104,44 @@ def make_folder(folder: pathlib.Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for path in reversed(missing):
         _sync(path.parent)
+
+
+def check_free(out: str | pathlib.Path) -> None:
+    """Raises an InputError unless `out` can be made here and now.
+
+    An empty folder counts as free. Nothing is written.
+    """
+    out = pathlib.Path(out)
+    if out.is_dir() and any(out.iterdir()):
+        raise InputError(
+            f"The output folder {str(out)!r} is in use already. "
+            "Name another one, or remove it first."
+        )
+    if os.path.lexists(out) and not out.is_dir():
+        raise InputError(f"The output {str(out)!r} exists and is not a folder.")
+    parent = out.absolute().parent
+    while not os.path.lexists(parent):
+        parent = parent.parent
+    if not parent.is_dir():
+        raise InputError(
+            f"The output folder {str(out)!r} cannot be made: "
+            f"{str(parent)!r} is not a folder."
+        )
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(
+            f"The output folder {str(out)!r} cannot be made: "
+            f"{str(parent)!r} is not writable."
+        )
+
+
+def check_no_links(*paths: pathlib.Path) -> None:
+    """Raises an InputError if writing to the paths could change a file elsewhere."""
+    for path in paths:
+        if path.is_symlink():
+            raise InputError(
+                "Expected no symbolic link in a folder that is gone on with. "
+                f"Received: {path}. Remove it, or name another --out."
+            )
 
 
 def _sync(path: pathlib.Path) -> None:

@@ -13,14 +13,13 @@ from rich.console import Console
 
 from mtl_keras_cli import comparing, datasets, doctor, tensorflow
 from mtl_keras_cli.errors import Commands
-from mtl_keras_cli.text import examples, joined, make_console, plain_table
+from mtl_keras_cli.text import examples, make_console, plain_table
 
 if TYPE_CHECKING:
-    from mtl_keras.runs import RunConfig
+    from mtl_keras.runs import Run, RunConfig, TrainingConfig
 
 app = typer.Typer(
     cls=Commands,
-    add_completion=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -60,6 +59,8 @@ def root(
     epilog=examples(
         "mtl-keras train vision",
         "mtl-keras train vision --balancing pcgrad --tasks left,right --epochs 5",
+        "mtl-keras train vision --balancing 'uncertainty + cagrad(c=0.5)'",
+        "mtl-keras train vision --sharing 'mmoe(num_experts=4)'",
         "mtl-keras train --from-study runs/study-vision --out runs/best",
     )
 )
@@ -74,12 +75,16 @@ def train(
         str | None, typer.Option(help="Tasks, with commas between them; else all.")
     ] = None,
     backbone: Annotated[str | None, typer.Option(help="Shared backbone.")] = None,
-    sharing: Annotated[str | None, typer.Option(help="How tasks share.")] = None,
+    sharing: Annotated[
+        str | None,
+        typer.Option(help="How tasks share, with arguments: 'mmoe(num_experts=4)'."),
+    ] = None,
     balancing: Annotated[
         str | None,
         typer.Option(
-            help="How tasks are balanced; else equal. A loss balancer and a "
-            "gradient balancer may be joined by a plus."
+            help="How tasks are balanced; else equal. With arguments: "
+            "'cagrad(c=0.5)'. A loss balancer and a gradient balancer may be joined "
+            "by a plus."
         ),
     ] = None,
     width: Annotated[int | None, typer.Option(help="Width of the backbone.")] = None,
@@ -112,6 +117,13 @@ def train(
         int | None,
         typer.Option(help="Steps between checkpoints within an epoch; else none."),
     ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            help="End after this many epochs without a better validation score (the "
+            "mean of the tasks' main metrics); else never."
+        ),
+    ] = None,
     deterministic: Annotated[
         bool,
         typer.Option(
@@ -131,11 +143,12 @@ def train(
     The folder gets model.keras, config.json, history.csv, metrics.json (on the
     test split) and TensorBoard logs. Settings left out take the application's
     defaults. Stopped and started again, it goes on after the last epoch that was
-    finished.
+    finished. A finished run, named by --out, is trained further by larger --epochs.
     """
     tensorflow.load(starts=strategy is None)
     from mtl_keras import runs
     from mtl_keras.runs import strategies, unfinished
+    from mtl_keras.runs.specs import read_spec
 
     over = strategies.make(strategy)
     console = make_console()
@@ -143,8 +156,8 @@ def train(
         "data": data,
         "tasks": None if tasks is None else _split(tasks),
         "backbone": backbone,
-        "sharing": sharing,
-        "balancing": None if balancing is None else joined(balancing),
+        "sharing": None if sharing is None else read_spec(sharing),
+        "balancing": None if balancing is None else read_spec(balancing),
         "width": width,
         "depth": depth,
         "epochs": epochs,
@@ -153,10 +166,11 @@ def train(
         "limit": limit,
         "seed": seed,
         "precision": precision,
+        "patience": patience,
     }
-    config = _base_config(application, from_study, console)
     config = dataclasses.replace(
-        config, **{name: value for name, value in given.items() if value is not None}
+        _base_config(application, from_study, console),
+        **{name: value for name, value in given.items() if value is not None},
     ).validate()
     out = out or unfinished.next_free("runs", config)
     if reuse and out.exists():
@@ -206,15 +220,15 @@ def _base_config(
     return config
 
 
-def _check_same(run: Any, config: RunConfig) -> None:
+def _check_same(run: Run, config: TrainingConfig) -> None:
     from mtl_keras.errors import InputError
 
-    there, here = run.config.to_dict(), config.to_dict()
-    for name in here:
-        if there[name] != here[name]:
+    for name, wanted in vars(config).items():
+        trained = getattr(run.config, name)
+        if trained != wanted:
             raise InputError(
-                f"{str(run.path)!r} is a run with another {name}: {there[name]!r} "
-                f"there, {here[name]!r} here. Name another --out, or remove it."
+                f"{str(run.path)!r} is a run with another {name}: {trained!r} "
+                f"there, {wanted!r} here. Name another --out, or remove it."
             )
 
 
@@ -223,7 +237,7 @@ def _print_metrics(console: Console, metrics: dict[str, dict[str, float]]) -> No
     table.add_column("value", justify="right")
     for task, values in metrics.items():
         for name, value in values.items():
-            table.add_row(task, name, f"{value:.4f}" if value is not None else "nan")
+            table.add_row(task, name, f"{value:.4f}")
     console.print(table)
 
 
@@ -255,7 +269,6 @@ def tune(
         float,
         typer.Option(help="Seconds of silence after which a worker counts as dead."),
     ] = 60.0,
-    name: Annotated[str | None, typer.Option(hidden=True)] = None,
     from_trial: Annotated[
         str | None,
         typer.Option(help="Search nothing: train this trial of the study in full."),
@@ -267,11 +280,12 @@ def tune(
 ) -> None:
     """Search for good settings, as a study file says.
 
-    Started again, it goes on where it stopped. The folder gets every trial as
+    Started again, it resumes where it stopped. The folder gets every trial as
     JSON, all trials as results.csv, TensorBoard's HParams as logs/, pictures, and
     report.html.
     """
-    tensorflow.load()
+    # Trials run in processes of their own, and need the GPUs' memory there.
+    tensorflow.load(gpus=from_trial is not None)
     from mtl_keras_cli import tuning
 
     if from_trial is None:
@@ -281,7 +295,6 @@ def tune(
             workers=workers,
             role=role,
             chief=chief,
-            name=name,
             worker_timeout=worker_timeout,
         )
         return
@@ -292,8 +305,9 @@ def tune(
     search.load_study(study)
     trial, config = search.best_config(out or tuning.study_folder(study), from_trial)
     console.print(f"Training trial {trial} in full")
-    run = run or unfinished.next_free("runs", config)
-    results = runs.train(config, run, console=console)
+    settings = config.validate()
+    run = run or unfinished.next_free("runs", settings)
+    results = runs.train(settings, run, console=console)
     _print_metrics(console, results.metrics)
     console.print(f"Wrote {run}", soft_wrap=True)
 
@@ -316,11 +330,11 @@ def evaluate(
     """
     tensorflow.load()
     from mtl_keras import runs
-    from mtl_keras.runs.folder import without_nan
+    from mtl_keras.encoding import encode
 
     metrics = runs.evaluate(run)
     if as_json:
-        print(json.dumps(without_nan(metrics), indent=2))
+        print(json.dumps(encode(metrics), indent=2))
     else:
         _print_metrics(make_console(), metrics)
 
@@ -366,10 +380,10 @@ def export(
     batching.config for tensorflow_model_server lie beside it.
     """
     tensorflow.load()
-    from mtl_keras_cli import exporting
+    from mtl_keras import runs
 
     console = make_console()
-    version = exporting.export_runs(
+    version = runs.export(
         run,
         to,
         tasks=None if tasks is None else _split(tasks),

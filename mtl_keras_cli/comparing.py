@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import pathlib
 import shlex
 import sys
@@ -13,7 +12,7 @@ import typer
 
 from mtl_keras_cli import tensorflow
 from mtl_keras_cli.errors import FAILED
-from mtl_keras_cli.text import joined, make_console, plain_table
+from mtl_keras_cli.text import make_console, plain_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "mtl-keras compare vision --seeds 3",
     "mtl-keras compare vision --balancing equal,pcgrad,uncertainty+cagrad --epochs 5",
+    "mtl-keras compare vision --balancing 'equal, cagrad(c=0.2), cagrad(c=0.8)'",
     "mtl-keras compare recommendation --sharing hard,mmoe,ple --jobs 4",
 )
 
@@ -33,14 +33,15 @@ def compare(
         str | None,
         typer.Option(
             help="Ways to balance, with commas between them; the first is the "
-            "reference. A loss balancer and a gradient balancer may be joined by a "
-            "plus. Else eight common ones."
+            "reference. With arguments: 'cagrad(c=0.5)'. A loss balancer and a "
+            "gradient balancer may be joined by a plus. Else eight common ones."
         ),
     ] = None,
     sharing: Annotated[
         str | None,
         typer.Option(
-            help="Ways to share, with commas between them; else the application's."
+            help="Ways to share, with commas between them, with arguments: "
+            "'mmoe(num_experts=4)'; else the application's."
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="How many seeds, from 0.")] = 3,
@@ -75,21 +76,22 @@ def compare(
     """Compare ways to balance and to share.
 
     Each task alone, and every combination, with the same budget and the same order
-    of the data, for several seeds. Started again, it goes on where it stopped. The
+    of the data, for several seeds. Started again, it resumes where it stopped. The
     folder gets report.html, results.json, summary.csv, cells.csv, and a run folder
     for each training under cells/. Exit code 1 tells of trainings that failed.
     """
-    # The trainings run in processes of their own, which need the GPU's memory.
-    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-    tensorflow.load()
+    # The trainings run in processes of their own, and need the GPUs' memory there.
+    tensorflow.load(gpus=False)
     from mtl_keras.compare import DEFAULT_BALANCING, Comparison, run_comparison
     from mtl_keras.compare.results import FILES
     from mtl_keras.runs import RunConfig
+    from mtl_keras.runs.specs import read_specs
 
     console = make_console()
     ways: tuple[Any, ...] = DEFAULT_BALANCING
     if balancing is not None:
-        ways = tuple(joined(name) for name in _names(balancing))
+        ways = tuple(read_specs(balancing))
+    ways_to_share: Any = None if sharing is None else tuple(read_specs(sharing))
     comparison = Comparison(
         RunConfig(
             application,
@@ -104,7 +106,7 @@ def compare(
             limit=limit,
         ),
         balancing=ways,
-        sharing=None if sharing is None else _names(sharing),
+        sharing=ways_to_share,
         seeds=seeds,
         pairs=pairs,
     )
@@ -115,7 +117,7 @@ def compare(
             comparison, out, jobs=jobs, command=command, console=console
         )
     except KeyboardInterrupt:
-        again = "The same command, started again, goes on with the comparison."
+        again = "The same command, started again, resumes the comparison."
         raise KeyboardInterrupt(again) from None
     console.print(_leaderboard(summary))
     for name, message in summary["failed"].items():

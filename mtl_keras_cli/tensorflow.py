@@ -22,7 +22,7 @@ _NOISE = re.compile(
 )
 
 
-def load(starts: bool = True) -> None:
+def load(starts: bool = True, gpus: bool = True) -> None:
     """Imports TensorFlow; only what is worth reading gets to standard error.
 
     TF_CPP_MIN_LOG_LEVEL=0 in the environment shows everything.
@@ -30,14 +30,22 @@ def load(starts: bool = True) -> None:
     Args:
         starts: Whether to have TensorFlow start up, too, so that what it says of
             devices is filtered as well. One that joins a cluster must not yet.
+        gpus: Whether this process may use GPUs. One that only schedules must not,
+            so that all of their memory is left to its workers.
     """
     # Several processes may share a GPU, as the workers of a search and their chief do.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2") == "0":
+        if not gpus:
+            import tensorflow as tf
+
+            tf.config.set_visible_devices([], "GPU")
         return
     with _filtered_stderr():
         import tensorflow as tf
 
+        if not gpus:
+            tf.config.set_visible_devices([], "GPU")
         if starts:
             tf.config.list_logical_devices()
     tf.get_logger().setLevel("ERROR")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from inline_cells import inline  # noqa: F401
+from inline_jobs import inline  # noqa: F401
 from tiny_application import eagerly, tiny  # noqa: F401
 
 from mtl_keras import files, serving

@@ -18,42 +18,38 @@ import tensorflow as tf
 from mtl_keras import runs
 from mtl_keras.callbacks import DeltaCheckpoint, TaskAffinity
 from mtl_keras.compare.comparison import COMBINATION
+from mtl_keras.compare.records import CellResult, Measured
+from mtl_keras.decoding import decode
 from mtl_keras.errors import InputError
 from mtl_keras.runs import folder
-from mtl_keras.runs.config import RunConfig
+from mtl_keras.runs.config import TrainingConfig
 from mtl_keras.runs.results import by_task, main_metrics, metric_names
 from mtl_keras.runs.training import load_split
 
 RUN = "run"
-SETTINGS = "settings.json"
-RECORD = "record.json"
 _BEST = "best.keras"
 _AFFINITY = "affinity.json"
 
 # Batches of training data that task affinity is measured on, after each epoch.
 _PROBED = 2
 
-Record = dict[str, Any]
 
-
-def train_cell(path: pathlib.Path) -> Record:
-    """Trains a cell, or goes on with it, and writes its record.
+def train_cell(path: pathlib.Path, settings: Mapping[str, Any]) -> CellResult:
+    """Trains a cell, or resumes it; a job of `Scheduler`.
 
     Args:
-        path: The cell's folder, with `settings.json`: `label` (for people), `kind`,
-            `config` (a `RunConfig` as a dictionary), `baseline` (`{task: value}`,
-            what the tasks reach alone on validation, or None for 1) and `jobs` (how
-            many trainings share the machine, this one included).
+        path: The cell's folder.
+        settings: `label` (for people), `kind`, `config` (a `TrainingConfig` as JSON
+            has it), `baseline` (`{task: value}`, what the tasks reach alone on
+            validation, or None for 1) and `jobs` (how many trainings share the
+            machine, this one included).
 
-    Returns:
-        What `record.json` then holds.
+    Raises:
+        InputError: If no epoch has a Δm on the validation split.
     """
-    settings = folder.read_json(path / SETTINGS)
-    config = RunConfig.from_dict(settings["config"]).validate()
+    config = decode(TrainingConfig, settings["config"])
     application = config.get_application()
-    assert config.tasks is not None
     baseline = settings["baseline"] or dict.fromkeys(config.tasks, 1.0)
-    started = time.monotonic()
     keep = DeltaCheckpoint(
         path / _BEST,
         baseline,
@@ -81,25 +77,20 @@ def train_cell(path: pathlib.Path) -> Record:
     history = read_history(out / folder.HISTORY)
     logs = {key: values[keep.best_epoch] for key, values in history.items()}
     validation = by_task(logs, metric_names(application, config.tasks), "val_")
-    record = {
-        "status": "COMPLETED",
-        "epoch": keep.best_epoch + 1,
-        "validation": main_metrics(validation, application),
-        "validation_delta_m": None if settings["baseline"] is None else keep.best,
-        "test": metrics,
-        "jobs": settings["jobs"],
-        "step_ms": clock.step_ms,
-        "step_cpu_ms": clock.step_cpu_ms,
-        "peak_memory_mb": peak_memory_mb(),
-        "peak_gpu_memory_mb": peak_gpu_memory_mb(),
-        "seconds": round(time.monotonic() - started, 3),
-        "history": history,
-        "affinity": None if affinity is None else affinity.history,
-        "error": "",
-    }
-    folder.write_json(path / RECORD, record)
     (path / _BEST).unlink(missing_ok=True)
-    return record
+    return CellResult(
+        epoch=keep.best_epoch + 1,
+        validation=main_metrics(validation, application),
+        validation_delta_m=math.nan if settings["baseline"] is None else keep.best,
+        test=metrics,
+        jobs=settings["jobs"],
+        step_ms=clock.step_ms,
+        step_cpu_ms=clock.step_cpu_ms,
+        peak_memory_mb=peak_memory_mb(),
+        peak_gpu_memory_mb=peak_gpu_memory_mb(),
+        history=history,
+        affinity=None if affinity is None else decode(list[Measured], affinity.history),
+    )
 
 
 def validation_keys(application: Any, tasks: tuple[str, ...]) -> dict[str, str]:
@@ -126,7 +117,7 @@ class StepClock(keras.callbacks.Callback):
     """Times the training steps, validation left out.
 
     Medians over epochs of the mean of a step, in milliseconds, without the first
-    epoch, in which the step is traced; None where there was no other epoch.
+    epoch, in which the step is traced; NaN where there was no other epoch.
 
     Attributes:
         step_ms: By the clock on the wall.
@@ -142,18 +133,18 @@ class StepClock(keras.callbacks.Callback):
         self._measuring = False
 
     @property
-    def step_ms(self) -> float | None:
+    def step_ms(self) -> float:
         """See the class."""
         return self._median(0)
 
     @property
-    def step_cpu_ms(self) -> float | None:
+    def step_cpu_ms(self) -> float:
         """See the class."""
         return self._median(1)
 
-    def _median(self, index: int) -> float | None:
+    def _median(self, index: int) -> float:
         later = [times[index] for times in self._epochs[1:]]
-        return 1000 * float(np.median(later)) if later else None
+        return 1000 * float(np.median(later)) if later else math.nan
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Starts the clocks."""
@@ -187,19 +178,19 @@ class StepClock(keras.callbacks.Callback):
         self._measuring = False
 
 
-def peak_memory_mb() -> float | None:
-    """Returns the most memory that this process has held, in MB; None on Windows."""
+def peak_memory_mb() -> float:
+    """Returns the most memory that this process has held, in MB; NaN on Windows."""
     try:
         import resource
     except ImportError:
-        return None
+        return math.nan
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Kilobytes on Linux, bytes on macOS.
     return most / (1e6 if sys.platform == "darwin" else 1e3)
 
 
-def peak_gpu_memory_mb() -> float | None:
-    """Returns the most memory held on the first GPU, in MB; None without one."""
+def peak_gpu_memory_mb() -> float:
+    """Returns the most memory held on the first GPU, in MB; NaN without one."""
     if not tf.config.list_logical_devices("GPU"):
-        return None
+        return math.nan
     return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e6

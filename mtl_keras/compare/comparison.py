@@ -8,8 +8,8 @@ import itertools
 import re
 from typing import Any
 
-from mtl_keras.errors import InputError
-from mtl_keras.runs.config import RunConfig, Spec, check_count, spec_name
+from mtl_keras.errors import InputError, check_integer
+from mtl_keras.runs.config import RunConfig, Spec, TrainingConfig, spec_name
 
 # Half of them weigh losses, half combine gradients; the first is the reference.
 DEFAULT_BALANCING = (
@@ -39,20 +39,19 @@ class Cell:
         kind: `"single"` (one task alone), `"pair"` (two tasks, for affinity) or
             `"combination"` (all tasks, one sharing and balancing).
         method: Name of what is compared, the same for all seeds.
-        config: The validated settings.
+        config: The settings.
         identity: The hash.
     """
 
     name: str
     kind: str
     method: str
-    config: RunConfig
+    config: TrainingConfig
     identity: str
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks that it trains."""
-        assert self.config.tasks is not None
         return self.config.tasks
 
     def __str__(self) -> str:
@@ -84,21 +83,16 @@ class Comparison:
     seeds: int = 3
     pairs: bool = False
 
-    def validate(self) -> Comparison:
-        """Checks all settings and fills in the application's defaults.
-
-        Returns:
-            A comparison whose every cell can be trained.
+    def validate(self) -> Plan:
+        """Returns the trainings of the comparison, all settings checked.
 
         Raises:
             InputError: If a name is unknown, a number out of range, or something is
                 named twice.
         """
-        check_count("seeds", self.seeds)
+        check_integer("seeds", self.seeds, low=1)
         # The reference stands in for the settings that differ by cell.
         base = dataclasses.replace(self.base, balancing="equal", seed=0).validate()
-        assert base.tasks is not None
-        assert base.sharing is not None
         if len(base.tasks) < 2:
             raise InputError(
                 "Expected at least two tasks to compare on. "
@@ -114,22 +108,39 @@ class Comparison:
                 raise InputError(
                     f"Expected each {what} once. Received twice: {twice[0]}."
                 )
-        filled = dataclasses.replace(self, base=base, sharing=sharing)
+        plan = Plan(base, tuple(self.balancing), sharing, self.seeds, self.pairs)
         known: dict[str, Cell] = {}
-        for cell in filled.cells():
-            cell.config.validate()
+        for cell in plan.cells():
             same = known.setdefault(cell.identity, cell)
             if same is not cell:
                 raise InputError(
                     "Expected each combination once. Received the same twice: "
                     f"{same.method} and {cell.method}."
                 )
-        return filled
+        return plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The trainings of a comparison, every one checked; `Comparison.validate` makes it.
+
+    Attributes:
+        base: What all trainings have in common.
+        balancing: The ways to balance; the first is the reference.
+        sharing: The ways to share.
+        seeds: How many seeds.
+        pairs: Whether pairs of tasks are trained.
+    """
+
+    base: TrainingConfig
+    balancing: tuple[Spec | list[Spec], ...]
+    sharing: tuple[Spec, ...]
+    seeds: int
+    pairs: bool
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The tasks of a validated comparison."""
-        assert self.base.tasks is not None
+        """The tasks."""
         return self.base.tasks
 
     @property
@@ -138,7 +149,7 @@ class Comparison:
         return [name for name, _, _ in self._combinations()]
 
     def cells(self) -> list[Cell]:
-        """Returns all trainings of a validated comparison.
+        """Returns all trainings.
 
         Seed by seed, so that a comparison that was stopped has whole seeds; of each
         the single tasks first, which the others are measured against, pairs last.
@@ -161,7 +172,6 @@ class Comparison:
         return cells
 
     def _combinations(self) -> list[tuple[str, Any, Any]]:
-        assert self.sharing is not None
         several = len(self.sharing) > 1
         return [
             (
@@ -195,13 +205,3 @@ class Comparison:
         identity = digest[:_IDENTITY_DIGITS]
         name = f"{label[:_LABEL_LENGTH]}-seed{seed}-{identity}"
         return Cell(name, kind, method, config, identity)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the settings as JSON has them."""
-        return {
-            "base": self.base.to_dict(),
-            "balancing": list(self.balancing),
-            "sharing": list(self.sharing or ()),
-            "seeds": self.seeds,
-            "pairs": self.pairs,
-        }

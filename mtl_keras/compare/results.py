@@ -12,15 +12,15 @@ from typing import Any
 import tensorflow as tf
 from rich.console import Console
 
-from mtl_keras.compare import worker
-from mtl_keras.compare.comparison import Cell, Comparison
+from mtl_keras.compare.comparison import Cell, Comparison, Plan
 from mtl_keras.compare.report import write_report
 from mtl_keras.compare.running import run_cells
-from mtl_keras.compare.summary import Record, Summary, corrected_p, summarise
-from mtl_keras.files import atomic_write
+from mtl_keras.compare.summary import Summary, corrected_p, summarise
+from mtl_keras.files import atomic_write, write_json
 from mtl_keras.reports.rendering import span
-from mtl_keras.runs.folder import disk_errors, write_json
-from mtl_keras.runs.training import versions
+from mtl_keras.runs.folder import disk_errors
+from mtl_keras.runs.records import Record, versions
+from mtl_keras.runs.scheduler import cores
 
 RESULTS = "results.json"
 SUMMARY_TABLE = "summary.csv"
@@ -64,32 +64,32 @@ def run_comparison(
         InputError: If the comparison does not hold, or `out` is in use by something
             else or by a comparison with other settings; all before training.
     """
-    comparison = comparison.validate()
+    plan = comparison.validate()
     out = pathlib.Path(out)
     with disk_errors(out):
-        return _run(comparison, out, jobs, command, console)
+        return _run(plan, out, jobs, command, console)
 
 
 def _run(
-    comparison: Comparison,
+    plan: Plan,
     out: pathlib.Path,
     jobs: int,
     command: str,
     console: Console | None,
 ) -> Summary:
-    records = run_cells(comparison, out, jobs=jobs, console=console)
-    summary = summarise(comparison, records) | {
+    records = run_cells(plan, out, jobs=jobs, console=console)
+    summary = summarise(plan, records) | {
         "command": command,
         "machine": {
             "platform": platform.platform(),
-            "cores": worker.cores(),
+            "cores": cores(),
             "gpus": len(tf.config.list_physical_devices("GPU")),
         },
         "versions": versions(),
     }
     write_json(out / RESULTS, summary)
     _write_summary(out / SUMMARY_TABLE, summary)
-    _write_cells(out / CELLS_TABLE, comparison.cells(), records)
+    _write_cells(out / CELLS_TABLE, plan.cells(), records)
     write_report(out / REPORT, summary)
     return summary
 
@@ -156,12 +156,13 @@ def _write_cells(
         for cell in cells:
             record = records[cell.name]
             first = [cell.name, cell.kind, cell.method, cell.config.seed]
-            if record["status"] != "COMPLETED":
+            if not record.completed:
                 rest = [""] * (len(fields) + len(costs) - 4)
-                writer.writerow([*first, record["status"], *rest, record["error"]])
+                writer.writerow([*first, record.status, *rest, record.error])
                 continue
-            cost = [*(record[name] for name in costs), ""]
-            for task, metrics in record["test"].items():
+            result = record.result
+            cost = [*(getattr(result, name) for name in costs), ""]
+            for task, metrics in result.test.items():
                 for metric, value in metrics.items():
-                    row = [record["status"], record["epoch"], task, metric, value]
+                    row = [record.status, result.epoch, task, metric, value]
                     writer.writerow([*first, *row, *cost])

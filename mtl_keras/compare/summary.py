@@ -11,18 +11,21 @@ import numpy as np
 
 from mtl_keras import evaluation, optional, sharing
 from mtl_keras.callbacks.task_affinity import mean_over_epochs
-from mtl_keras.compare.comparison import COMBINATION, PAIR, SINGLE, Cell, Comparison
+from mtl_keras.compare.comparison import COMBINATION, PAIR, SINGLE, Cell, Plan
+from mtl_keras.compare.records import CellResult
+from mtl_keras.encoding import encode
+from mtl_keras.runs.records import Record
 from mtl_keras.runs.results import main_metrics
 
 # With the module: a comparison should not find out at its end.
 with optional.extra("evaluation", "scipy", "The tests of a comparison"):
     import scipy.stats  # noqa: F401
 
-Record = dict[str, Any]
 Summary = dict[str, Any]
+_COSTS = ("step_ms", "step_cpu_ms", "peak_memory_mb", "peak_gpu_memory_mb")
 
 
-def summarise(comparison: Comparison, records: Mapping[str, Record]) -> Summary:
+def summarise(comparison: Plan, records: Mapping[str, Record]) -> Summary:
     """Puts the results of all cells together.
 
     Args:
@@ -55,7 +58,7 @@ def corrected_p(summary: Summary, family: str, method: str) -> float | None:
 
 
 class _Summary:
-    def __init__(self, comparison: Comparison, records: Mapping[str, Record]):
+    def __init__(self, comparison: Plan, records: Mapping[str, Record]):
         self._comparison = comparison
         self._records = records
         self._application = comparison.base.get_application()
@@ -82,8 +85,12 @@ class _Summary:
             for cell in self._cells
             if cell.kind == kind
             and method in (None, cell.method)
-            and self._records[cell.name]["status"] == "COMPLETED"
+            and self._records[cell.name].completed
         ]
+
+    def _result(self, cell: Cell) -> CellResult:
+        result: CellResult = self._records[cell.name].result
+        return result
 
     @staticmethod
     def _seed(cell: Cell) -> int:
@@ -91,7 +98,7 @@ class _Summary:
 
     def _test(self, cell: Cell) -> dict[str, float]:
         """Returns the tasks' main metrics on the test split."""
-        return main_metrics(self._records[cell.name]["test"], self._application)
+        return main_metrics(self._result(cell).test, self._application)
 
     def all(self) -> Summary:
         methods = {name: self._method(name) for name in self._comparison.methods}
@@ -99,7 +106,7 @@ class _Summary:
         self._add_front(methods)
         tests = self._tests(methods)
         return {
-            "comparison": self._comparison.to_dict(),
+            "comparison": encode(self._comparison),
             "tasks": {
                 task: {
                     "metric": self._application.tasks[task].objective,
@@ -117,34 +124,32 @@ class _Summary:
             "tests": tests,
             "affinity": self._affinity(),
             "failed": {
-                cell.name: self._records[cell.name]["error"]
+                cell.name: self._records[cell.name].error
                 for cell in self._cells
-                if self._records[cell.name]["status"] != "COMPLETED"
+                if not self._records[cell.name].completed
             },
         }
 
     def _common(self, method: str, kind: str) -> dict[str, Any]:
         """Returns what a method's cells cost, and which epochs they chose."""
         cells = self._finished(kind, method)
-        records = [self._records[cell.name] for cell in cells]
+        results = [self._result(cell) for cell in cells]
 
-        def of(key: str) -> list[float]:
-            return [record[key] for record in records if record[key] is not None]
+        def known(name: str) -> dict[str, Any]:
+            values = [getattr(result, name) for result in results]
+            return spread([value for value in values if math.isfinite(value)])
 
         return {
             "seeds": [self._seed(cell) for cell in cells],
-            "epochs": of("epoch"),
-            "jobs": of("jobs"),
-            "step_ms": spread(of("step_ms")),
-            "step_cpu_ms": spread(of("step_cpu_ms")),
-            "peak_memory_mb": spread(of("peak_memory_mb")),
-            "peak_gpu_memory_mb": spread(of("peak_gpu_memory_mb")),
-            "seconds": spread(of("seconds")),
+            "epochs": [result.epoch for result in results],
+            "jobs": [result.jobs for result in results],
+            **{name: known(name) for name in _COSTS},
+            "seconds": spread([self._records[cell.name].seconds for cell in cells]),
         }
 
     def _method(self, name: str) -> dict[str, Any]:
         cells = self._finished(COMBINATION, name)
-        records = [self._records[cell.name] for cell in cells]
+        results = [self._result(cell) for cell in cells]
         tests = [self._test(cell) for cell in cells]
         # The gain over the task alone with the same seed: what a seed does to the
         # order of the data does it to both.
@@ -158,8 +163,8 @@ class _Summary:
         compared = [task for task in self._tasks if task not in self._excluded]
         everything = {
             task: {
-                metric: spread([r["test"][task].get(metric, math.nan) for r in records])
-                for metric in (records[0]["test"][task] if records else ())
+                metric: spread([r.test[task].get(metric, math.nan) for r in results])
+                for metric in (results[0].test[task] if results else ())
             }
             for task in self._tasks
         }
@@ -176,9 +181,9 @@ class _Summary:
                     for index in range(len(cells))
                 ]
             ),
-            "validation_delta_m": spread([r["validation_delta_m"] for r in records]),
+            "validation_delta_m": spread([r.validation_delta_m for r in results]),
             "metrics": everything,
-            "history": _mean_history([record["history"] for record in records]),
+            "history": _mean_history([result.history for result in results]),
             "cosines": self._over_cells(cells, "cosines"),
         }
 
@@ -284,7 +289,7 @@ class _Summary:
                 if task not in untrained
             ]
             table = np.full((len(self._tasks),) * 2, np.nan)
-            found = mean_over_epochs(self._records[cell.name]["affinity"], what)
+            found = mean_over_epochs(encode(self._result(cell).affinity), what)
             table[np.ix_(order, order)] = found
             tables.append({"epoch": 0, what: table})
         if not tables:

@@ -217,6 +217,11 @@ def element_values(
     return values
 
 
+def has_value_by_element(loss: keras.losses.Loss) -> bool:
+    """Returns whether a loss has a value for each element of an output."""
+    return getattr(loss, "fn", None) in _MEANS_OF_ELEMENTS
+
+
 def check_axes(kind: str, task: str, values: tf.Tensor, *weights: Any) -> None:
     """Raises `InputError` for weights or masks with more axes than the values.
 

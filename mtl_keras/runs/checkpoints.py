@@ -15,10 +15,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from mtl_keras.errors import InputError
+from mtl_keras.errors import InputError, first_line
 from mtl_keras.files import atomic_write
 from mtl_keras.model import MultiTaskModel
-from mtl_keras.runs.folder import first_line
 
 _KEPT = 2
 _PROGRESS = "progress"

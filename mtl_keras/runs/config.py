@@ -5,27 +5,51 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from pydantic import Field, PlainValidator, StrictFloat, StrictInt, StrictStr
+
+from mtl_keras.decoding import Count, Decodable, Finite, decode
+from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
     from mtl_keras.applications import Application
 
+
+def _named(value: Any) -> Any:
+    if isinstance(value, (str, Mapping)):
+        return value
+    raise InputError(
+        f"Expected a name or a table with class_name. Received: {value!r:.100}."
+    )
+
+
+def _named_or_several(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_named(member) for member in value]
+    return _named(value)
+
+
 # A name, or {"class_name": ..., "config": ...}, as the registries take them.
-Spec = str | dict[str, Any]
+Spec = Annotated[str | dict[str, Any], PlainValidator(_named)]
+Specs = Annotated[
+    str | dict[str, Any] | list[str | dict[str, Any]],
+    PlainValidator(_named_or_several),
+]
 SCHEDULES = ("cosine", "warmup_cosine", "constant")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 
+_DEEPEST = 1_000  # beyond it, building a model takes hours
+
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig:
-    """The settings of one training run.
+class RunConfig(Decodable):
+    """The settings of one training run, as a user gives them.
 
-    A field that is None takes the application's default; `validate` fills it
-    in, so that the `config.json` of a run folder names every setting.
+    A field that is None takes the application's default; `validate` returns the
+    settings with every default filled in.
 
     Attributes:
         application: Name of an application, for example `"vision"`.
@@ -51,70 +75,96 @@ class RunConfig:
         loss_weights: Weight of each task's loss, `{task: weight}`; tasks left
             out weigh 1.
         limit: Use only this many training samples; None means all.
+        patience: Epochs without a better validation score (the mean over tasks of
+            the main metrics) before the training ends; None for all epochs. The
+            model is that of the last epoch.
     """
 
-    application: str
-    data: str | None = None
-    tasks: tuple[str, ...] | None = None
-    backbone: str | None = None
+    application: StrictStr
+    data: StrictStr | None = None
+    tasks: tuple[StrictStr, ...] | None = None
+    backbone: StrictStr | None = None
     sharing: Spec | None = None
-    balancing: Spec | list[Spec] = "equal"
-    width: int | None = None
-    depth: int | None = None
-    epochs: int | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    seed: int = 0
-    loss_weights: Mapping[str, float] | None = None
-    limit: int | None = None
+    balancing: Specs = "equal"
+    width: StrictInt | None = None
+    depth: StrictInt | None = None
+    epochs: StrictInt | None = None
+    batch_size: StrictInt | None = None
+    learning_rate: StrictFloat | None = None
+    seed: StrictInt = 0
+    loss_weights: Mapping[StrictStr, StrictFloat] | None = None
+    limit: StrictInt | None = None
     optimizer: Spec | None = None
-    schedule: str = "cosine"
-    precision: str | None = None
+    schedule: StrictStr = "cosine"
+    precision: StrictStr | None = None
+    patience: StrictInt | None = None
 
-    def validate(self) -> RunConfig:
+    def validate(self) -> TrainingConfig:
         """Checks every field and fills in the application's defaults.
-
-        Returns:
-            A config without None, except for `loss_weights`, `limit`,
-            `optimizer` and `precision`.
 
         Raises:
             InputError: If a name is unknown (with the nearest names), a number is
                 out of range, or two balancing methods are of one kind. Nothing has
                 been written or trained.
         """
+        application = _application(self.application, self.data)
+        defaults = {
+            "data": application.default_data,
+            "tasks": tuple(application.tasks),
+            **dataclasses.asdict(application.defaults),
+        }
+        given = {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self)
+        }
+        given |= {k: v for k, v in defaults.items() if k in given and given[k] is None}
+        return decode(TrainingConfig, given)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig(Decodable):
+    """The settings of one training, checked, with every default filled in.
+
+    `RunConfig.validate` makes it, or `decode` from what `config.json` holds. The
+    attributes are those of `RunConfig`.
+
+    Raises:
+        InputError: As `RunConfig.validate`.
+    """
+
+    application: StrictStr
+    data: StrictStr
+    tasks: tuple[StrictStr, ...]
+    backbone: StrictStr
+    sharing: Spec
+    balancing: Specs
+    width: Count
+    depth: Annotated[StrictInt, Field(ge=1, le=_DEEPEST)]
+    epochs: Count
+    batch_size: Count
+    learning_rate: Annotated[Finite, Field(gt=0)]
+    seed: Annotated[StrictInt, Field(ge=0, lt=2**32)]
+    loss_weights: Mapping[StrictStr, Annotated[Finite, Field(ge=0)]] | None
+    limit: Count | None
+    optimizer: Spec | None
+    schedule: StrictStr
+    precision: StrictStr | None
+    patience: Count | None
+
+    def __post_init__(self) -> None:
         from mtl_keras import balancing, sharing
         from mtl_keras.balancing.pipeline import Pipeline
         from mtl_keras.runs.optimizers import make_optimizer
 
-        application = self.get_application()
-        defaults = application.defaults
-        filled = dataclasses.replace(
-            self,
-            data=application.default_data if self.data is None else self.data,
-            tasks=tuple(application.tasks if self.tasks is None else self.tasks),
-            **{
-                name: getattr(defaults, name)
-                for name in (
-                    "backbone",
-                    "sharing",
-                    "width",
-                    "depth",
-                    "epochs",
-                    "batch_size",
-                    "learning_rate",
-                )
-                if getattr(self, name) is None
-            },
-        )
-        filled._check_names(application)
-        filled._check_numbers()
-        found = balancing.get(filled.balancing)
+        self._check_names(self.get_application())
+        methods = balancing.get(self.balancing)
         # Two methods of one kind are refused here, and not by `compile` later.
-        Pipeline(found if isinstance(found, list) else [found])
-        sharing.get(filled.sharing).check_tasks(filled.tasks or ())
-        make_optimizer(filled.optimizer, float(filled.learning_rate))  # type: ignore[arg-type]
-        return filled
+        Pipeline(methods if isinstance(methods, list) else [methods])
+        sharing.get(self.sharing).check_tasks(self.tasks)
+        make_optimizer(self.optimizer, self.learning_rate)
+
+    def validate(self) -> TrainingConfig:
+        """Returns the config itself, which is validated."""
+        return self
 
     def get_application(self) -> Application:
         """Returns the application, as it is for the data set.
@@ -122,70 +172,30 @@ class RunConfig:
         Raises:
             InputError: If the application, or its data set, is unknown.
         """
-        from mtl_keras import applications
-
-        return applications.get(self.application).for_data(self.data)
+        return _application(self.application, self.data)
 
     def _check_names(self, application: Application) -> None:
-        assert self.tasks is not None
         if not self.tasks:
             raise InputError(
                 "Expected at least one task. Known tasks: "
                 f"{', '.join(application.tasks)}."
             )
+        owner = f"of {application.name!r}"
         for task in self.tasks:
             if task not in application.tasks:
-                raise unknown_name(
-                    f"task of {application.name!r}", task, application.tasks
-                )
-        twice = [task for task in self.tasks if self.tasks.count(task) > 1]
-        if twice:
-            raise InputError(f"Expected each task once. Received twice: {twice[0]!r}.")
+                raise unknown_name(f"task {owner}", task, application.tasks)
+            if self.tasks.count(task) > 1:
+                raise InputError(f"Expected each task once. Received twice: {task!r}.")
         if self.backbone not in application.backbones:
-            raise unknown_name(
-                f"backbone of {application.name!r}",
-                self.backbone,
-                application.backbones,
-            )
+            kind = f"backbone {owner}"
+            raise unknown_name(kind, self.backbone, application.backbones)
         if self.schedule not in SCHEDULES:
             raise unknown_name("schedule", self.schedule, SCHEDULES)
         if self.precision is not None and self.precision not in PRECISIONS:
             raise unknown_name("precision", self.precision, PRECISIONS)
-        for task, weight in (self.loss_weights or {}).items():
+        for task in self.loss_weights or {}:
             if task not in self.tasks:
                 raise unknown_name("task in loss_weights", task, self.tasks)
-            if not is_number(weight) or not math.isfinite(weight) or weight < 0:
-                raise InputError(
-                    f"Expected the loss weight of {task!r} to be a number of at "
-                    f"least 0. Received: {weight!r}."
-                )
-
-    def _check_numbers(self) -> None:
-        for name in ("width", "depth", "epochs", "batch_size"):
-            check_count(name, getattr(self, name))
-        if self.depth > _DEEPEST:  # type: ignore[operator]
-            raise InputError(
-                f"Expected depth to be at most {_DEEPEST}. Received: {self.depth}."
-            )
-        if self.limit is not None:
-            check_count("limit", self.limit)
-        if not is_number(self.learning_rate) or not 0 < self.learning_rate < math.inf:  # type: ignore[operator]
-            raise InputError(
-                "Expected learning_rate to be a number above 0. "
-                f"Received: {self.learning_rate!r}."
-            )
-        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
-            raise InputError(
-                "Expected seed to be a whole number from 0 to 4294967295. "
-                f"Received: {self.seed!r}."
-            )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as JSON has them."""
-        values = dataclasses.asdict(self)
-        if self.tasks is not None:
-            values["tasks"] = list(self.tasks)
-        return values
 
     def identity(self) -> str:
         """Returns a hash of all settings: equal for the same training, and only then.
@@ -196,84 +206,31 @@ class RunConfig:
 
         Returns:
             64 hexadecimal digits (SHA-256 of canonical JSON).
-
-        Raises:
-            InputError: For an unknown method or optimizer.
         """
         import keras
 
         from mtl_keras import balancing, sharing
         from mtl_keras.runs.optimizers import make_optimizer
 
-        values = self.to_dict()
+        values = encode(self)
         several = isinstance(self.balancing, (list, tuple))
         values["balancing"] = [
             _canonical_method(balancing.serialize(balancing.get(spec)), spec)  # type: ignore[arg-type]
             for spec in (self.balancing if several else [self.balancing])
         ]
-        if self.sharing is not None:
-            method = sharing.serialize(sharing.get(self.sharing))
-            values["sharing"] = _canonical_method(method, self.sharing)
+        method = sharing.serialize(sharing.get(self.sharing))
+        values["sharing"] = _canonical_method(method, self.sharing)
         if self.optimizer is not None:
             optimizer = make_optimizer(self.optimizer, 1.0)
             values["optimizer"] = keras.saving.serialize_keras_object(optimizer)
         text = json.dumps(_canonical_numbers(values), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
-        """Makes a config from `to_dict`'s dictionary.
 
-        Raises:
-            InputError: If a key is unknown, or `application` is missing.
-        """
-        known = {field.name for field in dataclasses.fields(cls)}
-        for key in values:
-            if key not in known:
-                raise unknown_name("run setting", key, known)
-        if "application" not in values:
-            raise InputError("Expected a run config with the key 'application'.")
-        values = dict(values)
-        for name, value in values.items():
-            expected = _JSON_TYPES[name]
-            if value is not None and not isinstance(value, expected):
-                raise InputError(
-                    f"Expected {name} to be {_described(expected)}. "
-                    f"Received: {str(value)!r:.100}."
-                )
-        if values.get("tasks") is not None:
-            values["tasks"] = tuple(map(str, values["tasks"]))
-        return cls(**values)
+def _application(name: str, data: str | None) -> Application:
+    from mtl_keras import applications
 
-
-_LARGEST_COUNT = 2**31 - 1
-_DEEPEST = 1_000  # beyond it, building a model takes hours
-
-# What JSON has for each field, where it has not null.
-_JSON_TYPES: dict[str, tuple[type, ...]] = {
-    "application": (str,),
-    "data": (str,),
-    "tasks": (list, tuple),
-    "backbone": (str,),
-    "optimizer": (str, dict),
-    "schedule": (str,),
-    "precision": (str,),
-    "sharing": (str, dict),
-    "balancing": (str, dict, list),
-    "loss_weights": (dict,),
-    **dict.fromkeys(
-        (
-            *("width", "depth", "epochs", "batch_size", "learning_rate"),
-            *("seed", "limit"),
-        ),
-        (int, float),
-    ),
-}
-_WORDS = {str: "a name", list: "a list", dict: "a table", int: "a number"}
-
-
-def _described(types: tuple[type, ...]) -> str:
-    return " or ".join(_WORDS[kind] for kind in types if kind in _WORDS)
+    return applications.get(name).for_data(data)
 
 
 def spec_name(spec: Any, write: Callable[[Any], str] = repr) -> str:
@@ -323,21 +280,3 @@ def _canonical_numbers(values: Any) -> Any:
     if isinstance(values, float) and values.is_integer():
         return int(values)
     return values
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is an int or float, and not a bool."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def check_count(name: str, value: Any) -> None:
-    """Raises an InputError unless `value` is a whole number from 1 to 2147483647."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InputError(
-            f"Expected {name} to be a whole number of at least 1. Received: {value!r}."
-        )
-    if value > _LARGEST_COUNT:
-        raise InputError(
-            f"Expected {name} to be a whole number of at most {_LARGEST_COUNT}. "
-            f"Received: {value!r:.100}."
-        )

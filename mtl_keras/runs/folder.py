@@ -9,21 +9,18 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
-import json
-import math
-import os
 import pathlib
-import stat
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
-from mtl_keras.errors import InputError, system_reason
-from mtl_keras.files import atomic_write
-from mtl_keras.runs.config import RunConfig, is_number
+from mtl_keras.decoding import Decodable, Result, decode
+from mtl_keras.errors import InputError, first_line, system_reason
+from mtl_keras.files import atomic_write, read_json, read_text
+from mtl_keras.runs.config import TrainingConfig
 from mtl_keras.runs.model_file import check_model_file
+from mtl_keras.runs.records import check_format
 
 if TYPE_CHECKING:
     import keras
@@ -46,7 +43,7 @@ class Run:
     """
 
     path: pathlib.Path
-    config: RunConfig
+    config: TrainingConfig
     metrics: dict[str, dict[str, float]]
 
     def model(self) -> keras.Model:
@@ -99,88 +96,17 @@ def load_run(path: str | pathlib.Path) -> Run:
         if not (path / name).is_file():
             raise InputError(f"{str(path)!r} is not a run folder: it has no {name}.")
     values = read_json(path / CONFIG)
-    values.pop("versions", None)
-    try:
-        config = RunConfig.from_dict(values)
-    except InputError as error:
-        raise InputError(f"{path / CONFIG}: {error}") from error
-    return Run(path, config, _read_metrics(path / METRICS))
+    check_format(values.pop("made_with", None), path / CONFIG)
+    config = decode(TrainingConfig, values, str(path / CONFIG))
+    metrics = decode(
+        _Metrics, {"tasks": read_json(path / METRICS)}, str(path / METRICS)
+    )
+    return Run(path, config, metrics.tasks)
 
 
-def _read_metrics(path: pathlib.Path) -> dict[str, dict[str, float]]:
-    metrics = read_json(path)
-    for values in metrics.values():
-        if not isinstance(values, dict) or not all(
-            value is None or is_number(value) for value in values.values()
-        ):
-            raise InputError(
-                f"Expected {path} to hold numbers by task and metric. "
-                f"Received: {str(values)[:100]!r}."
-            )
-    return metrics
-
-
-def read_text(path: pathlib.Path) -> str:
-    """Reads a text file, and nothing that has no end or makes one wait for it.
-
-    Raises:
-        InputError: If there is a folder, a pipe or a device instead.
-        OSError: If it cannot be read.
-        ValueError: If it is not UTF-8.
-    """
-    with open(path, "rb", opener=_without_waiting) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise InputError(
-                f"Expected {path} to be a file. Received: a pipe or device."
-            )
-        return file.read().decode("utf-8")
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Reads a JSON object; InputError when the file does not hold one."""
-    try:
-        values = json.loads(read_text(path))
-    except InputError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read: {first_line(error)}") from error
-    if not isinstance(values, dict):
-        raise InputError(
-            f"Expected {path} to hold a JSON object. Received: {type(values).__name__}."
-        )
-    return values
-
-
-def write_json(path: pathlib.Path, values: Any) -> None:
-    """Writes JSON, the file as a whole or not at all."""
-    text = json.dumps(without_nan(values), indent=2, ensure_ascii=False)
-    with atomic_write(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def without_nan(values: Any) -> Any:
-    """Replaces NaN and infinity, which JSON lacks, by None."""
-    if isinstance(values, Mapping):
-        return {key: without_nan(value) for key, value in values.items()}
-    if isinstance(values, (list, tuple)):
-        return [without_nan(value) for value in values]
-    if isinstance(values, float) and not math.isfinite(values):
-        return None
-    return values
-
-
-def is_json_number(value: Any) -> bool:
-    """Whether this is a finite number, or null, which stands for the others."""
-    return value is None or (is_number(value) and abs(value) < sys.float_info.max)
-
-
-def is_table(value: Any, is_right: Callable[[Any], bool]) -> bool:
-    """Whether this is a JSON object whose values all are right."""
-    return isinstance(value, dict) and all(map(is_right, value.values()))
+@dataclasses.dataclass(frozen=True)
+class _Metrics(Decodable):
+    tasks: dict[str, dict[str, Result]]
 
 
 def write_history(path: pathlib.Path, history: Mapping[str, list[float]]) -> None:
@@ -197,42 +123,21 @@ def write_history(path: pathlib.Path, history: Mapping[str, list[float]]) -> Non
             writer.writerow([epoch + 1, *row])
 
 
-def check_free(out: str | pathlib.Path) -> None:
-    """Raises an InputError unless `out` can be made here and now.
+def read_history(path: pathlib.Path) -> dict[str, list[float]]:
+    """Reads `write_history`'s file: `{name: values by epoch}`.
 
-    An empty folder counts as free. Nothing is written.
+    Raises:
+        InputError: If the file is missing or broken.
     """
-    out = pathlib.Path(out)
-    if out.is_dir() and any(out.iterdir()):
-        raise InputError(
-            f"The output folder {str(out)!r} is in use already. "
-            "Name another one, or remove it first."
-        )
-    if os.path.lexists(out) and not out.is_dir():
-        raise InputError(f"The output {str(out)!r} exists and is not a folder.")
-    parent = out.absolute().parent
-    while not os.path.lexists(parent):
-        parent = parent.parent
-    if not parent.is_dir():
-        raise InputError(
-            f"The output folder {str(out)!r} cannot be made: "
-            f"{str(parent)!r} is not a folder."
-        )
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(
-            f"The output folder {str(out)!r} cannot be made: "
-            f"{str(parent)!r} is not writable."
-        )
-
-
-def check_no_links(*paths: pathlib.Path) -> None:
-    """Raises an InputError if writing to the paths could change a file elsewhere."""
-    for path in paths:
-        if path.is_symlink():
-            raise InputError(
-                "Expected no symbolic link in a folder that is gone on with. "
-                f"Received: {path}. Remove it, or name another --out."
-            )
+    try:
+        rows = list(csv.DictReader(read_text(path).splitlines(), strict=True))
+        return {
+            name: [float(row[name]) for row in rows if row[name]]
+            for name in (rows[0] if rows else ())
+            if name != "epoch"
+        }
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read: {first_line(error)}") from error
 
 
 @contextlib.contextmanager
@@ -247,9 +152,3 @@ def disk_errors(path: pathlib.Path) -> Iterator[None]:
         raise InputError(
             f"The folder {str(path)!r} cannot be written: {system_reason(error)}."
         ) from error
-
-
-def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's message, or its type's name."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-import platform
 from collections.abc import Iterator
 
 import keras
@@ -13,18 +12,18 @@ import tensorflow as tf
 from mtl_keras import sharing
 from mtl_keras.data import catalog
 from mtl_keras.runs import folder
-from mtl_keras.runs.config import RunConfig
+from mtl_keras.runs.config import TrainingConfig
 from mtl_keras.runs.optimizers import learning_rate_schedule, make_optimizer
 from mtl_keras.runs.results import by_task, metric_names
 
 
 def load_split(
-    config: RunConfig, split: str, epoch: tf.Variable | None = None
+    config: TrainingConfig, split: str, epoch: tf.Variable | None = None
 ) -> tf.data.Dataset:
     """Loads one split as a validated config wants it.
 
     Args:
-        config: A config that `validate` has returned.
+        config: What `RunConfig.validate` returned.
         split: `"train"` (shuffled, and cut to `limit`), `"validation"` or
             `"test"`.
         epoch: Number of the epoch to give; see `Application.load`.
@@ -35,7 +34,6 @@ def load_split(
     Raises:
         InputError: If the data set is unknown or cannot be prepared here.
     """
-    assert config.batch_size is not None
     training = split == "train"
     return config.get_application().load(
         split,
@@ -55,13 +53,13 @@ def count_batches(dataset: tf.data.Dataset) -> int:
     return known if known >= 0 else sum(1 for _ in dataset)
 
 
-def compiled_model(config: RunConfig, steps: int) -> keras.Model:
+def compiled_model(config: TrainingConfig, steps: int) -> keras.Model:
     """Builds and compiles the model of a validated config.
 
     Sets the global seeds, so that two calls give the same initial weights.
 
     Args:
-        config: A config that `validate` has returned.
+        config: What `RunConfig.validate` returned.
         steps: Training steps in all, over which the learning rate decays as the
             config says.
     """
@@ -77,11 +75,9 @@ def compiled_model(config: RunConfig, steps: int) -> keras.Model:
         )
     losses = application.losses(config.tasks)
     losses |= dict.fromkeys(sharing.get(config.sharing).untrained(list(losses)))
-    assert config.learning_rate is not None
     rate = learning_rate_schedule(config.schedule, config.learning_rate, steps)
     weights = None
     if config.loss_weights is not None:
-        assert config.tasks is not None
         weights = {task: config.loss_weights.get(task, 1.0) for task in config.tasks}
     model.compile(
         optimizer=make_optimizer(config.optimizer, rate, application),
@@ -117,23 +113,21 @@ def evaluate(path: str | pathlib.Path) -> dict[str, dict[str, float]]:
         InputError: If the folder is not a run, or the data cannot be had.
     """
     run = folder.load_run(path)
-    config = run.config.validate()
-    with catalog.reading(str(config.data)):
+    config = run.config
+    with catalog.reading(config.data):
         return test_metrics(config, run.model(), load_split(config, "test"))
 
 
 def test_metrics(
-    config: RunConfig, model: keras.Model, test: tf.data.Dataset
+    config: TrainingConfig, model: keras.Model, test: tf.data.Dataset
 ) -> dict[str, dict[str, float]]:
     """Returns all metrics on the test split, `{task: {metric: value}}`.
 
     Args:
-        config: A config that `validate` has returned.
+        config: What `RunConfig.validate` returned.
         model: The trained model.
         test: The test split, as `load_split` gives it.
     """
-    assert config.tasks is not None
-    assert config.batch_size is not None
     application = config.get_application()
     logs = model.evaluate(test, return_dict=True, verbose=0)
     metrics = by_task(logs, metric_names(application, config.tasks))
@@ -147,18 +141,3 @@ def test_metrics(
     for task, values in measured.items():
         metrics[task].update(values)
     return metrics
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions that a result depends on."""
-    import numpy as np
-
-    import mtl_keras
-
-    return {
-        "mtl_keras": mtl_keras.__version__,
-        "python": platform.python_version(),
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "numpy": np.__version__,
-    }

@@ -7,29 +7,31 @@ checkpoints, and under `run` what becomes the run folder by one renaming.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
-import json
 import os
 import pathlib
 import shutil
 from collections.abc import Iterator
-from typing import Any
 
+from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError
-from mtl_keras.files import make_folder, publish_folder
-from mtl_keras.runs.config import RunConfig
-from mtl_keras.runs.folder import (
-    CONFIG,
+from mtl_keras.files import (
     check_free,
     check_no_links,
+    make_folder,
+    publish_folder,
     read_json,
     write_json,
 )
+from mtl_keras.runs.config import TrainingConfig
+from mtl_keras.runs.folder import CONFIG, Run, load_run
 
 CHECKPOINTS = "checkpoints"
 AGAIN = "The same command, started again, goes on with the run."
 _RUN = "run"
 _LOCK = "lock"
+_REPLACED = "replaced"
 
 
 def work_folder(out: pathlib.Path) -> pathlib.Path:
@@ -37,7 +39,7 @@ def work_folder(out: pathlib.Path) -> pathlib.Path:
     return out.with_name(f".{out.name}.partial")
 
 
-def next_free(parent: str | os.PathLike, config: RunConfig) -> pathlib.Path:
+def next_free(parent: str | os.PathLike, config: TrainingConfig) -> pathlib.Path:
     """Returns `parent/APPLICATION-N` with the first N that is not taken.
 
     Args:
@@ -53,19 +55,21 @@ def next_free(parent: str | os.PathLike, config: RunConfig) -> pathlib.Path:
         number += 1
 
 
-def _can_be_taken(work: pathlib.Path, config: RunConfig) -> bool:
+def _can_be_taken(work: pathlib.Path, config: TrainingConfig) -> bool:
     if not work.exists():
         return True
     try:
         with held(work):
-            return _settings(work) == _as_json(config)
+            return read_json(work / CONFIG) == encode(config)
     except InputError:
         return False
 
 
 @contextlib.contextmanager
 def opened(
-    out: str | os.PathLike, config: RunConfig
+    out: str | os.PathLike,
+    config: TrainingConfig,
+    replaces: bool = False,
 ) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
     """Gives the folders of a new or unfinished run; `out` appears at the end.
 
@@ -76,6 +80,7 @@ def opened(
     Args:
         out: The run folder.
         config: What is trained, from `RunConfig.validate`.
+        replaces: Whether `out` is a finished run, whose place the new one takes.
 
     Yields:
         The folder that becomes `out`, and that of the checkpoints.
@@ -87,7 +92,8 @@ def opened(
     out = pathlib.Path(out).absolute()
     work = work_folder(out)
     _remove_leftover(work, out)
-    check_free(out)
+    if not replaces:
+        check_free(out)
     made = [p for p in out.parents if not p.exists()]
     try:
         make_folder(work)
@@ -102,6 +108,8 @@ def opened(
             for name in (_RUN, CHECKPOINTS):
                 make_folder(work / name)
             yield work / _RUN, work / CHECKPOINTS
+            if replaces:
+                out.rename(work / _REPLACED)
             publish_folder(work / _RUN, out)
         except BaseException as error:
             if not any((work / CHECKPOINTS).glob("*")):
@@ -136,24 +144,52 @@ def held(work: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def _check_settings(work: pathlib.Path, config: RunConfig, out: pathlib.Path) -> None:
+def _check_settings(
+    work: pathlib.Path, config: TrainingConfig, out: pathlib.Path
+) -> None:
     """Writes the settings, or compares them with those of the unfinished run."""
     if not (work / CONFIG).is_file():
-        write_json(work / CONFIG, _as_json(config))
+        write_json(work / CONFIG, config)
         return
-    there, here = _settings(work), _as_json(config)
-    for name in here:
-        if there.get(name) != here[name]:
+    earlier, now = read_json(work / CONFIG), encode(config)
+    for name in now:
+        if earlier.get(name) != now[name]:
             raise InputError(
                 f"{str(work)!r} holds an unfinished run with another {name}: "
-                f"{there.get(name)!r} there, {here[name]!r} here. Give the same "
-                f"settings to go on with it, name another --out, or remove it."
+                f"{earlier.get(name)!r} there, {now[name]!r} here. Give the same "
+                f"settings to resume it, name another --out, or remove it."
             )
 
 
-def _settings(work: pathlib.Path) -> dict[str, Any]:
-    return read_json(work / CONFIG)
+def restore_replaced(out: str | os.PathLike) -> None:
+    """Gives a finished run its name back, where its replacement was interrupted.
+
+    Raises:
+        InputError: If another process is about to give the replacement this name.
+    """
+    out = pathlib.Path(out).absolute()
+    replaced = work_folder(out) / _REPLACED
+    if replaced.is_dir() and not os.path.lexists(out):
+        with held(work_folder(out)):
+            replaced.rename(out)
 
 
-def _as_json(config: RunConfig) -> dict[str, Any]:
-    return json.loads(json.dumps(config.to_dict()))
+def with_fewer_epochs(out: str | os.PathLike, config: TrainingConfig) -> Run | None:
+    """Returns the finished run of these settings, but for more epochs, in a folder.
+
+    Args:
+        out: The run folder.
+        config: What is to be trained, from `RunConfig.validate`.
+
+    Returns:
+        The run; None where there is none, or one of other settings.
+
+    Raises:
+        InputError: If the folder's files are broken.
+    """
+    out = pathlib.Path(out)
+    if not (out / CONFIG).is_file():
+        return None
+    run = load_run(out)
+    same = dataclasses.replace(run.config, epochs=config.epochs) == config
+    return run if same and run.config.epochs < config.epochs else None

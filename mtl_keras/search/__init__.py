@@ -12,7 +12,7 @@ from typing import Any
 
 from mtl_keras.search.search_space import SearchSpace, parse_space
 from mtl_keras.search.space import Choice, Fixed, LossWeights, Range
-from mtl_keras.search.study import Study, load_study
+from mtl_keras.search.study import Study, StudySettings, load_study
 
 __all__ = [
     "Choice",
@@ -24,6 +24,7 @@ __all__ = [
     "SearchSpace",
     "Study",
     "StudyHyperModel",
+    "StudySettings",
     "best_config",
     "load_study",
     "parse_space",

@@ -12,9 +12,9 @@ import keras_tuner
 import tensorflow as tf
 
 from mtl_keras import sharing as sharing_registry
-from mtl_keras.errors import InputError
+from mtl_keras.errors import InputError, check_integer
 from mtl_keras.evaluation.pareto import pareto_front
-from mtl_keras.runs.config import RunConfig, check_count
+from mtl_keras.runs.config import TrainingConfig
 from mtl_keras.runs.optimizers import learning_rate_schedule, make_optimizer
 from mtl_keras.runs.results import by_task, metric_names
 from mtl_keras.runs.training import compiled_model, count_batches, load_split
@@ -94,7 +94,7 @@ class MultiTaskHyperModel(keras_tuner.HyperModel):
     ):
         super().__init__(name=name, tunable=tunable)
         if steps is not None:
-            check_count("steps", steps)
+            check_integer("steps", steps, low=1)
         self._build_model = build
         self._loss = dict(loss)
         self._metrics = metrics
@@ -209,20 +209,20 @@ class StudyHyperModel(keras_tuner.HyperModel):
         super().__init__()
         self.study = study
         self.baselines = baselines
-        self._application = study.base_config().get_application()
-        self._names = metric_names(self._application, study.tasks or ())
+        self._application = study.application
+        self._names = metric_names(self._application, study.tasks)
         self._validation: dict[int | None, tf.data.Dataset] = {}
 
-    def config(self, hp: keras_tuner.HyperParameters) -> RunConfig:
+    def config(self, hp: keras_tuner.HyperParameters) -> TrainingConfig:
         """Returns the run that the hyperparameters stand for.
 
         Registers them in `hp` on the way, as every KerasTuner space does.
         """
         study = self.study
-        drawn = study.space.sample(hp, study.tasks or ())
+        drawn = study.space.sample(hp, study.tasks)
         # Hyperband's oracle gives its short trials fewer epochs.
-        drawn["epochs"] = hp.values.get("tuner/epochs", study.epochs)
-        return dataclasses.replace(study.base_config(), **drawn).validate()
+        drawn["epochs"] = hp.values.get("tuner/epochs", study.settings.epochs)
+        return dataclasses.replace(study.base, **drawn)
 
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
         """Builds and compiles one model of the space.
@@ -232,7 +232,7 @@ class StudyHyperModel(keras_tuner.HyperModel):
         """
         config = self.config(hp)
         per_epoch = count_batches(load_split(config, "train"))
-        return compiled_model(config, per_epoch * self.study.epochs)
+        return compiled_model(config, per_epoch * self.study.settings.epochs)
 
     def fit(
         self,
@@ -266,13 +266,13 @@ class StudyHyperModel(keras_tuner.HyperModel):
         config = self.config(hp)
         results = _EpochResults(self)
         own: list[keras.callbacks.Callback] = [results]
-        if self.study.patience is not None:
+        if self.study.settings.patience is not None:
             (objective,) = self.study.objectives
             own.append(
                 keras.callbacks.EarlyStopping(
                     objective.name,
                     mode=objective.direction,
-                    patience=self.study.patience,
+                    patience=self.study.settings.patience,
                 )
             )
         model.fit(
@@ -283,7 +283,7 @@ class StudyHyperModel(keras_tuner.HyperModel):
         )
         return best_epoch(results.epochs, self.study.objectives)
 
-    def validation_data(self, config: RunConfig) -> tf.data.Dataset:
+    def validation_data(self, config: TrainingConfig) -> tf.data.Dataset:
         """Returns the validation split, cached over the trials of a batch size."""
         if config.batch_size not in self._validation:
             self._validation[config.batch_size] = load_split(config, "validation")
@@ -367,15 +367,14 @@ def train_baselines(study: Study) -> dict[str, float]:
         The main metric of each task on the validation split, at its best epoch as
         trials have it.
     """
-    return {task: train_baseline(study, task) for task in study.tasks or ()}
+    return {task: train_baseline(study, task) for task in study.tasks}
 
 
 def train_baseline(study: Study, task: str) -> float:
     """Trains one task as `train_baselines` does, and returns its main metric."""
-    alone = dataclasses.replace(study.base_config(), tasks=(task,)).validate()
+    alone = dataclasses.replace(study.base, tasks=(task,))
     keras.utils.clear_session()
     train = load_split(alone, "train")
-    assert alone.epochs is not None
     model = compiled_model(alone, count_batches(train) * alone.epochs)
     history = model.fit(
         train,

@@ -9,7 +9,7 @@ from typing import Any
 from mtl_keras.reports.figures import svg
 from mtl_keras.reports.rendering import write_html
 from mtl_keras.runs.progress import duration
-from mtl_keras.search.records import Record, flat_settings, front_of
+from mtl_keras.search.records import TrialRecord, flat_settings, front_of
 from mtl_keras.search.study import Study
 from mtl_keras.search.values import epochs, main_values, short
 
@@ -26,7 +26,7 @@ _ABOUT = {
 
 def write_page(
     study: Study,
-    records: Sequence[Record],
+    records: Sequence[TrialRecord],
     path: pathlib.Path,
     figures: Mapping[str, Any],
 ) -> None:
@@ -38,19 +38,19 @@ def write_page(
         path: The page. An existing file is replaced.
         figures: Matplotlib figures, by the names of their files without suffix.
     """
-    application = study.base_config().get_application()
+    application = study.application
     objectives = [objective.label for objective in study.objectives]
-    tasks = [f"{t}\n{application.tasks[t].objective}" for t in study.tasks or ()]
-    settings = [flat_settings(record, short) for record in records]
+    tasks = [f"{t}\n{application.tasks[t].objective}" for t in study.tasks]
+    settings = [flat_settings(record.config, short) for record in records]
     names = [
         name
         for name in dict.fromkeys(name for values in settings for name in values)
         if name in study.searched or name.startswith("loss_weight/")
     ]
     labels = [name.replace("/", "\n").replace("_", " ") for name in names]
-    front = [record["trial"] for record in front_of(records)]
+    front = [record.trial for record in front_of(records)]
     context = {
-        "title": f"{study.application} on {study.data}",
+        "title": f"{study.settings.application} on {study.base.data}",
         "introduction": _introduction(study, records),
         "heads": ["trial", *objectives, *tasks, *labels, "time"],
         "trials": [
@@ -65,31 +65,32 @@ def write_page(
     write_html(path, "study.html", context)
 
 
-def _introduction(study: Study, records: Sequence[Record]) -> str:
-    failed = sum(record["score"] is None for record in records)
+def _introduction(study: Study, records: Sequence[TrialRecord]) -> str:
+    failed = sum(not record.completed for record in records)
     objectives = ", ".join(o.label for o in study.objectives)
     several = len(study.objectives) > 1
+    oracle = study.settings.oracle
     bold = "rows in bold are on the front" if several else "the best row is bold"
     return (
-        f"{len(records)} trials of {epochs(study)} by {study.oracle} search for "
+        f"{len(records)} trials of {epochs(study)} by {oracle} search for "
         f"{objectives} over {', '.join(study.searched)}; {failed} failed. Values are "
         f"those of the validation split; {bold}."
     )
 
 
 def _row(
-    study: Study, record: Record, settings: Sequence[str], front: Sequence[str]
+    study: Study, record: TrialRecord, settings: Sequence[str], front: Sequence[str]
 ) -> dict[str, Any]:
     """Returns a trial's row of the table, as the template takes it."""
-    failed = record["score"] is None
-    values = [""] * (len(study.objectives) + len(study.tasks or ()))
+    failed = not record.completed
+    values = [""] * (len(study.objectives) + len(study.tasks))
     if not failed:
-        numbers = [*record["objectives"].values(), *main_values(study, record)]
+        numbers = [*record.objectives.values(), *main_values(study, record)]
         values = [f"{number:.4f}" for number in numbers]
-    kind = "failed" if failed else "front" if record["trial"] in front else ""
-    time = duration(record["seconds"])
+    kind = "failed" if failed else "front" if record.trial in front else ""
+    time = duration(record.seconds)
     return {
         "kind": kind,
-        "cells": [record["trial"], *values, *settings, time],
-        "error": record["error"] if failed else "",
+        "cells": [record.trial, *values, *settings, time],
+        "error": record.error if failed else "",
     }

@@ -12,7 +12,7 @@ from mtl_keras.evaluation.plots import trade_off_figure
 from mtl_keras.reports.figures import new_figure, styled
 from mtl_keras.search.components import Components
 from mtl_keras.search.records import (
-    Record,
+    TrialRecord,
     finished,
     flat_settings,
     front_of,
@@ -30,13 +30,13 @@ with optional.extra("plots", "matplotlib", "The report of a study"):
 _MOST_OBJECTIVES = 5  # whose hypervolume is quick to compute
 
 
-def trade_offs(study: Study, records: Sequence[Record]) -> Figure | None:
+def trade_offs(study: Study, records: Sequence[TrialRecord]) -> Figure | None:
     """Returns the objectives, or else the tasks' main metrics, against each other.
 
     None for fewer than two of them, or without a finished trial.
     """
-    application = study.base_config().get_application()
-    tasks = list(study.tasks or ())
+    application = study.application
+    tasks = list(study.tasks)
     done = finished(records)
     names = [f"{task} {application.tasks[task].objective}" for task in tasks]
     directions = [application.tasks[task].direction for task in tasks]
@@ -44,7 +44,7 @@ def trade_offs(study: Study, records: Sequence[Record]) -> Figure | None:
     if len(study.objectives) > 1:
         names = [objective.label for objective in study.objectives]
         directions = [objective.direction for objective in study.objectives]
-        points = [list(record["objectives"].values()) for record in done]
+        points = [list(record.objectives.values()) for record in done]
     if len(names) < 2 or not done:
         return None
     by = next(
@@ -54,14 +54,16 @@ def trade_offs(study: Study, records: Sequence[Record]) -> Figure | None:
         points,
         names,
         directions,
-        groups=[_group(study, flat_settings(r)[by], by) for r in done] if by else None,
-        labels=[str(record["trial"]) for record in done],
-        title=f"{study.application}: validation metrics of {len(done)} trials",
+        groups=[_group(study, flat_settings(r.config)[by], by) for r in done]
+        if by
+        else None,
+        labels=[str(record.trial) for record in done],
+        title=f"{study.settings.application}: validation metrics of {len(done)} trials",
     )
 
 
 @styled
-def parallel(study: Study, records: Sequence[Record]) -> Figure | None:
+def parallel(study: Study, records: Sequence[TrialRecord]) -> Figure | None:
     """Returns every trial as a line through its searched settings and objectives.
 
     The best line is on top; with several objectives, lines on the front are thick.
@@ -73,12 +75,12 @@ def parallel(study: Study, records: Sequence[Record]) -> Figure | None:
     columns = _columns(study, done)
     figure, axis = new_figure(1.0 + 1.05 * len(columns), 4.4)
     heights = np.stack([_heights(values) for values in columns.values()], axis=1)
-    order = np.argsort([record["score"] for record in done], kind="stable")
+    order = np.argsort([record.score or 0.0 for record in done], kind="stable")
     colours = colormaps["viridis_r"](np.linspace(0.15, 1.0, len(done)))
     halo = [withStroke(linewidth=3, foreground="white")]
-    best = [r["trial"] for r in front_of(done)]
+    best = [r.trial for r in front_of(done)]
     for place, index in enumerate(order):
-        on_front = done[index]["trial"] in best
+        on_front = done[index].trial in best
         axis.plot(
             heights[index],
             color=colours[place],
@@ -100,12 +102,12 @@ def parallel(study: Study, records: Sequence[Record]) -> Figure | None:
     axis.set_xlim(-0.1, len(columns) - 0.3)
     axis.set_ylim(-0.06, 1.06)
     axis.spines[:].set_visible(False)
-    axis.set_title(f"{study.application}: {len(done)} trials", loc="left")
+    axis.set_title(f"{study.settings.application}: {len(done)} trials", loc="left")
     return figure
 
 
 @styled
-def hypervolume(records: Sequence[Record]) -> Figure | None:
+def hypervolume(records: Sequence[TrialRecord]) -> Figure | None:
     """Returns the hypervolume over trials; None unless there are several objectives."""
     done = finished(records)
     if not done or not 2 <= objective_points(done).shape[1] <= _MOST_OBJECTIVES:
@@ -124,8 +126,8 @@ def _broken(name: str) -> str:
     return name.replace("loss_weight/", "weight\n").replace("_", "\n")
 
 
-def _columns(study: Study, done: Sequence[Record]) -> dict[str, list[Any]]:
-    settings = [flat_settings(record) for record in done]
+def _columns(study: Study, done: Sequence[TrialRecord]) -> dict[str, list[Any]]:
+    settings = [flat_settings(record.config) for record in done]
     names: list[str] = []
     for name in study.searched:
         if name == "loss_weights":
@@ -138,8 +140,8 @@ def _columns(study: Study, done: Sequence[Record]) -> dict[str, list[Any]]:
         else [s[name] for s in settings]
         for name in names
     }
-    for label in done[0]["objectives"]:
-        columns[label] = [record["objectives"][label] for record in done]
+    for label in done[0].objectives:
+        columns[label] = [record.objectives[label] for record in done]
     return columns
 
 

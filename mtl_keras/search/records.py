@@ -3,53 +3,86 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field, StrictStr
 
+from mtl_keras.decoding import Finite, Result, decode
+from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError, unknown_name
 from mtl_keras.evaluation.pareto import hypervolume, pareto_front
-from mtl_keras.files import atomic_write
-from mtl_keras.runs.config import RunConfig, spec_name
-from mtl_keras.runs.folder import is_json_number, is_table, read_json, write_json
+from mtl_keras.files import atomic_write, make_folder, read_json, write_json
+from mtl_keras.runs.config import RunConfig, TrainingConfig, spec_name
+from mtl_keras.runs.records import Outcome, check_format
 
 STUDY = "study.json"
 TRIALS = "trials"
 TABLE = "results.csv"
 
 BASELINES = "baselines.json"
-# Raised when what a study folder holds is read in another way.
-VERSION = 3
-
-Record = dict[str, Any]
 
 
-def write_record(out: pathlib.Path, record: Record) -> None:
+@dataclasses.dataclass(frozen=True)
+class TrialRecord(Outcome):
+    """A trial and what became of it.
+
+    Attributes:
+        trial: Its number, as text.
+        score: The sum of the objectives, higher being better; None of a failed trial.
+        objectives: `{name: value}` on the validation split; NaN of a failed trial.
+        directions: `{name: "max" or "min"}`.
+        metrics: `{task: {metric: value}}` on the validation split.
+        config: The settings that it was trained with.
+        hyperparameters: The values that the oracle drew.
+    """
+
+    trial: Annotated[StrictStr, Field(pattern=r"^[0-9]{1,10}$")]
+    score: Finite | None
+    objectives: Annotated[dict[str, Result], Field(min_length=1)]
+    directions: Mapping[str, Annotated[str, Field(pattern="^(max|min)$")]]
+    metrics: dict[str, dict[str, Result]]
+    config: TrainingConfig
+    hyperparameters: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if (self.score is not None) != self.completed:
+            raise InputError("Expected a score where the status is COMPLETED.")
+        if list(self.objectives) != list(self.directions):
+            raise InputError("Expected directions of the objectives, in their order.")
+        if self.completed and not all(map(math.isfinite, self.objectives.values())):
+            raise InputError("Expected numbers as objectives of a completed trial.")
+
+
+def write_record(out: pathlib.Path, record: TrialRecord) -> None:
     """Writes one trial's results to `trials/<id>.json`."""
-    folder = out / TRIALS
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"{record['trial']}.json", record)
+    make_folder(out / TRIALS)
+    write_json(out / TRIALS / f"{record.trial}.json", record)
 
 
-def read_records(out: pathlib.Path) -> list[Record]:
-    """Reads all trials' results, best first, failed ones last.
+def read_records(out: pathlib.Path) -> list[TrialRecord]:
+    """Returns all trials' results, best first, failed ones last.
 
     With several objectives those on the front come first, and on it those with the
     best mean of their objectives, each scaled to the front's extent.
+
+    Raises:
+        InputError: If a file is not what a study has written.
     """
     records = [_read(path) for path in sorted((out / TRIALS).glob("*.json"))]
     for record in records[1:]:
-        if record["directions"] != records[0]["directions"]:
+        if record.directions != records[0].directions:
             raise InputError(
                 f"The trials in {str(out / TRIALS)!r} have different objectives: "
                 "the study folder is broken."
             )
     records.sort(key=_rank)
     front = front_of(records)
-    if len(front) and len(records[0]["objectives"]) > 1:
+    if len(front) and len(records[0].objectives) > 1:
         points = objective_points(front)
         low, high = points.min(axis=0), points.max(axis=0)
         scaled = (points - low) / np.where(high > low, high - low, 1.0)
@@ -59,58 +92,27 @@ def read_records(out: pathlib.Path) -> list[Record]:
     return records
 
 
-def _read(path: pathlib.Path) -> Record:
-    """Reads and checks one trial's record."""
-    record = read_json(path)
-    for key, is_right in _CHECKS.items():
-        if key not in record or not is_right(record[key]):
-            raise InputError(
-                f"Expected another {key!r} in {path}: the study folder is broken or "
-                f"of another version. Received: {str(record.get(key))!r:.100}."
-            )
-    try:
-        RunConfig.from_dict(record["config"]).validate()
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    done = record["score"] is not None
-    if (
-        record["trial"] != path.stem
-        or done != (record["status"] == _DONE)
-        or list(record["objectives"]) != list(record["directions"])
-        or (done and None in record["objectives"].values())
-    ):
-        raise InputError(f"{path} contradicts itself: the study folder is broken.")
+def _read(path: pathlib.Path) -> TrialRecord:
+    values = read_json(path)
+    check_format(values.get("made_with"), path)
+    record = decode(TrialRecord, values, str(path))
+    if record.trial != path.stem:
+        raise InputError(f"{path} is of trial {record.trial}: the folder is broken.")
     return record
 
 
-_DONE = "COMPLETED"
-_CHECKS: dict[str, Callable[[Any], bool]] = {
-    "trial": lambda value: (
-        isinstance(value, str) and value.isdecimal() and len(value) < 11
-    ),
-    "status": lambda value: value in (_DONE, "FAILED"),
-    "score": is_json_number,
-    "objectives": lambda value: value and is_table(value, is_json_number),
-    "directions": lambda value: is_table(value, lambda way: way in ("min", "max")),
-    "seconds": lambda value: value is not None and is_json_number(value),
-    "error": lambda value: isinstance(value, str),
-    "metrics": lambda value: is_table(value, lambda own: is_table(own, is_json_number)),
-    "config": lambda value: isinstance(value, dict),
-}
-
-
-def finished(records: Sequence[Record]) -> list[Record]:
+def finished(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Returns those that did not fail."""
-    return [record for record in records if record["score"] is not None]
+    return [record for record in records if record.completed]
 
 
-def objective_points(records: Sequence[Record]) -> np.ndarray:
+def objective_points(records: Sequence[TrialRecord]) -> np.ndarray:
     """Returns the objectives `[N, T]` of finished trials, higher being better."""
     return np.asarray(
         [
             [
-                value if record["directions"][name] == "max" else -value
-                for name, value in record["objectives"].items()
+                value if record.directions[name] == "max" else -value
+                for name, value in record.objectives.items()
             ]
             for record in records
         ],
@@ -118,7 +120,7 @@ def objective_points(records: Sequence[Record]) -> np.ndarray:
     )
 
 
-def front_of(records: Sequence[Record]) -> list[Record]:
+def front_of(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Returns the finished trials that no other one dominates."""
     done = finished(records)
     if not done:
@@ -127,13 +129,13 @@ def front_of(records: Sequence[Record]) -> list[Record]:
     return [done[i] for i in pareto_front(points, ["max"] * points.shape[1])]
 
 
-def hypervolume_curve(records: Sequence[Record]) -> list[float]:
+def hypervolume_curve(records: Sequence[TrialRecord]) -> list[float]:
     """Returns the hypervolume after each trial, in the order they started.
 
     The reference is the worst value of each objective in any trial, so that only
     curves of one search compare.
     """
-    done = sorted(finished(records), key=lambda record: int(record["trial"]))
+    done = sorted(finished(records), key=lambda record: int(record.trial))
     if not done:
         return []
     points = objective_points(done)
@@ -144,42 +146,53 @@ def hypervolume_curve(records: Sequence[Record]) -> list[float]:
     ]
 
 
-def _rank(record: Record) -> tuple[float, int]:
-    score = record["score"]
-    return (-score if score is not None else math.inf, int(record["trial"]))
+def _rank(record: TrialRecord) -> tuple[float, int]:
+    score = math.inf if record.score is None else -record.score
+    return (score, int(record.trial))
 
 
-def write_table(out: pathlib.Path, records: Sequence[Record]) -> None:
+def write_table(out: pathlib.Path, records: Sequence[TrialRecord]) -> None:
     """Writes `results.csv`: one row per trial, in the order they ran."""
-    settings: dict[str, None] = {}
-    metrics: dict[str, None] = {}
-    objectives: dict[str, None] = {}
-    for record in records:
-        settings.update(dict.fromkeys(flat_settings(record)))
-        metrics.update(dict.fromkeys(_flat_metrics(record)))
-        objectives.update(dict.fromkeys(record["objectives"]))
-    first = ["trial", "status", "score", *objectives, "seconds"]
+    rows = [_row(record) for record in sorted(records, key=lambda r: int(r.trial))]
+    # A completed trial has all columns, a failed one no metrics.
+    completed_first = sorted(rows, key=lambda row: row["status"])
+    fields = dict.fromkeys(key for row in completed_first for key in row)
     with (
-        atomic_write(out / TABLE) as beside,
-        beside.open("w", newline="", encoding="utf-8") as file,
+        atomic_write(out / TABLE) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
     ):
-        writer = csv.DictWriter(file, [*first, *metrics, *settings, "error"])
+        writer = csv.DictWriter(file, list(fields))
         writer.writeheader()
-        for record in sorted(records, key=lambda record: int(record["trial"])):
-            row = {name: record.get(name, "") for name in (*first, "error")}
-            row |= record["objectives"]
-            writer.writerow({**row, **_flat_metrics(record), **flat_settings(record)})
+        writer.writerows(rows)
 
 
-def flat_settings(record: Record, write: Callable[[Any], str] = repr) -> dict[str, Any]:
+def _row(record: TrialRecord) -> dict[str, Any]:
+    values = encode(record)
+    return {
+        **{key: values[key] for key in ("trial", "status", "score")},
+        **values["objectives"],
+        "seconds": record.seconds,
+        **{
+            f"val_{task}_{name}": value
+            for task, metrics in values["metrics"].items()
+            for name, value in metrics.items()
+        },
+        **flat_settings(record.config),
+        "error": record.error,
+    }
+
+
+def flat_settings(
+    config: TrainingConfig, write: Callable[[Any], str] = repr
+) -> dict[str, Any]:
     """Returns a trial's settings with one entry per loss weight.
 
     Args:
-        record: The trial.
+        config: The settings.
         write: How to write the arguments of methods.
     """
     settings: dict[str, Any] = {}
-    for name, value in record["config"].items():
+    for name, value in encode(config).items():
         if name == "loss_weights":
             for task, weight in (value or {}).items():
                 settings[f"loss_weight/{task}"] = round(weight, 6)
@@ -190,14 +203,6 @@ def flat_settings(record: Record, write: Callable[[Any], str] = repr) -> dict[st
         else:
             settings[name] = value
     return settings
-
-
-def _flat_metrics(record: Record) -> dict[str, float | None]:
-    return {
-        f"val_{task}_{name}": value
-        for task, values in record["metrics"].items()
-        for name, value in values.items()
-    }
 
 
 def best_config(
@@ -229,12 +234,12 @@ def best_config(
     done = finished(read_records(out))
     if not done:
         raise InputError(f"The study in {str(out)!r} has no finished trial yet.")
-    by_number = {int(record["trial"]): record for record in done}
+    by_number = {int(record.trial): record for record in done}
     best = done[0]
     if trial is not None:
         if not trial.isdecimal() or int(trial) not in by_number:
-            names = [record["trial"] for record in done]
+            names = [record.trial for record in done]
             raise unknown_name(f"finished trial of {str(out)!r}", trial, sorted(names))
         best = by_number[int(trial)]
-    settings = {**best["config"], "epochs": None, "limit": None}
-    return str(best["trial"]), RunConfig.from_dict(settings)
+    values = {**encode(best.config), "epochs": None, "limit": None}
+    return best.trial, decode(RunConfig, values)

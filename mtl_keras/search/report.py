@@ -11,7 +11,7 @@ from rich.table import Table
 from mtl_keras.reports.figures import save_png
 from mtl_keras.runs.progress import duration
 from mtl_keras.search import page, plots
-from mtl_keras.search.records import Record, flat_settings, front_of
+from mtl_keras.search.records import TrialRecord, flat_settings, front_of
 from mtl_keras.search.study import Study
 from mtl_keras.search.values import main_values, short
 
@@ -22,7 +22,7 @@ PAGE = "report.html"
 FILES = (PLOT, PARALLEL, HYPERVOLUME, PAGE)
 
 
-def leaderboard(study: Study, records: Sequence[Record], top: int = 10) -> Table:
+def leaderboard(study: Study, records: Sequence[TrialRecord], top: int = 10) -> Table:
     """Lays out the best trials, with the settings that differ between trials.
 
     With several objectives a star marks the trials on the front.
@@ -32,16 +32,16 @@ def leaderboard(study: Study, records: Sequence[Record], top: int = 10) -> Table
         records: Its trials, best first.
         top: How many trials to show.
     """
-    application = study.base_config().get_application()
-    tasks = list(study.tasks or ())
+    application = study.application
+    tasks = list(study.tasks)
     shown = records[:top]
-    settings = [flat_settings(record, short) for record in shown]
+    settings = [flat_settings(record.config, short) for record in shown]
     names = [name for name in study.searched if name != "loss_weights"]
     weighted = "loss_weights" in study.searched
     table = Table(title=None, box=None, pad_edge=False, header_style="bold")
     table.add_column("trial", justify="right")
     objectives = [objective.label for objective in study.objectives]
-    front = [record["trial"] for record in front_of(records)]
+    front = [record.trial for record in front_of(records)]
     for label in objectives:
         table.add_column(label.replace("_", "\n", 1), justify="right")
     for task in tasks:
@@ -54,18 +54,18 @@ def leaderboard(study: Study, records: Sequence[Record], top: int = 10) -> Table
         table.add_column("loss weights,\nas the tasks", no_wrap=True)
     table.add_column("time", justify="right")
     for record, values in zip(shown, settings, strict=True):
-        failed = record["score"] is None
-        starred = len(objectives) > 1 and record["trial"] in front
-        row = [record["trial"] + ("*" if starred else "")]
+        failed = not record.completed
+        starred = len(objectives) > 1 and record.trial in front
+        row = [record.trial + ("*" if starred else "")]
         row += [
-            "failed" if failed else f"{record['objectives'][label]:.4f}"
+            "failed" if failed else f"{record.objectives[label]:.4f}"
             for label in objectives
         ]
         row += ["" if failed else f"{v:.4f}" for v in main_values(study, record)]
         row += [short(values[name]) for name in names]
         if weighted:
             row.append(" ".join(f"{values[f'loss_weight/{t}']:.2f}" for t in tasks))
-        table.add_row(*row, duration(record["seconds"]))
+        table.add_row(*row, duration(record.seconds))
     return table
 
 
@@ -85,15 +85,15 @@ def describe(study: Study, settings: dict[str, Any]) -> str:
     return ", ".join(words)
 
 
-def outcome(study: Study, record: Record) -> str:
+def outcome(study: Study, record: TrialRecord) -> str:
     """Returns how a finished trial went in a few words."""
-    main = zip(study.tasks or (), main_values(study, record), strict=True)
+    main = zip(study.tasks, main_values(study, record), strict=True)
     words = ", ".join(f"{task} {value:.4f}" for task, value in main)
-    score = ", ".join(f"{n} {v:.4f}" for n, v in record["objectives"].items())
+    score = ", ".join(f"{n} {v:.4f}" for n, v in record.objectives.items())
     return f"{score}; {words}"
 
 
-def write(study: Study, records: Sequence[Record], out: pathlib.Path) -> None:
+def write(study: Study, records: Sequence[TrialRecord], out: pathlib.Path) -> None:
     """Draws the figures and the page, those of `FILES` that there is data for."""
     figures = {
         PLOT: plots.trade_offs(study, records),

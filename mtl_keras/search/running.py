@@ -1,53 +1,77 @@
-"""Running a study, in one process or with workers, and going on where it stopped."""
+"""Running a study: asking its oracle for trials, and telling it how they went."""
 
 from __future__ import annotations
 
 import contextlib
-import json
+import math
 import os
 import pathlib
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
 
-from mtl_keras.errors import InputError
+from mtl_keras.decoding import decode
+from mtl_keras.encoding import encode
+from mtl_keras.errors import InputError, check_integer
 from mtl_keras.evaluation import has_relative_gain
-from mtl_keras.runs.config import is_number
-from mtl_keras.runs.folder import (
+from mtl_keras.files import (
     check_free,
     check_no_links,
-    disk_errors,
+    make_folder,
     read_json,
     write_json,
 )
+from mtl_keras.runs.folder import disk_errors
+from mtl_keras.runs.progress import duration
+from mtl_keras.runs.records import RECORD, check_format, made_with, read_record
+from mtl_keras.runs.results import by_task, metric_names
+from mtl_keras.runs.scheduler import Job, Scheduler
 from mtl_keras.runs.training import count_batches, load_split
-from mtl_keras.search import oracles, records, report, tensorboard
-from mtl_keras.search.hypermodel import StudyHyperModel, train_baseline
-from mtl_keras.search.local_workers import LocalWorkers
-from mtl_keras.search.objectives import DELTA_M
-from mtl_keras.search.study import Study
-from mtl_keras.search.tuner import STATE, StudyTuner
-from mtl_keras.search.values import epochs
-from mtl_keras.search.workers import BEAT_SECONDS, CHIEF_SECONDS, SILENCE_SECONDS, Chief
+from mtl_keras.search import keras_tuner_compat as oracles
+from mtl_keras.search import records, report, tensorboard
+from mtl_keras.search.hypermodel import SUM, StudyHyperModel
+from mtl_keras.search.keras_tuner_compat import STATE, StudyOracle
+from mtl_keras.search.objectives import DELTA_M, oriented
+from mtl_keras.search.records import TrialRecord
+from mtl_keras.search.study import Study, StudySettings
+from mtl_keras.search.values import epochs, short
+from mtl_keras.search.workers import (
+    BEAT_SECONDS,
+    CHIEF_SECONDS,
+    SILENCE_SECONDS,
+    Chief,
+    WorkerClient,
+)
+
+_TRIAL = "mtl_keras.search.trial:train_trial"
+_ALONE = "mtl_keras.search.trial:train_alone"
+_ALONE_FOLDER = "alone"
+_PAUSE_SECONDS = 1.0
 
 
 def run_study(
-    study: Study, out: str | pathlib.Path, *, console: Console | None = None
-) -> list[records.Record]:
-    """Runs a study, or goes on with it where it stopped.
+    study: Study,
+    out: str | pathlib.Path,
+    *,
+    workers: int = 1,
+    console: Console | None = None,
+) -> list[TrialRecord]:
+    """Runs a study, or resumes it where it stopped.
 
     The folder gets `study.json`, `trials/<id>.json`, `logs/` for TensorBoard and
-    `state/` (KerasTuner's own) while the study runs, and `results.csv`, pictures and
-    `report.html` at its end. A trial that fails is recorded with its error, and the
-    study goes on.
+    `state/` (KerasTuner's own, and the working directories of the trials) while the
+    study runs, and `results.csv`, figures and `report.html` at its end. A trial that
+    fails is recorded with its error, and the study goes on.
 
     Args:
-        study: The study, as `load_study` or `Study.validate` returns it.
+        study: The study, as `load_study` returns it.
         out: The study's folder: a new one, or the one of an earlier, stopped or
             finished run of the same study. `trials` may have grown since.
+        workers: How many trials run at a time, in processes of this machine that
+            share its cores and GPUs.
         console: Where to show progress; None runs in silence.
 
     Returns:
@@ -59,23 +83,26 @@ def run_study(
     """
     out = pathlib.Path(out)
     console = console or Console(quiet=True)
-    tuner = _prepare(study, out, console)
-    with _known_warnings(), disk_errors(out):
-        tuner.search()
-    return _finish(study, out, tuner.oracle)
+    check_integer("workers", workers, low=1)
+    with Scheduler(workers) as scheduler:
+        oracle = _prepare(study, out, console)
+        search = _Search(study, oracle, out, scheduler, console)
+        with _known_warnings(), disk_errors(out):
+            if not _is_over(oracle):
+                search.baselines = _baselines(study, out, scheduler, console)
+                search.run()
+    return _finish(study, out, oracle)
 
 
 def run_chief(
     study: Study,
     out: str | pathlib.Path,
     *,
-    address: str = "127.0.0.1:0",
-    command: Sequence[str] = (),
-    workers: int = 0,
+    address: str,
     silence: float = SILENCE_SECONDS,
     console: Console | None = None,
-) -> list[records.Record]:
-    """Runs a study with workers, or goes on with it where it stopped.
+) -> list[TrialRecord]:
+    """Runs a study with workers on several machines, or resumes it.
 
     This process hands out the trials and trains none. All workers write into the
     same study folder.
@@ -84,9 +111,6 @@ def run_chief(
         study: As in `run_study`.
         out: The same.
         address: `"host:port"` to listen on; port 0 takes a free one.
-        command: What starts a worker on this machine. `--chief HOST:PORT` is
-            added to it.
-        workers: How many of them to start; with 0 they come from elsewhere.
         silence: Seconds without a word after which a worker counts as dead.
         console: Where to show progress; None runs in silence.
 
@@ -94,33 +118,27 @@ def run_chief(
         The trials' records, best first.
 
     Raises:
-        InputError: As `run_study`, and if `address` cannot be listened on or the
-            workers die one after the other.
+        InputError: As `run_study`, and if `address` cannot be listened on.
     """
     out = pathlib.Path(out)
     console = console or Console(quiet=True)
-    tuner = _prepare(study, out, console)
-    oracle = tuner.oracle
-    if not oracle.remaining_trials() and not oracle.waiting:
+    oracle = _prepare(study, out, console)
+    if _is_over(oracle):
         return _finish(study, out, oracle)
 
-    def say(words: str) -> None:
-        console.print(words, soft_wrap=True, markup=False)
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True, markup=False)
 
-    chief = Chief(oracle, address, silence=max(silence, 2 * BEAT_SECONDS), say=say)
-    if not workers:
-        # Local workers end with their chief; those elsewhere may still be at it.
+    with _known_warnings(), disk_errors(out):
+        with Scheduler(1) as scheduler:
+            _baselines(study, out, scheduler, console)
+        chief = Chief(oracle, address, silence=max(silence, 2 * BEAT_SECONDS), say=say)
+        # Workers may still be at trials that an earlier chief gave them.
         chief.take_up()
-    host = address.rsplit(":", 1)[0]
-    with (
-        _known_warnings(),
-        disk_errors(out),
-        LocalWorkers(command, f"{host}:{chief.port}", workers, chief) as group,
-    ):
         chief.start()
-        say(f"Waiting for workers at {host}:{chief.port}" if not workers else "")
+        say(f"Waiting for workers at {address.rpartition(':')[0]}:{chief.port}")
         while not chief.ended():
-            group.watch(len(oracle.end_order))
+            time.sleep(0.2)
         chief.stop()
     return _finish(study, out, oracle)
 
@@ -131,7 +149,6 @@ def run_worker(
     *,
     chief: str,
     name: str | None = None,
-    follow: bool = False,
     console: Console | None = None,
 ) -> None:
     """Runs trials that a chief hands out, until there are none left.
@@ -142,7 +159,6 @@ def run_worker(
             over a shared file system.
         chief: `"host:port"` of the chief, which may be started later.
         name: What the chief knows this worker by; None makes one up.
-        follow: Whether to end with the process that started this one.
         console: Where to show progress; None runs in silence.
 
     Raises:
@@ -174,47 +190,186 @@ def run_worker(
         time.sleep(BEAT_SECONDS)
     _open(study, out)
     console = console or Console(quiet=True)
-    hypermodel = StudyHyperModel(study)
-    oracle = oracles.make(hypermodel)
-    tuner = StudyTuner(hypermodel, oracle, out, console, follow=follow)
-    with disk_errors(out):
-        tuner.search()
+    client = WorkerClient(oracles.make(StudyHyperModel(study)))
+    with Scheduler(1) as scheduler, disk_errors(out):
+        search = _Search(study, client, out, scheduler, console, name)
+        if _needs_baselines(study):
+            search.baselines = _read_baselines(study, out)
+        search.run()
 
 
-def _prepare(study: Study, out: pathlib.Path, console: Console) -> StudyTuner:
+class _Search:
+    """Asks an oracle for trials, has them run, and tells it their results.
+
+    Args:
+        study: The study.
+        oracle: Its oracle, or a client of a chief's.
+        out: The study folder.
+        scheduler: Runs the trials.
+        console: Where to show progress.
+        name: What a chief knows this process by; None where the oracle is here.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        oracle: Any,
+        out: pathlib.Path,
+        scheduler: Scheduler,
+        console: Console,
+        name: str | None = None,
+    ):
+        self.baselines: dict[str, float] | None = None
+        self._study = study
+        self._oracle = oracle
+        self._out = out
+        self._scheduler = scheduler
+        self._console = console
+        self._name = name
+        self._model = StudyHyperModel(study)
+        self._trials: dict[str, tuple[str, Any]] = {}
+
+    def run(self) -> None:
+        """Runs trials until the oracle has none left."""
+        asking = True
+        while True:
+            while asking and self._scheduler.free:
+                tuner_id = self._free_name()
+                trial = self._oracle.create_trial(tuner_id)
+                asking = trial.status != "STOPPED"
+                if trial.status != "RUNNING":
+                    break
+                self._start(tuner_id, trial)
+            if not self._trials and not asking:
+                return
+            if not self._trials:
+                time.sleep(_PAUSE_SECONDS)
+            for job in self._scheduler.wait(_PAUSE_SECONDS):
+                self._end(job)
+
+    def _free_name(self) -> str:
+        if self._name is not None:
+            return self._name
+        taken = {tuner_id for tuner_id, _ in self._trials.values()}
+        names = (f"slot-{number}" for number in range(self._scheduler.slots))
+        return next(name for name in names if name not in taken)
+
+    def _start(self, tuner_id: str, trial: Any) -> None:
+        """Says what a trial tries, and has it run."""
+        study, hp = self._study, trial.hyperparameters
+        settings = records.flat_settings(self._model.config(hp.copy()), short)
+        number = f"{int(trial.trial_id) + 1}/{study.settings.trials}"
+        self._say(
+            f"trial {trial.trial_id} ({number}): {report.describe(study, settings)}"
+        )
+        start = hp.values.get("tuner/trial_id")
+        self._trials[trial.trial_id] = (tuner_id, trial)
+        self._scheduler.submit(
+            Job(
+                trial.trial_id,
+                self._folder(trial.trial_id),
+                _TRIAL,
+                {
+                    "study": encode(study.settings),
+                    "hyperparameters": hp.get_config(),
+                    "baselines": self.baselines,
+                    "start": None if start is None else str(self._folder(start)),
+                },
+            )
+        )
+
+    def _folder(self, trial_id: str) -> pathlib.Path:
+        return self._out.absolute() / STATE / f"trial_{trial_id}"
+
+    def _end(self, job: Job) -> None:
+        """Records a trial, says how it went, and tells the oracle."""
+        _, trial = self._trials.pop(job.label)
+        record, results = self._record(job, trial)
+        # In this order: a trial that the oracle has noted as ended is not run
+        # again, so its record has to be there by then.
+        records.write_record(self._out, record)
+        tensorboard.write_trial(self._out, record)
+        self._oracle.update_trial(trial.trial_id, results)
+        # Of an objective without a value KerasTuner makes a failed trial.
+        trial.status = "COMPLETED"
+        self._oracle.end_trial(trial)
+        if record.completed:
+            line = report.outcome(self._study, record)
+        else:
+            line = f"failed, and is skipped: {' '.join(record.error.split())}"
+        line = f"trial {trial.trial_id}: {line}; {duration(record.seconds)}"
+        if self._name is None:
+            todo = self._study.settings.trials - len(self._oracle.start_order)
+            left = self._scheduler.seconds_left([("", 1.0)] * max(todo, 0))
+            line += "" if left is None else f", about {duration(left)} left"
+        self._say(line)
+
+    def _record(self, job: Job, trial: Any) -> tuple[TrialRecord, dict[str, float]]:
+        """Returns the record of a trial, and the results that the oracle gets."""
+        study, outcome = self._study, read_record(job.folder / RECORD)
+        names = [objective.name for objective in study.objectives]
+        results = dict.fromkeys([*names, SUM], math.nan)
+        if outcome.completed:
+            results |= decode(dict[str, records.Result], outcome.result)
+        values = {o.label: results[o.name] for o in study.objectives}
+        score = sum(oriented(o, values[o.label]) for o in study.objectives)
+        error = outcome.error
+        if not error and math.isnan(score):
+            error = "The loss or a metric is not a number."
+        names_of = metric_names(study.application, study.tasks)
+        record = TrialRecord(
+            status="FAILED" if error else "COMPLETED",
+            seconds=outcome.seconds,
+            error=error,
+            traceback=outcome.traceback,
+            made_with=outcome.made_with,
+            trial=trial.trial_id,
+            score=None if error else score,
+            objectives=values,
+            directions={o.label: o.direction for o in study.objectives},
+            metrics=by_task(results, names_of, "val_") if outcome.completed else {},
+            config=self._model.config(trial.hyperparameters.copy()),
+            hyperparameters=dict(trial.hyperparameters.values),
+        )
+        return record, results
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True, markup=False)
+
+
+def _prepare(study: Study, out: pathlib.Path, console: Console) -> StudyOracle:
     """Checks folder, data and state, and writes `study.json`, in this order."""
     known = _open(study, out)
-    # Data that cannot be had is an error of the study, not of every trial.
-    base = study.base_config().validate()
-    with console.status(f"Loading {study.data}"):
-        for split in ("train", "validation"):
-            count_batches(load_split(base, split))
-    tuner = _tuner(study, out, console, known)
+    oracle = oracles.make(StudyHyperModel(study))
+    oracles.open_state(oracle, out, [record.trial for record in known])
+    if not _is_over(oracle):
+        # Data that cannot be had is an error of the study, not of every trial.
+        with console.status(f"Loading {study.base.data}"):
+            for split in ("train", "validation"):
+                count_batches(load_split(study.base, split))
     with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / records.STUDY, {"version": records.VERSION, **study.to_dict()})
-        tuner.save()
+        make_folder(out)
+        settings = {**encode(study.settings), "made_with": made_with()}
+        write_json(out / records.STUDY, settings)
+        oracle.save()
         if not known:
             tensorboard.write_columns(out, study)
     _announce(study, known, out, console)
-    return tuner
+    return oracle
 
 
-def _open(study: Study, out: pathlib.Path) -> list[records.Record]:
+def _open(study: Study, out: pathlib.Path) -> list[TrialRecord]:
     """Returns the records of an earlier run; InputError if it was another study."""
-    if not (out / records.STUDY).is_file():
+    path = out / records.STUDY
+    if not path.is_file():
         check_free(out)
         return []
     check_no_links(*out.rglob("*"))
-    earlier = read_json(out / records.STUDY)
-    if earlier.get("version") != records.VERSION:
-        raise InputError(
-            f"{str(out)!r} was written by another version of mtl_keras. Name another "
-            "folder with --out, or remove that one."
-        )
-    now = json.loads(json.dumps(study.to_dict()))
-    for key in now:
-        if key != "trials" and now[key] != earlier.get(key):
+    values = read_json(path)
+    check_format(values.pop("made_with", None), path)
+    earlier = decode(StudySettings, values, str(path))
+    for key, now in vars(study.settings).items():
+        if key != "trials" and now != getattr(earlier, key):
             raise InputError(
                 f"{str(out)!r} holds a study with another {key!r}. Name another "
                 "folder with --out, or remove that one."
@@ -222,46 +377,57 @@ def _open(study: Study, out: pathlib.Path) -> list[records.Record]:
     return records.read_records(out)
 
 
-def _tuner(
-    study: Study, out: pathlib.Path, console: Console, known: list[records.Record]
-) -> StudyTuner:
-    """Makes the tuner, which reads the state of an earlier run, if there is one."""
-    hypermodel = StudyHyperModel(study)
-    state = out / STATE
-    oracle = oracles.make(hypermodel)
-    tuner = StudyTuner(hypermodel, oracle, out, console)
-    if (state / oracles.FILE).is_file():
-        oracle.reload()
-    elif known:
-        # KerasTuner would begin anew.
-        raise oracles.broken(state, "a file is missing")
-    lost = [r["trial"] for r in known if r["trial"] not in tuner.oracle.trials]
-    if lost:
-        raise oracles.broken(state, f"it does not know trial {lost[0]}")
-    if any(objective.label == DELTA_M for objective in study.objectives):
-        hypermodel.baselines = _baselines(study, out, console)
-    return tuner
+def _is_over(oracle: StudyOracle) -> bool:
+    """Whether no trial is left to run."""
+    return not oracle.remaining_trials() and not oracle.waiting
 
 
-def _baselines(study: Study, out: pathlib.Path, console: Console) -> dict[str, float]:
-    """Returns the single-task baselines, each trained once and kept in the folder."""
+def _needs_baselines(study: Study) -> bool:
+    return any(objective.label == DELTA_M for objective in study.objectives)
+
+
+def _read_baselines(study: Study, out: pathlib.Path) -> dict[str, float]:
+    """Returns the baselines that the folder holds, by task."""
     path = out / records.BASELINES
-    baselines = read_json(path) if path.is_file() else {}
-    tasks = study.tasks or ()
-    # A baseline that was not a number is null.
-    if not set(baselines) <= set(tasks) or not all(
-        value is None or is_number(value) for value in baselines.values()
-    ):
+    if not path.is_file():
+        return {}
+    baselines = decode(dict[str, records.Result], read_json(path), str(path))
+    if not set(baselines) <= set(study.tasks):
         raise InputError(f"{path} does not hold the baselines of this study.")
-    for task in tasks:
-        if task not in baselines:
-            with console.status(f"Training {task} alone, with a trial's budget"):
-                baselines[task] = train_baseline(study, task)
-            with disk_errors(out):
-                out.mkdir(parents=True, exist_ok=True)
-                write_json(path, baselines)
-    excluded = [task for task in tasks if not has_relative_gain(baselines[task])]
-    if len(excluded) == len(tasks):
+    return baselines
+
+
+def _baselines(
+    study: Study, out: pathlib.Path, scheduler: Scheduler, console: Console
+) -> dict[str, float] | None:
+    """Returns the single-task baselines, each trained once and kept in the folder.
+
+    None where no objective needs them.
+    """
+    if not _needs_baselines(study):
+        return None
+    baselines = _read_baselines(study, out)
+    waiting = [task for task in study.tasks if task not in baselines]
+    with console.status(f"Training {', '.join(waiting)} alone, with a trial's budget"):
+        while waiting or scheduler.running:
+            while waiting and scheduler.free:
+                task = waiting.pop(0)
+                folder = out.absolute() / STATE / _ALONE_FOLDER / task
+                settings = {"study": encode(study.settings), "task": task}
+                scheduler.submit(Job(task, folder, _ALONE, settings, kind="alone"))
+            for job in scheduler.wait(_PAUSE_SECONDS):
+                record = read_record(job.folder / RECORD)
+                if not record.completed:
+                    (job.folder / RECORD).unlink()
+                    raise InputError(
+                        f"The baseline of {job.label!r} cannot be trained: "
+                        f"{' '.join(record.error.split())}"
+                    )
+                value = record.result
+                baselines[job.label] = math.nan if value is None else value
+                write_json(out / records.BASELINES, baselines)
+    excluded = [task for task in study.tasks if not has_relative_gain(baselines[task])]
+    if len(excluded) == len(study.tasks):
         raise InputError(
             "Expected a baseline other than 0 for at least one task: a relative gain "
             f"over 0 has no value. Received: {baselines}. Choose another objective."
@@ -277,17 +443,18 @@ def _baselines(study: Study, out: pathlib.Path, console: Console) -> dict[str, f
 
 
 def _announce(
-    study: Study, known: list[records.Record], out: pathlib.Path, console: Console
+    study: Study, known: list[TrialRecord], out: pathlib.Path, console: Console
 ) -> None:
+    settings = study.settings
     console.print(
-        f"Study of {study.application} on {study.data}: up to {study.trials} trials of "
-        f"{epochs(study)} by {study.oracle} search over "
+        f"Study of {settings.application} on {study.base.data}: up to "
+        f"{settings.trials} trials of {epochs(study)} by {settings.oracle} search over "
         f"{', '.join(study.searched)}",
         soft_wrap=True,
     )
     if known:
         done = len(known)
-        rest = max(study.trials - done, 0)
+        rest = max(settings.trials - done, 0)
         console.print(
             f"Reused from {out}: {done} finished trial{'s' if done > 1 else ''}; "
             + (f"up to {rest} to go." if rest else "nothing left to run."),
@@ -305,13 +472,13 @@ def _known_warnings() -> Iterator[None]:
         yield
 
 
-def _finish(study: Study, out: pathlib.Path, oracle: Any) -> list[records.Record]:
+def _finish(study: Study, out: pathlib.Path, oracle: StudyOracle) -> list[TrialRecord]:
     results = records.read_records(out)
     if oracle.stopped:
-        failed = max(results, key=lambda record: int(record["trial"]))
+        failed = max(results, key=lambda record: int(record.trial))
         raise InputError(
             f"The study in {str(out)!r} stopped: three trials in a row failed. "
-            f"The last error: {' '.join(failed['error'].split())}"
+            f"The last error: {' '.join(failed.error.split())}"
         )
     with disk_errors(out):
         records.write_table(out, results)

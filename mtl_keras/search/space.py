@@ -19,8 +19,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from mtl_keras.errors import InputError, unknown_name
-from mtl_keras.runs.config import is_number
+from mtl_keras.errors import InputError, is_number, unknown_name
 
 # The plain settings of a run that a study may search, with the type of their values.
 SETTINGS: dict[str, type] = {

@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 from tensorboard.plugins.hparams import api as hparams
 
-from mtl_keras.search.records import Record, flat_settings
+from mtl_keras.search.records import TrialRecord, flat_settings
 from mtl_keras.search.study import Study
 
 LOGS = "logs"
@@ -24,11 +24,11 @@ def write_columns(out: pathlib.Path, study: Study) -> None:
         out: The study folder.
         study: Its study.
     """
-    tasks = study.tasks or ()
+    tasks = study.tasks
     searched = [name for name in study.searched if name != "loss_weights"]
     if "loss_weights" in study.searched:
         searched += [f"loss_weight/{task}" for task in tasks]
-    application = study.base_config().get_application()
+    application = study.application
     metrics = [f"objective/{objective.label}" for objective in study.objectives]
     metrics += [f"{task}/{application.tasks[task].objective}" for task in tasks]
     writer = tf.summary.create_file_writer(str(out / LOGS))
@@ -40,7 +40,7 @@ def write_columns(out: pathlib.Path, study: Study) -> None:
     writer.close()
 
 
-def write_trial(out: pathlib.Path, record: Record) -> None:
+def write_trial(out: pathlib.Path, record: TrialRecord) -> None:
     """Writes a trial's settings and results to `logs/<trial>`.
 
     A trial that is run again leaves a second file, of which TensorBoard shows the
@@ -50,13 +50,15 @@ def write_trial(out: pathlib.Path, record: Record) -> None:
         out: The study folder.
         record: The trial.
     """
-    settings = {name: _plain(value) for name, value in flat_settings(record).items()}
-    writer = tf.summary.create_file_writer(str(out / LOGS / record["trial"]))
+    settings = {
+        name: _plain(value) for name, value in flat_settings(record.config).items()
+    }
+    writer = tf.summary.create_file_writer(str(out / LOGS / record.trial))
     with writer.as_default(step=0):
-        hparams.hparams(settings, trial_id=record["trial"])
-        for name, value in record["objectives"].items():
+        hparams.hparams(settings, trial_id=record.trial)
+        for name, value in record.objectives.items():
             tf.summary.scalar(f"objective/{name}", value)
-        for task, values in record["metrics"].items():
+        for task, values in record.metrics.items():
             for name, value in values.items():
                 tf.summary.scalar(f"{task}/{name}", value)
     writer.close()

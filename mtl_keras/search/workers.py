@@ -17,23 +17,20 @@ from concurrent import futures
 from typing import Any
 
 import grpc
-from keras_tuner.src import protos
-from keras_tuner.src.distribute.oracle_chief import OracleServicer
-from keras_tuner.src.distribute.oracle_client import OracleClient
-from keras_tuner.src.engine import conditions
 
 from mtl_keras.errors import InputError
-from mtl_keras.search.oracles import StudyOracle
+from mtl_keras.search.keras_tuner_compat import (
+    OracleClient,
+    OracleServicer,
+    StudyOracle,
+    protos,
+)
 
 BEAT_SECONDS = 2.0
 SILENCE_SECONDS = 60.0  # after which a worker counts as dead
 CHIEF_SECONDS = 600.0  # how long a worker waits for a chief
 _FAREWELL_SECONDS = 15.0  # for telling all workers that the search has ended
 _ID = "tuner-id"  # in the metadata of every call
-
-# KerasTuner prints every condition of the space that it sends. Its own `print` is
-# silenced, and not standard output: other threads write to that meanwhile.
-vars(conditions)["print"] = lambda *values: None
 
 
 class Chief:
@@ -85,20 +82,6 @@ class Chief:
             self._oracle.take_up(tuner_id, trial_id)
             self._servicer.seen[tuner_id] = time.monotonic()
 
-    def give_back(self, tuner_id: str) -> str | None:
-        """Takes the trial of a worker that is known to be dead.
-
-        Returns:
-            The trial's ID; None where the worker had none.
-        """
-        with self._servicer.lock:
-            trial = self._oracle.give_back(tuner_id)
-            self._servicer.seen.pop(tuner_id, None)
-        if trial is None:
-            return None
-        self._say(f"{tuner_id} died; its trial {trial.trial_id} goes back")
-        return str(trial.trial_id)
-
     def start(self) -> None:
         """Starts to serve."""
         self._server.start()
@@ -115,8 +98,10 @@ class Chief:
             over = self._servicer.stop_triggered and not (
                 self._oracle.ongoing_trials or self._oracle.waiting
             )
-        for tuner_id in silent:
-            self.give_back(tuner_id)
+            for tuner_id in silent:
+                trial = self._oracle.give_back(tuner_id)
+                self._servicer.seen.pop(tuner_id, None)
+                self._say(f"{tuner_id} died; its trial {trial.trial_id} goes back")
         return over or self._oracle.stopped
 
     def stop(self) -> None:
@@ -185,17 +170,9 @@ class WorkerClient(OracleClient):
 
     Args:
         oracle: The oracle whose place it takes.
-        follow: Whether to end with the process that started this one.
-        leave: Called before this process ends for want of a chief.
     """
 
-    def __init__(
-        self,
-        oracle: StudyOracle,
-        *,
-        follow: bool = False,
-        leave: Callable[[], None] = lambda: None,
-    ):
+    def __init__(self, oracle: StudyOracle):
         super().__init__(oracle)
         address = ":".join(
             os.environ[f"KERASTUNER_ORACLE_{part}"] for part in ("IP", "PORT")
@@ -207,16 +184,7 @@ class WorkerClient(OracleClient):
             grpc.intercept_channel(channel, _Patience(self.tuner_id))
         )
         stub = protos.get_service_grpc().OracleStub(channel)
-        threading.Thread(
-            target=_beat, args=(stub, self.tuner_id, follow, leave), daemon=True
-        ).start()
-
-    def create_trial(self, tuner_id: str) -> Any:
-        """Returns the next trial, after a pause when there is none for now."""
-        trial = super().create_trial(tuner_id)
-        if trial.status == "IDLE":
-            time.sleep(1.0)
-        return trial
+        threading.Thread(target=_beat, args=(stub, self.tuner_id), daemon=True).start()
 
 
 class _Patience(grpc.UnaryUnaryClientInterceptor):
@@ -238,9 +206,9 @@ class _Patience(grpc.UnaryUnaryClientInterceptor):
             time.sleep(0.5)
 
 
-def _beat(stub: Any, tuner_id: str, follow: bool, leave: Callable[[], None]) -> None:
+def _beat(stub: Any, tuner_id: str) -> None:
     """Calls the chief every few seconds; ends the process when there is none."""
-    parent, heard = os.getppid(), time.monotonic()
+    heard = time.monotonic()
     request = protos.get_service().GetBestTrialsRequest(num_trials=0)
     while True:
         try:
@@ -251,15 +219,6 @@ def _beat(stub: Any, tuner_id: str, follow: bool, leave: Callable[[], None]) -> 
         except grpc.RpcError:
             if time.monotonic() - heard > CHIEF_SECONDS:
                 os.write(2, b"The chief has not answered for ten minutes.\n")
-                _end(leave)
-        if follow and os.getppid() != parent:
-            _end(leave)
+                # From a thread that is not the main one; its trial ends with it.
+                os._exit(2)
         time.sleep(BEAT_SECONDS)
-
-
-def _end(leave: Callable[[], None]) -> None:
-    """Ends the process from a thread that is not its main one."""
-    try:
-        leave()
-    finally:
-        os._exit(2)

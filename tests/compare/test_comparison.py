@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import io
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -17,9 +16,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from mtl_keras.compare import Comparison, run_comparison, worker
+from mtl_keras.compare import Comparison, run_comparison
+from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError
-from mtl_keras.runs import RunConfig, evaluate
+from mtl_keras.runs import RunConfig, evaluate, scheduler
 from mtl_keras.runs.training import load_split
 
 MAIN = {"way": "accuracy", "level": "mae"}
@@ -38,7 +38,7 @@ def label(name):
 
 def records(out):
     return {
-        label(path.parent.name): json.loads(path.read_text())
+        label(path.parent.name): json.loads(path.read_text())["result"]
         for path in sorted((out / "cells").glob("*/record.json"))
     }
 
@@ -151,7 +151,7 @@ def test_results_follow_from_the_cells(tiny, eagerly, inline, trainings, tmp_pat
 def test_cells_of_a_seed_differ_in_nothing_but_what_is_compared(tiny):
     cells = comparison(sharing=("hard", "mmoe")).validate().cells()
     assert len({cell.name for cell in cells}) == len(cells) == 2 * (2 + 4 + 1)
-    given = [cell.config.to_dict() for cell in cells if cell.config.seed == 1]
+    given = [encode(cell.config) for cell in cells if cell.config.seed == 1]
     for key in set(given[0]) - {"tasks", "sharing", "balancing"}:
         assert len({str(config[key]) for config in given}) == 1, key
     orders = [
@@ -184,7 +184,7 @@ def test_trainings_with_other_settings_have_other_folders(tiny):
     cells = [
         cell
         for ways in (balancing, pairs)
-        for cell in comparison(balancing=ways, sharing=("hard",)).cells()
+        for cell in comparison(balancing=ways, sharing=("hard",)).validate().cells()
         if ways == balancing or cell.kind == "pair" or cell.method == "equal"
     ]
     names = {cell.name.lower() for cell in cells}
@@ -230,7 +230,8 @@ def test_a_single_task_without_a_baseline_leaves_the_others(
     run_comparison(one, tmp_path / "out")
     (single,) = (tmp_path / "out/cells").glob("single_level-*/record.json")
     record = json.loads(single.read_text())
-    record["validation"]["level"] = record["test"]["level"]["mae"] = 0.0
+    result = record["result"]
+    result["validation"]["level"] = result["test"]["level"]["mae"] = 0.0
     single.write_text(json.dumps(record))
     (other,) = (tmp_path / "out/cells").glob("hard-pcgrad-*/record.json")
     other.unlink()
@@ -299,23 +300,20 @@ def test_a_failed_cell_is_recorded_and_tried_again(
 
 # Kills itself after the first epoch of the third training.
 KILLED = """
-import os, signal, sys, types
+import os, signal, sys
 sys.path.insert(0, {tests!r})
 import keras, tensorflow as tf
 from tiny_application import Tiny
+from inline_jobs import run_here
 from mtl_keras import applications
-from mtl_keras.compare import Comparison, run_comparison, worker
+from mtl_keras.compare import Comparison, run_comparison
 from mtl_keras.runs import RunConfig, fitting
+from mtl_keras.runs.scheduler import Scheduler
 
 application = Tiny()
 applications.get = lambda name: application
 tf.config.run_functions_eagerly(True)
-
-def start(path, *rest):
-    worker.run(path)
-    return types.SimpleNamespace(poll=int, returncode=0, terminate=int, wait=int)
-
-worker.start = start
+Scheduler._start = run_here
 epochs = []
 
 class Kill(fitting.EpochTensorBoard):
@@ -373,7 +371,7 @@ def test_links_in_the_folder_are_refused(tiny, inline, tmp_path):
     out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
     for path in (out, elsewhere):
         path.mkdir()
-    (out / "comparison.json").write_text(json.dumps(comparison().to_dict()))
+    (out / "comparison.json").write_text(json.dumps(encode(comparison().validate())))
     (out / "cells").symlink_to(elsewhere)
     with pytest.raises(InputError, match="no symbolic link"):
         run_comparison(comparison(), out)
@@ -396,25 +394,20 @@ def test_a_folder_of_other_settings_is_refused(tiny, eagerly, inline, tmp_path):
 def test_cells_run_in_processes_of_their_own(tmp_path):
     """Two at a time; the third is killed from outside, as for want of memory."""
     config = RunConfig("vision", tasks=("left", "even_sum"), epochs=1, limit=200)
-    start, started = worker.start, []
+    start, started = scheduler.start_worker, []
 
     def killing(*args):
-        process = start(*args)
-        started.append(process)
+        started.append(start(*args))
         if len(started) == 3:
-            os.kill(process.pid, signal.SIGKILL)
-        return process
+            started[-1]._process.kill()
+        return started[-1]
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(worker, "start", killing)
+        patched.setattr(scheduler, "start_worker", killing)
         summary = run_comparison(
             Comparison(config, ("equal", "pcgrad"), seeds=1), tmp_path / "out", jobs=2
         )
-    (message,) = summary["failed"].values()
-    assert "SIGKILL" in message
-    assert len({process.pid for process in started}) == 4
-    summary = run_comparison(
-        Comparison(config, ("equal", "pcgrad"), seeds=1), tmp_path / "out", jobs=2
-    )
     assert summary["failed"] == {}
+    # Four cells, of which one was run again.
+    assert len({worker._process.pid for worker in started}) == 5
     assert summary["methods"]["pcgrad"]["peak_memory_mb"]["mean"] > 100

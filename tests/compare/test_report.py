@@ -12,11 +12,14 @@ import pytest
 from scipy import stats
 
 from mtl_keras.compare import Comparison
+from mtl_keras.compare.records import CellResult
 from mtl_keras.compare.report import write_report
 from mtl_keras.compare.summary import summarise
+from mtl_keras.decoding import decode
 from mtl_keras.evaluation import holm
 from mtl_keras.reports.figures import Bar, Point, bars, heat, scatter, svg
 from mtl_keras.runs import RunConfig
+from mtl_keras.runs.records import Record, failure, made_with
 
 MAIN = {"way": "accuracy", "bright": "auc", "level": "mae"}
 METHODS = ("equal", {"class_name": "dwa", "config": {"temperature": 1.5}}, "famo")
@@ -33,9 +36,9 @@ def given(tiny):
         table = np.clip(
             np.eye(len(tasks)) + rng.normal(0, 0.2, (len(tasks),) * 2), -1, 1
         )
-        records[cell.name] = {
-            "status": "COMPLETED",
+        result = {
             "epoch": 2,
+            "validation": dict.fromkeys(tasks, 0.5),
             "validation_delta_m": 1.0,
             "test": {t: {MAIN[t]: rng.uniform(0.5, 0.9), "loss": 1.0} for t in tasks},
             "jobs": 1 + cell.config.seed % 2,
@@ -43,7 +46,6 @@ def given(tiny):
             "step_cpu_ms": 7.0,
             "peak_memory_mb": 600.0,
             "peak_gpu_memory_mb": None,
-            "seconds": 3.0,
             "history": {
                 **{f"val_{t}_loss": [2.0, math.nan] for t in tasks},
                 **{f"{t}_weight": [1.0, 1.5] for t in tasks},
@@ -51,8 +53,10 @@ def given(tiny):
             "affinity": [
                 {"epoch": 0, "cosines": table.tolist(), "affinity": table.tolist()}
             ],
-            "error": "",
         }
+        records[cell.name] = Record(
+            "COMPLETED", 3.0, "", "", made_with(), decode(CellResult, result)
+        )
     return comparison, records
 
 
@@ -68,8 +72,8 @@ def deltas(comparison, records, label):
     for seed in range(4):
         gains = []
         for task, metric in MAIN.items():
-            value = records[named[f"hard-{label}-seed{seed}"]]["test"][task][metric]
-            base = records[named[f"single_{task}-seed{seed}"]]["test"][task][metric]
+            value = records[named[f"hard-{label}-seed{seed}"]].result.test[task][metric]
+            base = records[named[f"single_{task}-seed{seed}"]].result.test[task][metric]
             gains.append((-1 if task == "level" else 1) * (value / base - 1))
         found.append(100 * np.mean(gains))
     return np.array(found)
@@ -103,7 +107,7 @@ def test_tests_are_those_of_scipy_over_the_seeds(given):
     named = names(comparison)
     table = np.mean(
         [
-            records[named[f"hard-equal-seed{s}"]]["affinity"][0]["cosines"]
+            records[named[f"hard-equal-seed{s}"]].result.affinity[0].cosines
             for s in range(4)
         ],
         axis=0,
@@ -114,12 +118,12 @@ def test_tests_are_those_of_scipy_over_the_seeds(given):
 def test_what_has_no_value_is_shown_as_such(given, tmp_path):
     comparison, records = given
     named = names(comparison)
-    failed = {"status": "FAILED", "error": "E: <script>x</script>"}
-    records[named["hard-famo-seed2"]]["test"]["way"]["accuracy"] = math.nan
+    failed = failure("E: <script>x</script>", jobs=1)
+    records[named["hard-famo-seed2"]].result.test["way"]["accuracy"] = math.nan
     never_met = np.where(np.eye(3), 1.0, np.nan).tolist()
     for seed in range(4):
-        record = records[named[f"hard-famo-seed{seed}"]]
-        record["affinity"][0]["cosines"] = never_met
+        (measured,) = records[named[f"hard-famo-seed{seed}"]].result.affinity
+        measured.cosines[:] = never_met
     records[named["hard-equal-seed0"]] = failed
     # Trained again, and failed, after the combinations of its seed had finished.
     records[named["single_level-seed1"]] = failed
@@ -146,16 +150,17 @@ def test_a_task_with_a_baseline_of_0_is_excluded_from_every_delta(
     for cell in comparison.cells():
         if cell.kind == "pair":
             alike = records[named[f"hard-equal-seed{cell.config.seed}"]]
-            test = {task: alike["test"][task] for task in cell.tasks}
-            records[cell.name] = alike | {"test": test, "affinity": None}
-    records[named["single_level-seed1"]]["test"]["level"]["mae"] = zero
+            test = {task: alike.result.test[task] for task in cell.tasks}
+            result = dataclasses.replace(alike.result, test=test, affinity=None)
+            records[cell.name] = dataclasses.replace(alike, result=result)
+    records[named["single_level-seed1"]].result.test["level"]["mae"] = zero
     summary = summarise(comparison, records)
     assert summary["excluded"] == ["level"]
     # For all seeds alike: Δm is the mean over the other two tasks.
     for seed, found in enumerate(summary["methods"]["famo"]["delta_m"]["values"]):
         gains = [
-            records[named[f"hard-famo-seed{seed}"]]["test"][task][MAIN[task]]
-            / records[named[f"single_{task}-seed{seed}"]]["test"][task][MAIN[task]]
+            records[named[f"hard-famo-seed{seed}"]].result.test[task][MAIN[task]]
+            / records[named[f"single_{task}-seed{seed}"]].result.test[task][MAIN[task]]
             - 1
             for task in ("way", "bright")
         ]
@@ -166,7 +171,7 @@ def test_a_task_with_a_baseline_of_0_is_excluded_from_every_delta(
     page = write(summary, tmp_path / "report.html")
     assert "Δm excludes level" in page
     for task in ("way", "bright"):
-        records[named[f"single_{task}-seed0"]]["test"][task][MAIN[task]] = zero
+        records[named[f"single_{task}-seed0"]].result.test[task][MAIN[task]] = zero
     summary = summarise(comparison, records)
     assert np.isnan(summary["methods"]["famo"]["delta_m"]["mean"])
     assert summary["tests"]["against_single"]["t"] == {}
@@ -180,7 +185,7 @@ def test_equal_differences_of_all_seeds_are_reported_as_not_testable(given, tmp_
         for task, metric in MAIN.items():
             for cell, value in (("single_" + task, 0.5), ("hard-equal", 0.6)):
                 record = records[named[f"{cell}-seed{seed}"]]
-                record["test"][task][metric] = value
+                record.result.test[task][metric] = value
     summary = summarise(comparison, records)
     page = write(summary, tmp_path / "report.html")
     assert "Different from the single tasks at 5%: none" in page

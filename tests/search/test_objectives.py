@@ -23,7 +23,7 @@ SPACE = "[space]\nwidth = [4, 8, 12]\nlearning_rate = [0.001, 0.02]\n"
 
 
 @pytest.fixture
-def study_of(tiny, eagerly, tmp_path):
+def study_of(tiny, eagerly, inline, tmp_path):
     def make(lines, space=SPACE):
         path = tmp_path / "study.toml"
         path.write_text(HEAD + lines + "\n" + space)
@@ -46,13 +46,13 @@ def test_delta_m_is_over_tasks_trained_alone_once(study_of, tmp_path, monkeypatc
     baselines = json.loads((tmp_path / "study" / "baselines.json").read_text())
     for record in results:
         main = {
-            "way": record["metrics"]["way"]["accuracy"],
-            "bright": record["metrics"]["bright"]["auc"],
-            "level": record["metrics"]["level"]["mae"],
+            "way": record.metrics["way"]["accuracy"],
+            "bright": record.metrics["bright"]["auc"],
+            "level": record.metrics["level"]["mae"],
         }
         directions = {"way": "max", "bright": "max", "level": "min"}
         expected = delta_m(main, baselines, directions)
-        assert record["objectives"] == {"delta_m": pytest.approx(expected)}
+        assert record.objectives == {"delta_m": pytest.approx(expected)}
     # Stopped while the second of the baselines trained.
     path = tmp_path / "study" / "baselines.json"
     path.write_text(json.dumps({"way": baselines["way"]}))
@@ -74,14 +74,14 @@ def test_several_objectives_give_a_front(study_of, tmp_path, monkeypatch):
     ]
     out = tmp_path / "study"
     results = run_study(study, out)
-    points = [list(record["objectives"].values()) for record in results]
+    points = [list(record.objectives.values()) for record in results]
     front = pareto_front(points, ["max", "min", "min"])
     assert front == list(range(len(front)))
     for name in ("trade_off.png", "parallel.png", "hypervolume.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
     other = results[-1]
-    trial, config = best_config(out, other["trial"])
-    assert (trial, config.width) == (other["trial"], other["config"]["width"])
+    trial, config = best_config(out, other.trial)
+    assert (trial, config.width) == (other.trial, other.config.width)
     with pytest.raises(InputError, match="finished trial"):
         best_config(out, "77")
 
@@ -117,16 +117,16 @@ def test_a_trial_is_scored_by_its_best_epoch(study_of, tmp_path, monkeypatch):
 
     monkeypatch.setattr(keras.Model, "fit", noted)
     results = run_study(study, tmp_path / "study")
-    results.sort(key=lambda record: record["trial"])
+    results.sort(key=lambda record: record.trial)
     early = 0
     for record, history in zip(results, histories, strict=True):
         values = history["val_level_mae"]
-        assert record["objectives"] == {"level_mae": min(values)}
+        assert record.objectives == {"level_mae": min(values)}
         best = values.index(min(values))
         early += best < len(values) - 1
         # All metrics are of that epoch.
-        assert record["metrics"]["way"]["loss"] == history["val_way_loss"][best]
-        assert record["metrics"]["level"]["loss"] == history["val_level_loss"][best]
+        assert record.metrics["way"]["loss"] == history["val_way_loss"][best]
+        assert record.metrics["level"]["loss"] == history["val_level_loss"][best]
         # Callbacks see the objective, so that a tuner's checkpoint is of it too.
         assert history["val_level_mae"] == values
     assert early
@@ -174,9 +174,9 @@ def test_hyperband_goes_on_from_the_checkpoint(study_of, tmp_path, monkeypatch):
     results = run_study(study, tmp_path / "study")
     assert len(results) == 8
     resumed = 0
-    by_trial = {record["trial"]: record for record in results}
+    by_trial = {record.trial: record for record in results}
     for index, (before, start, epochs, _) in enumerate(seen):
-        values = by_trial[str(index)]["hyperparameters"]
+        values = by_trial[str(index)].hyperparameters
         first = values["tuner/initial_epoch"]
         assert epochs == values["tuner/epochs"] - first
         assert before == 2 * first  # two steps an epoch
@@ -250,10 +250,11 @@ def test_a_folder_that_does_not_hold_is_told_in_one_line_and_kept(study_of, tmp_
         path.write_text(kept)
 
     earlier = json.loads((out / "study.json").read_text())
-    older = json.dumps({**earlier, "version": 1})
-    refused(out / "study.json", older, "another version")
+    makers = {**earlier["made_with"], "format": 1, "mtl_keras": "0.0.9"}
+    older = json.dumps({**earlier, "made_with": makers})
+    refused(out / "study.json", older, r"another version of mtl_keras \(0\.0\.9")
     refused(out / "study.json", "{", "cannot be read")
-    refused(out / "trials" / "0.json", "{}", "broken or of another version")
+    refused(out / "trials" / "0.json", "{}", "another version")
     refused(out / "trials" / "0.json", "[", "cannot be read")
     refused(out / "state" / "oracle.json", "{}", "is broken")
     refused(out / "state" / "oracle.json", "[]", "is broken")

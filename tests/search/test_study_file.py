@@ -11,7 +11,7 @@ import pytest
 from mtl_keras import balancing
 from mtl_keras import sharing as sharing_methods
 from mtl_keras.errors import InputError
-from mtl_keras.search import StudyHyperModel, load_study, oracles
+from mtl_keras.search import StudyHyperModel, keras_tuner_compat, load_study
 from mtl_keras.search.components import parse_components
 from mtl_keras.search.space import parse_argument
 
@@ -51,7 +51,7 @@ loss_weights = { max_ratio = 4.0 }
 """,
         )
     )
-    assert study.data == "stripes"
+    assert study.base.data == "stripes"
     assert study.tasks == ("way", "bright", "level")
     hypermodel = StudyHyperModel(study)
     hp = keras_tuner.HyperParameters()
@@ -175,7 +175,7 @@ def test_a_choice_draws_the_values_that_it_was_given(values):
 def test_numbers_of_both_kinds_are_searched(tiny, tmp_path):
     cagrad = "{ class_name = 'cagrad', search = { c = [0, 0.4] } }"
     study = load_study(write(tmp_path, f"{HEAD}[space]\nbalancing = {cagrad}\n"))
-    (trial, *_) = oracles.make(StudyHyperModel(study)).hyperparameters.space
+    (trial, *_) = keras_tuner_compat.make(StudyHyperModel(study)).hyperparameters.space
     assert trial.values == [0.0, 0.4]
 
 
@@ -270,7 +270,7 @@ def test_arguments_that_have_no_default_may_be_fixed_or_searched(tmp_path):
         (HEAD + 'oracle = "bayes"\n[space]\nwidth = [4, 8]', "'bayesian'"),
         (HEAD + 'objective = "wya"\n[space]\nwidth = [4, 8]', "'way'"),
         (HEAD + 'tasks = ["wya"]\n[space]\nwidth = [4, 8]', "'way'"),
-        (HEAD + "tasks = [1]\n[space]\nwidth = [4, 8]", "list of names"),
+        (HEAD + "tasks = [1]\n[space]\nwidth = [4, 8]", ".0 to be a text"),
         (HEAD + "[space]\nbalance = ['equal']", "'balancing'"),
         (HEAD + "[space]\nbalancing = ['equal', 'pcgard']", "'pcgrad'"),
         (HEAD + "[space]\nsharing = ['hard', 'mmeo']", "'mmoe'"),
@@ -297,7 +297,7 @@ def test_arguments_that_have_no_default_may_be_fixed_or_searched(tmp_path):
         (HEAD + 'objective = "bright_acuracy"\n[space]', "'bright_accuracy'"),
         (HEAD + 'objective = ["way", "level"]\n[space]', 'oracle = "pareto"'),
         (HEAD + 'objective = ["way", "way_accuracy"]\n[space]', "once"),
-        (HEAD + "objective = [1]\n[space]", "list of names"),
+        (HEAD + "objective = [1]\n[space]", ".0 to be a text"),
         (HEAD + "patience = 0\n[space]", "patience to be a whole number"),
         (HEAD + "[space]\nwidth = []", "at least one value"),
         (HEAD + "[space]\nwidth = [4, 4]", "to differ"),

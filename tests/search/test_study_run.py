@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import gc
 import io
 import json
@@ -12,11 +13,11 @@ import keras
 import pytest
 from rich.console import Console
 
+from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError
 from mtl_keras.search import best_config, load_study, run_study
-from mtl_keras.search.attempts import Attempts
+from mtl_keras.search import trial as trials
 from mtl_keras.search.report import leaderboard
-from mtl_keras.search.tuner import StudyTuner
 
 STUDY = """
 application = "tiny"
@@ -32,7 +33,7 @@ loss_weights = {{ max_ratio = 2.0 }}
 
 
 @pytest.fixture
-def study_of(tiny, eagerly, tmp_path):
+def study_of(tiny, eagerly, inline, tmp_path):
     def make(trials, oracle="random"):
         path = tmp_path / "study.toml"
         path.write_text(STUDY.format(trials=trials, oracle=oracle))
@@ -64,35 +65,36 @@ def test_a_study_leaves_trials_table_and_plot(study_of, tmp_path, console):
     results = run_study(study, out, console=console)
 
     assert len(results) == 2
-    assert results[0]["score"] >= results[1]["score"]
+    assert results[0].score >= results[1].score
     on_disk = [json.loads(p.read_text()) for p in (out / "trials").iterdir()]
-    assert sorted(on_disk, key=lambda r: -r["score"]) == results
+    on_disk.sort(key=lambda record: -record["score"])
+    assert on_disk == json.loads(json.dumps(encode(results)))
     best = results[0]
-    assert best["score"] == pytest.approx(
+    assert best.score == pytest.approx(
         (
-            best["metrics"]["way"]["accuracy"]
-            + best["metrics"]["bright"]["auc"]
-            - best["metrics"]["level"]["mae"]
+            best.metrics["way"]["accuracy"]
+            + best.metrics["bright"]["auc"]
+            - best.metrics["level"]["mae"]
         )
         / 3
     )
     with (out / "results.csv").open() as file:
         rows = {row["trial"]: row for row in csv.DictReader(file)}
-    assert float(rows[best["trial"]]["score"]) == best["score"]
-    assert int(rows[best["trial"]]["width"]) == best["config"]["width"]
+    assert float(rows[best.trial]["score"]) == best.score
+    assert int(rows[best.trial]["width"]) == best.config.width
     assert (out / "trade_off.png").read_bytes().startswith(b"\x89PNG")
 
     trial, config = best_config(out)
-    assert trial == best["trial"]
-    assert config.width == best["config"]["width"]
-    assert config.loss_weights == best["config"]["loss_weights"]
+    assert trial == best.trial
+    assert config.width == best.config.width
+    assert config.loss_weights == best.config.loss_weights
     assert config.epochs is None
     assert config.limit is None
 
     console.print(leaderboard(study, results))
     text = console.export_text()
     assert "trial 0 (1/2)" in text
-    assert f"{best['score']:.4f}" in text
+    assert f"{best.score:.4f}" in text
 
 
 def test_a_study_goes_on_where_it_was_interrupted(
@@ -120,7 +122,7 @@ def test_a_study_goes_on_where_it_was_interrupted(
 
     # The same trials with the same results as without the interruption.
     def essence(results):
-        return [{**record, "seconds": None} for record in results]
+        return [dataclasses.replace(record, seconds=0.0) for record in results]
 
     assert essence(resumed) == essence(whole)
 
@@ -130,61 +132,18 @@ def test_a_study_goes_on_where_it_was_interrupted(
     assert len(fits) == 3
 
 
-def test_a_trial_that_ends_its_process_is_tried_twice(
-    study_of, tmp_path, monkeypatch, console
-):
-    class Death(BaseException):
-        pass
-
-    def train(ends):
-        def run(self, trial):
-            if trial.trial_id == "1":
-                raise ends
-            return {"val_mean": 1.0}
-
-        return run
-
-    out = tmp_path / "study"
-    # As often as one likes: an interruption is not the trial's.
-    for _ in range(3):
-        monkeypatch.setattr(StudyTuner, "_train", train(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            run_study(study_of(3), out)
-    # A process that dies has no time to take its attempt back.
-    monkeypatch.setattr(StudyTuner, "_train", train(Death))
-    with monkeypatch.context() as dying:
-        dying.setattr(Attempts, "withdraw", lambda self: None)
-        for _ in range(2):
-            with pytest.raises(Death):
-                run_study(study_of(3), out)
-    results = run_study(study_of(3), out, console=console)
-    assert {r["trial"]: r["status"] for r in results} == {
-        "0": "COMPLETED",
-        "1": "FAILED",
-        "2": "COMPLETED",
-    }
-    assert "died 2 times" in results[-1]["error"]
-    assert "trial 1 (2/3)" in console.export_text()
-
-    counts = out / "state" / "trial_2" / "attempts.json"
-    assert json.loads(counts.read_text()) == {"lost": 0}
-    counts.write_text('{"lost": "many"}')
-    with pytest.raises(InputError, match=r"attempts\.json' is broken"):
-        Attempts(out / "state").lost("2")
-
-
 def test_a_trial_that_calls_exit_fails(study_of, tmp_path, monkeypatch):
-    def leave(self, trial):
-        raise SystemExit(3) if trial.trial_id == "0" else ValueError("no")
+    def leave(folder, settings):
+        raise SystemExit(3) if folder.name == "trial_0" else ValueError("no")
 
-    monkeypatch.setattr(StudyTuner, "_train", leave)
+    monkeypatch.setattr(trials, "train_trial", leave)
     (first, _) = run_study(study_of(2), tmp_path / "study")
-    assert first["error"] == "SystemExit: 3"
+    assert first.error == "SystemExit: 3"
 
 
 def test_nothing_keeps_the_models_of_trials(study_of, tmp_path, monkeypatch):
     models, left = [], []
-    fit, end = keras.Model.fit, StudyTuner.on_trial_end
+    fit, train = keras.Model.fit, trials.train_trial
 
     def noted(self, *args, **kwargs):
         models.append(weakref.ref(self))
@@ -193,13 +152,13 @@ def test_nothing_keeps_the_models_of_trials(study_of, tmp_path, monkeypatch):
             raise ValueError("no")
         return None
 
-    def counted(self, trial):
-        end(self, trial)
+    def counted(folder, settings):
         gc.collect()
         left.append(sum(model() is not None for model in models))
+        return train(folder, settings)
 
     monkeypatch.setattr(keras.Model, "fit", noted)
-    monkeypatch.setattr(StudyTuner, "on_trial_end", counted)
+    monkeypatch.setattr(trials, "train_trial", counted)
     run_study(study_of(4), tmp_path / "study")
     assert left == [0, 0, 0, 0]
 
@@ -245,9 +204,9 @@ def test_a_failed_trial_is_recorded_and_skipped(
 
     monkeypatch.setattr(keras.Model, "fit", sometimes)
     results = run_study(study_of(3), tmp_path / "study", console=console)
-    assert [r["status"] for r in results] == ["COMPLETED", "COMPLETED", "FAILED"]
-    assert results[-1]["error"] == "MemoryError: out of\nmemory"
-    assert "Traceback" in results[-1]["traceback"]
+    assert [r.status for r in results] == ["COMPLETED", "COMPLETED", "FAILED"]
+    assert results[-1].error == "MemoryError: out of\nmemory"
+    assert "Traceback" in results[-1].traceback
     assert "failed, and is skipped: MemoryError: out of memory" in console.export_text()
     assert "Traceback" not in "".join(capfd.readouterr())
 

@@ -1,4 +1,8 @@
-"""KerasTuner's oracles, as a study names them, with state that survives a kill."""
+"""The only place that reads KerasTuner's internals; written for KerasTuner 1.4.
+
+Its oracles, as a study names them, with state that survives a kill, and the parts of
+its protocol between chief and workers that `workers` builds on.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +10,43 @@ import contextlib
 import functools
 import math
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras_tuner
 from keras_tuner.engine.trial import Trial, TrialStatus
+from keras_tuner.src import protos
+from keras_tuner.src.distribute.oracle_chief import OracleServicer
+from keras_tuner.src.distribute.oracle_client import OracleClient
+from keras_tuner.src.engine import conditions
 
-from mtl_keras.errors import InputError
-from mtl_keras.runs.folder import first_line, read_json, without_nan, write_json
+from mtl_keras.encoding import encode
+from mtl_keras.errors import InputError, first_line
+from mtl_keras.files import read_json, write_json
 from mtl_keras.search.hypermodel import StudyHyperModel
 from mtl_keras.search.pareto import ParetoOracle, check_bayesian
 
 _FAILURES = 3  # in a row, after which a study stops
+STATE = "state"  # the folder of the state in the study's
 FILE = "oracle.json"
 _TRIAL = "trial.json"
 _ENDED = (TrialStatus.COMPLETED, TrialStatus.FAILED)
+
+
+__all__ = [
+    "STATE",
+    "OracleClient",
+    "OracleServicer",
+    "StudyOracle",
+    "broken",
+    "make",
+    "open_state",
+    "protos",
+]
+
+# KerasTuner prints every condition of the space that it sends to workers. Its own
+# `print` is silenced, and not standard output: other threads write to that meanwhile.
+vars(conditions)["print"] = lambda *values: None
 
 
 class StudyOracle(keras_tuner.Oracle):
@@ -143,7 +169,7 @@ class StudyOracle(keras_tuner.Oracle):
         trials = {_read_trial(path) for path in folder.glob(f"trial_*/{_TRIAL}")}
         with _decoding(folder, FILE):
             state = read_json(folder / FILE)
-        for key, own in without_nan(self.get_state()).items():
+        for key, own in encode(self.get_state()).items():
             value = state.get(key)
             if own is not None and _kind(value) is not _kind(own):
                 raise broken(folder, f"another {key!r} was expected in {FILE}")
@@ -235,7 +261,7 @@ class _Bayesian(StudyOracle, keras_tuner.oracles.BayesianOptimizationOracle):
 
 def make(hypermodel: StudyHyperModel) -> StudyOracle:
     """Makes the oracle of a study with the whole space registered in it."""
-    study = hypermodel.study
+    study, settings = hypermodel.study, hypermodel.study.settings
     space = keras_tuner.HyperParameters()
     hypermodel.config(space)
     objectives = [
@@ -246,27 +272,49 @@ def make(hypermodel: StudyHyperModel) -> StudyOracle:
         "objective": objectives if len(objectives) > 1 else objectives[0],
         "hyperparameters": space,
         # KerasTuner takes a seed of 0 for none.
-        "seed": study.seed + 1,
+        "seed": settings.seed + 1,
     }
     oracle: StudyOracle
-    if study.oracle == "random":
+    if settings.oracle == "random":
         oracle = _Random(**common)
-    elif study.oracle == "grid":
+    elif settings.oracle == "grid":
         oracle = _Grid(**common)
-    elif study.oracle == "pareto":
+    elif settings.oracle == "pareto":
         oracle = _Pareto(**common)
-    elif study.oracle == "hyperband":
+    elif settings.oracle == "hyperband":
         # `trials` ends it, whichever bracket it is in by then.
         oracle = _Hyperband(
-            max_epochs=study.epochs, hyperband_iterations=10**6, **common
+            max_epochs=settings.epochs, hyperband_iterations=10**6, **common
         )
     else:
         check_bayesian("The oracle 'bayesian'")
         # Half of the trials explore: KerasTuner's own default, three per
         # dimension, would leave a small study no guided trial.
-        oracle = _Bayesian(num_initial_points=max(2, study.trials // 2), **common)
-    oracle.max_trials = study.trials
+        oracle = _Bayesian(num_initial_points=max(2, settings.trials // 2), **common)
+    oracle.max_trials = settings.trials
     # The tuner reports trials. KerasTuner's own display fails, while it holds the
     # oracle's lock, on a trial that began before a restart.
     oracle.verbose = 0
     return oracle
+
+
+def open_state(oracle: StudyOracle, out: pathlib.Path, known: Sequence[str]) -> None:
+    """Gives an oracle its folder, and reads the state of an earlier run from it.
+
+    Args:
+        oracle: The oracle, as `make` returns it.
+        out: The study folder.
+        known: The trials that have a record.
+
+    Raises:
+        InputError: If the state is broken, or lacks one of these trials.
+    """
+    oracle._set_project_dir(str(out), STATE)
+    if (out / STATE / FILE).is_file():
+        oracle.reload()
+    elif known:
+        # KerasTuner would begin anew.
+        raise broken(out / STATE, "a file is missing")
+    for trial_id in known:
+        if trial_id not in oracle.trials:
+            raise broken(out / STATE, f"it does not know trial {trial_id}")

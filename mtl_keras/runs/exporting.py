@@ -1,0 +1,150 @@
+"""Exporting a run, or several as one model, for serving."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from mtl_keras import serving
+from mtl_keras.data import catalog
+from mtl_keras.encoding import encode
+from mtl_keras.files import read_json
+from mtl_keras.runs import folder
+from mtl_keras.runs.records import versions
+from mtl_keras.runs.training import load_split, test_metrics
+from mtl_keras.serving.export import SOURCE
+
+
+def export(
+    runs: Sequence[str | os.PathLike],
+    to: str | os.PathLike,
+    *,
+    tasks: tuple[str, ...] | None = None,
+    weights: str = "float32",
+    reuse: bool = False,
+    console: Console | None = None,
+) -> pathlib.Path:
+    """Exports a run, or several under one set of signatures.
+
+    Args:
+        runs: The run folders.
+        to: The folder of all versions of the model.
+        tasks: The tasks to serve; None means all.
+        weights: `"float32"`, or what `serving.compress` takes.
+        reuse: Whether to keep the latest version where it is of the same model.
+        console: Where to show progress; None exports in silence.
+
+    Returns:
+        The folder of the version.
+
+    Raises:
+        InputError: If a run cannot be read, the runs cannot be served together, or
+            `to` cannot be written.
+    """
+    console = console or Console(quiet=True)
+    to = pathlib.Path(to)
+    loaded = [folder.load_run(pathlib.Path(path)) for path in runs]
+    identity = {
+        "model_sha256": [_digest(run) for run in loaded],
+        "weights": weights,
+        "served_tasks": list(tasks) if tasks else None,
+    }
+    version = serving.latest_version(to) if reuse else None
+    if version is not None and _is_of(version, identity):
+        console.print(f"{version} is there already, of this very model: reused.")
+        return version
+    models: list[keras.Model] = []
+    class_names: dict[str, Any] = {}
+    samples: list[dict[str, Any]] = []
+    metrics: dict[str, Any] = {}
+    for run in loaded:
+        application = run.config.get_application()
+        model = run.model()
+        measured = run.metrics
+        if weights != "float32":
+            model, measured = _compressed(run, model, weights, console)
+        models.append(application.serving_model(model))
+        class_names |= application.class_names()
+        # Inputs, labels, and sample weights where there are any.
+        with catalog.reading(run.config.data):
+            samples.append(next(iter(load_split(run.config, "test")))[0])
+        metrics |= measured
+    settings = [encode(run.config) for run in loaded]
+    version = serving.export(
+        models if len(models) > 1 else models[0],
+        to,
+        tasks=tasks,
+        class_names=class_names,
+        samples=_joined(samples),
+        source={
+            **identity,
+            **(settings[0] if len(settings) == 1 else {"runs": settings}),
+            "metrics": metrics,
+            "versions": versions(),
+        },
+    )
+    console.print(f"Wrote {version}", soft_wrap=True)
+    return version
+
+
+def _joined(batches: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Joins the inputs of several runs, as many samples as the smallest batch has."""
+    arrays = {name: np.asarray(x) for batch in batches for name, x in batch.items()}
+    count = min(len(array) for array in arrays.values())
+    return {name: array[:count] for name, array in arrays.items()}
+
+
+def _digest(run: folder.Run) -> str:
+    return hashlib.sha256((run.path / folder.MODEL).read_bytes()).hexdigest()
+
+
+def _is_of(version: pathlib.Path, identity: Mapping[str, Any]) -> bool:
+    file = version / SOURCE
+    source = read_json(file) if file.is_file() else {}
+    return all(source.get(key) == value for key, value in identity.items())
+
+
+def _compressed(
+    run: folder.Run, model: keras.Model, weights: str, console: Console
+) -> tuple[keras.Model, dict[str, dict[str, float]]]:
+    """Compresses a run's model, and prints what that costs on the test split.
+
+    Returns:
+        The smaller model and its metrics, `{task: {metric: value}}`.
+    """
+    small = serving.compress(model, weights)
+    config = run.config
+    application = config.get_application()
+    small.compile(
+        loss=application.losses(config.tasks), metrics=application.metrics(config.tasks)
+    )
+    after = test_metrics(config, small, load_split(config, "test"))
+    console.print(
+        f"{run.path} with {weights} weights: {_megabytes(small):.2f} MB instead of "
+        f"{_megabytes(model):.2f} MB. On the test split:",
+        soft_wrap=True,
+    )
+    table = Table("task", "metric", box=None, pad_edge=False, header_style="bold")
+    for head in ("float32", weights, "change"):
+        table.add_column(head, justify="right")
+    for task, values in run.metrics.items():
+        for name, before in values.items():
+            if before is not None and name in after[task]:
+                now = after[task][name]
+                cells = (f"{before:.4f}", f"{now:.4f}", f"{now - before:+.4f}")
+                table.add_row(task, name, *cells)
+    console.print(table)
+    return small, after
+
+
+def _megabytes(model: keras.Model) -> float:
+    weights = [variable.value for variable in model.weights]
+    return sum(w.dtype.size * w.shape.num_elements() for w in weights) / 1e6

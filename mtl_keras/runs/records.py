@@ -1,0 +1,143 @@
+"""The record that a job of a scheduler leaves, and what it was made with."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+import platform
+import subprocess
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+from pydantic import StrictStr
+
+from mtl_keras.decoding import Decodable, Finite, decode
+from mtl_keras.errors import InputError
+from mtl_keras.files import read_json
+
+SETTINGS = "settings.json"
+RECORD = "record.json"
+# Raised when what a folder of a run, study or comparison holds is read otherwise.
+FORMAT = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome(Decodable):
+    """How a training ended.
+
+    Attributes:
+        status: `"COMPLETED"` or `"FAILED"`.
+        seconds: Wall time.
+        error: Why it failed; else empty.
+        traceback: Where it failed.
+        made_with: What `made_with` returns.
+    """
+
+    status: Literal["COMPLETED", "FAILED"]
+    seconds: Finite
+    error: StrictStr
+    traceback: StrictStr
+    made_with: Mapping[str, Any]
+
+    @property
+    def completed(self) -> bool:
+        """Whether it did not fail."""
+        return self.status == "COMPLETED"
+
+
+@dataclasses.dataclass(frozen=True)
+class Record(Outcome):
+    """What became of a scheduler's job.
+
+    Attributes:
+        result: What the job's function returned; None of a failed one.
+    """
+
+    result: Any
+
+
+def failure(error: str, jobs: int) -> Record:
+    """Returns the record of a job that failed outside of its function."""
+    return Record("FAILED", 0.0, error, "", made_with(jobs), None)
+
+
+def read_record(path: pathlib.Path) -> Record:
+    """Reads a job's record.
+
+    Raises:
+        InputError: If it cannot be read, or is none.
+    """
+    values = read_json(path)
+    check_format(values.get("made_with"), path)
+    return decode(Record, values, str(path))
+
+
+def check_format(made_with: Any, path: pathlib.Path) -> None:
+    """Raises an InputError unless what was read has the format of this version.
+
+    Args:
+        made_with: What the file names as its makers.
+        path: The file.
+    """
+    given = made_with if isinstance(made_with, dict) else {}
+    if given.get("format") != FORMAT:
+        version = given.get("mtl_keras")
+        raise InputError(
+            f"{path} is in the format of another version of mtl_keras "
+            f"({version if isinstance(version, str) else 'unknown'}; this is "
+            f"{_version()}). Use that version, or name another folder with --out."
+        )
+
+
+def made_with(jobs: int = 1) -> dict[str, Any]:
+    """Returns what a result depends on: format, versions, commit, device, jobs.
+
+    Args:
+        jobs: How many trainings shared the machine, this one included.
+    """
+    return {"format": FORMAT, **versions(), "jobs": jobs}
+
+
+@functools.lru_cache
+def versions() -> dict[str, str | None]:
+    """Returns versions, the commit where the code lies in a checkout, the device."""
+    gpus = tf.config.list_physical_devices("GPU")
+    device = (
+        tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
+        if gpus
+        else platform.processor() or platform.machine()
+    )
+    return {
+        "mtl_keras": _version(),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "numpy": np.__version__,
+        "device": device,
+    }
+
+
+def _version() -> str:
+    import mtl_keras
+
+    return mtl_keras.__version__
+
+
+def _commit() -> str | None:
+    root = pathlib.Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        return subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"],
+            capture_output=True,
+            check=True,
+            text=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,316 @@
+"""Jobs in processes of their own: the trials of a study, the cells of a comparison.
+
+A process keeps the memory of trainings apart from the one that schedules them, survives
+a training that runs out of it, and takes its share of the cores and GPUs. It serves
+several jobs, as starting one takes seconds, and is replaced before what TensorFlow
+keeps of each has added up. The scheduling process itself trains nothing.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from mtl_keras.encoding import encode
+from mtl_keras.errors import InputError, check_integer
+from mtl_keras.files import make_folder, read_json, write_json
+from mtl_keras.runs.records import RECORD, SETTINGS, failure, read_record
+from mtl_keras.runs.worker import LOG
+
+MOST_DEATHS = 2  # of its process, after which a job is not run again
+_DEATHS = "deaths.json"
+# A process is replaced when it holds this many times what it held after its first jobs,
+# whose libraries and caches it has to load; where its memory is not known, by number.
+_GROWTH, _FIRST_JOBS, _MOST_JOBS = 1.15, 3, 20
+_GRACE_SECONDS = 20.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A function to be called in a process of its own.
+
+    Attributes:
+        label: What it is, for people.
+        folder: Its working directory: gets `settings.json`, `log.txt` with all that it
+            prints, and `record.json`.
+        function: `"module:name"` of a function of the working directory and the
+            settings.
+        settings: Plain values.
+        kind: Jobs of one kind take about as long as each other.
+        size: How long it takes beside jobs of other kinds, roughly.
+    """
+
+    label: str
+    folder: pathlib.Path
+    function: str
+    settings: Mapping[str, Any]
+    kind: Hashable = ""
+    size: float = 1.0
+
+
+class Scheduler:
+    """Runs jobs, a number of them at a time; a context manager that ends them.
+
+    A job whose process dies is run again, once: the count lies in its working
+    directory, so that it holds over restarts. What ends with the scheduler's own
+    process is not counted.
+
+    Args:
+        slots: How many jobs run at a time. Cores are divided between them, and GPUs
+            given in turn.
+        fresh: Whether each job gets a new process, so that what it measures of the
+            process is its own.
+    """
+
+    def __init__(self, slots: int, *, fresh: bool = False):
+        self.slots = slots
+        self._fresh = fresh
+        self._workers: dict[int, _Worker] = {}
+        self._running: dict[int, tuple[Job, float]] = {}
+        self._ended: list[Job] = []
+        self._selector = selectors.DefaultSelector()
+        self._seconds: dict[Hashable, list[float]] = collections.defaultdict(list)
+        self._sizes: dict[Hashable, float] = {}
+
+    def __enter__(self) -> Scheduler:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for worker in self._workers.values():
+            worker.close()
+        for slot in list(self._workers):
+            self._drop(slot)
+        self._selector.close()
+
+    @property
+    def running(self) -> list[Job]:
+        """The jobs that are under way, or have ended and were not waited for."""
+        return [*(job for job, _ in self._running.values()), *self._ended]
+
+    @property
+    def free(self) -> int:
+        """How many jobs may be submitted before `wait` returns one."""
+        return self.slots - len(self.running)
+
+    def submit(self, job: Job) -> None:
+        """Starts a job where a slot is free; one that has its record has ended."""
+        settings = encode({**job.settings, "jobs": self.slots})
+        if _has_record(job.folder, settings):
+            self._ended.append(job)
+            return
+        make_folder(job.folder)
+        (job.folder / RECORD).unlink(missing_ok=True)
+        write_json(job.folder / SETTINGS, settings)
+        slot = next(n for n in range(self.slots) if n not in self._running)
+        self._start(slot, job)
+
+    def wait(self, seconds: float) -> list[Job]:
+        """Returns the jobs that have ended, after this many seconds at most."""
+        if not self._ended:
+            for key, _ in self._selector.select(seconds):
+                self._receive(key.data)
+        ended, self._ended = self._ended, []
+        return ended
+
+    def seconds_left(self, rest: Iterable[tuple[Hashable, float]]) -> float | None:
+        """Returns about how long the jobs under way and others take; None at first.
+
+        Args:
+            rest: Kind and size of the jobs that were not submitted yet.
+        """
+        if not self._seconds:
+            return None
+        now = time.monotonic()
+        total = sum(self._expected(kind, size) for kind, size in rest)
+        for job, started in self._running.values():
+            total += max(self._expected(job.kind, job.size) - (now - started), 0.0)
+        return total / self.slots
+
+    def _expected(self, kind: Hashable, size: float) -> float:
+        if same := self._seconds.get(kind):
+            return sum(same) / len(same)
+        per_size = [
+            seconds / self._sizes[other]
+            for other, values in self._seconds.items()
+            for seconds in values
+        ]
+        return size * sum(per_size) / len(per_size)
+
+    def _start(self, slot: int, job: Job) -> None:
+        if slot not in self._workers:
+            worker = start_worker(slot, self.slots, job.folder / LOG)
+            self._workers[slot] = worker
+            self._selector.register(worker, selectors.EVENT_READ, slot)
+        self._running[slot] = (job, time.monotonic())
+        self._workers[slot].send(job)
+
+    def _receive(self, slot: int) -> None:
+        worker = self._workers[slot]
+        answer = worker.receive()
+        if answer is None:
+            code = self._drop(slot)
+            if slot in self._running:
+                self._count_death(slot, code)
+            return
+        job, started = self._running.pop(slot)
+        self._end(job, time.monotonic() - started)
+        if self._fresh or worker.has_grown(answer):
+            self._drop(slot)
+
+    def _end(self, job: Job, seconds: float) -> None:
+        self._seconds[job.kind].append(seconds)
+        self._sizes[job.kind] = job.size
+        (job.folder / _DEATHS).unlink(missing_ok=True)
+        self._ended.append(job)
+
+    def _drop(self, slot: int) -> int:
+        """Ends a worker; returns its exit code."""
+        worker = self._workers.pop(slot)
+        self._selector.unregister(worker)
+        return worker.end()
+
+    def _count_death(self, slot: int, code: int) -> None:
+        job, _ = self._running.pop(slot)
+        path = job.folder / _DEATHS
+        before = read_json(path).get("deaths") if path.is_file() else 0
+        deaths = check_integer(f"deaths in {path}", before, low=0) + 1
+        write_json(path, {"deaths": deaths, "last": _ending(code)})
+        if deaths < MOST_DEATHS:
+            self._start(slot, job)
+            return
+        error = (
+            f"ProcessDied: its process died {deaths} times, the last time with "
+            f"{_ending(code)}; see {job.folder / LOG}. Most often memory ran out, of "
+            "which a smaller width, depth or batch size takes less."
+        )
+        write_json(job.folder / RECORD, failure(error, self.slots))
+        self._ended.append(job)
+
+
+def _has_record(folder: pathlib.Path, settings: dict[str, Any]) -> bool:
+    """Whether a folder holds the record of a job with these very settings."""
+    try:
+        read_record(folder / RECORD)
+        earlier = read_json(folder / SETTINGS)
+    except InputError:
+        # Missing, damaged or of another version: the job runs anew.
+        return False
+    return earlier == json.loads(json.dumps(settings))
+
+
+class _Worker:
+    """A worker process, as its scheduler sees it."""
+
+    def __init__(self, process: subprocess.Popen):
+        self._process = process
+        self._memory: list[int] = []
+        self._served = 0
+
+    def send(self, job: Job) -> None:
+        message = {"folder": str(job.folder.absolute()), "function": job.function}
+        assert self._process.stdin is not None
+        # One that died while it had nothing to do is found out by `receive`.
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.flush()
+
+    def fileno(self) -> int:
+        assert self._process.stdout is not None
+        return self._process.stdout.fileno()
+
+    def receive(self) -> dict[str, Any] | None:
+        """Returns the answer to a job; None when the process has died."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        return json.loads(line) if line.endswith(b"\n") else None
+
+    def has_grown(self, answer: Mapping[str, Any]) -> bool:
+        """Whether it is time to replace the process, after a job's answer."""
+        self._served += 1
+        if answer["memory"] is None:
+            return self._served >= _MOST_JOBS
+        self._memory.append(answer["memory"])
+        return self._memory[-1] > _GROWTH * max(self._memory[:_FIRST_JOBS])
+
+    def close(self) -> None:
+        """Lets the process end by itself, which it does with whatever it is at."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+
+    def end(self) -> int:
+        """Waits until the process has ended; returns its exit code."""
+        self.close()
+        try:
+            code = self._process.wait(_GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        return code
+
+
+def start_worker(slot: int, slots: int, log: pathlib.Path) -> _Worker:
+    """Starts the worker process of a slot.
+
+    Args:
+        slot: Number of the slot, from 0.
+        slots: How many there are.
+        log: Where what it prints before its first job goes.
+    """
+    with log.open("w", encoding="utf-8") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mtl_keras.runs.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=file,
+            env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"} | share_of(slot, slots),
+            # Ctrl-C in a terminal is for the scheduler, which ends its workers.
+            start_new_session=True,
+        )
+    return _Worker(process)
+
+
+def share_of(slot: int, slots: int) -> dict[str, str]:
+    """Returns the environment by which a worker takes its share of the machine.
+
+    Returns:
+        One GPU for each slot, where there are any (slots in excess share them), with
+        memory that grows; and its part of the processors.
+    """
+    share = {}
+    if gpus := len(tf.config.list_physical_devices("GPU")):
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else [str(n) for n in range(gpus)]
+        share["CUDA_VISIBLE_DEVICES"] = names[slot % gpus]
+        share["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
+    if slots > 1:
+        threads = str(max(1, cores() // slots))
+        names = ["OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"]
+        share |= dict.fromkeys(names, threads)
+    return share
+
+
+def cores() -> int:
+    """Returns how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _ending(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

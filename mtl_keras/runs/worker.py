@@ -1,0 +1,108 @@
+"""A process that runs the jobs of a scheduler, one after the other.
+
+`python -m mtl_keras.runs.worker` reads jobs from standard input, a JSON object a line,
+and answers each with a line. It ends when the input closes, which it does when the
+scheduler's process dies in whatever way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import pathlib
+import queue
+import sys
+import threading
+import time
+import traceback
+from typing import Any
+
+from mtl_keras.files import read_json, write_json
+from mtl_keras.runs.records import RECORD, SETTINGS, Record, made_with
+
+LOG = "log.txt"
+
+
+def run(folder: pathlib.Path, function: str) -> None:
+    """Calls a job's function and writes its record, also when it raises.
+
+    Args:
+        folder: The job's working directory, with `settings.json`.
+        function: `"module:name"` of a function of the directory and the settings,
+            which returns the result: plain values or dataclasses of them.
+    """
+    settings = read_json(folder / SETTINGS)
+    started = time.monotonic()
+    result, error, trace = None, "", ""
+    try:
+        module, _, name = function.partition(":")
+        result = getattr(importlib.import_module(module), name)(folder, settings)
+    except (Exception, SystemExit) as raised:
+        # Whatever settings lead to, from a shape that does not fit to a loss without a
+        # value, belongs to this job; the others may go well. As text: the error itself
+        # would keep the model.
+        error = f"{type(raised).__name__}: {raised}"
+        trace = traceback.format_exc()
+    record = Record(
+        status="FAILED" if error else "COMPLETED",
+        seconds=round(time.monotonic() - started, 3),
+        error=error,
+        traceback=trace,
+        result=result,
+        made_with=made_with(settings.get("jobs", 1)),
+    )
+    write_json(folder / RECORD, record)
+
+
+def resident_memory() -> int | None:
+    """Returns the bytes of memory that this process holds; None where unknown."""
+    try:
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _receive(jobs: queue.SimpleQueue[dict[str, Any]]) -> None:
+    # Straight from the file descriptor: a buffered reader that waits here would hold
+    # a lock that the interpreter wants at its own end.
+    received = b""
+    while part := os.read(0, 65536):
+        *lines, received = (received + part).split(b"\n")
+        for line in lines:
+            jobs.put(json.loads(line))
+    os._exit(0)
+
+
+def _log_to(path: pathlib.Path) -> None:
+    """Has all that this process prints, native code included, go to a file."""
+    with path.open("w", encoding="utf-8") as file:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(ValueError):
+                stream.flush()
+            os.dup2(file.fileno(), stream.fileno())
+
+
+def main() -> None:
+    """Runs jobs until standard input closes."""
+    answers = os.dup(1)
+    jobs: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(jobs,), daemon=True).start()
+    while True:
+        job = jobs.get()
+        folder = pathlib.Path(job["folder"])
+        _log_to(folder / LOG)
+        run(folder, job["function"])
+        import keras
+
+        keras.utils.clear_session()
+        gc.collect()
+        answer = json.dumps({"memory": resident_memory()})
+        os.write(answers, answer.encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main()

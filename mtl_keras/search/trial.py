@@ -1,0 +1,70 @@
+"""What worker processes run for a study: a trial, and a task trained alone."""
+
+from __future__ import annotations
+
+import functools
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import keras_tuner
+
+from mtl_keras.decoding import decode
+from mtl_keras.files import atomic_write
+from mtl_keras.search.hypermodel import StudyHyperModel, train_baseline
+from mtl_keras.search.study import StudySettings
+
+WEIGHTS = "checkpoint.weights.h5"
+
+
+def train_trial(
+    folder: pathlib.Path, settings: Mapping[str, Any]
+) -> Mapping[str, float]:
+    """Builds and trains a trial's model; a job of `Scheduler`.
+
+    Args:
+        folder: The trial's working directory. A Hyperband trial leaves its weights
+            there, for the longer ones that start from it.
+        settings: `study` (settings of the study), `hyperparameters` (KerasTuner's
+            config of them), `baselines` (main metric of each task alone, or None)
+            and `start` (the working directory of the trial to start from, or None).
+
+    Returns:
+        What `StudyHyperModel.fit` returns.
+    """
+    hypermodel = _hypermodel(json.dumps(settings["study"]))
+    hypermodel.baselines = settings["baselines"]
+    hp = keras_tuner.HyperParameters.from_config(settings["hyperparameters"])
+    model = hypermodel.build(hp)
+    if settings["start"] is not None:
+        # The optimizer's state is part of the weights file once it exists.
+        model.optimizer.build(model.trainable_variables)
+        model.load_weights(pathlib.Path(settings["start"], WEIGHTS))
+    results = hypermodel.fit(
+        hp, model, initial_epoch=hp.values.get("tuner/initial_epoch", 0)
+    )
+    if hypermodel.study.settings.oracle == "hyperband":
+        with atomic_write(folder / WEIGHTS) as temporary:
+            model.save_weights(temporary)
+    return results
+
+
+def train_alone(folder: pathlib.Path, settings: Mapping[str, Any]) -> float:
+    """Trains one task alone, with the budget of a trial; a job of `Scheduler`.
+
+    Args:
+        folder: The job's working directory; not used.
+        settings: `study` and `task`.
+
+    Returns:
+        The task's main metric on the validation split.
+    """
+    study = _hypermodel(json.dumps(settings["study"])).study
+    return train_baseline(study, settings["task"])
+
+
+@functools.lru_cache(maxsize=1)
+def _hypermodel(study: str) -> StudyHyperModel:
+    """Returns the hypermodel of a study, with its validation data, for many trials."""
+    return StudyHyperModel(decode(StudySettings, json.loads(study)).validate())
