@@ -142,13 +142,14 @@ def _misfit(path: pathlib.Path) -> str | None:
         rb"mtl_keras ops built for TensorFlow ([\w.+-]+)(?: from sources (\w+))?",
         path.read_bytes(),
     )
-    version, sources = match.groups() if match else (b"unknown", None)
-    if _minor(version.decode()) != _minor(tf.__version__):
-        return f"for TensorFlow {version.decode()}, not {tf.__version__}"
+    version = match[1].decode() if match else "unknown"
+    sources = match[2].decode() if match and match[2] else None
+    if _minor(version) != _minor(tf.__version__):
+        return f"for TensorFlow {version}, not {tf.__version__}"
     # An installed package has no sources beside it: its library came with it.
     folder = pathlib.Path(__file__).parents[2] / "csrc"
     present = (folder / "tensorflow" / "binding.cc").exists()
-    if sources is None or (present and sources.decode() != sources_digest(folder)):
+    if sources is None or (present and sources != sources_digest(folder)):
         return "from other sources than this version's"
     return None
 
