@@ -19,21 +19,10 @@ import sys
 import tempfile
 import time
 
+from search_workers import STUDY
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "search_memory.json"
-STUDY = """
-application = "vision"
-data = "multi_digits/digits"
-tasks = ["left", "right"]
-oracle = "random"
-trials = {trials}
-epochs = 1
-limit = 512
-[space]
-balancing = ["equal", "uncertainty", "dwa"]
-width = [8, 12, 16]
-learning_rate = {{ min = 5e-4, max = 5e-3, log = true }}
-"""
 _TENTH = 10
 
 
