@@ -25,6 +25,22 @@ app = typer.Typer(
 )
 
 
+Code = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Code of the run's application, FILE.py:NAME or PACKAGE.MODULE:NAME, to "
+        "be imported; a run folder alone imports none."
+    ),
+]
+
+
+def _allow(code: list[str] | None) -> None:
+    from mtl_keras import applications
+
+    for name in code or ():
+        applications.allow(name)
+
+
 def _version(show: bool) -> None:
     if show:
         print(f"mtl-keras {importlib.metadata.version('mtl_keras')}")
@@ -34,7 +50,8 @@ def _version(show: bool) -> None:
 @app.callback(
     invoke_without_command=True,
     epilog=examples(
-        "mtl-keras train vision",
+        "mtl-keras init houses.csv --to houses.toml",
+        "mtl-keras train houses.toml",
         "mtl-keras tune tuning/vision.toml",
         "mtl-keras compare vision --seeds 3",
         "mtl-keras export runs/vision-1 --to models/vision",
@@ -57,7 +74,46 @@ def root(
 
 @app.command(
     epilog=examples(
+        "mtl-keras init houses.csv --to houses.toml",
+        "mtl-keras init houses.csv --to houses.toml --tasks price,sold",
+        "mtl-keras init reviews/*.csv --to my.toml --task-by domain --tasks positive",
+    )
+)
+def init(
+    files: Annotated[list[str], typer.Argument(help="CSV, TSV or Parquet files.")],
+    to: Annotated[pathlib.Path, typer.Option(help="Data file to write, TOML.")],
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Columns that are tasks, with commas between; else a guess."),
+    ] = None,
+    task_by: Annotated[
+        str | None,
+        typer.Option(
+            help="Column that names each row's task; --tasks is then the labels'."
+        ),
+    ] = None,
+) -> None:
+    """Look at a table and write a data file for it, to be read and changed.
+
+    The file says which columns are features and tasks, of which kinds, and how rows
+    are split; the other commands take it in place of an application's name.
+    """
+    tensorflow.load()
+    from mtl_keras_cli import tables
+
+    tables.init(
+        files,
+        to,
+        tasks=None if tasks is None else _split(tasks),
+        task_by=task_by,
+        console=make_console(),
+    )
+
+
+@app.command(
+    epilog=examples(
         "mtl-keras train vision",
+        "mtl-keras train houses.toml --sharing mmoe",
         "mtl-keras train vision --balancing pcgrad --tasks left,right --epochs 5",
         "mtl-keras train vision --balancing 'uncertainty + cagrad(c=0.5)'",
         "mtl-keras train vision --sharing 'mmoe(num_experts=4)'",
@@ -66,7 +122,10 @@ def root(
 )
 def train(
     application: Annotated[
-        str | None, typer.Argument(help="What to train, for example vision.")
+        str | None,
+        typer.Argument(
+            help="What to train: vision, a data file, my_file.py:MyApplication."
+        ),
     ] = None,
     data: Annotated[
         str | None, typer.Option(help="Data set; see `mtl-keras datasets list`.")
@@ -146,14 +205,14 @@ def train(
     finished. A finished run, named by --out, is trained further by larger --epochs.
     """
     tensorflow.load(starts=strategy is None)
-    from mtl_keras import runs
+    from mtl_keras import applications, runs
     from mtl_keras.runs import strategies, unfinished
     from mtl_keras.runs.specs import read_spec
 
     over = strategies.make(strategy)
     console = make_console()
     given: dict[str, Any] = {
-        "data": data,
+        "data": None if data is None else applications.canonical(data),
         "tasks": None if tasks is None else _split(tasks),
         "backbone": backbone,
         "sharing": None if sharing is None else read_spec(sharing),
@@ -179,6 +238,8 @@ def train(
         console.print(f"{out} is there already with these settings: reused.")
         _print_metrics(console, run.metrics)
         return
+    if summary := config.get_application().summary():
+        console.print(summary, soft_wrap=True, markup=False, highlight=False)
     results = runs.train(
         config,
         out,
@@ -198,13 +259,13 @@ def _split(tasks: str) -> tuple[str, ...]:
 def _base_config(
     application: str | None, from_study: pathlib.Path | None, console: Console
 ) -> RunConfig:
-    from mtl_keras import runs, search
+    from mtl_keras import applications, runs, search
     from mtl_keras.errors import InputError
 
+    if application is not None:
+        application = applications.allow(application)
     if from_study is None:
         if application is None:
-            from mtl_keras import applications
-
             raise InputError(
                 "Expected an application or --from-study. Applications: "
                 f"{', '.join(applications.names())}."
@@ -320,6 +381,7 @@ def tune(
 )
 def evaluate(
     run: Annotated[pathlib.Path, typer.Argument(help="Run folder.")],
+    code: Code = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON instead of a table.")
     ] = False,
@@ -332,11 +394,41 @@ def evaluate(
     from mtl_keras import runs
     from mtl_keras.encoding import encode
 
+    _allow(code)
     metrics = runs.evaluate(run)
     if as_json:
         print(json.dumps(encode(metrics), indent=2))
     else:
         _print_metrics(make_console(), metrics)
+
+
+@app.command(
+    epilog=examples(
+        "mtl-keras predict runs/houses-1 new.csv",
+        "mtl-keras predict runs/houses-1 new.parquet --out answers.parquet",
+    )
+)
+def predict(
+    run: Annotated[pathlib.Path, typer.Argument(help="Run folder of a table.")],
+    file: Annotated[
+        pathlib.Path, typer.Argument(help="CSV, TSV or Parquet file with the features.")
+    ],
+    out: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="File to write; else FILE.predictions beside FILE."),
+    ] = None,
+    code: Code = None,
+) -> None:
+    """Write a run's predictions beside the rows of a file.
+
+    Numbers are in the units of the table that the model was trained on; classes come
+    with their probability.
+    """
+    tensorflow.load()
+    from mtl_keras_cli import tables
+
+    _allow(code)
+    tables.predict(run, file, out, make_console())
 
 
 @app.command(
@@ -365,6 +457,7 @@ def export(
             help="float32, float16 or int8; what the smaller ones cost is printed."
         ),
     ] = "float32",
+    code: Code = None,
     check: Annotated[
         bool, typer.Option("--check", help="Then do what serve-check does.")
     ] = False,
@@ -382,6 +475,7 @@ def export(
     tensorflow.load()
     from mtl_keras import runs
 
+    _allow(code)
     console = make_console()
     version = runs.export(
         run,

@@ -27,7 +27,10 @@ EXAMPLES = (
 
 def compare(
     application: Annotated[
-        str, typer.Argument(help="What to train, for example vision.")
+        str,
+        typer.Argument(
+            help="What to train: vision, a data file, my_file.py:MyApplication."
+        ),
     ],
     balancing: Annotated[
         str | None,
@@ -82,6 +85,7 @@ def compare(
     """
     # The trainings run in processes of their own, and need the GPUs' memory there.
     tensorflow.load(gpus=False)
+    from mtl_keras import applications
     from mtl_keras.compare import DEFAULT_BALANCING, Comparison, run_comparison
     from mtl_keras.compare.results import FILES
     from mtl_keras.runs import RunConfig
@@ -92,10 +96,11 @@ def compare(
     if balancing is not None:
         ways = tuple(read_specs(balancing))
     ways_to_share: Any = None if sharing is None else tuple(read_specs(sharing))
+    name = applications.allow(application)
     comparison = Comparison(
         RunConfig(
-            application,
-            data=data,
+            name,
+            data=None if data is None else applications.canonical(data),
             tasks=None if tasks is None else _names(tasks),
             backbone=backbone,
             width=width,
@@ -110,7 +115,7 @@ def compare(
         seeds=seeds,
         pairs=pairs,
     )
-    out = out or pathlib.Path("runs") / f"compare-{application}"
+    out = out or pathlib.Path("runs") / f"compare-{applications.label(name)}"
     command = shlex.join(["mtl-keras", *sys.argv[1:]])
     try:
         summary = run_comparison(

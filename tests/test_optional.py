@@ -123,6 +123,10 @@ NEEDING = {
         "check_bayesian('The oracle')",
     ],
     "serving": ["mtl_keras.serving", "from mtl_keras.serving import export"],
+    "tables": [
+        "applications.Table",
+        "data.from_dataframe(None, tasks={'y': 'number'})",
+    ],
     "text": ["evaluation.bleu(['a b'], ['a b'])"],
 }
 

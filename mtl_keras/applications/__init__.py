@@ -2,41 +2,49 @@
 
 from __future__ import annotations
 
-from mtl_keras import errors
+from typing import TYPE_CHECKING, Any
+
+# Layers register themselves, so that models of tables can be loaded.
+from mtl_keras.applications import table as _table  # noqa: F401
 from mtl_keras.applications.base import Application, Task, TrainingDefaults
 from mtl_keras.applications.multimodal import Multimodal
 from mtl_keras.applications.recommendation import Recommendation
+from mtl_keras.applications.registry import (
+    allow,
+    canonical,
+    get,
+    label,
+    names,
+    register,
+)
 from mtl_keras.applications.text import Text
 from mtl_keras.applications.vision import Vision
+
+if TYPE_CHECKING:
+    from mtl_keras.applications.table.application import Table
 
 __all__ = [
     "Application",
     "Multimodal",
     "Recommendation",
+    "Table",
     "Task",
     "Text",
     "TrainingDefaults",
     "Vision",
+    "allow",
+    "canonical",
     "get",
+    "label",
     "names",
+    "register",
 ]
 
-_APPLICATIONS: dict[str, type[Application]] = {
-    cls.name: cls for cls in (Multimodal, Recommendation, Text, Vision)
-}
 
+def __getattr__(name: str) -> Any:
+    # Imported when it is asked for: it needs the packages of an extra.
+    if name == "Table":
+        from mtl_keras.applications.table.application import Table
 
-def names() -> list[str]:
-    """Returns the names that `get` accepts, sorted."""
-    return sorted(_APPLICATIONS)
-
-
-def get(name: str) -> Application:
-    """Returns the application of that name.
-
-    Raises:
-        InputError: No application has this name.
-    """
-    if name not in _APPLICATIONS:
-        raise errors.unknown_name("application", name, _APPLICATIONS)
-    return _APPLICATIONS[name]()
+        return Table
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -76,7 +76,8 @@ class Application(Served, abc.ABC):
         name: Name in `mtl_keras.applications`.
         default_data: Name of the data set where none is given.
         backbones: Names of the backbones that fit.
-        tasks: All tasks, by name, in the order of the model's outputs.
+        tasks: All tasks in the order of the model's outputs, by name; where that can
+            be no name of a layer, `Task.name` is another one.
         defaults: Settings where none are given.
         width_factors: What a backbone multiplies the width by, 1 where it is not
             named: so that one width suits all backbones, and they can be
@@ -103,6 +104,13 @@ class Application(Served, abc.ABC):
         """
         del data
         return self
+
+    def summary(self) -> str:
+        """Returns what is to be known of the data before training, in some lines.
+
+        Here nothing: the empty text.
+        """
+        return ""
 
     @abc.abstractmethod
     def load(
@@ -291,23 +299,31 @@ class Application(Served, abc.ABC):
         share = sharing_registry.get(
             self.defaults.sharing if sharing is None else sharing
         )
-        chosen = self.select(tasks)
+        chosen = {task.name: task for task in self.select(tasks).values()}
         inputs = self.inputs_of(chosen)
         outputs = self.connect(
             inputs, stages, share, chosen, backbone=backbone, width=width
         )
         outputs = share.connect_outputs(outputs)
-        return MultiTaskModel(inputs, {name: outputs[name] for name in chosen})
+        return self.assemble(inputs, {name: outputs[name] for name in chosen})
+
+    def assemble(
+        self,
+        inputs: Mapping[str, keras.KerasTensor],
+        outputs: Mapping[str, keras.KerasTensor],
+    ) -> MultiTaskModel:
+        """Returns the model of these inputs and outputs, by name."""
+        return MultiTaskModel(inputs, outputs)
 
     def losses(self, tasks: Iterable[str] | None = None) -> dict[str, Any]:
-        """Returns new losses by task, for `compile`."""
-        return {name: task.loss() for name, task in self.select(tasks).items()}
+        """Returns new losses by the model's outputs, for `compile`."""
+        return {task.name: task.loss() for task in self.select(tasks).values()}
 
     def metrics(
         self, tasks: Iterable[str] | None = None
     ) -> dict[str, list[keras.metrics.Metric]]:
-        """Returns new metrics by task, for `compile`."""
-        return {name: task.metrics() for name, task in self.select(tasks).items()}
+        """Returns new metrics by the model's outputs, for `compile`."""
+        return {task.name: task.metrics() for task in self.select(tasks).values()}
 
     def select(self, tasks: Iterable[str] | None) -> dict[str, Task]:
         """Returns the named tasks, in the application's order.

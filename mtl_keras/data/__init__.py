@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mtl_keras.data import generated
 from mtl_keras.data.catalog import Info, info, names
 from mtl_keras.data.census_income import CensusIncome
+from mtl_keras.data.frames import Splits, from_dataframe
 from mtl_keras.data.mixture import Mixture, mix
 from mtl_keras.data.movielens_history import MovielensHistory
 from mtl_keras.data.multi30k import Multi30k
@@ -38,6 +39,8 @@ __all__ = [
     "Multi30k",
     "MultiDigits",
     "Multimodal",
+    "Splits",
+    "from_dataframe",
     "info",
     "load",
     "mix",

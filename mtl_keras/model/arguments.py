@@ -166,7 +166,7 @@ def explained(outputs: Sequence[str], index: int | None = None) -> Iterator[None
             index = int(scope[1])
         raise InputError(
             "Expected labels and sample weights that the losses and metrics of "
-            f"{outputs[index]!r} take. {_reason(error.message)}"
+            f"{outputs[index]!r} take. {_reason(error.message).rstrip('.')}."
         ) from None
 
 

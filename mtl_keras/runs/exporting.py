@@ -76,7 +76,7 @@ def export(
         # Inputs, labels, and sample weights where there are any.
         with catalog.reading(run.config.data):
             samples.append(next(iter(load_split(run.config, "test")))[0])
-        metrics |= measured
+        metrics |= {application.tasks[t].name: v for t, v in measured.items()}
     settings = [encode(run.config) for run in loaded]
     version = serving.export(
         models if len(models) > 1 else models[0],

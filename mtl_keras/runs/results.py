@@ -10,8 +10,8 @@ from typing import Any
 def metric_names(application: Any, tasks: Sequence[str]) -> dict[str, list[str]]:
     """Returns `{task: [metric, ...]}` for the tasks of an application."""
     return {
-        task: [metric.name for metric in metrics]
-        for task, metrics in application.metrics(tasks).items()
+        name: [metric.name for metric in task.metrics()]
+        for name, task in application.select(tasks).items()
     }
 
 

@@ -78,7 +78,10 @@ def compiled_model(config: TrainingConfig, steps: int) -> keras.Model:
     rate = learning_rate_schedule(config.schedule, config.learning_rate, steps)
     weights = None
     if config.loss_weights is not None:
-        weights = {task: config.loss_weights.get(task, 1.0) for task in config.tasks}
+        weights = {
+            task.name: config.loss_weights.get(name, 1.0)
+            for name, task in application.select(config.tasks).items()
+        }
     model.compile(
         optimizer=make_optimizer(config.optimizer, rate, application),
         loss=losses,

@@ -47,9 +47,11 @@ def next_free(parent: str | os.PathLike, config: TrainingConfig) -> pathlib.Path
         config: What is to be trained. An unfinished run of the very same settings
             that no process holds is not taken: it will be gone on with.
     """
+    from mtl_keras.applications import label
+
     number = 1
     while True:
-        out = pathlib.Path(parent) / f"{config.application}-{number}"
+        out = pathlib.Path(parent) / f"{label(config.application)}-{number}"
         if not os.path.lexists(out) and _can_be_taken(work_folder(out), config):
             return out
         number += 1

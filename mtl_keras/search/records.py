@@ -24,8 +24,6 @@ STUDY = "study.json"
 TRIALS = "trials"
 TABLE = "results.csv"
 
-BASELINES = "baselines.json"
-
 
 @dataclasses.dataclass(frozen=True)
 class TrialRecord(Outcome):

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import pathlib
 import time
 import warnings
 from collections.abc import Iterator
-from typing import Any
 
 from rich.console import Console
 
 from mtl_keras.decoding import decode
 from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError, check_integer
-from mtl_keras.evaluation import has_relative_gain
 from mtl_keras.files import (
     check_free,
     check_no_links,
@@ -25,19 +22,22 @@ from mtl_keras.files import (
     write_json,
 )
 from mtl_keras.runs.folder import disk_errors
-from mtl_keras.runs.progress import duration
-from mtl_keras.runs.records import RECORD, check_format, made_with, read_record
-from mtl_keras.runs.results import by_task, metric_names
-from mtl_keras.runs.scheduler import Job, Scheduler
+from mtl_keras.runs.records import check_format, made_with
+from mtl_keras.runs.scheduler import Scheduler
 from mtl_keras.runs.training import count_batches, load_split
 from mtl_keras.search import keras_tuner_compat as oracles
 from mtl_keras.search import records, report, tensorboard
-from mtl_keras.search.hypermodel import SUM, StudyHyperModel
-from mtl_keras.search.keras_tuner_compat import STATE, StudyOracle
-from mtl_keras.search.objectives import DELTA_M, oriented
+from mtl_keras.search.ask_and_tell import Search
+from mtl_keras.search.baselines import (
+    needs_baselines,
+    read_baselines,
+    scheduled_baselines,
+)
+from mtl_keras.search.hypermodel import StudyHyperModel
+from mtl_keras.search.keras_tuner_compat import StudyOracle
 from mtl_keras.search.records import TrialRecord
 from mtl_keras.search.study import Study, StudySettings
-from mtl_keras.search.values import epochs, short
+from mtl_keras.search.values import epochs
 from mtl_keras.search.workers import (
     BEAT_SECONDS,
     CHIEF_SECONDS,
@@ -45,11 +45,6 @@ from mtl_keras.search.workers import (
     Chief,
     WorkerClient,
 )
-
-_TRIAL = "mtl_keras.search.trial:train_trial"
-_ALONE = "mtl_keras.search.trial:train_alone"
-_ALONE_FOLDER = "alone"
-_PAUSE_SECONDS = 1.0
 
 
 def run_study(
@@ -86,10 +81,10 @@ def run_study(
     check_integer("workers", workers, low=1)
     with Scheduler(workers) as scheduler:
         oracle = _prepare(study, out, console)
-        search = _Search(study, oracle, out, scheduler, console)
+        search = Search(study, oracle, out, scheduler, console)
         with _known_warnings(), disk_errors(out):
             if not _is_over(oracle):
-                search.baselines = _baselines(study, out, scheduler, console)
+                search.baselines = scheduled_baselines(study, out, scheduler, console)
                 search.run()
     return _finish(study, out, oracle)
 
@@ -131,7 +126,7 @@ def run_chief(
 
     with _known_warnings(), disk_errors(out):
         with Scheduler(1) as scheduler:
-            _baselines(study, out, scheduler, console)
+            scheduled_baselines(study, out, scheduler, console)
         chief = Chief(oracle, address, silence=max(silence, 2 * BEAT_SECONDS), say=say)
         # Workers may still be at trials that an earlier chief gave them.
         chief.take_up()
@@ -192,149 +187,10 @@ def run_worker(
     console = console or Console(quiet=True)
     client = WorkerClient(oracles.make(StudyHyperModel(study)))
     with Scheduler(1) as scheduler, disk_errors(out):
-        search = _Search(study, client, out, scheduler, console, name)
-        if _needs_baselines(study):
-            search.baselines = _read_baselines(study, out)
+        search = Search(study, client, out, scheduler, console, name)
+        if needs_baselines(study):
+            search.baselines = read_baselines(study, out)
         search.run()
-
-
-class _Search:
-    """Asks an oracle for trials, has them run, and tells it their results.
-
-    Args:
-        study: The study.
-        oracle: Its oracle, or a client of a chief's.
-        out: The study folder.
-        scheduler: Runs the trials.
-        console: Where to show progress.
-        name: What a chief knows this process by; None where the oracle is here.
-    """
-
-    def __init__(
-        self,
-        study: Study,
-        oracle: Any,
-        out: pathlib.Path,
-        scheduler: Scheduler,
-        console: Console,
-        name: str | None = None,
-    ):
-        self.baselines: dict[str, float] | None = None
-        self._study = study
-        self._oracle = oracle
-        self._out = out
-        self._scheduler = scheduler
-        self._console = console
-        self._name = name
-        self._model = StudyHyperModel(study)
-        self._trials: dict[str, tuple[str, Any]] = {}
-
-    def run(self) -> None:
-        """Runs trials until the oracle has none left."""
-        asking = True
-        while True:
-            while asking and self._scheduler.free:
-                tuner_id = self._free_name()
-                trial = self._oracle.create_trial(tuner_id)
-                asking = trial.status != "STOPPED"
-                if trial.status != "RUNNING":
-                    break
-                self._start(tuner_id, trial)
-            if not self._trials and not asking:
-                return
-            if not self._trials:
-                time.sleep(_PAUSE_SECONDS)
-            for job in self._scheduler.wait(_PAUSE_SECONDS):
-                self._end(job)
-
-    def _free_name(self) -> str:
-        if self._name is not None:
-            return self._name
-        taken = {tuner_id for tuner_id, _ in self._trials.values()}
-        names = (f"slot-{number}" for number in range(self._scheduler.slots))
-        return next(name for name in names if name not in taken)
-
-    def _start(self, tuner_id: str, trial: Any) -> None:
-        """Says what a trial tries, and has it run."""
-        study, hp = self._study, trial.hyperparameters
-        settings = records.flat_settings(self._model.config(hp.copy()), short)
-        number = f"{int(trial.trial_id) + 1}/{study.settings.trials}"
-        self._say(
-            f"trial {trial.trial_id} ({number}): {report.describe(study, settings)}"
-        )
-        start = hp.values.get("tuner/trial_id")
-        self._trials[trial.trial_id] = (tuner_id, trial)
-        self._scheduler.submit(
-            Job(
-                trial.trial_id,
-                self._folder(trial.trial_id),
-                _TRIAL,
-                {
-                    "study": encode(study.settings),
-                    "hyperparameters": hp.get_config(),
-                    "baselines": self.baselines,
-                    "start": None if start is None else str(self._folder(start)),
-                },
-            )
-        )
-
-    def _folder(self, trial_id: str) -> pathlib.Path:
-        return self._out.absolute() / STATE / f"trial_{trial_id}"
-
-    def _end(self, job: Job) -> None:
-        """Records a trial, says how it went, and tells the oracle."""
-        _, trial = self._trials.pop(job.label)
-        record, results = self._record(job, trial)
-        # In this order: a trial that the oracle has noted as ended is not run
-        # again, so its record has to be there by then.
-        records.write_record(self._out, record)
-        tensorboard.write_trial(self._out, record)
-        self._oracle.update_trial(trial.trial_id, results)
-        # Of an objective without a value KerasTuner makes a failed trial.
-        trial.status = "COMPLETED"
-        self._oracle.end_trial(trial)
-        if record.completed:
-            line = report.outcome(self._study, record)
-        else:
-            line = f"failed, and is skipped: {' '.join(record.error.split())}"
-        line = f"trial {trial.trial_id}: {line}; {duration(record.seconds)}"
-        if self._name is None:
-            todo = self._study.settings.trials - len(self._oracle.start_order)
-            left = self._scheduler.seconds_left([("", 1.0)] * max(todo, 0))
-            line += "" if left is None else f", about {duration(left)} left"
-        self._say(line)
-
-    def _record(self, job: Job, trial: Any) -> tuple[TrialRecord, dict[str, float]]:
-        """Returns the record of a trial, and the results that the oracle gets."""
-        study, outcome = self._study, read_record(job.folder / RECORD)
-        names = [objective.name for objective in study.objectives]
-        results = dict.fromkeys([*names, SUM], math.nan)
-        if outcome.completed:
-            results |= decode(dict[str, records.Result], outcome.result)
-        values = {o.label: results[o.name] for o in study.objectives}
-        score = sum(oriented(o, values[o.label]) for o in study.objectives)
-        error = outcome.error
-        if not error and math.isnan(score):
-            error = "The loss or a metric is not a number."
-        names_of = metric_names(study.application, study.tasks)
-        record = TrialRecord(
-            status="FAILED" if error else "COMPLETED",
-            seconds=outcome.seconds,
-            error=error,
-            traceback=outcome.traceback,
-            made_with=outcome.made_with,
-            trial=trial.trial_id,
-            score=None if error else score,
-            objectives=values,
-            directions={o.label: o.direction for o in study.objectives},
-            metrics=by_task(results, names_of, "val_") if outcome.completed else {},
-            config=self._model.config(trial.hyperparameters.copy()),
-            hyperparameters=dict(trial.hyperparameters.values),
-        )
-        return record, results
-
-    def _say(self, line: str) -> None:
-        self._console.print(line, soft_wrap=True, markup=False)
 
 
 def _prepare(study: Study, out: pathlib.Path, console: Console) -> StudyOracle:
@@ -380,66 +236,6 @@ def _open(study: Study, out: pathlib.Path) -> list[TrialRecord]:
 def _is_over(oracle: StudyOracle) -> bool:
     """Whether no trial is left to run."""
     return not oracle.remaining_trials() and not oracle.waiting
-
-
-def _needs_baselines(study: Study) -> bool:
-    return any(objective.label == DELTA_M for objective in study.objectives)
-
-
-def _read_baselines(study: Study, out: pathlib.Path) -> dict[str, float]:
-    """Returns the baselines that the folder holds, by task."""
-    path = out / records.BASELINES
-    if not path.is_file():
-        return {}
-    baselines = decode(dict[str, records.Result], read_json(path), str(path))
-    if not set(baselines) <= set(study.tasks):
-        raise InputError(f"{path} does not hold the baselines of this study.")
-    return baselines
-
-
-def _baselines(
-    study: Study, out: pathlib.Path, scheduler: Scheduler, console: Console
-) -> dict[str, float] | None:
-    """Returns the single-task baselines, each trained once and kept in the folder.
-
-    None where no objective needs them.
-    """
-    if not _needs_baselines(study):
-        return None
-    baselines = _read_baselines(study, out)
-    waiting = [task for task in study.tasks if task not in baselines]
-    with console.status(f"Training {', '.join(waiting)} alone, with a trial's budget"):
-        while waiting or scheduler.running:
-            while waiting and scheduler.free:
-                task = waiting.pop(0)
-                folder = out.absolute() / STATE / _ALONE_FOLDER / task
-                settings = {"study": encode(study.settings), "task": task}
-                scheduler.submit(Job(task, folder, _ALONE, settings, kind="alone"))
-            for job in scheduler.wait(_PAUSE_SECONDS):
-                record = read_record(job.folder / RECORD)
-                if not record.completed:
-                    (job.folder / RECORD).unlink()
-                    raise InputError(
-                        f"The baseline of {job.label!r} cannot be trained: "
-                        f"{' '.join(record.error.split())}"
-                    )
-                value = record.result
-                baselines[job.label] = math.nan if value is None else value
-                write_json(out / records.BASELINES, baselines)
-    excluded = [task for task in study.tasks if not has_relative_gain(baselines[task])]
-    if len(excluded) == len(study.tasks):
-        raise InputError(
-            "Expected a baseline other than 0 for at least one task: a relative gain "
-            f"over 0 has no value. Received: {baselines}. Choose another objective."
-        )
-    if excluded:
-        console.print(
-            f"Δm excludes {', '.join(excluded)}: alone, with a trial's budget, the "
-            "main metric is 0 or no number.",
-            soft_wrap=True,
-            markup=False,
-        )
-    return baselines
 
 
 def _announce(

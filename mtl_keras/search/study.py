@@ -160,6 +160,8 @@ def load_study(path: str | pathlib.Path) -> Study:
         InputError: If the file cannot be read, or a key, type, name or range is
             wrong. The message starts with the file's name.
     """
+    from mtl_keras import applications
+
     path = pathlib.Path(path)
     try:
         table = tomllib.loads(read_text(path))
@@ -173,6 +175,12 @@ def load_study(path: str | pathlib.Path) -> Study:
         raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a TOML file: {error}") from error
+    if isinstance(table.get("application"), str):
+        # The file is named by whoever starts the study, and with it its application.
+        name = applications.canonical(table["application"], path.parent)
+        table["application"] = applications.allow(name)
+    if isinstance(table.get("data"), str):
+        table["data"] = applications.canonical(table["data"], path.parent)
     try:
         return decode(StudySettings, table).validate()
     except InputError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from small_multimodal import small_multimodal  # noqa: F401
+from tiny_application import eagerly  # noqa: F401
 
 from mtl_keras import data
 from mtl_keras.data import MultiDigits

@@ -46,11 +46,17 @@ def main() -> None:
     from tiny_application import Tiny
 
     from mtl_keras import applications
-    from mtl_keras.search import load_study, run_chief, run_study, run_worker, running
+    from mtl_keras.search import (
+        ask_and_tell,
+        load_study,
+        run_chief,
+        run_study,
+        run_worker,
+    )
 
     tiny = Tiny()
     applications.get = lambda name: tiny
-    running._TRIAL = "search_process:quick"
+    ask_and_tell._TRIAL = "search_process:quick"
     study, out = load_study(given.folder / "study.toml"), given.folder / "out"
     if given.role == "chief":
         run_chief(study, out, address=given.chief, silence=5.0)

@@ -1,0 +1,238 @@
+"""Applications by name: built in, registered, of plugins, data files, own code.
+
+A configuration names its application by a string, and so does the `config.json` of a
+run folder, which may come from anywhere. So own code is imported only if this process,
+or the one that started it, was told to: by `allow`, which the command line calls for
+what is named on it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from mtl_keras import errors
+from mtl_keras.applications.base import Application
+from mtl_keras.applications.multimodal import Multimodal
+from mtl_keras.applications.recommendation import Recommendation
+from mtl_keras.applications.text import Text
+from mtl_keras.applications.vision import Vision
+
+ALLOWED = "MTL_KERAS_APPLICATIONS"
+"""Environment variable: JSON `{name: code}` of what may be imported. Processes that
+this one starts inherit it."""
+GROUP = "mtl_keras.applications"
+"""Group of entry points, by which installed packages offer applications."""
+
+_BUILT_IN: dict[str, Callable[[], Application]] = {
+    cls.name: cls for cls in (Multimodal, Recommendation, Text, Vision)
+}
+_registered: dict[str, Callable[[], Application]] = {}
+_imported: dict[str, Any] = {}
+
+
+def names() -> list[str]:
+    """Returns the names that `get` accepts, sorted; data files and code apart."""
+    return sorted({*_BUILT_IN, *_registered, *_entry_points()})
+
+
+def get(name: str) -> Application:
+    """Returns an application.
+
+    Args:
+        name: One of `names()`; the path of a data file, `….toml`; or code that
+            `allow` was called for, `FILE.py:NAME` or `PACKAGE.MODULE:NAME`.
+
+    Raises:
+        InputError: No application has this name, its data file is wrong, or it is
+            code that this process was not told to import.
+    """
+    if name in _registered:
+        return _registered[name]()
+    if name in _BUILT_IN:
+        return _BUILT_IN[name]()
+    if name in _allowed():
+        return _application(name, _import(_allowed()[name]))
+    if _is_data_file(name):
+        from mtl_keras.applications.table.application import Table
+
+        return Table(name)
+    if is_code(name):
+        raise errors.InputError(
+            f"{name!r} is code, which is imported only if it is named on the command "
+            "line: as the application, or by --code where a run folder is given. In "
+            "Python, call mtl_keras.applications.allow(name) first."
+        )
+    if name in _entry_points():
+        return _application(name, _entry_points()[name].load())
+    raise errors.unknown_name("application", name, names())
+
+
+def register(name: str, application: Callable[[], Application]) -> None:
+    """Gives an application a name that `get` accepts.
+
+    Processes that this one starts know the name too, where the application is defined
+    in a file of its own, and not in the program itself or within a function.
+
+    Args:
+        name: The name.
+        application: A class, or a function without arguments that returns an
+            application.
+
+    Raises:
+        InputError: If the name is a built-in one, or one that stands for a file.
+
+    Example:
+
+    ```python
+    mtl_keras.applications.register("houses", lambda: Table("houses.toml"))
+    ```
+    """
+    if name in _BUILT_IN or _is_data_file(name) or is_code(name):
+        raise errors.InputError(
+            "Expected a name that is no built-in application and no file. Received: "
+            f"{name!r}."
+        )
+    _registered[name] = application
+    module = sys.modules.get(application.__module__)
+    path = getattr(module, "__file__", None)
+    importable = application.__qualname__.isidentifier()
+    if application.__module__ != "__main__" and path and importable:
+        _allow(name, f"{path}:{application.__qualname__}")
+
+
+def allow(name: str) -> str:
+    """Lets this process, and those that it starts, import an application's code.
+
+    Args:
+        name: `FILE.py:NAME` or `PACKAGE.MODULE:NAME`: a subclass of `Application`, or
+            a function that builds a model. Nothing else is changed by other names.
+
+    Returns:
+        The name as configurations are to have it: `canonical(name)`.
+    """
+    name = canonical(name)
+    if is_code(name):
+        _allow(name, name)
+    return name
+
+
+def canonical(name: str, folder: str | os.PathLike = ".") -> str:
+    """Returns a name that means the same in every folder: with absolute paths.
+
+    Args:
+        name: What `get` takes.
+        folder: What its path is relative to.
+    """
+    if name in _BUILT_IN or name in _registered:
+        return name
+    path, colon, attribute = name.rpartition(":")
+    if _is_data_file(name):
+        path, colon, attribute = name, "", ""
+    elif not path.endswith(".py"):
+        return name
+    whole = pathlib.Path(folder, pathlib.Path(path).expanduser())
+    return f"{whole.absolute()}{colon}{attribute}"
+
+
+def label(name: str) -> str:
+    """Returns an application's name as folders and titles can have it."""
+    path, _, attribute = name.rpartition(":")
+    if _is_data_file(name):
+        return pathlib.PurePath(name).stem
+    return attribute.lower() if path else name
+
+
+def is_code(name: str) -> bool:
+    """Whether a name stands for code: `FILE.py:NAME` or `PACKAGE.MODULE:NAME`."""
+    path, _, attribute = name.rpartition(":")
+    return bool(path) and attribute.isidentifier()
+
+
+def _is_data_file(name: str) -> bool:
+    return name.lower().endswith(".toml")
+
+
+def _allowed() -> dict[str, str]:
+    return json.loads(os.environ.get(ALLOWED) or "{}")
+
+
+def _allow(name: str, code: str) -> None:
+    os.environ[ALLOWED] = json.dumps({**_allowed(), name: code})
+
+
+def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
+    return {p.name: p for p in importlib.metadata.entry_points(group=GROUP)}
+
+
+def _import(code: str) -> Any:
+    """Returns what code names, imported once a process."""
+    if code not in _imported:
+        path, _, attribute = code.rpartition(":")
+        module = _import_file(path) if path.endswith(".py") else _import_module(path)
+        if not hasattr(module, attribute):
+            public = [n for n in vars(module) if not n.startswith("_")]
+            raise errors.unknown_name(f"name in {path}", attribute, public)
+        _imported[code] = getattr(module, attribute)
+    return _imported[code]
+
+
+def _import_module(name: str) -> Any:
+    # As `python -m` does; the console script does not look into the folder.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if not f"{name}.".startswith(f"{error.name}."):
+            raise
+        raise errors.InputError(
+            f"Expected the name of a module. Received: {name!r}, which is not found."
+        ) from error
+
+
+def _import_file(path: str) -> Any:
+    file = pathlib.Path(path)
+    if not file.is_file():
+        raise errors.InputError(f"There is no file {path!r}.")
+    for module in list(sys.modules.values()):
+        known = getattr(module, "__file__", None)
+        if known and module.__name__ != "__main__" and file.samefile(known):
+            return module
+    name = file.stem if file.stem not in sys.modules else f"{file.stem}_{id(file)}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Modules beside the file are found, as when it is run.
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _application(name: str, value: Any) -> Application:
+    if isinstance(value, Application):
+        return value
+    if isinstance(value, type) and issubclass(value, Application):
+        return value()
+    if callable(value) and not isinstance(value, type):
+        from mtl_keras.applications.built import BuiltModel
+
+        return BuiltModel(value, name)
+    raise errors.InputError(
+        f"Expected {name!r} to be a subclass of mtl_keras.applications.Application, or "
+        f"a function that builds a model. Received: {value!r:.100}."
+    )

@@ -1,0 +1,5 @@
+"""Tables of one's own."""
+
+from mtl_keras.applications.table import layers, titled
+
+__all__ = ["layers", "titled"]

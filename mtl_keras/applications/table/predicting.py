@@ -1,0 +1,109 @@
+"""Predictions for the rows of a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from mtl_keras.applications.table.application import Table
+from mtl_keras.data.tables.arrow import pa, pa_csv, pq
+from mtl_keras.data.tables.description import TaskStats
+from mtl_keras.data.tables.reading import FileReader
+from mtl_keras.data.tables.samples import feature_values, read_image
+from mtl_keras.data.tables.schema import DataFile
+from mtl_keras.errors import InputError
+from mtl_keras.files import atomic_write
+
+_BATCH = 1_024
+
+
+def predict_file(
+    model: keras.Model,
+    table: Table,
+    source: str | os.PathLike,
+    out: str | os.PathLike,
+) -> int:
+    """Writes a file's rows with the model's predictions beside them.
+
+    Each task adds columns: `TASK_prediction`, a number in the table's units or a
+    class, and for classes `TASK_probability`, that of the positive or predicted one.
+
+    Args:
+        model: A model of the table's tasks.
+        table: The table that it was trained on.
+        source: A CSV, TSV or Parquet file with at least the columns of the features.
+        out: The file to write: Parquet by its name, else CSV.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        InputError: If the file cannot be read, lacks a column or has another kind of
+            values; or `out` cannot be written.
+    """
+    source, out = pathlib.Path(source).absolute(), pathlib.Path(out).absolute()
+    data = dataclasses.replace(table.file.data, files=source.name, format=None)
+    reader = FileReader(DataFile(source, data, {}, {}))
+    reader.check(stats.title for stats in table.description.features.values())
+    rows = 0
+    try:
+        with atomic_write(out) as temporary:
+            writer = None
+            for batch in _predicted(model, table, reader, source.parent):
+                if writer is None:
+                    parquet = out.suffix.lower() in (".parquet", ".pq")
+                    writer = (pq.ParquetWriter if parquet else pa_csv.CSVWriter)(
+                        str(temporary), batch.schema
+                    )
+                writer.write_table(batch)
+                rows += len(batch)
+            if writer is None:
+                raise InputError(f"{source}: Expected rows. Received: none.")
+            writer.close()
+    except OSError as error:
+        raise InputError(
+            f"{str(out)!r} cannot be written: {error.strerror}."
+        ) from error
+    return rows
+
+
+def _predicted(
+    model: keras.Model, table: Table, reader: FileReader, folder: pathlib.Path
+) -> Iterator[pa.Table]:
+    features = table.description.features
+    for unit in reader.units:
+        for chunk in reader.read(unit, reader.names):
+            inputs = feature_values(chunk, features, folder)
+            inputs = {name: inputs[name] for name in model.input}
+            batches = tf.data.Dataset.from_tensor_slices(inputs).batch(_BATCH)
+            for name in inputs:
+                if features[name].kind == "image":
+                    batches = batches.map(
+                        lambda x, name=name: {**x, name: tf.map_fn(read_image, x[name])}
+                    )
+            answers = model.predict(batches, verbose=0)
+            columns = dict(chunk.columns)
+            for name, answer in answers.items():
+                columns |= _columns(table.description.tasks[name], np.asarray(answer))
+            yield pa.table(columns)
+
+
+def _columns(task: TaskStats, answer: np.ndarray) -> Mapping[str, pa.Array]:
+    """Returns the columns that a task adds, out of `[rows, 1]` or `[rows, classes]`."""
+    if task.kind == "number":
+        return {f"{task.title}_prediction": pa.array(answer[:, 0])}
+    if task.kind == "binary":
+        probability, index = answer[:, 0], (answer[:, 0] > 0.5).astype(int)
+    else:
+        probability, index = answer.max(axis=1), answer.argmax(axis=1)
+    names = np.array(task.classes, object)[index]
+    return {
+        f"{task.title}_prediction": pa.array(names, pa.string()),
+        f"{task.title}_probability": pa.array(probability),
+    }

@@ -1,0 +1,66 @@
+"""Names of layers for columns and tasks, whatever these are called."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+
+# Two dots are for layers inside the model.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
+# Names that layers of backbones, ways to share and heads have, or signatures.
+_TAKEN = re.compile(
+    r"(features|from_examples|serving_default|classify_.*|experts|gate|mixture"
+    r"|shared_.*|common_.*|.*_stage(_\d+)?|.*_label)",
+    re.IGNORECASE,
+)
+# What follows a task's name in names of its layers.
+_OF_TASK = re.compile(
+    r"hidden|dropout|flatten|standardised|layers|transfer|calibrator|label"
+    r"|(mixture|gate|experts|stitch|attention).*|.*_stage(_\d+)?",
+    re.IGNORECASE,
+)
+
+
+def layer_names(titles: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
+    """Returns a layer's name for each title: the title itself where it can be one.
+
+    A name is of ASCII letters, digits, `_`, `-` and single dots, and starts with a
+    letter or digit.
+
+    Args:
+        titles: Names of columns or tasks, each once.
+        taken: Names of the tasks where these are columns. Layers of a task begin with
+            its name.
+    """
+    titles = list(titles)
+    used = {name.lower() for name in taken}
+    tasks = [*used, *(_ascii(title).lower() for title in titles if not used)]
+    # Titles that are names already come first: the others make way.
+    names: dict[str, str] = {}
+    for title in sorted(titles, key=lambda title: _ascii(title) != title):
+        base = name = _ascii(title)
+        number = 2
+        while name.lower() in used or _TAKEN.fullmatch(name) or _is_of(name, tasks):
+            name = f"{base}_{number}"
+            number += 1
+        used.add(name.lower())
+        names[title] = name
+    return {title: names[title] for title in titles}
+
+
+def _is_of(name: str, tasks: Iterable[str]) -> bool:
+    """Whether a layer of one of the tasks may have this name."""
+    lower = name.lower()
+    return any(
+        lower.startswith(f"{task}_") and _OF_TASK.fullmatch(lower[len(task) + 1 :])
+        for task in tasks
+    )
+
+
+def _ascii(title: str) -> str:
+    plain = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode()
+    name = re.sub(r"[^A-Za-z0-9]+", "_", plain).strip("_")
+    if _NAME.fullmatch(title):
+        return title
+    return name if name[:1].isalpha() else f"column_{name}".rstrip("_")

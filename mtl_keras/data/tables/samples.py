@@ -1,0 +1,327 @@
+"""Samples of a table as a model is given them, from memory or streamed."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from mtl_keras.data.passes import by_epoch, shuffled
+from mtl_keras.data.tables.describing import split_chunks
+from mtl_keras.data.tables.description import FeatureStats, TaskStats
+from mtl_keras.data.tables.labels import model_labels, owners
+from mtl_keras.data.tables.reading import Chunk, MemoryReader, Unit
+from mtl_keras.data.tables.schema import SPLITS, TaskBy
+from mtl_keras.data.tables.values import numbers, texts, vectors
+
+_BUFFER_ROWS = 1 << 18
+_UNITS_AT_A_TIME = 4
+
+Arrays = dict[str, dict[str, np.ndarray]]
+
+
+def feature_values(
+    chunk: Chunk, features: Mapping[str, FeatureStats], folder: pathlib.Path
+) -> dict[str, np.ndarray]:
+    """Returns raw values by the model's inputs.
+
+    float32 of numbers, `[rows]`, and vectors, `[rows, length]`, NaN where missing;
+    else text `[rows]`, "" where missing, which is the path of an image.
+
+    Args:
+        chunk: The rows.
+        features: Inputs by name.
+        folder: What paths of images are relative to.
+    """
+    values = {}
+    for name, stats in features.items():
+        if stats.kind == "number":
+            column = numbers(chunk, stats.title, stats.dates).astype(np.float32)
+        elif stats.kind == "vector":
+            column = vectors(chunk, stats.title, stats.length)
+        else:
+            column = texts(chunk, stats.title)
+            if stats.kind == "image":
+                paths = [str(folder / path) if path else "" for path in column]
+                column = np.array(paths, object)
+        values[name] = column
+    return values
+
+
+class Samples:
+    """One split of a table, for some of its tasks.
+
+    Args:
+        table: The table.
+        split: One of `SPLITS`.
+        tasks: The tasks by name.
+        limit: Number of samples, spread over the split; None for all.
+    """
+
+    def __init__(
+        self,
+        table: Any,
+        split: str,
+        tasks: Mapping[str, TaskStats],
+        limit: int | None = None,
+    ):
+        self._table = table
+        self._split = SPLITS.index(split)
+        self._tasks = dict(tasks)
+        self._by = isinstance(table.file.tasks, TaskBy)
+        count = self._count(split)
+        self.count = count if limit is None else min(count, limit)
+        self._share = None if limit is None or limit >= count else (limit, count)
+
+    def dataset(
+        self,
+        batch_size: int,
+        shuffle: bool = False,
+        seed: int = 0,
+        epoch: tf.Variable | None = None,
+    ) -> tf.data.Dataset:
+        """Returns batches of `(inputs, labels)`, or with sample weights.
+
+        Args:
+            batch_size: Samples per batch.
+            shuffle: Whether each pass has a new order.
+            seed: Seed of the orders.
+            epoch: Number of the epoch whose order to give; see `by_epoch`.
+        """
+        if isinstance(self._table.reader, MemoryReader):
+            batches = self._from_memory(batch_size, shuffle, seed, epoch)
+        else:
+            batches = self._streamed(batch_size, shuffle, seed, epoch)
+        arranged = batches.map(self._arranged, num_parallel_calls=tf.data.AUTOTUNE)
+        return arranged.prefetch(tf.data.AUTOTUNE)
+
+    def _from_memory(
+        self, batch_size: int, shuffle: bool, seed: int, epoch: tf.Variable | None
+    ) -> tf.data.Dataset:
+        arrays = _concatenated(list(self.chunks(self._table.reader.units)))
+        samples = {
+            part: {name: tf.constant(values) for name, values in named.items()}
+            for part, named in arrays.items()
+        }
+        order = tf.data.Dataset.range(self.count)
+        if shuffle:
+            order = shuffled(order, self.count, seed, epoch)
+        # Rows are gathered a batch at a time: a table of 40 columns passed on row by
+        # row would take longer than the training.
+        return order.batch(batch_size).map(
+            lambda rows: tf.nest.map_structure(lambda x: tf.gather(x, rows), samples),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+
+    def _streamed(
+        self, batch_size: int, shuffle: bool, seed: int, epoch: tf.Variable | None
+    ) -> tf.data.Dataset:
+        first = next(self.chunks(self._table.reader.units))
+        signature = {
+            part: {
+                name: tf.TensorSpec(
+                    (None, *values.shape[1:]), tf.as_dtype(_dtype(values))
+                )
+                for name, values in named.items()
+            }
+            for part, named in first.items()
+        }
+
+        def generate(number: int) -> Iterator[Arrays]:
+            chunks = (
+                self._shuffled_chunks(seed, int(number), batch_size)
+                if shuffle
+                else self.chunks(self._table.reader.units)
+            )
+            yield from _rebatched(chunks, batch_size)
+
+        def one_epoch(number: tf.Tensor) -> tf.data.Dataset:
+            return tf.data.Dataset.from_generator(
+                generate, args=(number,), output_signature=signature
+            )
+
+        return by_epoch(one_epoch, -(-self.count // batch_size), epoch)
+
+    def chunks(self, units: Sequence[Unit]) -> Iterator[Arrays]:
+        """Gives the split's samples in order, `{"features": …, "labels": …}`."""
+        seen = 0
+        table = self._table
+        for chunk, splits in split_chunks(
+            table.file, table.reader, table.splitter, units
+        ):
+            arrays, labelled = self._values(chunk)
+            rows = np.flatnonzero((splits == self._split) & labelled)
+            if self._share is not None:
+                limit, count = self._share
+                ordinal = seen + np.arange(len(rows) + 1)
+                kept = np.diff(ordinal * limit // count) > 0
+                seen += len(rows)
+                rows = rows[kept]
+            if len(rows):
+                yield _taken(arrays, rows)
+
+    def _shuffled_chunks(
+        self, seed: int, epoch: int, batch_size: int
+    ) -> Iterator[Arrays]:
+        """Gives the samples in an order that depends on seed and epoch alone.
+
+        Units come in a random order, several at a time, and pass through a buffer.
+        """
+        random = np.random.default_rng([seed, epoch])
+        units = list(self._table.reader.units)
+        if self._share is None:
+            random.shuffle(units)
+        pool: list[Arrays] = []
+        rows = 0
+        for arrays in self._interleaved(units):
+            pool.append(arrays)
+            rows += _length(arrays)
+            if rows >= _BUFFER_ROWS:
+                whole = _concatenated(pool)
+                order = random.permutation(rows)
+                half = max(rows // 2 // batch_size, 1) * batch_size
+                yield _taken(whole, order[:half])
+                pool, rows = [_taken(whole, order[half:])], len(order[half:])
+        if rows:
+            yield _taken(_concatenated(pool), random.permutation(rows))
+
+    def _interleaved(self, units: Sequence[Unit]) -> Iterator[Arrays]:
+        if self._share is not None:
+            # Which rows are kept is counted from the first.
+            yield from self.chunks(units)
+            return
+        waiting = [self.chunks([unit]) for unit in reversed(units)]
+        active: list[Iterator[Arrays]] = []
+        while waiting or active:
+            while waiting and len(active) < _UNITS_AT_A_TIME:
+                active.append(waiting.pop())
+            for chunks in list(active):
+                arrays = next(chunks, None)
+                if arrays is None:
+                    active.remove(chunks)
+                else:
+                    yield arrays
+
+    def _values(self, chunk: Chunk) -> tuple[Arrays, np.ndarray]:
+        """Returns features and labels of a chunk, and which rows have a label."""
+        table = self._table
+        features = feature_values(chunk, table.description.features, table.folder)
+        labels: dict[str, np.ndarray] = {}
+        if self._by:
+            owner = owners(table.file, chunk)
+            assert owner is not None
+            some = next(iter(self._tasks.values()))
+            titles = {task.title: i for i, task in enumerate(self._tasks.values())}
+            index = np.array([titles.get(title, -1) for title in owner], np.int32)
+            values, present = model_labels(table.file, chunk, some)
+            labelled = present & (index >= 0)
+            labels = {"owner": index, "label": values}
+        else:
+            labelled = np.zeros(len(chunk), bool)
+            for name, task in self._tasks.items():
+                values, present = model_labels(table.file, chunk, task)
+                labels[f"label {name}"] = values
+                labels[f"present {name}"] = present
+                labelled |= present
+        return {"features": features, "labels": labels}, labelled
+
+    def _count(self, split: str) -> int:
+        description = self._table.description
+        if self._by or len(self._tasks) == 1:
+            return sum(task.labels[split] for task in self._tasks.values())
+        if len(self._tasks) == len(description.tasks):
+            return description.rows[split] - description.unlabelled[split]
+        return self._table.count_labelled(split, tuple(self._tasks))
+
+    def _arranged(self, arrays: Any) -> tuple[Any, ...]:
+        inputs = dict(arrays["features"])
+        for name, stats in self._table.description.features.items():
+            if stats.kind == "image":
+                inputs[name] = tf.map_fn(read_image, inputs[name])
+        labels, weights = {}, {}
+        for index, (name, task) in enumerate(self._tasks.items()):
+            if self._by:
+                present = tf.equal(arrays["labels"]["owner"], index)
+                label = arrays["labels"]["label"]
+                label = tf.where(present, label, tf.zeros_like(label))
+            else:
+                present = arrays["labels"][f"present {name}"]
+                label = arrays["labels"][f"label {name}"]
+            weight = tf.cast(present, tf.float32)
+            if task.balanced and self._split == 0:
+                by_class = tf.constant(class_weights(task), tf.float32)
+                weight *= tf.gather(by_class, tf.cast(label, tf.int32))
+            weights[name] = weight
+            labels[name] = label if task.kind == "multiclass" else label[:, None]
+        if self._weighted():
+            return inputs, labels, weights
+        return inputs, labels
+
+    def _weighted(self) -> bool:
+        """Whether samples have weights: labels are absent, or classes balanced."""
+        rows = self._table.description.rows
+        return any(
+            task.balanced or dict(task.labels) != dict(rows)
+            for task in self._tasks.values()
+        )
+
+
+def class_weights(task: TaskStats) -> list[float]:
+    """Returns the weight of each class's training rows, their mean being 1."""
+    counts = task.counts["train"]
+    present = sum(count > 0 for count in counts)
+    return [
+        task.labels["train"] / (present * count) if count else 0.0 for count in counts
+    ]
+
+
+def read_image(path: tf.Tensor) -> tf.Tensor:
+    """Returns the bytes of a file, a string scalar; those of the path "" are "".
+
+    Args:
+        path: String scalar.
+    """
+    return tf.cond(tf.equal(path, ""), lambda: "", lambda: tf.io.read_file(path))
+
+
+def _dtype(values: np.ndarray) -> Any:
+    return tf.string if values.dtype == object else values.dtype
+
+
+def _length(arrays: Arrays) -> int:
+    return len(next(iter(arrays["labels"].values())))
+
+
+def _taken(arrays: Arrays, rows: np.ndarray | slice) -> Arrays:
+    return {
+        part: {name: values[rows] for name, values in named.items()}
+        for part, named in arrays.items()
+    }
+
+
+def _concatenated(parts: Sequence[Arrays]) -> Arrays:
+    if len(parts) == 1:
+        return parts[0]
+    return {
+        part: {
+            name: np.concatenate([arrays[part][name] for arrays in parts])
+            for name in named
+        }
+        for part, named in parts[0].items()
+    }
+
+
+def _rebatched(chunks: Iterator[Arrays], batch_size: int) -> Iterator[Arrays]:
+    """Gives the same samples in batches of one size, the last one smaller."""
+    rest: list[Arrays] = []
+    for arrays in chunks:
+        joined = _concatenated([*rest, arrays])
+        rows = _length(joined)
+        whole = rows - rows % batch_size
+        for start in range(0, whole, batch_size):
+            yield _taken(joined, slice(start, start + batch_size))
+        rest = [_taken(joined, slice(whole, rows))] if whole < rows else []
+    yield from rest

@@ -1,0 +1,130 @@
+"""A table that is open: its reader, description and splits."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from mtl_keras.data.catalog import resolve_data_dir
+from mtl_keras.data.tables.describing import describe, split_chunks
+from mtl_keras.data.tables.description import Description
+from mtl_keras.data.tables.labels import model_labels
+from mtl_keras.data.tables.reading import FileReader, Reader, in_memory, resolve_files
+from mtl_keras.data.tables.schema import SPLITS, DataFile
+from mtl_keras.data.tables.splits import Splitter
+from mtl_keras.decoding import decode
+from mtl_keras.encoding import encode
+from mtl_keras.files import atomic_write, make_folder
+
+STREAMED_BYTES = 2 << 30
+_VERSION = 1  # of what is kept on disk
+
+
+class OpenTable:
+    """A table, described; its rows are in memory or read again in every pass.
+
+    Args:
+        file: The data file.
+        reader: Reads its table.
+        description: What `describe` gave for this very table; None describes it.
+
+    Attributes:
+        file: The data file.
+        reader: Reads the table.
+        description: Inputs, tasks, splits.
+        splitter: Tells the split of each row.
+        folder: What paths in the table are relative to.
+    """
+
+    def __init__(
+        self, file: DataFile, reader: Reader, description: Description | None = None
+    ):
+        self.file = file
+        self.reader = reader
+        self.folder = file.path.parent
+        if description is None:
+            self.description, self.splitter = describe(file, reader)
+        else:
+            self.description = description
+            counts = dict(zip(reader.units, description.unit_rows, strict=True))
+            self.splitter = Splitter(file, reader, counts, description.bounds)
+        self._labelled: dict[tuple[str, tuple[str, ...]], int] = {}
+
+    def count_labelled(self, split: str, tasks: tuple[str, ...]) -> int:
+        """Returns the number of a split's rows that label one of the tasks."""
+        if (split, tasks) not in self._labelled:
+            total = 0
+            for chunk, splits in split_chunks(
+                self.file, self.reader, self.splitter, self.reader.units
+            ):
+                labelled = np.zeros(len(chunk), bool)
+                for task in tasks:
+                    stats = self.description.tasks[task]
+                    labelled |= model_labels(self.file, chunk, stats).present
+                total += int((labelled & (splits == SPLITS.index(split))).sum())
+            self._labelled[split, tasks] = total
+        return self._labelled[split, tasks]
+
+
+def open_table(file: DataFile) -> OpenTable:
+    """Opens the table of a data file, once a process while nothing changes.
+
+    Raises:
+        InputError: If the table cannot be read or described.
+    """
+    return _opened(_Key(_digest(file), file))
+
+
+def identity(file: DataFile) -> str:
+    """Returns a hash of a data file's settings and of its files' names and sizes."""
+    files = [(path.name, path.stat().st_size) for path in resolve_files(file)]
+    return _hash(file, files)
+
+
+def _digest(file: DataFile) -> str:
+    """Returns a hash that changes whenever one of the files is written."""
+    stats = [(path, path.stat()) for path in resolve_files(file)]
+    return _hash(file, [(str(p), s.st_size, s.st_mtime_ns) for p, s in stats])
+
+
+def _hash(file: DataFile, files: list[tuple[Any, ...]]) -> str:
+    settings = encode(dataclasses.replace(file, path=pathlib.Path()))
+    text = json.dumps([_VERSION, settings, files], default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Key:
+    digest: str
+    file: DataFile = dataclasses.field(compare=False, hash=False)
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(key: _Key) -> OpenTable:
+    reader = FileReader(key.file)
+    streams = key.file.data.stream
+    if streams is None:
+        streams = reader.bytes > STREAMED_BYTES
+    if not streams:
+        return OpenTable(key.file, in_memory(reader, key.file.columns))
+    # A pass over a large table takes long; other processes are to find its result.
+    kept = resolve_data_dir() / "mtl_keras_tables" / f"{key.digest}.json"
+    if kept.is_file():
+        values = json.loads(kept.read_text(encoding="utf-8"))
+        return OpenTable(key.file, reader, decode(Description, values, str(kept)))
+    table = OpenTable(key.file, reader)
+    _keep(kept, table.description)
+    return table
+
+
+def _keep(path: pathlib.Path, description: Description) -> None:
+    make_folder(path.parent)
+    with atomic_write(path) as temporary:
+        text = json.dumps(encode(description), ensure_ascii=False)
+        temporary.write_text(text, encoding="utf-8")

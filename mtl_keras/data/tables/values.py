@@ -1,0 +1,198 @@
+"""From the cells of a table to the values that a model reads."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from mtl_keras.data.tables.arrow import pa, pc
+from mtl_keras.data.tables.reading import Chunk
+from mtl_keras.errors import InputError
+
+LARGEST = float(np.finfo(np.float32).max)
+_SECONDS_PER_DAY = 86_400
+
+
+def numbers(chunk: Chunk, column: str, dates: bool = False) -> np.ndarray:
+    """Returns a column as float64 `[rows]`, NaN where a cell is empty.
+
+    Args:
+        chunk: The rows.
+        column: Name of the column.
+        dates: Whether text is a date, as `is_dated` says; dates and times count as
+            days since 1970.
+
+    Raises:
+        InputError: For text that is no number, an infinity, or a number that float32
+            cannot hold, with the row.
+    """
+    array = chunk.columns[column]
+    if pa.types.is_string(array.type):
+        array = _parsed(chunk, column, array, dates)
+    if pa.types.is_temporal(array.type):
+        array = _days(chunk, column, array)
+    try:
+        values = array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise InputError(
+            f"{chunk.place(0)}: Expected numbers in the column {column!r}. Received: "
+            f"{array.type}."
+        ) from error
+    wrong = np.flatnonzero(np.abs(values) > LARGEST)
+    if wrong.size:
+        raise _wrong(chunk, column, int(wrong[0]), "numbers below 3.4e38")
+    return values.astype(np.float64)
+
+
+def is_dated(array: pa.Array) -> bool | None:
+    """Whether the first value of a column is a date in text; None without a value."""
+    if not pa.types.is_string(array.type):
+        return False
+    present = array.drop_null()
+    if not len(present):
+        return None
+    try:
+        present[:1].cast(pa.float64())
+        return False
+    except pa.ArrowInvalid:
+        return _as_time(present[:1]) is not None
+
+
+def texts(chunk: Chunk, column: str) -> np.ndarray:
+    """Returns a column as str `[rows]` of objects, "" where a cell is empty.
+
+    Whole numbers are written without a fraction, dates as ISO 8601 has them.
+
+    Raises:
+        InputError: For lists and other values that have no text, or bytes that are
+            not UTF-8.
+    """
+    array = chunk.columns[column]
+    if pa.types.is_floating(array.type):
+        array = pc.if_else(pc.is_nan(array), pa.scalar(None, array.type), array)
+        array = _without_fraction(array)
+    if not pa.types.is_string(array.type):
+        try:
+            array = array.cast(pa.string())
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise InputError(
+                f"{chunk.place(0)}: Expected text in the column {column!r}. Received: "
+                f"{array.type}."
+            ) from error
+    return array.fill_null("").to_numpy(zero_copy_only=False)
+
+
+def vectors(chunk: Chunk, column: str, length: int | None) -> np.ndarray:
+    """Returns a column of lists as float32 `[rows, length]`, NaN where it is empty.
+
+    Args:
+        chunk: The rows.
+        column: Name of the column.
+        length: Number of values of each row; None takes it from the first row.
+
+    Raises:
+        InputError: If the column has no lists of numbers, or they differ in length.
+    """
+    array = chunk.columns[column]
+    kind = array.type
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if not is_list and not pa.types.is_fixed_size_list(kind):
+        raise InputError(
+            f"{chunk.place(0)}: Expected lists of numbers in the column {column!r}, as "
+            f"Parquet has them. Received: {kind}."
+        )
+    lengths = pc.list_value_length(array)
+    present = array.drop_null()
+    if length is None:
+        length = pc.list_value_length(present)[0].as_py() if len(present) else 0
+    other = np.flatnonzero(lengths.fill_null(length).to_numpy() != length)
+    if other.size:
+        row = int(other[0])
+        raise InputError(
+            f"{chunk.place(row)}: Expected {length} values in the column {column!r}. "
+            f"Received: {lengths[row].as_py()}."
+        )
+    result = np.full((len(array), length), np.nan, np.float32)
+    values = present.flatten().cast(pa.float32(), safe=False)
+    rows = array.is_valid().to_numpy(zero_copy_only=False)
+    result[rows] = values.to_numpy(zero_copy_only=False).reshape(-1, length)
+    bad = np.flatnonzero(np.isinf(result).any(axis=1))
+    if bad.size:
+        raise _wrong(chunk, column, int(bad[0]), "finite numbers")
+    return result
+
+
+def class_name(text: str) -> str:
+    """Returns the name of a class: numbers are written alike, `1.0` as `1`."""
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    if not math.isfinite(number) or "_" in text:
+        return text
+    return str(int(number)) if number.is_integer() else repr(number)
+
+
+def class_order(name: str) -> tuple[int, float, str]:
+    """Sorting key of classes: numbers first, by value, then text."""
+    try:
+        return 0, float(name), name
+    except ValueError:
+        return 1, 0.0, name
+
+
+def _parsed(chunk: Chunk, column: str, array: pa.Array, dates: bool) -> pa.Array:
+    if dates:
+        parsed = _as_time(array)
+        if parsed is None:
+            row = next(
+                r for r in range(len(array)) if _as_time(array[r : r + 1]) is None
+            )
+            raise _wrong(chunk, column, row, "dates")
+        return parsed
+    try:
+        return array.cast(pa.float64())
+    except pa.ArrowInvalid as error:
+        row = next(r for r in range(len(array)) if not _is_number(array[r : r + 1]))
+        raise _wrong(chunk, column, row, "numbers") from error
+
+
+def _is_number(array: pa.Array) -> bool:
+    try:
+        array.cast(pa.float64())
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _as_time(array: pa.Array) -> pa.Array | None:
+    try:
+        return array.cast(pa.timestamp("us"))
+    except pa.ArrowInvalid:
+        return None
+
+
+def _days(chunk: Chunk, column: str, array: pa.Array) -> pa.Array:
+    if pa.types.is_time(array.type) or pa.types.is_duration(array.type):
+        raise InputError(
+            f"{chunk.place(0)}: Expected numbers or dates in the column {column!r}. "
+            f"Received: {array.type}."
+        )
+    micros = array.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
+    return pc.divide(micros.cast(pa.float64(), safe=False), _SECONDS_PER_DAY * 1e6)
+
+
+def _without_fraction(array: pa.Array) -> pa.Array:
+    """Returns whole numbers as integers: pandas has floats where one is missing."""
+    whole = pc.all(pc.equal(array, pc.floor(array)), skip_nulls=True).as_py()
+    small = pc.all(pc.less(pc.abs(array), 2.0**53), skip_nulls=True).as_py()
+    return array.cast(pa.int64()) if whole and small else array
+
+
+def _wrong(chunk: Chunk, column: str, row: int, expected: str) -> InputError:
+    received = chunk.columns[column][row].as_py()
+    return InputError(
+        f"{chunk.place(row)}: Expected {expected} in the column {column!r}. Received: "
+        f"{received!r:.100}."
+    )

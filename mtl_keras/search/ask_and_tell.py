@@ -1,0 +1,166 @@
+"""The loop of a study: ask the oracle for trials, run them, tell it their results."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+import time
+from typing import Any
+
+from rich.console import Console
+
+from mtl_keras.decoding import Result, decode
+from mtl_keras.encoding import encode
+from mtl_keras.runs.progress import duration
+from mtl_keras.runs.records import RECORD, read_record
+from mtl_keras.runs.results import by_task, metric_names
+from mtl_keras.runs.scheduler import Job, Scheduler
+from mtl_keras.search import records, report, tensorboard
+from mtl_keras.search.hypermodel import SUM, StudyHyperModel
+from mtl_keras.search.keras_tuner_compat import STATE
+from mtl_keras.search.objectives import oriented
+from mtl_keras.search.records import TrialRecord
+from mtl_keras.search.study import Study
+from mtl_keras.search.values import short
+
+_TRIAL = "mtl_keras.search.trial:train_trial"
+_PAUSE_SECONDS = 1.0
+
+
+class Search:
+    """Asks an oracle for trials, has them run, and tells it their results.
+
+    Args:
+        study: The study.
+        oracle: Its oracle, or a client of a chief's.
+        out: The study folder.
+        scheduler: Runs the trials.
+        console: Where to show progress.
+        name: What a chief knows this process by; None where the oracle is here.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        oracle: Any,
+        out: pathlib.Path,
+        scheduler: Scheduler,
+        console: Console,
+        name: str | None = None,
+    ):
+        self.baselines: dict[str, float] | None = None
+        self._study = study
+        self._oracle = oracle
+        self._out = out
+        self._scheduler = scheduler
+        self._console = console
+        self._name = name
+        self._model = StudyHyperModel(study)
+        self._trials: dict[str, tuple[str, Any]] = {}
+
+    def run(self) -> None:
+        """Runs trials until the oracle has none left."""
+        asking = True
+        while True:
+            while asking and self._scheduler.free:
+                tuner_id = self._free_name()
+                trial = self._oracle.create_trial(tuner_id)
+                asking = trial.status != "STOPPED"
+                if trial.status != "RUNNING":
+                    break
+                self._start(tuner_id, trial)
+            if not self._trials and not asking:
+                return
+            if not self._trials:
+                time.sleep(_PAUSE_SECONDS)
+            for job in self._scheduler.wait(_PAUSE_SECONDS):
+                self._end(job)
+
+    def _free_name(self) -> str:
+        if self._name is not None:
+            return self._name
+        taken = {tuner_id for tuner_id, _ in self._trials.values()}
+        names = (f"slot-{number}" for number in range(self._scheduler.slots))
+        return next(name for name in names if name not in taken)
+
+    def _start(self, tuner_id: str, trial: Any) -> None:
+        """Says what a trial tries, and has it run."""
+        study, hp = self._study, trial.hyperparameters
+        settings = records.flat_settings(self._model.config(hp.copy()), short)
+        number = f"{int(trial.trial_id) + 1}/{study.settings.trials}"
+        self._say(
+            f"trial {trial.trial_id} ({number}): {report.describe(study, settings)}"
+        )
+        start = hp.values.get("tuner/trial_id")
+        self._trials[trial.trial_id] = (tuner_id, trial)
+        self._scheduler.submit(
+            Job(
+                trial.trial_id,
+                self._folder(trial.trial_id),
+                _TRIAL,
+                {
+                    "study": encode(study.settings),
+                    "hyperparameters": hp.get_config(),
+                    "baselines": self.baselines,
+                    "start": None if start is None else str(self._folder(start)),
+                },
+            )
+        )
+
+    def _folder(self, trial_id: str) -> pathlib.Path:
+        return self._out.absolute() / STATE / f"trial_{trial_id}"
+
+    def _end(self, job: Job) -> None:
+        """Records a trial, says how it went, and tells the oracle."""
+        _, trial = self._trials.pop(job.label)
+        record, results = self._record(job, trial)
+        # In this order: a trial that the oracle has noted as ended is not run
+        # again, so its record has to be there by then.
+        records.write_record(self._out, record)
+        tensorboard.write_trial(self._out, record)
+        self._oracle.update_trial(trial.trial_id, results)
+        # Of an objective without a value KerasTuner makes a failed trial.
+        trial.status = "COMPLETED"
+        self._oracle.end_trial(trial)
+        if record.completed:
+            line = report.outcome(self._study, record)
+        else:
+            line = f"failed, and is skipped: {' '.join(record.error.split())}"
+        line = f"trial {trial.trial_id}: {line}; {duration(record.seconds)}"
+        if self._name is None:
+            todo = self._study.settings.trials - len(self._oracle.start_order)
+            left = self._scheduler.seconds_left([("", 1.0)] * max(todo, 0))
+            line += "" if left is None else f", about {duration(left)} left"
+        self._say(line)
+
+    def _record(self, job: Job, trial: Any) -> tuple[TrialRecord, dict[str, float]]:
+        """Returns the record of a trial, and the results that the oracle gets."""
+        study, outcome = self._study, read_record(job.folder / RECORD)
+        names = [objective.name for objective in study.objectives]
+        results = dict.fromkeys([*names, SUM], math.nan)
+        if outcome.completed:
+            results |= decode(dict[str, Result], outcome.result)
+        values = {o.label: results[o.name] for o in study.objectives}
+        score = sum(oriented(o, values[o.label]) for o in study.objectives)
+        error = outcome.error
+        if not error and math.isnan(score):
+            error = "The loss or a metric is not a number."
+        names_of = metric_names(study.application, study.tasks)
+        record = TrialRecord(
+            status="FAILED" if error else "COMPLETED",
+            seconds=outcome.seconds,
+            error=error,
+            traceback=outcome.traceback,
+            made_with=outcome.made_with,
+            trial=trial.trial_id,
+            score=None if error else score,
+            objectives=values,
+            directions={o.label: o.direction for o in study.objectives},
+            metrics=by_task(results, names_of, "val_") if outcome.completed else {},
+            config=self._model.config(trial.hyperparameters.copy()),
+            hyperparameters=dict(trial.hyperparameters.values),
+        )
+        return record, results
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True, markup=False)

@@ -1,0 +1,306 @@
+"""A table as an application: layers, losses, metrics, models, exports, predictions."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn.metrics
+import tensorflow as tf
+from PIL import Image
+
+import mtl_keras
+from mtl_keras import applications, runs, serving, sharing
+from mtl_keras.applications.table import layers
+from mtl_keras.errors import InputError
+from mtl_keras.serving.examples import serialize
+
+ROWS = 120
+TITLES = {"Preis (€)": "Preis", "verkauft?": "verkauft", "种类": "column"}
+
+
+def frame(rows=ROWS):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=rows)
+    return pd.DataFrame(
+        {
+            "x": np.where(np.arange(rows) % 9 == 0, np.nan, x),
+            "city, town": rng.choice(["Bern", "Roma", ""], rows),
+            "notes": rng.choice(["a nice house", "small", ""], rows),
+            "Preis (€)": np.where(np.arange(rows) % 5 == 0, np.nan, 1e5 + 1e4 * x),
+            "verkauft?": np.where(x > 0, "ja", "nein"),
+            "种类": np.where(x > 0.5, "hut", np.where(x < -0.5, "flat", "house")),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def data_file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("table")
+    frame().to_csv(folder / "houses.csv", index=False)
+    (folder / "houses.toml").write_text(
+        """
+        [data]
+        files = "houses.csv"
+        split = { validation = 0.2, test = 0.3 }
+        [features]
+        x = "number"
+        "city, town" = "category"
+        notes = "text"
+        [tasks]
+        "Preis (€)" = "number"
+        "verkauft?" = { kind = "binary", positive = "ja" }
+        "种类" = "multiclass"
+        """,
+        encoding="utf-8",
+    )
+    return folder / "houses.toml"
+
+
+@pytest.fixture(scope="module")
+def run(data_file):
+    config = runs.RunConfig(str(data_file), epochs=1, batch_size=64, width=8, depth=1)
+    runs.train(config, data_file.parent / "run")
+    return runs.load_run(data_file.parent / "run")
+
+
+def test_missing_numbers_are_0_with_an_indicator_and_a_bin_of_their_own():
+    x = np.array([[1.0, np.nan], [-9.0, 2.0]], "float32")
+    filled = layers.FilledNumbers()(x)
+    np.testing.assert_array_equal(filled, [[1, 0, 0, 1], [-5, 2, 0, 0]])
+    edges = [0.0, 1.0, 5.0]
+    values = np.array([-1, 0, 0.5, 1, 7, np.nan], "float32")
+    bins = layers.NumberBins(edges)(values)
+    assert bins[:-1].numpy().tolist() == np.digitize(values[:-1], edges).tolist()
+    assert bins[-1] == len(edges) + 1
+
+
+def test_losses_of_numbers_do_not_depend_on_their_unit():
+    rng = np.random.default_rng(0)
+    y, p = rng.normal(size=(2, 30, 1)).astype("float32")
+    stock = {
+        "mse": keras.losses.MeanSquaredError(),
+        "mae": keras.losses.MeanAbsoluteError(),
+        "huber": keras.losses.Huber(),
+    }
+    for name, loss in stock.items():
+        own = layers.StandardisedError(name, 50.0)
+        np.testing.assert_allclose(
+            own(1e3 + 50 * y, 1e3 + 50 * p), loss(y, p), rtol=1e-3
+        )
+
+
+def test_focal_loss_of_ids_is_that_of_one_hot_labels():
+    rng = np.random.default_rng(0)
+    p = keras.ops.softmax(rng.normal(size=(20, 4)))
+    ids = rng.integers(0, 4, 20)
+    stock = keras.losses.CategoricalFocalCrossentropy(alpha=1.0)
+    expected = stock(keras.ops.one_hot(ids, 4), p)
+    for labels in (ids, ids[:, None]):
+        own = layers.SparseFocalCrossentropy()(labels, p)
+        np.testing.assert_allclose(own, expected, rtol=1e-6)
+
+
+def test_metrics_are_those_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    ids, p = rng.integers(0, 4, 200), rng.dirichlet(np.ones(5), 200)
+    p[:, 4] = 0
+    weight = rng.uniform(size=200)
+    f1 = layers.MacroF1(5)
+    for part in np.array_split(np.arange(200), 3):
+        f1.update_state(ids[part], p[part], weight[part])
+    expected = sklearn.metrics.f1_score(
+        ids, p.argmax(1), average="macro", sample_weight=weight
+    )
+    np.testing.assert_allclose(f1.result(), expected, rtol=1e-6)
+    y = 1e6 + rng.normal(size=(200, 1))
+    guess = y + rng.normal(size=(200, 1))
+    r2 = layers.R2(1e6, 1.0)
+    r2.update_state(y, guess)
+    np.testing.assert_allclose(r2.result(), sklearn.metrics.r2_score(y, guess), 1e-1)
+
+
+def test_titles_are_in_every_output_and_names_in_the_model(run):
+    assert list(run.config.tasks) == list(TITLES)
+    model = run.model()
+    assert list(model.output) == list(TITLES.values())
+    assert list(run.metrics) == list(TITLES)
+    history = (run.path / "history.csv").read_text(encoding="utf-8").splitlines()[0]
+    assert "val_Preis (€)_rmse" in history
+    assert "种类_macro_f1" in history
+    assert "Preis_" not in history
+    np.testing.assert_equal(runs.evaluate(run.path), run.metrics)
+
+
+def test_an_export_gives_the_numbers_of_evaluate_in_the_files_units(run, tmp_path):
+    table = applications.Table(run.config.application)
+    version = serving.export(
+        run.model(),
+        tmp_path / "m",
+        tasks=("Preis", "column"),
+        class_names=table.class_names(),
+    )
+    served = tf.saved_model.load(str(version))
+    (inputs, labels, weights), *others = table.load("test", batch_size=ROWS)
+    assert not others
+    inputs = {name: value.numpy() for name, value in inputs.items()}
+    named = served.signatures["serving_default"](
+        **{name: tf.constant(value) for name, value in inputs.items()}
+    )
+    examples = tf.constant(serialize(inputs))
+    parsed = served.signatures["from_examples"](inputs=examples)
+    for answer in (named, parsed):
+        price = answer["Preis"].numpy()[:, 0].astype("float64")
+        known = weights["Preis"].numpy() > 0
+        error = price[known] - labels["Preis"].numpy()[known, 0]
+        rmse = np.sqrt((error**2).mean())
+        np.testing.assert_allclose(rmse, run.metrics["Preis (€)"]["rmse"], rtol=1e-4)
+        classes = answer["column"].numpy().argmax(1)
+        accuracy = (classes == labels["column"].numpy()).mean()
+        np.testing.assert_allclose(accuracy, run.metrics["种类"]["accuracy"], rtol=1e-5)
+        assert set(answer["column_label"].numpy()) <= {b"flat", b"house", b"hut"}
+
+
+def test_predictions_stand_beside_the_rows(run, data_file, tmp_path):
+    from mtl_keras.applications.table.predicting import predict_file
+
+    table = applications.Table(data_file)
+    rows = frame().drop(columns="种类")
+    rows["id"] = range(ROWS)
+    rows.to_csv(tmp_path / "new.csv", index=False)
+    count = predict_file(
+        run.model(), table, tmp_path / "new.csv", tmp_path / "out.parquet"
+    )
+    answers = pd.read_parquet(tmp_path / "out.parquet")
+    assert count == ROWS
+    assert answers["id"].astype(int).tolist() == list(range(ROWS))
+    inputs = {
+        "x": tf.constant(rows["x"].to_numpy("float32")),
+        "city_town": tf.constant(rows["city, town"].to_numpy()),
+        "notes": tf.constant(rows["notes"].to_numpy()),
+    }
+    direct = run.model().predict(inputs, verbose=0)
+    np.testing.assert_allclose(
+        answers["Preis (€)_prediction"], direct["Preis"][:, 0], rtol=1e-5
+    )
+    probability = answers["verkauft?_probability"]
+    np.testing.assert_allclose(probability, direct["verkauft"][:, 0], rtol=1e-5)
+    assert (answers["verkauft?_prediction"] == "ja").equals(probability > 0.5)
+    classes = np.array(["flat", "house", "hut"])[direct["column"].argmax(1)]
+    assert (answers["种类_prediction"] == classes).all()
+
+
+def test_a_changed_table_is_another_one(data_file, tmp_path):
+    for file in data_file.parent.glob("houses.*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = runs.RunConfig(str(tmp_path / "houses.toml")).validate()
+    assert config.data == runs.RunConfig(str(data_file)).validate().data
+    with (tmp_path / "houses.csv").open("a") as file:
+        file.write("1,Bern,small,,ja,hut\n")
+    with pytest.raises(InputError, match=r"have changed since\. Train anew"):
+        config.get_application()
+
+
+@pytest.mark.parametrize(
+    "way", sorted(set(sharing.names()) - {"aitm", "branching", "esmm"})
+)
+def test_columns_may_be_called_as_layers_are(way):
+    table = frame(40)
+    names = ["features", "mlp_stage_0", "experts", "cells", "y_hidden", "y_mixture"]
+    names += ["y_stitch_0", "table", "y", "gate", "dense", "y_mlp_stage_0"]
+    columns = {name: table["x"].fillna(0) for name in names}
+    columns |= {"y": table["x"].fillna(0), "z": table["verkauft?"]}
+    own = applications.Table(
+        pd.DataFrame(columns), tasks={"y": "number", "z": "binary"}
+    )
+    model = own.build(sharing=way, width=4, depth=1)
+    assert set(model.output) == {"y", "z"}
+    assert len(model.input) == len(names) - 1
+
+
+def test_texts_images_and_vectors_are_fused_and_may_be_missing(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = 30
+    for index in range(rows):
+        pixels = rng.integers(0, 255, (12 + index % 3, 9, 3), "uint8")
+        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+    table = pd.DataFrame(
+        {
+            "photo": [f"{i}.png" if i % 4 else None for i in range(rows)],
+            "notes": [f"word{i % 5} and more" if i % 3 else None for i in range(rows)],
+            "print": [
+                rng.normal(size=5).tolist() if i % 5 else None for i in range(rows)
+            ],
+            "n": rng.normal(size=rows),
+            "y": rng.normal(size=rows),
+            "z": rng.integers(0, 2, rows),
+        }
+    )
+    table.to_parquet(tmp_path / "t.parquet")
+    (tmp_path / "t.toml").write_text(
+        """
+        data.files = "t.parquet"
+        model.fusion = "gated"
+        features.photo = { kind = "image", size = 16 }
+        features.notes = "text"
+        features.print = "vector"
+        features.n = "number"
+        tasks.y = "number"
+        tasks.z = "binary"
+        """
+    )
+    own = applications.Table(tmp_path / "t.toml")
+    assert own.backbones == ("mlp", "cnn", "rnn", "transformer")
+    batch = next(iter(own.load("train", batch_size=rows)))
+    png = {(tmp_path / f"{i}.png").read_bytes() for i in range(rows)} | {b""}
+    assert set(batch[0]["photo"].numpy()) <= png
+    for backbone in own.backbones:
+        model = own.build(backbone=backbone, width=8, depth=1)
+        answer = model(batch[0])
+        assert all(np.isfinite(y).all() for y in answer.values())
+    # What is missing is absent, whatever stands in its place.
+    one = {name: value[:1] for name, value in batch[0].items()}
+    black = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(black, "png")
+    answers = [
+        model({**one, "photo": tf.constant([photo])})["y"].numpy()
+        for photo in (b"", black.getvalue())
+    ]
+    assert answers[0] != answers[1]
+
+
+def test_a_model_of_ones_own_learns_from_a_data_frame():
+    table = frame(200)
+    data = mtl_keras.data.from_dataframe(
+        table,
+        features={"x": "number"},
+        tasks={"Preis (€)": "number", "verkauft?": "binary"},
+    )
+    own = applications.Table(
+        table, features={"x": "number"}, tasks={"Preis (€)": "number"}
+    )
+    model = own.build(width=8, depth=1)
+    model.compile(loss=own.losses(), metrics=own.metrics())
+    assert own.summary().startswith("200 rows: 160 train, 20 validation, 20 test.")
+    price = data.train.map(lambda x, y, w: (x, {"Preis": y["Preis"]}))
+    logs = model.evaluate(price.take(1), return_dict=True, verbose=0)
+    # Before training the head answers about the mean, in the table's unit.
+    assert 3_000 < logs["rmse"] < 60_000
+
+
+def test_settings_of_a_run_name_tasks_as_the_table_does(data_file):
+    config = runs.RunConfig(
+        str(data_file), tasks=("种类", "Preis (€)"), loss_weights={"种类": 2.0}
+    ).validate()
+    from mtl_keras.runs.training import compiled_model
+
+    model = compiled_model(config, 10)
+    assert set(model.output) == {"column", "Preis"}
+    assert json.loads(model.to_json())["config"]["titles"] == {
+        "Preis": "Preis (€)",
+        "column": "种类",
+    }

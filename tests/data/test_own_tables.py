@@ -1,0 +1,464 @@
+"""Tables of one's own: reading, splits, statistics, samples, proposals."""
+
+from __future__ import annotations
+
+import collections
+import tomllib
+
+import damaged_tables
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow as tf
+
+import mtl_keras
+from mtl_keras.data.tables import labels, names, proposal, reading, schema, splits
+from mtl_keras.data.tables.describing import describe
+from mtl_keras.data.tables.reading import FileReader, in_memory
+from mtl_keras.data.tables.samples import Samples
+from mtl_keras.data.tables.statistics import Numbers
+from mtl_keras.data.tables.table import OpenTable
+from mtl_keras.errors import InputError
+
+ROWS = 400
+
+
+def frame(rows=ROWS):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=rows)
+    return pd.DataFrame(
+        {
+            "x": np.where(np.arange(rows) % 9 == 0, np.nan, x),
+            "city": rng.choice(["Bern", "Roma", "Kyoto"], rows),
+            "user": np.arange(rows) // 4,
+            "day": np.arange(rows)[::-1],
+            "price": np.where(np.arange(rows) % 5 == 0, np.nan, 1e5 + 1e4 * x),
+            "sold": (x > 0).astype(int),
+            "kind": np.where(x > 0.5, "hut", np.where(x < -0.5, "flat", "house")),
+        }
+    )
+
+
+TASKS = {"price": "number", "sold": "binary", "kind": "multiclass"}
+
+
+def data_file(folder, files="t.csv", split=None, **data):
+    values = {
+        "data": {"files": files, **({"split": split} if split else {}), **data},
+        "features": {"x": "number", "city": "category"},
+        "tasks": dict(TASKS),
+    }
+    return schema.make_data_file(values, folder / "t.toml")
+
+
+def opened(folder, **kwargs):
+    file = data_file(folder, **kwargs)
+    return OpenTable(file, in_memory(FileReader(file), file.columns))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    frame().to_csv(tmp_path / "t.csv", index=False)
+    return tmp_path
+
+
+def split_of_rows(table):
+    (unit,) = table.reader.units
+    (chunk,) = table.reader.read(unit, table.file.columns)
+    return table.splitter.of(chunk, unit, 0)
+
+
+def test_random_splits_have_exact_shares_and_follow_the_seed(folder):
+    shares = {"validation": 0.15, "test": 0.25}
+    of_seed = [
+        split_of_rows(opened(folder, split={**shares, "seed": seed}))
+        for seed in (0, 0, 1)
+    ]
+    assert np.bincount(of_seed[0]).tolist() == [240, 60, 100]
+    assert (of_seed[0] == of_seed[1]).all()
+    assert (of_seed[0] != of_seed[2]).any()
+
+
+def test_a_row_keeps_its_split_however_the_rows_are_chunked():
+    whole = splits._draws(3, 0, 1_000)
+    for first in (1, 2, 5, 998):
+        assert (splits._draws(3, first, 1_000 - first) == whole[first:]).all()
+
+
+def test_groups_stay_together_and_the_newest_rows_are_for_test(folder):
+    groups = split_of_rows(opened(folder, split={"group": "user"}))
+    by_user = groups.reshape(-1, 4)
+    assert (by_user == by_user[:, :1]).all()
+    assert np.bincount(by_user[:, 0]).tolist() == [80, 10, 10]
+    times = split_of_rows(opened(folder, split={"time": "day"}))
+    # `day` counts down.
+    assert times.tolist() == [2] * 40 + [1] * 40 + [0] * 320
+
+
+def test_a_split_column_and_files_by_split_leave_the_rest_to_chance(folder):
+    table = frame()
+    table["fold"] = ["test"] * 100 + ["Train"] * 300
+    table.to_csv(folder / "t.csv", index=False)
+    of_column = split_of_rows(opened(folder, split={"column": "fold"}))
+    assert (of_column[:100] == 2).all()
+    assert np.bincount(of_column[100:]).tolist() == [270, 30]
+    table[:100].to_csv(folder / "test.csv", index=False)
+    table[100:].to_csv(folder / "train.csv", index=False)
+    files = {"train": "train.csv", "test": "test.csv"}
+    of_files = opened(folder, files=files, split={"validation": 0.1})
+    assert dict(of_files.description.rows) == {
+        "train": 270,
+        "validation": 30,
+        "test": 100,
+    }
+
+
+def test_statistics_are_those_of_the_training_rows(folder):
+    table = opened(folder)
+    train = frame()[split_of_rows(table) == 0]
+    x = table.description.features["x"]
+    assert x.missing == train["x"].isna().sum()
+    np.testing.assert_allclose(x.mean, train["x"].mean(), rtol=1e-6)
+    np.testing.assert_allclose(x.variance, train["x"].var(ddof=0), rtol=1e-6)
+    price, kind = (table.description.tasks[name] for name in ("price", "kind"))
+    np.testing.assert_allclose(price.mean, train["price"].mean(), rtol=1e-9)
+    np.testing.assert_allclose(price.deviation, train["price"].std(ddof=0))
+    assert price.labels["train"] == train["price"].notna().sum()
+    counts = train["kind"].value_counts()
+    assert kind.counts["train"] == tuple(counts[c] for c in ("flat", "house", "hut"))
+    city = table.description.features["city"].vocabulary
+    assert [train["city"].value_counts()[c] for c in city] == sorted(
+        train["city"].value_counts(), reverse=True
+    )
+
+
+def test_statistics_of_chunks_are_those_of_the_whole():
+    rng = np.random.default_rng(0)
+    values = rng.lognormal(3, 2, 700_000)
+    values[::7] = np.nan
+    gathered = Numbers()
+    for part in np.array_split(values, [10, 1_000, 400_000]):
+        gathered.add(part)
+    np.testing.assert_allclose(gathered.mean, np.nanmean(values), rtol=1e-10)
+    np.testing.assert_allclose(gathered.variance, np.nanvar(values), rtol=1e-10)
+    bounds = np.array(gathered.boundaries())
+    below = [(values < bound).sum() for bound in bounds]
+    # The most frequent value has a bin of its own; here it is the lowest.
+    np.testing.assert_allclose(np.diff(below)[1:] / 600_000, 1 / 32, atol=0.002)
+
+
+def columns_of(batches):
+    rows = collections.Counter()
+    for inputs, y, weights in batches:
+        rows.update(
+            zip(
+                inputs["x"].numpy().astype(str),
+                inputs["city"].numpy(),
+                y["price"][:, 0].numpy(),
+                weights["price"].numpy(),
+                y["kind"].numpy(),
+                strict=True,
+            )
+        )
+    return rows
+
+
+def test_streamed_samples_are_those_from_memory(tmp_path, monkeypatch):
+    frame()[:250].to_parquet(tmp_path / "a.parquet", row_group_size=60)
+    frame()[250:].to_parquet(tmp_path / "b.parquet", row_group_size=40)
+    file = data_file(tmp_path, files="*.parquet")
+    streamed = OpenTable(file, FileReader(file))
+    loaded = OpenTable(file, in_memory(FileReader(file), file.columns))
+    assert len(streamed.reader.units) == 9
+    for name in ("rows", "unlabelled", "bounds", "warnings"):
+        both = [getattr(table.description, name) for table in (streamed, loaded)]
+        assert both[0] == both[1]
+    price = [table.description.tasks["price"] for table in (streamed, loaded)]
+    np.testing.assert_allclose(price[0].deviation, price[1].deviation, rtol=1e-12)
+    assert price[0].labels == price[1].labels
+    monkeypatch.setattr(mtl_keras.data.tables.samples, "_BUFFER_ROWS", 100)
+    tasks = loaded.description.tasks
+    for split in schema.SPLITS:
+        for limit in (None, 25):
+            parts = [Samples(t, split, tasks, limit) for t in (streamed, loaded)]
+            rows = [columns_of(part.dataset(16)) for part in parts]
+            assert rows[0] == rows[1] == columns_of(parts[0].dataset(16, shuffle=True))
+            assert (
+                rows[0].total() == parts[0].count == min(limit or 400, parts[1].count)
+            )
+    epoch = tf.Variable(3, dtype=tf.int64)
+    samples = Samples(streamed, "train", tasks)
+    orders = [
+        [x["x"].numpy().tolist() for x, *_ in samples.dataset(16, True, 7, epoch)]
+        for _ in range(2)
+    ]
+    assert str(orders[0]) == str(orders[1])
+    assert len(orders[0]) == len(samples.dataset(16))
+    skipped = samples.dataset(16, True, 7, epoch).skip(4)
+    assert str([x["x"].numpy().tolist() for x, *_ in skipped]) == str(orders[0][4:])
+    epoch.assign(4)
+    other = [x["x"].numpy().tolist() for x, *_ in samples.dataset(16, True, 7, epoch)]
+    assert str(other) != str(orders[0])
+
+
+def test_labels_are_the_tables_and_weights_0_where_there_is_none():
+    table = frame(60)
+    data = mtl_keras.data.from_dataframe(table, tasks=TASKS, batch_size=60)
+    inputs, y, weights = next(iter(data.train))
+    assert set(inputs) == {"x", "city", "user", "day"}
+    order = 59 - inputs["day"].numpy().astype(int)
+    rows = table.iloc[order]
+    price = rows["price"].to_numpy()
+    assert (weights["price"].numpy() == ~np.isnan(price)).all()
+    np.testing.assert_allclose(y["price"][:, 0], np.nan_to_num(price), rtol=1e-6)
+    assert (y["sold"][:, 0].numpy() == rows["sold"]).all()
+    classes = np.array(["flat", "house", "hut"])
+    assert (classes[y["kind"].numpy()] == rows["kind"]).all()
+    assert len(data.train) == len(data.validation) == len(data.test) == 1
+
+
+def test_a_column_tells_tasks_apart_and_each_has_its_share_of_every_split():
+    table = pd.DataFrame(
+        {
+            "x": np.arange(200.0),
+            "school": np.repeat(["b", "a"], 100),
+            "score": np.arange(200.0),
+        }
+    )
+    tasks = {"by": "school", "label": "score", "kind": "number"}
+    data = mtl_keras.data.from_dataframe(table, tasks=tasks, batch_size=200)
+    for part, share in zip(data, (80, 10, 10), strict=True):
+        inputs, y, weights = next(iter(part))
+        assert list(y) == ["a", "b"]
+        assert [weights[t].numpy().sum() for t in y] == [share, share]
+        assert (weights["a"].numpy() == (inputs["x"].numpy() >= 100)).all()
+        np.testing.assert_array_equal(y["a"][:, 0] + y["b"][:, 0], inputs["x"])
+
+
+def test_balanced_classes_weigh_the_same_in_training_alone():
+    table = frame()
+    table["sold"] = (np.arange(ROWS) % 10 == 0).astype(int)
+    tasks = {"sold": {"kind": "binary", "class_weight": "balanced"}}
+    data = mtl_keras.data.from_dataframe(table, tasks=tasks, batch_size=ROWS)
+    _, y, weights = next(iter(data.train))
+    positive = y["sold"][:, 0].numpy() == 1
+    weight = weights["sold"].numpy()
+    np.testing.assert_allclose(weight[positive].sum(), weight[~positive].sum(), 1e-5)
+    np.testing.assert_allclose(weight.mean(), 1, rtol=1e-5)
+    assert set(next(iter(data.test))[2]["sold"].numpy()) == {1.0}
+
+
+def test_names_that_layers_cannot_have_become_others_each_its_own():
+    titles = [
+        "a b",
+        "a_b",
+        "价格",
+        "Preis (€)",
+        "a/b",
+        "experts",
+        "x..y",
+        "NR-AR",
+        "A_B",
+    ]
+    mapped = names.layer_names(titles)
+    assert mapped["a_b"] == "a_b"
+    assert mapped["NR-AR"] == "NR-AR"
+    assert mapped["Preis (€)"] == "Preis"
+    lower = [name.lower() for name in mapped.values()]
+    assert len(set(lower)) == len(titles)
+    assert all(name.isascii() and ".." not in name for name in lower)
+    assert "experts" not in lower
+
+
+def test_what_looks_wrong_is_told(folder):
+    table = frame()
+    table["constant"] = 3
+    table["id"] = [f"id{i}" for i in range(ROWS)]
+    table["KIND"] = table["kind"].str.upper()
+    table["cents"] = table["price"] * 100
+    table["rare"] = ["once"] + ["often", "other"] * 199 + ["often"]
+    table.to_csv(folder / "t.csv", index=False)
+    values = {
+        "data": {"files": "t.csv"},
+        "features": {
+            "constant": "number",
+            "id": "category",
+            "KIND": "category",
+            "cents": "number",
+        },
+        "tasks": {**TASKS, "rare": "multiclass"},
+    }
+    file = schema.make_data_file(values, folder / "t.toml")
+    description, _ = describe(file, in_memory(FileReader(file), file.columns))
+    told = "\n".join(description.warnings)
+    assert "'constant' is 3 in all training rows" in told
+    assert "'id' has another value in every row" in told
+    assert "'KIND' tells the task 'kind'" in told
+    assert "'cents' tells the task 'price'" in told
+    assert "'rare' lacks 'once' in" in told
+    assert "'sold'" not in told
+
+
+def test_a_proposal_reads_back_with_the_kinds_that_the_columns_have(tmp_path):
+    table = frame()
+    table["notes, long"] = [f"a b c d {i}" for i in range(ROWS)]
+    table["smiles"] = ["CCN(C)" * 5 + str(i) for i in range(ROWS)]
+    table["评分 €"] = table.pop("price")
+    table["row"] = range(ROWS)
+    table.to_csv(tmp_path / "t.csv", index=False, sep=";", encoding="utf-8-sig")
+    text = proposal.propose(
+        [tmp_path / "t.csv"], tmp_path / "t.toml", tasks=["评分 €", "sold"]
+    )
+    values = tomllib.loads(text)
+    assert values["data"]["delimiter"] == ";"
+    assert values["features"] == {
+        "x": "number",
+        "city": "category",
+        "user": "number",
+        "kind": "category",
+        "notes, long": "text",
+        "smiles": {"kind": "text", "by": "character"},
+    }
+    assert values["tasks"] == {"评分 €": "number", "sold": "binary"}
+    (tmp_path / "t.toml").write_text(text, encoding="utf-8")
+    table = mtl_keras.applications.Table(tmp_path / "t.toml")
+    assert table.description.tasks["column"].title == "评分 €"
+
+
+def test_a_headless_table_with_markers_and_files_by_split_is_proposed(tmp_path):
+    lines = [f"{i % 7}, {'yes' if i % 3 else '?'}, - 50000." for i in range(50)]
+    lines += [f"{i % 5}, no, 50000+." for i in range(50)]
+    for name in ("my.data", "my.test"):
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+    text = proposal.propose(
+        [tmp_path / n for n in ("my.data", "my.test")], tmp_path / "t"
+    )
+    values = tomllib.loads(text)
+    assert values["data"]["files"] == {"train": "my.data", "test": "my.test"}
+    assert values["data"]["header"] is False
+    assert values["data"]["missing"] == ["?"]
+    assert values["tasks"] == {"column_3": "binary"}
+
+
+ERRORS = {
+    "a,b\n1,2\n3\n": "t.csv, row 3: Expected 2 cells",
+    "a,b\n1,2\nx,1\n": "t.csv, row 3: Expected numbers in the column 'a'",
+    "a,b\n1,2\n1e400,1\n": "row 3: Expected numbers below 3.4e38",
+    "": "Expected a table with a header and rows",
+    "a,b\n": "Expected a table with rows",
+    "a,a\n1,2\n": "Expected each column once. Received 'a' 2 times",
+    "a,c\n1,2\n": "Unknown column",
+    "a,b\n" + "1,2\n" * 20: "Expected at least two classes",
+    "a,b\n1,\n2,\n3,\n": "Expected rows with labels for train",
+    "a,b\n1,2\n2,3\n3,4\n": "row 4: Expected at most 2 classes",
+    "a,b\n1,2\n2,\xe9\n".encode("latin1"): "row 3: Expected text in the encoding",
+}
+
+
+@pytest.mark.parametrize(("content", "message"), ERRORS.items())
+def test_damaged_tables_are_one_line_with_file_and_row(tmp_path, content, message):
+    content = content if isinstance(content, bytes) else content.encode()
+    (tmp_path / "t.csv").write_bytes(content)
+    values = {
+        "data": {"files": "t.csv"},
+        "features": {"a": "number"},
+        "tasks": {"b": "binary"},
+    }
+    file = schema.make_data_file(values, tmp_path / "t.toml")
+    with pytest.raises(InputError) as caught:
+        describe(file, in_memory(FileReader(file), file.columns))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"data": {"files": "t", "spilt": {}}}, "Did you mean 'split'"),
+        (
+            {"features": {"a": "numbr"}},
+            "features.a: Unknown kind. Did you mean 'number'",
+        ),
+        ({"features": {"b": "number"}}, "Received both: 'b'"),
+        (
+            {"tasks": {"b": {"kind": "number", "loss": "focal"}}},
+            "loss of a number task",
+        ),
+        (
+            {"data": {"files": "t.csv", "split": {"test": 2}}},
+            "data: Expected split.test",
+        ),
+        ({"task": {}}, "Unknown table. Did you mean 'tasks'"),
+        ({"tasks": {"by": "a", "kind": "binary"}}, "Expected tasks.label"),
+    ],
+)
+def test_errors_of_a_data_file_name_the_key(tmp_path, values, message):
+    whole = {
+        "data": {"files": "t.csv"},
+        "features": {"a": "number"},
+        "tasks": {"b": "binary"},
+        **values,
+    }
+    with pytest.raises(InputError) as caught:
+        schema.make_data_file(whole, tmp_path / "t.toml")
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(str(tmp_path / "t.toml"))
+
+
+def test_values_of_other_types_are_what_csv_would_hold():
+    table = pd.DataFrame(
+        {
+            "date": pd.to_datetime(["1970-01-03 00:00", None, "1970-01-01 12:00"]),
+            "flag": [True, False, None],
+            "code": [1.0, np.nan, 2.0],
+        }
+    )
+    reader = reading.of_frame(table)
+    (chunk,) = reader.read(reader.units[0], reader.names)
+    from mtl_keras.data.tables.values import numbers, texts
+
+    np.testing.assert_array_equal(numbers(chunk, "date"), [2.0, np.nan, 0.5])
+    assert texts(chunk, "flag").tolist() == ["true", "false", ""]
+    assert texts(chunk, "code").tolist() == ["1", "", "2"]
+    assert labels.class_name("1.0") == labels.class_name("1") == "1"
+
+
+def outcome_of_damaged(number, folder):
+    """Opens the table of a number as training does, and proposes a file for it."""
+    path = damaged_tables.write(number, folder)
+    outcomes = []
+    for run in (lambda: _opened_whole(path), lambda: _proposed(folder)):
+        try:
+            run()
+            outcomes.append("read")
+        except InputError as error:
+            lines = len(str(error).splitlines())
+            outcomes.append("refused" if lines == 1 else f"{lines} lines: {error}")
+    return outcomes
+
+
+def _opened_whole(path):
+    table = mtl_keras.applications.Table(path)
+    assert table.summary()
+    for batch in table.load("train", batch_size=16).take(1):
+        assert all(np.isfinite(y).all() for y in batch[1].values())
+    table.inputs()
+
+
+def _proposed(folder):
+    tomllib.loads(proposal.propose([folder / "t.csv"], folder / "new.toml"))
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [range(60), pytest.param(range(60, 1_000), marks=pytest.mark.slow)],
+    ids=["60", "1000"],
+)
+def test_damaged_and_awkward_tables_are_read_or_refused_in_one_line(tmp_path, numbers):
+    counts = collections.Counter()
+    for number in numbers:
+        try:
+            counts.update(outcome_of_damaged(number, tmp_path))
+        except Exception as error:
+            raise AssertionError(f"table {number}") from error
+    assert set(counts) == {"read", "refused"}
