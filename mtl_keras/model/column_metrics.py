@@ -27,7 +27,9 @@ class ColumnMean(keras.metrics.Metric):
         super().__init__(name=metric.name, dtype=metric.dtype)
         self._direction = getattr(metric, "_direction", None)
         self._metric = metric
-        self._function, self._elementary = metric_function(metric)
+        wrapped = metric_function(metric)
+        assert wrapped is not None
+        self._function, self._elementary = wrapped
         shape = (num_columns,)
         self._total = self.add_weight(shape=shape, initializer="zeros", name="total")
         self._count = self.add_weight(shape=shape, initializer="zeros", name="count")

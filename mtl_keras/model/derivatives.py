@@ -12,8 +12,16 @@ import tensorflow as tf
 from mtl_keras.errors import InputError
 
 # Functions, whose derivative is made of those of what they call.
-_CALLS = ("Case", "If", "PartitionedCall", "StatefulPartitionedCall", "While")
-_CALLS += ("StatelessCase", "StatelessIf", "StatelessWhile")
+_CALLS = (
+    "Case",
+    "If",
+    "PartitionedCall",
+    "StatefulPartitionedCall",
+    "StatelessCase",
+    "StatelessIf",
+    "StatelessWhile",
+    "While",
+)
 # Operations that TensorFlow gives no derivative, as it is zero.
 _CONSTANT = ("OnesLike", "ZerosLike")
 

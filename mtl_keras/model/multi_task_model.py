@@ -819,7 +819,8 @@ class MultiTaskModel(ModelWithTrainingState):
         assert self._pipeline is not None
         guard, split = self._guard, self._split
         inputs: list[Any] = []
-        representation, heads_tape = None, None
+        representation: list[Any] | None = None
+        heads_tape = None
         with (
             tf.GradientTape(persistent=self._stepper.needs_several_gradients) as tape,
             guard.statistics_of(self.non_trainable_variables),
@@ -829,7 +830,7 @@ class MultiTaskModel(ModelWithTrainingState):
                 representation = split.below(inputs)
                 heads_tape = tf.GradientTape(persistent=True)
             with heads_tape or contextlib.nullcontext():
-                if split is None:
+                if split is None or representation is None:
                     y_pred = self(x, training=True)
                 else:
                     y_pred = split.above(representation, inputs)

@@ -173,12 +173,10 @@ def task_losses(
             factor, count = next(totals)
             value = of_loss.value if factor is None else of_loss.value * factor
             if one.tracker is not None:
-                tracker = one.tracker
-                tracked.append(
-                    _tracked(index, tracker, value, count, y_pred[task])
-                    if layout.size(task) is None
-                    else Tracked(index, tracker, value, count / float(replicas()))
-                )
+                of_batch = _tracked(index, one.tracker, value, count, y_pred[task])
+                if layout.size(task) is not None:
+                    of_batch = of_batch._replace(value=value)
+                tracked.append(of_batch)
             if one.weight is not None:
                 value *= one.weight
             terms.append(value)
