@@ -27,7 +27,7 @@ import numpy as np
 from sklearn.metrics import log_loss, roc_auc_score
 
 from mtl_keras import data
-from mtl_keras.decoding import encode
+from mtl_keras.encoding import encode
 from mtl_keras.evaluation import by_slice, calibration_error, group_auc, ndcg
 from mtl_keras.runs import RunConfig
 from mtl_keras.runs.records import versions

@@ -44,7 +44,7 @@ from sklearn.metrics import roc_auc_score
 from mtl_keras import applications, search
 from mtl_keras.applications import features
 from mtl_keras.data.passes import shuffled
-from mtl_keras.decoding import encode
+from mtl_keras.encoding import encode
 from mtl_keras.runs import RunConfig
 from mtl_keras.runs.records import versions
 from mtl_keras.runs.training import compiled_model, load_split

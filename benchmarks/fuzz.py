@@ -50,7 +50,8 @@ from typer.testing import CliRunner
 
 from mtl_keras import balancing, callbacks, compare, data, runs, search, sharing
 from mtl_keras.data import catalog
-from mtl_keras.decoding import decode, encode
+from mtl_keras.decoding import decode
+from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError
 from mtl_keras.runs import checkpoints, worker
 from mtl_keras.runs.records import made_with

@@ -24,7 +24,7 @@ import numpy as np
 from rich.console import Console
 
 from mtl_keras import runs, search
-from mtl_keras.decoding import encode
+from mtl_keras.encoding import encode
 from mtl_keras.evaluation import delta_m
 from mtl_keras.runs.config import RunConfig
 from mtl_keras.runs.records import versions

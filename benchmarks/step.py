@@ -1,6 +1,6 @@
 """Times of whole training steps, in one run: what balancing adds to the gradients.
 
-    python benchmarks/step.py [TASKS ...]
+    python benchmarks/step.py [TASKS ... | xla]
 
 LeNet on 36×36 images, batch 256, Adam; all through Keras's own train function:
 
@@ -15,7 +15,9 @@ LeNet on 36×36 images, batch 256, Adam; all through Keras's own train function:
 
 The models take turns step by step, so that a slow minute of the machine hits all of
 them; ratios are those of the medians, and their spread that of the ratios in single
-rounds. Writes benchmarks/results/step.json.
+rounds. `xla` takes a small dense model, T = 2 and 8, under every method, with and
+without `jit_compile`: milliseconds a step, and what XLA compiled in `fit`. Writes
+benchmarks/results/step.json.
 """
 
 from __future__ import annotations
@@ -25,10 +27,13 @@ import os
 import pathlib
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# XLA logs what it compiles.
+os.environ.setdefault("TF_CPP_VMODULE", "device_compiler=1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if "xla" in sys.argv else "3")
 
 import keras
 import numpy as np
@@ -182,6 +187,75 @@ def measure(num_tasks: int, by_name: dict[str, Callable[[], float]]) -> dict:
     return {"tasks": num_tasks, "steps_each": len(floor), "rows": rows}
 
 
+def compilations_in(call: Callable[[], object]) -> int:
+    """Counts in XLA's log what it compiles meanwhile."""
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as log:
+        os.dup2(log.fileno(), 2)
+        try:
+            call()
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+        log.seek(0)
+        return log.read().count(b"Compilation of XLA executable")
+
+
+class StepTimes(keras.callbacks.Callback):
+    """Seconds of each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.seconds: list[float] = []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.seconds.append(time.perf_counter() - self._start)
+
+
+def under_xla(name: str, num_tasks: int) -> dict:
+    """Trains a small dense model for 60 steps, without and with XLA."""
+    tasks = [f"task_{i}" for i in range(num_tasks)]
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(BATCH * 20, 32)).astype("float32")
+    y = {task: rng.normal(size=(len(x), 1)).astype("float32") for task in tasks}
+    config = {"krum": {"n_byzantine": 0}, "pcd": {"primary": tasks[0]}}.get(name, {})
+    row = {"method": name, "tasks": num_tasks}
+    for xla in (False, True):
+        keras.utils.set_random_seed(0)
+        keras.utils.clear_session(free_memory=False)
+        inputs = keras.Input((32,))
+        h = keras.layers.Dense(64, "relu")(keras.layers.Dense(64, "relu")(inputs))
+        model = mtl_keras.MultiTaskModel(
+            inputs, {task: keras.layers.Dense(1)(h) for task in tasks}
+        )
+        method = {"class_name": name, "config": config}
+        model.compile("adam", loss="mse", balancing=method, jit_compile=xla)
+        times = StepTimes()
+        fit = {"batch_size": BATCH, "epochs": 3, "verbose": 0, "callbacks": [times]}
+        compilations = compilations_in(lambda m=model, f=fit: m.fit(x, y, **f))
+        prefix = "xla_" if xla else ""
+        row[f"{prefix}ms"] = 1e3 * float(np.median(times.seconds[1:]))
+        if xla:
+            row["xla_compilations"] = compilations
+            row["xla_first_ms"] = 1e3 * times.seconds[0]
+    return row
+
+
+def xla_table(rows: list[dict]) -> str:
+    lines = ["| method | T | XLA, ms | without, ms | compilations | first step, s |"]
+    lines += ["|---|---|---|---|---|---|"]
+    for row in rows:
+        lines.append(
+            f"| {row['method']} | {row['tasks']} | {row['xla_ms']:.1f} | "
+            f"{row['ms']:.1f} | {row['xla_compilations']} | "
+            f"{row['xla_first_ms'] / 1e3:.1f} |"
+        )
+    return "\n".join(lines)
+
+
 def table(result: dict) -> str:
     lines = ["| model | ms | ratio | against |", "|---|---|---|---|"]
     for row in result["rows"]:
@@ -197,7 +271,19 @@ def table(result: dict) -> str:
 def main() -> None:
     """Runs the comparison for the numbers of tasks on the command line, or all."""
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": []}
-    for num_tasks in [int(n) for n in sys.argv[1:]] or [2, 4, 8]:
+    numbers = [int(n) for n in sys.argv[1:] if n != "xla"]
+    if "xla" in sys.argv:
+        results["xla"] = []
+        for num_tasks in (2, 8):
+            # Krum needs three tasks.
+            names = [n for n in balancing.names() if n != "krum" or num_tasks > 2]
+            for name in names:
+                results["xla"].append(under_xla(name, num_tasks))
+                print(results["xla"][-1], flush=True)
+        print(xla_table(results["xla"]))
+    elif not numbers:
+        numbers = [2, 4, 8]
+    for num_tasks in numbers:
         found = measure(num_tasks, steps(num_tasks))
         print(f"T = {num_tasks}, {found['steps_each']} steps each")
         print(table(found), flush=True)

@@ -17,7 +17,7 @@ import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from mtl_keras.decoding import encode
+from mtl_keras.encoding import encode
 from mtl_keras.runs import RunConfig, train
 from mtl_keras.runs.records import versions
 

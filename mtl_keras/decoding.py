@@ -12,7 +12,6 @@ import functools
 import math
 import sys
 import typing
-from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 import pydantic
@@ -123,20 +122,3 @@ def _fields(cls: Any, location: tuple[int | str, ...]) -> list[str]:
         options = [hint, *typing.get_args(hint)]
         cls = next(option for option in options if dataclasses.is_dataclass(option))
     return [field.name for field in dataclasses.fields(cls)]
-
-
-def encode(value: Any) -> Any:
-    """Returns what JSON has for dataclasses, mappings and sequences of plain values.
-
-    NaN and infinity, which JSON lacks, are None.
-    """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = dataclasses.fields(value)
-        return {field.name: encode(getattr(value, field.name)) for field in fields}
-    if isinstance(value, Mapping):
-        return {key: encode(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [encode(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -13,14 +13,13 @@ from rich.console import Console
 
 from mtl_keras_cli import comparing, datasets, doctor, tensorflow
 from mtl_keras_cli.errors import Commands
-from mtl_keras_cli.text import examples, joined, make_console, plain_table
+from mtl_keras_cli.text import examples, make_console, plain_table
 
 if TYPE_CHECKING:
     from mtl_keras.runs import Run, RunConfig, TrainingConfig
 
 app = typer.Typer(
     cls=Commands,
-    add_completion=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -116,6 +115,8 @@ def init(
         "mtl-keras train vision",
         "mtl-keras train houses.toml --sharing mmoe",
         "mtl-keras train vision --balancing pcgrad --tasks left,right --epochs 5",
+        "mtl-keras train vision --balancing 'uncertainty + cagrad(c=0.5)'",
+        "mtl-keras train vision --sharing 'mmoe(num_experts=4)'",
         "mtl-keras train --from-study runs/study-vision --out runs/best",
     )
 )
@@ -133,12 +134,16 @@ def train(
         str | None, typer.Option(help="Tasks, with commas between them; else all.")
     ] = None,
     backbone: Annotated[str | None, typer.Option(help="Shared backbone.")] = None,
-    sharing: Annotated[str | None, typer.Option(help="How tasks share.")] = None,
+    sharing: Annotated[
+        str | None,
+        typer.Option(help="How tasks share, with arguments: 'mmoe(num_experts=4)'."),
+    ] = None,
     balancing: Annotated[
         str | None,
         typer.Option(
-            help="How tasks are balanced; else equal. A loss balancer and a "
-            "gradient balancer may be joined by a plus."
+            help="How tasks are balanced; else equal. With arguments: "
+            "'cagrad(c=0.5)'. A loss balancer and a gradient balancer may be joined "
+            "by a plus."
         ),
     ] = None,
     width: Annotated[int | None, typer.Option(help="Width of the backbone.")] = None,
@@ -171,6 +176,13 @@ def train(
         int | None,
         typer.Option(help="Steps between checkpoints within an epoch; else none."),
     ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            help="End after this many epochs without a better validation score (the "
+            "mean of the tasks' main metrics); else never."
+        ),
+    ] = None,
     deterministic: Annotated[
         bool,
         typer.Option(
@@ -190,11 +202,12 @@ def train(
     The folder gets model.keras, config.json, history.csv, metrics.json (on the
     test split) and TensorBoard logs. Settings left out take the application's
     defaults. Stopped and started again, it goes on after the last epoch that was
-    finished.
+    finished. A finished run, named by --out, is trained further by larger --epochs.
     """
     tensorflow.load(starts=strategy is None)
     from mtl_keras import applications, runs
     from mtl_keras.runs import strategies, unfinished
+    from mtl_keras.runs.specs import read_spec
 
     over = strategies.make(strategy)
     console = make_console()
@@ -202,8 +215,8 @@ def train(
         "data": None if data is None else applications.canonical(data),
         "tasks": None if tasks is None else _split(tasks),
         "backbone": backbone,
-        "sharing": sharing,
-        "balancing": None if balancing is None else joined(balancing),
+        "sharing": None if sharing is None else read_spec(sharing),
+        "balancing": None if balancing is None else read_spec(balancing),
         "width": width,
         "depth": depth,
         "epochs": epochs,
@@ -212,6 +225,7 @@ def train(
         "limit": limit,
         "seed": seed,
         "precision": precision,
+        "patience": patience,
     }
     config = dataclasses.replace(
         _base_config(application, from_study, console),
@@ -378,7 +392,7 @@ def evaluate(
     """
     tensorflow.load()
     from mtl_keras import runs
-    from mtl_keras.decoding import encode
+    from mtl_keras.encoding import encode
 
     _allow(code)
     metrics = runs.evaluate(run)

@@ -12,7 +12,7 @@ import typer
 
 from mtl_keras_cli import tensorflow
 from mtl_keras_cli.errors import FAILED
-from mtl_keras_cli.text import joined, make_console, plain_table
+from mtl_keras_cli.text import make_console, plain_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "mtl-keras compare vision --seeds 3",
     "mtl-keras compare vision --balancing equal,pcgrad,uncertainty+cagrad --epochs 5",
+    "mtl-keras compare vision --balancing 'equal, cagrad(c=0.2), cagrad(c=0.8)'",
     "mtl-keras compare recommendation --sharing hard,mmoe,ple --jobs 4",
 )
 
@@ -35,14 +36,15 @@ def compare(
         str | None,
         typer.Option(
             help="Ways to balance, with commas between them; the first is the "
-            "reference. A loss balancer and a gradient balancer may be joined by a "
-            "plus. Else eight common ones."
+            "reference. With arguments: 'cagrad(c=0.5)'. A loss balancer and a "
+            "gradient balancer may be joined by a plus. Else eight common ones."
         ),
     ] = None,
     sharing: Annotated[
         str | None,
         typer.Option(
-            help="Ways to share, with commas between them; else the application's."
+            help="Ways to share, with commas between them, with arguments: "
+            "'mmoe(num_experts=4)'; else the application's."
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="How many seeds, from 0.")] = 3,
@@ -87,11 +89,13 @@ def compare(
     from mtl_keras.compare import DEFAULT_BALANCING, Comparison, run_comparison
     from mtl_keras.compare.results import FILES
     from mtl_keras.runs import RunConfig
+    from mtl_keras.runs.specs import read_specs
 
     console = make_console()
     ways: tuple[Any, ...] = DEFAULT_BALANCING
     if balancing is not None:
-        ways = tuple(joined(name) for name in _names(balancing))
+        ways = tuple(read_specs(balancing))
+    ways_to_share: Any = None if sharing is None else tuple(read_specs(sharing))
     name = applications.allow(application)
     comparison = Comparison(
         RunConfig(
@@ -107,7 +111,7 @@ def compare(
             limit=limit,
         ),
         balancing=ways,
-        sharing=None if sharing is None else _names(sharing),
+        sharing=ways_to_share,
         seeds=seeds,
         pairs=pairs,
     )

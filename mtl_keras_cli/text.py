@@ -13,12 +13,6 @@ def examples(*lines: str) -> str:
     return "\n\n".join(["[bold]Examples[/bold]", *(f"  {line}" for line in lines)])
 
 
-def joined(text: str) -> str | list[str]:
-    """Reads a name, or several that are joined by a plus."""
-    several = [name.strip() for name in text.split("+")]
-    return several if len(several) > 1 else text
-
-
 def make_console() -> Console:
     """Returns a console on standard output, wide where no window limits it."""
     return Console(width=None if sys.stdout.isatty() else 140, highlight=False)

@@ -9,7 +9,8 @@ from typing import Annotated
 import pytest
 from pydantic import Field, StrictFloat, StrictInt, StrictStr
 
-from mtl_keras.decoding import Count, Decodable, Finite, Result, decode, encode
+from mtl_keras.decoding import Count, Decodable, Finite, Result, decode
+from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError
 
 

@@ -22,21 +22,30 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 MIGRATION = DOCS / "migrating" / "keras.md"
 _FENCE = re.compile(
-    r"^(<!-- slow -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL
+    r"^(?:<!-- (slow|needs \w+) -->\n)?```(\w*)\n(.*?)^```$",
+    re.MULTILINE | re.DOTALL,
 )
 
 
 class Block(NamedTuple):
-    """A fenced block of a page; slow ones stand below `<!-- slow -->`."""
+    """A fenced block of a page.
+
+    Slow ones stand below `<!-- slow -->`, and so does what needs a package that this
+    library does without, below `<!-- needs NAME -->`.
+    """
 
     slow: bool
+    needs: str
     language: str
     code: str
 
 
 def _blocks(page: pathlib.Path) -> list[Block]:
     found = _FENCE.findall(page.read_text(encoding="utf-8"))
-    return [Block(bool(slow), language, code) for slow, language, code in found]
+    return [
+        Block(bool(mark), mark.removeprefix("needs ").removeprefix("slow"), *rest)
+        for mark, *rest in found
+    ]
 
 
 def _with_blocks(language: str) -> list[pathlib.Path]:
@@ -53,7 +62,10 @@ def _run(page: pathlib.Path, with_slow: bool) -> None:
     """Runs a page's Python from top to bottom, as one program."""
     names: dict = {"__name__": "__main__"}
     for block in _blocks(page):
-        if block.language == "python" and (with_slow or not block.slow):
+        is_installed = not block.needs or importlib.util.find_spec(block.needs)
+        if block.language == "python" and (
+            not block.slow or (with_slow and is_installed)
+        ):
             exec(compile(block.code, page.name, "exec"), names)
 
 

@@ -102,7 +102,8 @@ absl::Status SquareShape(tensorflow::shape_inference::InferenceContext* context)
 }  // namespace mtl_keras
 
 // mtl_keras/ops/native.py looks for this text in the file before it loads it: a
-// library built for another version must not even be opened.
+// library built for another version, or from other sources, must not even be opened.
 extern "C" __attribute__((visibility("default"), used)) const char
     mtl_keras_built_for[] =
-        "mtl_keras ops built for TensorFlow " MTL_KERAS_TENSORFLOW_VERSION;
+        "mtl_keras ops built for TensorFlow " MTL_KERAS_TENSORFLOW_VERSION
+        " from sources " MTL_KERAS_SOURCES;

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import keras
 
 from mtl_keras.errors import InputError, unknown_name
+from mtl_keras.model.keras_compat import GraphNode, call_between, graph_nodes
 
 
 def stages_of(
@@ -22,8 +23,22 @@ def stages_of(
     A way to share that copies a stage (`mmoe`, say) gives the copies new weights;
     stages that it leaves whole keep theirs, pretrained ones too.
 
+    A model may have several inputs, such as the token ids and the padding mask of a
+    text encoder. Its first stage takes those that it reads; a later one takes the
+    features of the stage before and then those inputs that it reads itself:
+
+    ```python
+    ids = keras.Input((9,), dtype="int32", name="ids")
+    mask = keras.Input((9,), name="mask")
+    x = keras.layers.Embedding(50, 8, name="embedding")(ids)
+    x = keras.layers.Multiply()([x, keras.layers.Reshape((9, 1))(mask)])
+    encoder = keras.Model([ids, mask], keras.layers.GlobalAveragePooling1D()(x))
+    stages = mtl_keras.backbones.stages_of(encoder, at=["embedding"])
+    features = mtl_keras.sharing.get("hard")([ids, mask], stages, ["a", "b"])
+    ```
+
     Args:
-        model: A functional model of one input and one output.
+        model: A functional model of one output.
         at: Names of layers whose outputs end a stage, in the model's order; the
             model's own output ends the last. `None` cuts before each change of an
             image's height and width.
@@ -32,13 +47,13 @@ def stages_of(
         Functional models that together are the model.
 
     Raises:
-        InputError: For several inputs or outputs, a layer that does not exist, or
-            one that a connection passes by.
+        InputError: For several outputs, a layer that does not exist, or one that a
+            connection from another layer with weights passes by.
     """
-    if len(model.inputs) != 1 or len(model.outputs) != 1:
+    if len(model.outputs) != 1:
         raise InputError(
-            "Expected a functional model of one input and one output. Received: "
-            f"{model.name!r} with {len(model.inputs)} and {len(model.outputs)}."
+            "Expected a functional model of one output. Received: "
+            f"{model.name!r} with {len(model.outputs)}."
         )
     if at is None:
         cuts = _before_smaller_images(model)
@@ -49,9 +64,9 @@ def stages_of(
                 raise unknown_name(f"layer of {model.name!r}", name, known)
         cuts = [known[name].output for name in at]
     stages = []
-    begin = model.inputs[0]
+    begin = None
     for index, end in enumerate([*cuts, model.outputs[0]]):
-        stage = _part(begin, end, f"{model.name}_stage_{index}")
+        stage = _part(model, begin, end, f"{model.name}_stage_{index}")
         if stage is None:
             assert at is not None
             raise InputError(
@@ -65,12 +80,58 @@ def stages_of(
 
 
 def _part(
-    begin: keras.KerasTensor, end: keras.KerasTensor, name: str
+    model: keras.Model,
+    begin: keras.KerasTensor | None,
+    end: keras.KerasTensor,
+    name: str,
 ) -> keras.Model | None:
-    try:
-        return keras.Model(begin, end, name=name)
-    except ValueError:  # Keras: the end depends on more than the beginning
-        return None
+    """Returns the part of a model from a tensor, or its inputs, to another.
+
+    None where there is no such part: the end does not depend on the beginning, or on
+    an earlier layer with weights too.
+    """
+    nodes = graph_nodes(model)
+    maker = {id(tensor): node for node in nodes for tensor in node.outputs}
+    before = set() if begin is None else set(map(id, _upstream(maker, begin, None)))
+    found = _upstream(maker, end, begin)
+    if begin is not None:
+        if all(tensor is not begin for tensor in found):
+            return None
+        for tensor in found:
+            passed_by = tensor is not begin and id(tensor) in before
+            if passed_by and (len(model.inputs) == 1 or maker[id(tensor)].variables):
+                return None
+    read = {id(tensor) for tensor in found}
+    sources = [tensor for tensor in model.inputs if id(tensor) in read]
+    if begin is not None:
+        sources = [begin, *(tensor for tensor in sources if tensor is not begin)]
+    # Keras's own clone of a part confuses inputs with the features beside them.
+    inputs = [
+        keras.Input(
+            batch_shape=source.shape,
+            dtype=source.dtype,
+            name=None if source is begin else source.name,
+        )
+        for source in sources
+    ]
+    tensors = {id(s): i for s, i in zip(sources, inputs, strict=True)}
+    output = call_between(model, tensors, read, end)
+    return keras.Model(inputs[0] if len(inputs) == 1 else inputs, output, name=name)
+
+
+def _upstream(
+    maker: dict[int, GraphNode], end: keras.KerasTensor, begin: keras.KerasTensor | None
+) -> list[keras.KerasTensor]:
+    """Returns all tensors that a tensor is made of, up to `begin`, both included."""
+    found: dict[int, keras.KerasTensor] = {}
+    waiting = [end]
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) not in found:
+            found[id(tensor)] = tensor
+            if tensor is not begin:
+                waiting += maker[id(tensor)].inputs
+    return list(found.values())
 
 
 def _before_smaller_images(model: keras.Model) -> list[keras.KerasTensor]:
@@ -80,10 +141,12 @@ def _before_smaller_images(model: keras.Model) -> list[keras.KerasTensor]:
         if isinstance(layer.output, keras.KerasTensor) and layer.output.ndim == 4:
             by_size.setdefault(layer.output.shape[1:3], []).append(layer.output)
     cuts: list[keras.KerasTensor] = []
-    begin, output = model.inputs[0], model.outputs[0]
+    begin: keras.KerasTensor | None = None
+    output = model.outputs[0]
     for tensors in list(by_size.values())[:-1]:
         for tensor in reversed(tensors):
-            if _part(tensor, output, "rest") and _part(begin, tensor, "stage"):
+            rest = _part(model, tensor, output, "rest")
+            if rest and _part(model, begin, tensor, "stage"):
                 cuts.append(tensor)
                 begin = tensor
                 break

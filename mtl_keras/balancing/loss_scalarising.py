@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -127,8 +128,8 @@ class GLS(MeanScaleBalancer):
     Choose it when losses differ by orders of magnitude.
 
     Raises:
-        tf.errors.InvalidArgumentError: In the step, for a negative loss (XLA leaves
-            such checks out: the weights are then not finite).
+        tf.errors.InvalidArgumentError: In the step, for a negative loss. XLA leaves
+            such checks out: the weights are then equal.
 
     Example:
 
@@ -151,7 +152,9 @@ class GLS(MeanScaleBalancer):
             f"geometric mean they enter; the tasks are {list(self.tasks)}.",
         )
         with tf.control_dependencies([check] if check is not None else []):
-            largest = tf.reduce_max(losses)
+            # XLA leaves assertions out: there the formula has no value.
+            losses = tf.where(losses < 0.0, math.nan, losses)
+        largest = tf.reduce_max(losses)
         logs = tf.math.log(tf.where(present, tf.maximum(losses, 1e-24 * largest), 1.0))
         equal = mean_weights(present, "mean")
         return equal * tf.exp(tf.reduce_sum(equal * logs) - logs)

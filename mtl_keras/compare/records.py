@@ -88,6 +88,7 @@ def _checks(cell: Cell, result: CellResult) -> dict[str, bool]:
     config = cell.config
     names = metric_names(config.get_application(), cell.tasks)
     trained = len(cell.tasks) - len(sharing.get(config.sharing).untrained(cell.tasks))
+    lengths = {len(column) for column in result.history.values()}
     tables = [t for m in result.affinity or () for t in (m.cosines, m.affinity)]
     return {
         "epoch": result.epoch <= config.epochs,
@@ -95,9 +96,9 @@ def _checks(cell: Cell, result: CellResult) -> dict[str, bool]:
         "test": all(
             set(result.test.get(task, ())) >= set(own) for task, own in names.items()
         ),
-        "history": all(len(c) == config.epochs for c in result.history.values()),
+        "history": len(lengths) == 1 and result.epoch <= max(lengths) <= config.epochs,
         "affinity": (cell.kind == COMBINATION) == (result.affinity is not None)
-        and len(tables) in (0, 2 * config.epochs)
+        and len(tables) in (0, *(2 * length for length in lengths))
         and all(
             len(table) == trained and all(len(row) == trained for row in table)
             for table in tables

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from mtl_keras.compare.comparison import COMBINATION, SINGLE, Cell, Plan
 from mtl_keras.compare.records import read_cell
-from mtl_keras.decoding import encode
+from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError, check_integer
 from mtl_keras.evaluation import has_relative_gain
 from mtl_keras.files import (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mtl_keras.evaluation.affinity import Grouping, suggest_groups, task_affinity
 from mtl_keras.evaluation.boxes import BoxIoU
 from mtl_keras.evaluation.calibration import CalibrationError, calibration_error
@@ -45,6 +47,17 @@ __all__ = [
     "normalized_answer",
     "paired_tests",
     "pareto_front",
+    "plot_history",
+    "plot_tasks",
     "suggest_groups",
     "task_affinity",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # These load Matplotlib, which a measure does not need.
+    if name in ("plot_history", "plot_tasks"):
+        from mtl_keras.evaluation import model_plots
+
+        return getattr(model_plots, name)
+    raise AttributeError(f"module 'mtl_keras.evaluation' has no attribute {name!r}")

@@ -8,7 +8,7 @@ to the resolved objects. Reading them here keeps every form that Keras accepts.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -371,6 +371,34 @@ def call_again(model: keras.Model, inputs: Any) -> Any:
         `keras.KerasTensor`s in the structure of its outputs.
     """
     return model._run_through_graph(inputs)
+
+
+def call_between(
+    model: keras.Model,
+    tensors: dict[int, keras.KerasTensor],
+    through: Collection[int],
+    end: keras.KerasTensor,
+) -> keras.KerasTensor:
+    """Calls the layers that lead from some tensors to another on other tensors.
+
+    Args:
+        model: A functional model.
+        tensors: What to call them on, by the id of the model's own tensor.
+        through: Ids of the tensors on the way, the ends included.
+        end: The model's own tensor that they lead to.
+
+    Returns:
+        What stands for the end.
+    """
+    tensors = dict(tensors)
+    for node in _nodes(model):
+        made = [id(tensor) for tensor in node.outputs]
+        is_new = not any(key in tensors for key in made)
+        if is_new and any(key in through for key in made):
+            arguments, options = node.arguments.fill_in(tensors)
+            results = keras.tree.flatten(node.operation(*arguments, **options))
+            tensors.update(zip(made, results, strict=True))
+    return tensors[id(end)]
 
 
 def saving_as_hdf5() -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -35,7 +35,7 @@ def arrange_labels(
 
     Args:
         y: Labels: a dict by output, or a list in Keras's order of the outputs
-            (sorted by name), or the bare label of a single output.
+            (sorted by name), or the bare label of the only output with a loss.
         sample_weight: None, one weight for all outputs, a dict or a list.
         y_pred: The model's outputs.
         tasks: Outputs that have a loss.
@@ -44,8 +44,8 @@ def arrange_labels(
         InputError: For labels or weights of no output, missing labels, or weights
             whose axes are not the first of the labels.
     """
-    y = _by_output(y, y_pred, "labels", required=tasks)
-    weights = _by_output(sample_weight, y_pred, "sample weights", required=())
+    y = by_output(y, y_pred, "labels", required=tasks)
+    weights = by_output(sample_weight, y_pred, "sample weights", required=())
     labelled: dict[str, tf.Tensor | None] = {}
     for task in y_pred:
         weight = weights[task]
@@ -55,6 +55,52 @@ def arrange_labels(
             labelled[task] = tf.cast(weight, "bool")
             y[task] = _with_usable_fillers(task, y[task], labelled[task], y_pred[task])
     return Labels(y, weights, labelled)
+
+
+def nan_as_absent(
+    y: Any,
+    sample_weight: Any,
+    y_pred: dict[str, Any],
+    tasks: Sequence[str],
+    by_element: Callable[[dict[str, Any]], Mapping[str, bool]],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns labels and sample weights, 0 where a label of floats is NaN.
+
+    A label with as many axes as its output is absent element by element where its
+    losses have a value for each element; else the last axis (a one-hot vector) is
+    one label, absent if anything in it is NaN.
+
+    Args:
+        y: As `arrange_labels` takes them.
+        sample_weight: As `arrange_labels` takes them; 1 where None.
+        y_pred: The model's outputs.
+        tasks: Outputs that have a loss.
+        by_element: From the labels by output to the tasks whose losses have a value
+            for each element of an output.
+
+    Raises:
+        InputError: See `arrange_labels`.
+    """
+    y = by_output(y, y_pred, "labels", required=tasks)
+    weights = by_output(sample_weight, y_pred, "sample weights", required=())
+    elementary = by_element(y)
+    for task, label in y.items():
+        label = y[task] = None if label is None else tf.convert_to_tensor(label)
+        if label is None or not label.dtype.is_floating:
+            continue
+        absent = tf.math.is_nan(label)
+        if not elementary.get(task):
+            axes = range(max(1, len(y_pred[task].shape) - 1), len(label.shape))
+            absent = tf.reduce_any(absent, list(axes))
+        weight = weights[task]
+        if weight is None:
+            weights[task] = tf.cast(~absent, "float32")
+        else:
+            weight = tf.convert_to_tensor(weight)
+            rank = max(len(weight.shape), len(absent.shape))
+            absent, weight = fitted(absent, rank), fitted(weight, rank)
+            weights[task] = tf.where(absent, tf.zeros_like(weight), weight)
+    return y, weights
 
 
 def sub_batch(labels: Labels, part: int, parts: int, size: tf.Tensor) -> Labels:
@@ -118,32 +164,45 @@ def leave_out(
     return outputs, weights
 
 
-def _by_output(
-    value: Any, y_pred: dict[str, Any], what: str, required: Sequence[str]
+def by_output(
+    value: Any, y_pred: Mapping[str, Any], kind: str, required: Sequence[str]
 ) -> dict[str, Any]:
+    """Returns labels or sample weights as a dict with an entry, or None, by output.
+
+    Args:
+        value: A dict by output, a list in Keras's order, or one for all.
+        y_pred: The model's outputs.
+        kind: `"labels"` or `"sample weights"`.
+        required: Outputs that need an entry.
+
+    Raises:
+        InputError: For an entry of no output, or a missing one.
+    """
     names = sorted(y_pred)
     if isinstance(value, dict):
         for name in value:
             if name not in y_pred:
-                raise unknown_name(f"output in the {what}", name, names)
+                raise unknown_name(f"output in the {kind}", name, names)
         given = dict(value)
     elif isinstance(value, (list, tuple)):
         fields = getattr(value, "_fields", None)
         if fields is not None and list(fields) != names:
             raise InputError(
-                f"Expected {what} as a dict with the keys {names}. Received a named "
+                f"Expected {kind} as a dict with the keys {names}. Received a named "
                 f"tuple with the fields {list(fields)}, of which Keras takes the "
                 "positions and not the names: pass `._asdict()`."
             )
         if len(value) != len(names):
             raise InputError(
-                f"Expected {what} for the outputs {names}. "
+                f"Expected {kind} for the outputs {names}. "
                 f"Received a list of {len(value)}."
             )
         given = dict(zip(names, value, strict=True))
     elif value is None:
         given = {}
-    elif what == "labels" and len(names) > 1:
+    elif kind == "labels" and len(required) == 1:
+        given = {required[0]: value}
+    elif kind == "labels" and len(names) > 1:
         raise InputError(
             f"Expected labels as a dict with the keys {names}. "
             f"Received one array of shape {tuple(value.shape)}."
@@ -153,8 +212,8 @@ def _by_output(
     missing = [name for name in required if given.get(name) is None]
     if missing:
         raise InputError(
-            f"Expected {what} for {missing}; a label that is absent needs a filler "
-            f"and a sample weight of 0. Received {what} for {sorted(given)}."
+            f"Expected {kind} for {missing}; a label that is absent needs a filler "
+            f"and a sample weight of 0. Received {kind} for {sorted(given)}."
         )
     return {name: given.get(name) for name in y_pred}
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -23,6 +24,7 @@ from mtl_keras.model.arguments import (
     check_task_names,
     explained,
 )
+from mtl_keras.model.class_weights import checked, is_by_output, with_class_weight
 from mtl_keras.model.fit_hook import FitHook, MonitorModes
 from mtl_keras.model.gradients import GradientStepper, norms_on_last_shared_layer
 from mtl_keras.model.keras_compat import (
@@ -41,6 +43,7 @@ from mtl_keras.model.labels import (
     arrange_labels,
     batch_size,
     leave_out,
+    nan_as_absent,
     replicas,
     sub_batch,
     sum_over_replicas,
@@ -59,7 +62,18 @@ from mtl_keras.model.representation import (
     split_at_representation,
 )
 from mtl_keras.model.step import Forward, StepContext
-from mtl_keras.model.task_losses import TaskLosses, task_losses, track_total
+from mtl_keras.model.summary import (
+    column_width,
+    described,
+    printed_layers,
+    with_column,
+)
+from mtl_keras.model.task_losses import (
+    TaskLosses,
+    has_value_by_element,
+    task_losses,
+    track_total,
+)
 from mtl_keras.model.task_metrics import update_metrics, where_computed
 from mtl_keras.model.task_variables import (
     TaskVariables,
@@ -67,6 +81,7 @@ from mtl_keras.model.task_variables import (
     reached_in_step,
     reached_variables,
     split_variables,
+    tasks_by_operation,
 )
 from mtl_keras.model.training_state import ModelWithTrainingState
 
@@ -134,6 +149,8 @@ class MultiTaskModel(ModelWithTrainingState):
         self.train_function: Any = None
         self._split: SplitModel | None = None
         self._stopped: frozenset[str] = frozenset()
+        self._missing_labels: str | None = None
+        self._class_weight: dict[str, dict[int, float]] = {}
 
     @property
     def tasks(self) -> list[str]:
@@ -169,6 +186,64 @@ class MultiTaskModel(ModelWithTrainingState):
         also show what closures read.
         """
         return split_variables(self, self._reached).shared
+
+    def layer_tasks(self) -> dict[str, list[str]]:
+        """Returns the tasks that depend on each layer, `{name of layer: tasks}`.
+
+        As the functional graph shows: all tasks for a layer that all share, one for a
+        layer of a head, none for a layer of outputs without a loss alone. Nested
+        models are listed as one layer.
+        """
+        by_id = self._tasks_by_operation()
+        return {layer.name: by_id.get(id(layer), []) for layer in self.operations}
+
+    def _tasks_by_operation(self) -> dict[int, list[str]]:
+        return tasks_by_operation(
+            self, {task: self._outputs_by_task[task] for task in self.tasks}
+        )
+
+    def summary(
+        self,
+        line_length: int | None = None,
+        positions: list[float] | None = None,
+        print_fn: Callable[[str], Any] | None = None,
+        expand_nested: bool = False,
+        show_trainable: bool = False,
+        layer_range: Sequence[str] | None = None,
+    ) -> None:
+        """Prints Keras's summary with a column of the tasks of each layer.
+
+        `shared` where all tasks depend on the layer, `3 of 8` where some do, else the
+        name of its task; see `layer_tasks`.
+
+        Args:
+            line_length: As in Keras, at most the terminal's; else 120.
+            positions: As in Keras, of its own columns.
+            print_fn: As in Keras.
+            expand_nested: As in Keras.
+            show_trainable: As in Keras.
+            layer_range: As in Keras.
+        """
+        by_id = self._tasks_by_operation()
+        cells = [
+            (layer.name, described(by_id.get(id(layer), []), len(self.tasks)))
+            for layer in printed_layers(self.operations, expand_nested)
+        ]
+        columns = shutil.get_terminal_size().columns
+        if line_length is None:
+            line_length = min(120, columns - 4)
+        # Keras cuts off what is wider than the terminal.
+        line_length = min(line_length, columns)
+        text: list[str] = []
+        super().summary(
+            line_length - column_width(cells),
+            positions,
+            text.append,
+            expand_nested,
+            show_trainable,
+            layer_range,
+        )
+        (print_fn or print)(with_column("".join(text), cells))
 
     @property
     def _reached(self) -> dict[str, set[int]]:
@@ -223,6 +298,7 @@ class MultiTaskModel(ModelWithTrainingState):
         monitor: str | None = None,
         on_nonfinite: str = "raise",
         task_clipnorm: float | None = None,
+        missing_labels: str | None = None,
     ) -> None:
         """Configures training. Takes all that `keras.Model.compile` takes.
 
@@ -268,12 +344,19 @@ class MultiTaskModel(ModelWithTrainingState):
                 on the representation) down to this norm before balancing. Costs T
                 backward passes. The optimizer's own `clipnorm`, `global_clipnorm`
                 and `clipvalue` act after balancing, on all variables.
+            missing_labels: `"nan"`: NaN in a label of floats, also of class ids,
+                counts as a sample weight of 0, in training and evaluation. A label
+                with as many axes as its output is absent element by element for
+                losses that are means over elements (`"mse"`,
+                `"binary_crossentropy"`), else (`"categorical_crossentropy"`) where
+                anything on its last axis is NaN. `None`: NaN is a number that is not
+                finite.
 
         Raises:
-            InputError: For an unknown balancing method, an output without a loss,
-                an entry for no output, a loss of several outputs together, a task
-                name that TensorFlow does not take, or a class that overrides
-                `compute_loss` with other than equal weights.
+            InputError: For an unknown balancing method or `missing_labels`, an output
+                without a loss, an entry for no output, a loss of several outputs
+                together, a task name that TensorFlow does not take, or a class that
+                overrides `compute_loss` with other than equal weights.
         """
         balancers = balancing_lib.get(balancing)
         if not isinstance(balancers, list):
@@ -281,6 +364,11 @@ class MultiTaskModel(ModelWithTrainingState):
         pipeline = Pipeline([b.owned_by(self) for b in balancers], monitor)
         self._stopped = frozenset()
         guard = NonFiniteGuard(on_nonfinite)
+        if missing_labels not in (None, "nan"):
+            raise InputError(
+                "Expected `missing_labels` to be None or 'nan'. "
+                f"Received: missing_labels={missing_labels!r}."
+            )
         if task_clipnorm is not None:
             task_clipnorm = check_number("task_clipnorm", task_clipnorm, low=0.0)
         if self._overrides_compute_loss:
@@ -309,6 +397,7 @@ class MultiTaskModel(ModelWithTrainingState):
             "auto_scale_loss": auto_scale_loss,
         }
         self._loss_tasks = loss_tasks
+        self._missing_labels = missing_labels
         shared = split_variables(self, self._reached_in_graph()).shared
         self._split = None
         if pipeline.gradients_of_representation and shared:
@@ -332,17 +421,19 @@ class MultiTaskModel(ModelWithTrainingState):
         )
 
     def check_balanced(self) -> None:
-        """Raises `InputError` if a training passed by the balancing.
+        """Raises `InputError` if a training passed by balancing or class weights.
 
         As a subclass's `train_step` does that does not call this class's.
         """
         assert self._pipeline is not None
-        if not self._stepper.was_called and not is_equal(self._pipeline.balancers):
+        stock = is_equal(self._pipeline.balancers) and not self._class_weight
+        if not self._stepper.was_called and not stock:
             raise InputError(
                 f"Expected {type(self).__name__}.train_step to call "
-                "super().train_step, which balances the tasks, or "
-                "balancing='equal'. Received: "
-                f"balancing={[b.name for b in self._pipeline.balancers]}."
+                "super().train_step, which balances the tasks and weights the "
+                "classes, or balancing='equal' and no class weights by output. "
+                f"Received: balancing={[b.name for b in self._pipeline.balancers]}, "
+                f"class_weight={self._class_weight}."
             )
 
     @property
@@ -369,11 +460,17 @@ class MultiTaskModel(ModelWithTrainingState):
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """Trains the model; see `keras.Model.fit`.
 
+        `class_weight` may also be given by output, `{"sold": {0: 1.0, 1: 9.0}}`: the
+        same as sample weights of these values. Classes left out count 1; with 0, the
+        class's labels are absent.
+
         Raises:
-            InputError: For labels or sample weights that an output cannot take.
+            InputError: For labels, sample weights or class weights that an output
+                cannot take, or both of the latter for one output.
             NonFiniteError: See `compile`.
         """
         bound = inspect.signature(super().fit).bind(*args, **kwargs)
+        self._take_class_weight(bound)
         if self._pipeline is None:
             return super().fit(*bound.args, **bound.kwargs)
         callbacks = bound.arguments.get("callbacks")
@@ -394,15 +491,27 @@ class MultiTaskModel(ModelWithTrainingState):
         finally:
             callbacks.callbacks = given
 
+    def _take_class_weight(self, bound: inspect.BoundArguments) -> None:
+        """Keeps class weights by output, which Keras refuses, for the steps."""
+        class_weight = {}
+        if is_by_output(bound.arguments.get("class_weight")):
+            given = bound.arguments.pop("class_weight")
+            class_weight = checked(given, sorted(self._outputs_by_task))
+        if class_weight != self._class_weight:
+            self._class_weight = class_weight
+            self.train_function = None
+
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Returns the losses and metrics; see `keras.Model.evaluate`."""
         with explained(sorted(self._outputs_by_task)):
             return super().evaluate(*args, **kwargs)
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """Takes one step on one batch; see `keras.Model.train_on_batch`."""
+        """Takes one step on one batch; see `keras.Model.train_on_batch` and `fit`."""
+        bound = inspect.signature(super().train_on_batch).bind(*args, **kwargs)
+        self._take_class_weight(bound)
         with explained(sorted(self._outputs_by_task)):
-            logs = super().train_on_batch(*args, **kwargs)
+            logs = super().train_on_batch(*bound.args, **bound.kwargs)
         self._guard.check()
         return logs
 
@@ -492,7 +601,24 @@ class MultiTaskModel(ModelWithTrainingState):
         )
 
     def _labels(self, y: Any, y_pred: Any, sample_weight: Any) -> Labels:
+        if self._missing_labels == "nan":
+            y, sample_weight = nan_as_absent(
+                y,
+                sample_weight,
+                y_pred,
+                self.tasks,
+                lambda labels: self._losses_by_element(labels, y_pred),
+            )
         return arrange_labels(y, sample_weight, y_pred, self.tasks)
+
+    def _losses_by_element(
+        self, y: dict[str, Any], y_pred: dict[str, Any]
+    ) -> dict[str, bool]:
+        """Returns the tasks all of whose losses have a value for each element."""
+        return {
+            task: all(has_value_by_element(one.loss) for one in losses)
+            for task, losses in resolved_losses(self, y, y_pred).items()
+        }
 
     def _added_losses(self) -> list[tf.Tensor]:
         """Returns regularisation and `add_loss` losses, this replica's share."""
@@ -502,6 +628,10 @@ class MultiTaskModel(ModelWithTrainingState):
         """One step: forward, task losses, balanced gradients, update."""
         self._stepper.was_called = True
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        if self._class_weight:
+            sample_weight = with_class_weight(
+                y, sample_weight, self._class_weight, self._outputs_by_task
+            )
         if self._overrides_compute_loss:
             return self._step_on_one_loss(x, y, sample_weight)
         pipeline, guard = self._pipeline, self._guard

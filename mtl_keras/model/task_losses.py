@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -216,6 +217,11 @@ def element_values(
     return values
 
 
+def has_value_by_element(loss: keras.losses.Loss) -> bool:
+    """Returns whether a loss has a value for each element of an output."""
+    return getattr(loss, "fn", None) in _MEANS_OF_ELEMENTS
+
+
 def check_axes(kind: str, task: str, values: tf.Tensor, *weights: Any) -> None:
     """Raises `InputError` for weights or masks with more axes than the values.
 
@@ -324,8 +330,11 @@ def _of_labelled(
 def _not_negative(weight: tf.Tensor) -> tf.Tensor:
     message = "Expected sample weights of at least 0, which marks an absent label."
     check = tf.debugging.assert_non_negative(weight, message=message)
+    if not weight.dtype.is_floating:
+        weight = tf.cast(weight, "float32")
     with tf.control_dependencies([check] if check is not None else []):
-        return tf.identity(weight)
+        # XLA leaves assertions out: there the loss is not finite.
+        return tf.where(weight < 0, tf.constant(math.nan, weight.dtype), weight)
 
 
 def fitted_or_none(mask: Any, rank: int) -> tf.Tensor | None:

@@ -80,6 +80,41 @@ def reached_variables(
     }
 
 
+def tasks_by_operation(
+    model: keras.Model, outputs: Mapping[str, keras.KerasTensor]
+) -> dict[int, list[str]]:
+    """Returns the tasks that depend on each layer, by the id of the layer.
+
+    A layer of a nested model of several outputs has tasks of its own, such a model
+    those of all its layers, and a layer of any other nested model those of the model.
+
+    Args:
+        model: A functional model.
+        outputs: `{task: KerasTensor}`, outputs of the model.
+    """
+    nodes = inlined_graph_nodes(model)
+    tasks: dict[int, set[str]] = {}
+    for task, output in outputs.items():
+        for index in reached_nodes(nodes, output):
+            tasks.setdefault(id(nodes[index].operation), set()).add(task)
+    _add_nested(model.operations, tasks)
+    return {key: [t for t in outputs if t in of_key] for key, of_key in tasks.items()}
+
+
+def _add_nested(layers: Sequence[keras.Operation], tasks: dict[int, set[str]]) -> None:
+    """Adds what is within models, and models whose layers are there alone."""
+    for layer in layers:
+        within = getattr(layer, "layers", None) or []
+        is_one_call = id(layer) in tasks
+        for inner in within if is_one_call else ():
+            tasks[id(inner)] = tasks.get(id(inner), set()) | tasks[id(layer)]
+        _add_nested(within, tasks)
+        if within and not is_one_call:
+            tasks[id(layer)] = set().union(
+                *(tasks.get(id(inner), set()) for inner in within)
+            )
+
+
 def reached_nodes(
     nodes: Sequence[GraphNode], output: keras.KerasTensor, *, auxiliary: bool = False
 ) -> set[int]:

@@ -14,7 +14,13 @@ from mtl_keras.model.keras_compat import KerasSaveable, saving_as_hdf5
 from mtl_keras.model.multi_worker import MultiWorkerModel
 from mtl_keras.model.nonfinite import NonFiniteGuard
 
-_OWN_ARGUMENTS = ("balancing", "monitor", "on_nonfinite", "task_clipnorm")
+_OWN_ARGUMENTS = (
+    "balancing",
+    "missing_labels",
+    "monitor",
+    "on_nonfinite",
+    "task_clipnorm",
+)
 _STATE_PREFIXES = ("balancing.", "seed_states.")
 
 
@@ -56,6 +62,7 @@ class ModelWithTrainingState(MultiWorkerModel):
     _pipeline: Pipeline | None
     _guard: NonFiniteGuard
     _task_clipnorm: float | None
+    _missing_labels: str | None
     _compile_arguments: dict[str, Any]
     """Arguments of `compile` that Keras resolves for this machine, or leaves out."""
 
@@ -90,6 +97,7 @@ class ModelWithTrainingState(MultiWorkerModel):
             config["monitor"] = self._pipeline.monitored
             config["on_nonfinite"] = self._guard.policy
             config["task_clipnorm"] = self._task_clipnorm
+            config["missing_labels"] = self._missing_labels
             # Keras saves the optimizer that `compile` was given, not the one that it
             # put around it to scale losses. Under another global policy than that of
             # the training the state would then be of no use, and dropped.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import logging
 import os
 import pathlib
@@ -106,13 +107,12 @@ def library() -> Any | None:
     if path is None:
         _log.info("No compiled ops in this installation: using TensorFlow's own.")
         return None
-    built_for = _built_for(path)
-    if built_for is None or _minor(built_for) != _minor(tf.__version__):
+    if (reason := _misfit(path)) is not None:
         _log.warning(
-            "The compiled ops were built for TensorFlow %s, not %s: using "
-            "TensorFlow's own. Reinstall mtl_keras to build them anew.",
-            built_for,
-            tf.__version__,
+            "The compiled ops in %s were built %s: using TensorFlow's own. Reinstall "
+            "mtl_keras to build them anew.",
+            path,
+            reason,
         )
         return None
     try:
@@ -135,11 +135,37 @@ def _find() -> pathlib.Path | None:
     return None
 
 
-def _built_for(path: pathlib.Path) -> str | None:
-    found = re.search(
-        rb"mtl_keras ops built for TensorFlow ([\w.+-]+)", path.read_bytes()
+def _misfit(path: pathlib.Path) -> str | None:
+    """Returns from or for what else a library was built, or None if it fits."""
+    # As csrc/tensorflow/binding.cc writes it; libraries of old name no sources.
+    match = re.search(
+        rb"mtl_keras ops built for TensorFlow ([\w.+-]+)(?: from sources (\w+))?",
+        path.read_bytes(),
     )
-    return found.group(1).decode() if found else None
+    version, sources = match.groups() if match else (b"unknown", None)
+    if _minor(version.decode()) != _minor(tf.__version__):
+        return f"for TensorFlow {version.decode()}, not {tf.__version__}"
+    # An installed package has no sources beside it: its library came with it.
+    folder = pathlib.Path(__file__).parents[2] / "csrc"
+    present = (folder / "tensorflow" / "binding.cc").exists()
+    if sources is None or (present and sources.decode() != sources_digest(folder)):
+        return "from other sources than this version's"
+    return None
+
+
+def sources_digest(folder: pathlib.Path) -> str:
+    """Returns a digest of the ops' sources, as CMakeLists.txt makes it."""
+    files = (
+        path.relative_to(folder)
+        for suffix in ("cc", "h", "inc")
+        for path in folder.rglob(f"*.{suffix}")
+    )
+    lines = (
+        f"{path} {hashlib.sha256((folder / path).read_bytes()).hexdigest()}\n"
+        for path in sorted(map(pathlib.PurePath.as_posix, files))
+        if not path.startswith("tests/")
+    )
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
 
 def _minor(version: str) -> list[str]:

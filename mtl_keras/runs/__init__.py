@@ -10,8 +10,9 @@ again = evaluate("runs/first")
 
 from __future__ import annotations
 
+from typing import Any
+
 from mtl_keras.runs.config import RunConfig, TrainingConfig
-from mtl_keras.runs.exporting import export
 from mtl_keras.runs.fitting import Results, train
 from mtl_keras.runs.folder import Run, load_run
 from mtl_keras.runs.training import compiled_model, evaluate
@@ -27,3 +28,12 @@ __all__ = [
     "load_run",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Loads what serving needs; training needs nothing of it.
+    if name == "export":
+        from mtl_keras.runs.exporting import export
+
+        return export
+    raise AttributeError(f"module 'mtl_keras.runs' has no attribute {name!r}")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, PlainValidator, StrictFloat, StrictInt, StrictStr
 
-from mtl_keras.decoding import Count, Decodable, Finite, decode, encode
+from mtl_keras.decoding import Count, Decodable, Finite, decode
+from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
@@ -74,6 +75,9 @@ class RunConfig(Decodable):
         loss_weights: Weight of each task's loss, `{task: weight}`; tasks left
             out weigh 1.
         limit: Use only this many training samples; None means all.
+        patience: Epochs without a better validation score (the mean over tasks of
+            the main metrics) before the training ends; None for all epochs. The
+            model is that of the last epoch.
     """
 
     application: StrictStr
@@ -93,6 +97,7 @@ class RunConfig(Decodable):
     optimizer: Spec | None = None
     schedule: StrictStr = "cosine"
     precision: StrictStr | None = None
+    patience: StrictInt | None = None
 
     def validate(self) -> TrainingConfig:
         """Checks every field and fills in the application's defaults.
@@ -143,6 +148,7 @@ class TrainingConfig(Decodable):
     optimizer: Spec | None
     schedule: StrictStr
     precision: StrictStr | None
+    patience: Count | None
 
     def __post_init__(self) -> None:
         from mtl_keras import balancing, sharing

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from mtl_keras import serving
 from mtl_keras.data import catalog
-from mtl_keras.decoding import encode
+from mtl_keras.encoding import encode
 from mtl_keras.files import read_json
 from mtl_keras.runs import folder
 from mtl_keras.runs.records import versions

@@ -5,22 +5,26 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
+import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 from rich.console import Console
 
+from mtl_keras.callbacks import TaskProgress
 from mtl_keras.data import catalog
-from mtl_keras.decoding import encode
+from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError, check_integer, system_reason
 from mtl_keras.files import write_json
 from mtl_keras.model import MultiTaskModel
-from mtl_keras.runs import checkpoints, folder, strategies
+from mtl_keras.runs import checkpoints, folder, strategies, unfinished
 from mtl_keras.runs.config import RunConfig, TrainingConfig, spec_name
-from mtl_keras.runs.progress import EpochLines, EpochTensorBoard, StepBar
+from mtl_keras.runs.progress import EpochTensorBoard, StepBar
 from mtl_keras.runs.records import made_with
+from mtl_keras.runs.stopping import EarlyStop
 from mtl_keras.runs.training import (
     compiled_model,
     count_batches,
@@ -54,12 +58,18 @@ def train(
     strategy: tf.distribute.Strategy | None = None,
     console: Console | None = None,
 ) -> Results:
-    """Trains one configuration and writes its run folder, or goes on with it.
+    """Trains one configuration and writes its run folder, or resumes it.
 
     The folder appears under its name only when everything is written. After every
     epoch there is a checkpoint beside it: a training that was stopped in whatever
-    way, called again with the same config and folder, goes on from there, to the
+    way, called again with the same config and folder, resumes there, to the
     same end as if it had never been stopped.
+
+    A finished run is trained further by more epochs: called again with the same
+    settings and folder but larger `epochs`, it starts from the state of the model,
+    the optimizer and the balancing, and its result takes the folder's place. With
+    the schedule `"constant"` the end is that of one training; a schedule that decays
+    does so over all epochs of the new config, so that the learning rate rises again.
 
     Args:
         config: What to train; None in a field means the application's default.
@@ -92,14 +102,19 @@ def train(
         console = Console(quiet=True)
     if deterministic:
         tf.config.experimental.enable_op_determinism()
+    if strategies.is_chief(over):
+        unfinished.restore_replaced(out)
+    finished = unfinished.with_fewer_epochs(out, settings)
     with (
-        strategies.folders(over, out, settings) as (run, saved),
+        strategies.folders(over, out, settings, finished is not None) as (run, saved),
         strategies.one_for_all(over),
         catalog.reading(settings.data),
     ):
         with _out_of_room():
             fitting = _Fitting(settings, saved, over, console)
-            progress = fitting.run(run / folder.LOGS, checkpoint_steps, callbacks)
+            progress = fitting.run(
+                run / folder.LOGS, checkpoint_steps, callbacks, finished
+            )
         with console.status("Testing"):
             metrics = test_metrics(settings, fitting.model, fitting.test)
         with folder.disk_errors(run):
@@ -177,6 +192,7 @@ class _Fitting:
         logs: pathlib.Path,
         checkpoint_steps: int | None,
         callbacks: Sequence[keras.callbacks.Callback],
+        finished: folder.Run | None,
     ) -> checkpoints.Progress:
         """Trains up to the last epoch.
 
@@ -185,25 +201,28 @@ class _Fitting:
             checkpoint_steps: Steps between checkpoints within an epoch; None for
                 none.
             callbacks: Further callbacks, which come first.
+            finished: A run of fewer epochs to start from where there is no
+                checkpoint; None to start anew.
 
         Returns:
             The progress at the end, with the history of all epochs.
         """
         found = self._newest()
+        if found is None and finished is not None:
+            found = self._end_of(finished, logs)
         self._announce(found)
+        application = self._config.get_application()
+        stop = None
+        if self._config.patience is not None:
+            stop = EarlyStop(application, self._config.tasks, self._config.patience)
         callbacks = [
             *callbacks,
             EpochTensorBoard(logs, write_graph=False),
         ]
         if not self._console.quiet:
-            callbacks.append(
-                EpochLines(
-                    self._console,
-                    self._config.get_application(),
-                    self._config.tasks,
-                    self._epochs,
-                )
-            )
+            tasks = application.tasks
+            metrics = {task: tasks[task].objective for task in self._config.tasks}
+            callbacks.append(TaskProgress(metrics, self._epochs, self._console))
         total = self._per_epoch * self._epochs
         done = self._steps_done(found)
         with StepBar(self._console, "training", total=total, done=done) as bar:
@@ -213,7 +232,24 @@ class _Fitting:
                 self._build_metrics()
                 self._fit(callbacks, checkpoint_steps, found)
                 found = self._newest()
+            if stop is not None:
+                if found is not None and stop.resume(found.progress.history):
+                    found.restore(self.model)
+                    return found.progress
+                callbacks.append(stop)
             return self._fit(callbacks, checkpoint_steps, found)
+
+    def _end_of(self, run: folder.Run, logs: pathlib.Path) -> checkpoints.Checkpoint:
+        """Returns the end of a finished run as a checkpoint, and copies its logs."""
+        state = run.model().state()
+        history = folder.read_history(run.path / folder.HISTORY)
+        epochs = max(map(len, history.values()), default=0)
+        shutil.copytree(run.path / folder.LOGS, logs, dirs_exist_ok=True)
+        return checkpoints.Checkpoint(
+            run.path / folder.MODEL,
+            checkpoints.Progress(epochs, 0, self._per_epoch, history=history),
+            {key: np.asarray(variable.numpy()) for key, variable in state.items()},
+        )
 
     def _fit(
         self,
@@ -281,8 +317,9 @@ class _Fitting:
         )
         if found is not None:
             within = f" and {found.progress.step} steps" if found.progress.step else ""
+            kind = "finished" if found.path.name == folder.MODEL else "unfinished"
             self._console.print(
-                f"Going on with the unfinished run, after {found.progress.epoch} of "
+                f"Going on with the {kind} run, after {found.progress.epoch} of "
                 f"{self._epochs} epochs{within}.",
                 soft_wrap=True,
             )

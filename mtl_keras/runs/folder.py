@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from mtl_keras.decoding import Decodable, Result, decode
 from mtl_keras.errors import InputError, first_line, system_reason
-from mtl_keras.files import atomic_write, read_json
+from mtl_keras.files import atomic_write, read_json, read_text
 from mtl_keras.runs.config import TrainingConfig
 from mtl_keras.runs.model_file import check_model_file
 from mtl_keras.runs.records import check_format
@@ -121,6 +121,23 @@ def write_history(path: pathlib.Path, history: Mapping[str, list[float]]) -> Non
         for epoch in range(epochs):
             row = [v[epoch] if epoch < len(v) else "" for v in history.values()]
             writer.writerow([epoch + 1, *row])
+
+
+def read_history(path: pathlib.Path) -> dict[str, list[float]]:
+    """Reads `write_history`'s file: `{name: values by epoch}`.
+
+    Raises:
+        InputError: If the file is missing or broken.
+    """
+    try:
+        rows = list(csv.DictReader(read_text(path).splitlines(), strict=True))
+        return {
+            name: [float(row[name]) for row in rows if row[name]]
+            for name in (rows[0] if rows else ())
+            if name != "epoch"
+        }
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read: {first_line(error)}") from error
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from mtl_keras.decoding import encode
+from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError, check_integer
 from mtl_keras.files import make_folder, read_json, write_json
 from mtl_keras.runs.records import RECORD, SETTINGS, failure, read_record

@@ -84,7 +84,10 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
 
 @contextlib.contextmanager
 def folders(
-    strategy: tf.distribute.Strategy, out: str | os.PathLike, config: TrainingConfig
+    strategy: tf.distribute.Strategy,
+    out: str | os.PathLike,
+    config: TrainingConfig,
+    replaces: bool = False,
 ) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
     """Gives the folders of a run, as `unfinished.opened` does.
 
@@ -93,7 +96,7 @@ def folders(
     the checkpoints, `out` has to be on a file system that all workers share.
     """
     if is_chief(strategy):
-        with unfinished.opened(out, config) as opened:
+        with unfinished.opened(out, config, replaces) as opened:
             yield opened
         return
     work = unfinished.work_folder(pathlib.Path(out).absolute())

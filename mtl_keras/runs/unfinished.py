@@ -7,6 +7,7 @@ checkpoints, and under `run` what becomes the run folder by one renaming.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import os
 import pathlib
@@ -14,7 +15,7 @@ import shutil
 from collections.abc import Iterator
 
 from mtl_keras.applications import label
-from mtl_keras.decoding import encode
+from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError
 from mtl_keras.files import (
     check_free,
@@ -25,12 +26,13 @@ from mtl_keras.files import (
     write_json,
 )
 from mtl_keras.runs.config import TrainingConfig
-from mtl_keras.runs.folder import CONFIG
+from mtl_keras.runs.folder import CONFIG, Run, load_run
 
 CHECKPOINTS = "checkpoints"
 AGAIN = "The same command, started again, goes on with the run."
 _RUN = "run"
 _LOCK = "lock"
+_REPLACED = "replaced"
 
 
 def work_folder(out: pathlib.Path) -> pathlib.Path:
@@ -66,7 +68,9 @@ def _can_be_taken(work: pathlib.Path, config: TrainingConfig) -> bool:
 
 @contextlib.contextmanager
 def opened(
-    out: str | os.PathLike, config: TrainingConfig
+    out: str | os.PathLike,
+    config: TrainingConfig,
+    replaces: bool = False,
 ) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
     """Gives the folders of a new or unfinished run; `out` appears at the end.
 
@@ -77,6 +81,7 @@ def opened(
     Args:
         out: The run folder.
         config: What is trained, from `RunConfig.validate`.
+        replaces: Whether `out` is a finished run, whose place the new one takes.
 
     Yields:
         The folder that becomes `out`, and that of the checkpoints.
@@ -88,7 +93,8 @@ def opened(
     out = pathlib.Path(out).absolute()
     work = work_folder(out)
     _remove_leftover(work, out)
-    check_free(out)
+    if not replaces:
+        check_free(out)
     made = [p for p in out.parents if not p.exists()]
     try:
         make_folder(work)
@@ -103,6 +109,8 @@ def opened(
             for name in (_RUN, CHECKPOINTS):
                 make_folder(work / name)
             yield work / _RUN, work / CHECKPOINTS
+            if replaces:
+                out.rename(work / _REPLACED)
             publish_folder(work / _RUN, out)
         except BaseException as error:
             if not any((work / CHECKPOINTS).glob("*")):
@@ -152,3 +160,37 @@ def _check_settings(
                 f"{earlier.get(name)!r} there, {now[name]!r} here. Give the same "
                 f"settings to resume it, name another --out, or remove it."
             )
+
+
+def restore_replaced(out: str | os.PathLike) -> None:
+    """Gives a finished run its name back, where its replacement was interrupted.
+
+    Raises:
+        InputError: If another process is about to give the replacement this name.
+    """
+    out = pathlib.Path(out).absolute()
+    replaced = work_folder(out) / _REPLACED
+    if replaced.is_dir() and not os.path.lexists(out):
+        with held(work_folder(out)):
+            replaced.rename(out)
+
+
+def with_fewer_epochs(out: str | os.PathLike, config: TrainingConfig) -> Run | None:
+    """Returns the finished run of these settings, but for more epochs, in a folder.
+
+    Args:
+        out: The run folder.
+        config: What is to be trained, from `RunConfig.validate`.
+
+    Returns:
+        The run; None where there is none, or one of other settings.
+
+    Raises:
+        InputError: If the folder's files are broken.
+    """
+    out = pathlib.Path(out)
+    if not (out / CONFIG).is_file():
+        return None
+    run = load_run(out)
+    same = dataclasses.replace(run.config, epochs=config.epochs) == config
+    return run if same and run.config.epochs < config.epochs else None

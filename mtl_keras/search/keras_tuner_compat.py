@@ -20,7 +20,7 @@ from keras_tuner.src.distribute.oracle_chief import OracleServicer
 from keras_tuner.src.distribute.oracle_client import OracleClient
 from keras_tuner.src.engine import conditions
 
-from mtl_keras.decoding import encode
+from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError, first_line
 from mtl_keras.files import read_json, write_json
 from mtl_keras.search.hypermodel import StudyHyperModel

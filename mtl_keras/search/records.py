@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field, StrictStr
 
-from mtl_keras.decoding import Finite, Result, decode, encode
+from mtl_keras.decoding import Finite, Result, decode
+from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError, unknown_name
 from mtl_keras.evaluation.pareto import hypervolume, pareto_front
 from mtl_keras.files import atomic_write, make_folder, read_json, write_json

@@ -13,7 +13,8 @@ from typing import Any
 
 from rich.console import Console
 
-from mtl_keras.decoding import decode, encode
+from mtl_keras.decoding import decode
+from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError, check_integer
 from mtl_keras.evaluation import has_relative_gain
 from mtl_keras.files import (

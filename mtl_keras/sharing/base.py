@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from mtl_keras.errors import InputError
+from mtl_keras.sharing.bound import BoundStage, Inputs, bound
 
 
 class Sharing:
@@ -45,16 +46,20 @@ class Sharing:
 
     def __call__(
         self,
-        inputs: keras.KerasTensor,
+        inputs: Inputs,
         stages: Sequence[keras.layers.Layer],
         tasks: Sequence[str],
     ) -> dict[str, keras.KerasTensor]:
         """Connects the stages.
 
         Args:
-            inputs: What the first stage reads.
+            inputs: What the first stage reads. For a backbone of several inputs a
+                dict of all of them by name, or a list of `keras.Input`s, as
+                `backbone.input` is.
             stages: The backbone in its order: any Keras layers, also
-                `keras.Sequential` or functional models.
+                `keras.Sequential` or functional models. Of a functional model of
+                several inputs the first is the features of the stage before, and
+                the others are read from `inputs`.
             tasks: Task names.
 
         Returns:
@@ -71,7 +76,8 @@ class Sharing:
                 f"Received: {len(stages)} stages, tasks={list(tasks)}."
             )
         self.check_tasks(tasks)
-        return self.connect(inputs, list(stages), list(tasks))
+        callable_stages, features = bound(stages, inputs)
+        return self.connect(features, callable_stages, list(tasks))
 
     def connect(
         self,
@@ -198,17 +204,17 @@ def task_towers(
     }
 
 
-def copy_stage(
-    stage: keras.layers.Layer, name: str, index: int = 0
-) -> keras.layers.Layer:
+def copy_stage(stage: Any, name: str, index: int = 0) -> Any:
     """Returns a fresh layer with the stage's configuration and weights of its own.
 
     Args:
-        stage: Any Keras layer or model.
+        stage: Any Keras layer or model, or a `BoundStage`, whose copy is one.
         name: Name of the copy; names of layers within a copied model stay.
         index: Number of the copy. Copies of a stage with fixed seeds (of its
             initializers, say) get different ones, or they would stay alike.
     """
+    if isinstance(stage, BoundStage):
+        return BoundStage(copy_stage(stage.layer, name, index), stage.inputs)
     config = {**reseeded(stage.get_config(), index), "name": name}
     return type(stage).from_config(config)
 

@@ -9,6 +9,7 @@ from keras import ops
 
 from mtl_keras.errors import check_integer
 from mtl_keras.sharing.base import copy_stage, reseeded, stage_mask
+from mtl_keras.sharing.bound import BoundStage
 
 _register = keras.saving.register_keras_serializable(package="mtl_keras")
 
@@ -149,6 +150,8 @@ class Experts(keras.layers.Layer):
     def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
         """Returns the mask of one expert's output."""
         del inputs
+        if isinstance(mask, (list, tuple)):
+            mask = mask[0]  # the features'
         for layer in self.wide or self.copies[:1]:
             mask = stage_mask(layer, mask)
         return mask
@@ -173,6 +176,20 @@ class Experts(keras.layers.Layer):
             "stage": self._stage,
             "num_experts": self.num_experts,
         }
+
+
+def experts_of(stage: Any, num_experts: int, name: str, x: Any) -> keras.KerasTensor:
+    """Returns the outputs of E copies of a stage, `[batch, …, E, d]`.
+
+    Args:
+        stage: A Keras layer, or a `BoundStage`.
+        num_experts: E.
+        name: Name of the `Experts` layer.
+        x: What the stage reads.
+    """
+    if isinstance(stage, BoundStage):
+        stage, x = stage.layer, stage.arguments(x)
+    return Experts(stage, num_experts, name=name)(x)
 
 
 def _side_by_side(

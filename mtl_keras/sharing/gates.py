@@ -10,6 +10,7 @@ from keras import ops
 
 from mtl_keras.errors import InputError
 from mtl_keras.ops import mix_experts
+from mtl_keras.sharing.bound import BoundStage
 
 _register = keras.saving.register_keras_serializable(package="mtl_keras")
 
@@ -113,26 +114,32 @@ class Mixture(keras.layers.Layer):
         return (*shape[:-2], shape[-1])
 
 
-def can_gate(x: keras.KerasTensor, stage: keras.layers.Layer) -> bool:
+def can_gate(x: Any, stage: Any) -> bool:
     """Returns whether a gate can read what a stage reads: floats of a known width.
 
     Tokens are no such features, whatever their dtype: an embedding takes their place.
     """
+    if not isinstance(x, keras.KerasTensor):
+        return False
     floats = keras.backend.is_float_dtype(x.dtype)
     return floats and x.shape[-1] is not None and not _embeds(stage)
 
 
-def check_gate(method: str, x: keras.KerasTensor, stage: keras.layers.Layer) -> None:
+def check_gate(method: str, x: Any, stage: Any) -> None:
     """Raises `InputError` unless a gate can read what a stage reads."""
     if not can_gate(x, stage):
+        received = f"inputs of the model, {sorted(x)}" if isinstance(x, dict) else ""
+        received = received or f"{x.dtype} {tuple(x.shape)}"
         raise InputError(
             f"Expected floats of a known width, (batch, …, width), for the gates of "
             f"{method}, which read what the stage {stage.name!r} reads. Received: "
-            f"{x.dtype} {tuple(x.shape)}. Embed tokens in a stage before it."
+            f"{received}. Embed tokens in a stage before it."
         )
 
 
-def _embeds(stage: keras.layers.Layer) -> bool:
+def _embeds(stage: Any) -> bool:
+    if isinstance(stage, BoundStage):
+        stage = stage.layer
     while isinstance(stage, keras.Model):
         stage = next(
             layer

@@ -8,7 +8,7 @@ import keras
 
 from mtl_keras.errors import check_integer
 from mtl_keras.sharing.base import Sharing, in_turn
-from mtl_keras.sharing.experts import Experts
+from mtl_keras.sharing.experts import experts_of
 from mtl_keras.sharing.gates import Gate, Mixture, check_gate, expert_names
 
 _register = keras.saving.register_keras_serializable(package="mtl_keras")
@@ -77,7 +77,7 @@ class MMoE(Sharing):
         x = in_turn(trunk, inputs)
         if self.gates_read_features:
             check_gate(self.method, x, last)
-        return x, Experts(last, self.num_experts, name="experts")(x)
+        return x, experts_of(last, self.num_experts, "experts", x)
 
     def gate(self, name: str) -> Gate:
         """Returns a new gate over the experts."""

@@ -8,7 +8,7 @@ import keras
 
 from mtl_keras.errors import InputError, check_integer
 from mtl_keras.sharing.base import Sharing, in_turn
-from mtl_keras.sharing.experts import Experts
+from mtl_keras.sharing.experts import experts_of
 from mtl_keras.sharing.gates import (
     Gate,
     Mixture,
@@ -113,12 +113,12 @@ class PLE(Sharing):
     ) -> tuple[keras.KerasTensor, dict[str, keras.KerasTensor]]:
         """Returns what the next level's shared and private experts read."""
         count = self.num_task_experts
-        common = Experts(
-            stage, self.num_shared_experts, name=f"shared_experts{suffix}"
-        )(shared)
+        common = experts_of(
+            stage, self.num_shared_experts, f"shared_experts{suffix}", shared
+        )
         common_names = expert_names("shared", self.num_shared_experts)
         own = {
-            task: [Experts(stage, count, name=f"{task}_experts{suffix}")(x)]
+            task: [experts_of(stage, count, f"{task}_experts{suffix}", x)]
             for task, x in private.items()
             if count
         }

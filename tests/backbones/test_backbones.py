@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mtl_keras import backbones
+import mtl_keras
+from mtl_keras import backbones, sharing
 from mtl_keras.errors import InputError
 
 SHAPES = {
@@ -97,3 +98,103 @@ def test_a_cut_that_connections_pass_by_is_named():
         backbones.stages_of(model, at=["b"])
     with pytest.raises(InputError, match="'c'"):
         backbones.stages_of(model, at=["c"])
+
+
+def encoder():
+    """A text encoder of token ids and a padding mask, out of plain Keras layers."""
+    ids = keras.Input((7,), dtype="int32", name="ids")
+    mask = keras.Input((7,), dtype="int32", name="mask")
+    x = keras.layers.Embedding(20, 8, name="tokens")(ids)
+    kept = keras.layers.Reshape((1, 7), name="kept")(mask)
+    for index in range(3):
+        attention = keras.layers.MultiHeadAttention(2, 4, name=f"attention_{index}")
+        x = keras.layers.Add()([x, attention(x, x, attention_mask=kept)])
+        x = keras.layers.LayerNormalization(name=f"norm_{index}")(x)
+    x = keras.layers.Multiply()([x, keras.layers.Reshape((7, 1))(mask)])
+    return keras.Model({"ids": ids, "mask": mask}, x)
+
+
+ENDS = ["tokens", "norm_0", "norm_1"]
+
+
+def tokens():
+    rng = np.random.default_rng(0)
+    mask = (np.arange(7) < rng.integers(2, 7, (4, 1))).astype("int32")
+    return {"ids": rng.integers(0, 20, (4, 7)), "mask": mask}
+
+
+def test_a_backbone_of_several_inputs_is_a_list_of_stages():
+    model, x = encoder(), tokens()
+    stages = backbones.stages_of(model, at=ENDS)
+    names = [[tensor.name for tensor in stage.inputs] for stage in stages]
+    assert [n[-1] for n in names] == ["ids", "mask", "mask", "mask"]
+    y = stages[0](x["ids"])
+    for stage in stages[1:]:
+        y = stage([y, tf.constant(x["mask"])])
+    np.testing.assert_allclose(y, model(x), rtol=1e-5, atol=1e-6)
+    weights = [id(w) for stage in stages for w in stage.weights]
+    assert sorted(weights) == sorted(id(w) for w in model.weights)
+    with pytest.raises(InputError, match=r"'attention_0'.* number 1 is passed by"):
+        backbones.stages_of(model, at=["tokens", "attention_0"])
+
+
+def with_heads(method, tasks=("a", "b")):
+    """Returns the stages, the features and a model of a way to share."""
+    model = encoder()
+    stages = backbones.stages_of(model, at=ENDS)
+    features = method(model.input, stages, list(tasks))
+    outputs = {
+        task: keras.layers.Dense(1)(keras.layers.GlobalAveragePooling1D()(y))
+        for task, y in features.items()
+    }
+    mtl = mtl_keras.MultiTaskModel(model.input, outputs)
+    return model, stages, keras.Model(model.input, features), mtl
+
+
+def check_training_and_files(mtl, path):
+    x = tokens()
+    mtl.compile("sgd", "mse", balancing="pcgrad", run_eagerly=True)
+    mtl.fit(x, {task: np.ones((4, 1)) for task in "ab"}, verbose=0)
+    mtl.save(path)
+    again = keras.models.load_model(path)
+    for task, y in again(x).items():
+        np.testing.assert_allclose(y, mtl(x)[task], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["cross_stitch", "branching", "mtan"])
+def test_what_an_input_masks_changes_nothing_for_any_task(name):
+    _, _, _, mtl = with_heads(sharing.get(name))
+    x = tokens()
+    other = x | {"ids": np.where(x["mask"], x["ids"], (x["ids"] + 1) % 20)}
+    for one, two in zip(mtl(x).values(), mtl(other).values(), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "experts"),
+    [
+        (sharing.MMoE(1), ["experts"]),
+        (sharing.PLE(1, 0, num_levels=2), ["shared_experts_0", "shared_experts_1"]),
+    ],
+    ids=["mmoe", "ple"],
+)
+def test_a_single_expert_with_the_weights_of_its_stage_is_the_backbone(
+    method, experts, tmp_path
+):
+    model, stages, features, mtl = with_heads(method)
+    for name, stage in zip(experts, stages[-len(experts) :], strict=True):
+        mtl.get_layer(name).copies[0].set_weights(stage.get_weights())
+    x = tokens()
+    for y in features(x).values():
+        np.testing.assert_allclose(y, model(x), rtol=1e-4, atol=1e-5)
+    check_training_and_files(mtl, tmp_path / "model.keras")
+
+
+def test_inputs_that_a_stage_lacks_are_named():
+    model = encoder()
+    stages = backbones.stages_of(model, at=ENDS)
+    ids = keras.Input((7,), dtype="int32", name="ids")
+    with pytest.raises(InputError, match=r"inputs with the name 'mask', which"):
+        sharing.get("mmoe")({"ids": ids}, stages, ["a", "b"])
+    with pytest.raises(InputError, match=r"Received: inputs of the model, \['ids', "):
+        sharing.get("mmoe")(model.input, backbones.stages_of(model), ["a", "b"])

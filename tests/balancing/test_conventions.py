@@ -303,3 +303,9 @@ def test_negative_losses_have_no_geometric_mean():
     balancer = cases.make("gls")
     with pytest.raises(tf.errors.InvalidArgumentError, match="non-negative"):
         cases.step(balancer, cases.rows_of(), -cases.losses_of())
+    compiled = tf.function(balancer.weights, jit_compile=True, autograph=False)
+    losses, present = (
+        tf.constant([1.0, 2.0, -3.0, 0.0]),
+        tf.constant([True] * 3 + [False]),
+    )
+    np.testing.assert_array_equal(compiled(losses, present), [1.0, 1.0, 1.0, 0.0])

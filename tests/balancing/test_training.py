@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import subprocess
+import sys
+
 import balancing_cases as cases
 import keras
 import numpy as np
@@ -100,6 +106,26 @@ def test_any_floatx_trains(name, floatx):
         assert np.any(old != np.array(new, "float64"))
 
 
+@pytest.mark.parametrize("name", ["aligned_mtl", "imtl_g", "config"])
+def test_a_task_that_is_the_mean_of_two_others_does_not_stop_the_training(name):
+    """Of the gradients one is half the sum of the others, up to float32's rounding."""
+    keras.utils.set_random_seed(21)
+    inputs = keras.Input((6,))
+    h = keras.layers.Dense(16, "tanh")(keras.layers.Dense(16, "tanh")(inputs))
+    one, two = (keras.layers.Dense(1)(h) for _ in range(2))
+    both = keras.layers.Concatenate()([one, two])
+    model = mtl_keras.MultiTaskModel(inputs, {"a": one, "b": two, "c": both})
+    # Adam would hide that an update is too small.
+    model.compile(keras.optimizers.SGD(0.05), loss="mse", balancing=name)
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(256, 6)).astype("float32")
+    y = np.tanh(x @ rng.normal(size=(6, 2)) / 2).astype("float32") * [1.0, 3.0] + 1.0
+    labels = {"a": y[:, :1], "b": y[:, 1:], "c": y}
+    losses = model.fit(x, labels, epochs=20, **FIT).history["loss"]
+    assert losses[-1] < 0.1 * losses[0]
+    assert model.balancers[0].variables["fallbacks"].numpy() == 0
+
+
 @quick({"stch", "moco"})
 def test_trains_and_goes_on_after_a_stop(name, tmp_path):
     x, y = data()
@@ -123,6 +149,60 @@ def test_trains_and_goes_on_after_a_stop(name, tmp_path):
     callbacks = [keras.callbacks.BackupAndRestore(backup)]
     third.fit(x, y, epochs=4, callbacks=callbacks, **FIT)
     assert_same(whole, third)
+
+
+COMPILATIONS = """
+import json, sys
+import keras, numpy as np
+import mtl_keras
+tasks, methods = json.loads(sys.argv[1])
+x = np.random.default_rng(0).normal(size=(32, 3)).astype("float32")
+y = {task: x[:, :1] + place for place, task in enumerate(tasks)}
+for name, config in methods.items():
+    keras.utils.clear_session(free_memory=False)
+    inputs = keras.Input((3,))
+    h = keras.layers.Dense(4, "tanh")(inputs)
+    heads = {task: keras.layers.Dense(1)(h) for task in tasks}
+    model = mtl_keras.MultiTaskModel(inputs, heads)
+    method = {"class_name": name, "config": config}
+    model.compile("sgd", loss="mse", balancing=method, jit_compile=True)
+    print("method", name, file=sys.stderr, flush=True)
+    model.fit(x, y, batch_size=8, epochs=2, verbose=0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("tasks", "methods"),
+    [
+        pytest.param("ab", ["nash", "cagrad"], id="some"),
+        pytest.param(
+            "ab",
+            [name for name in NAMES if name != "krum"],  # Needs three tasks.
+            id="2-tasks",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("abcdefgh", NAMES, id="8-tasks", marks=pytest.mark.slow),
+    ],
+)
+def test_xla_compiles_a_fit_once(tasks, methods):
+    given = [tasks, {name: cases.CONFIGS.get(name, {}) for name in methods}]
+    environment = os.environ | {
+        "TF_CPP_MIN_LOG_LEVEL": "0",
+        "TF_CPP_VMODULE": "device_compiler=1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILATIONS, json.dumps(given)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    _, *by_method = re.split(r"^method ", done.stderr, flags=re.MULTILINE)
+    counts = {
+        part.split()[0]: part.count("Compilation of XLA executable")
+        for part in by_method
+    }
+    assert counts == dict.fromkeys(methods, 1)
 
 
 @pytest.mark.parametrize("name", ["famo", "auto_lambda", "sdmgrad"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -32,7 +33,7 @@ def run(tiny, eagerly, inline, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def invoke(line):
-        return CliRunner().invoke(app, line.split())
+        return CliRunner().invoke(app, shlex.split(line))
 
     return invoke
 
@@ -112,13 +113,19 @@ def test_runs_of_one_task_are_served_together_and_checked(run, tmp_path):
 
 def test_train_takes_options_and_numbers_its_runs(run, tmp_path):
     said = ok(
-        run("train tiny --epochs 1 --tasks way,level --balancing dwa+mgda --seed 4")
+        run(
+            "train tiny --epochs 1 --tasks way,level --seed 4 --balancing "
+            "'dwa(temperature=1) + mgda' --sharing 'mmoe(num_experts=2)' --patience 3"
+        )
     )
+    assert "mmoe(num_experts=2) sharing, dwa(temperature=1) + mgda balancing" in said
     assert "Wrote runs/tiny-1" in said
     assert "Wrote runs/tiny-2" in ok(run("train tiny --epochs 1 --sharing mmoe"))
     config = json.loads((tmp_path / "runs/tiny-1/config.json").read_text())
     assert config["tasks"] == ["way", "level"]
-    assert (config["balancing"], config["seed"]) == (["dwa", "mgda"], 4)
+    assert config["patience"] == 3
+    dwa = {"class_name": "dwa", "config": {"temperature": 1}}
+    assert (config["balancing"], config["seed"]) == ([dwa, "mgda"], 4)
 
 
 @pytest.mark.parametrize(
@@ -129,11 +136,14 @@ def test_train_takes_options_and_numbers_its_runs(run, tmp_path):
         ("train tiny --tasks way,brigth", "Did you mean 'bright'"),
         ("train tiny --balancing pcgard", "Did you mean 'pcgrad'"),
         ("train tiny --balancing dwa+famo", "a loss balancer and a"),
+        ("train tiny --balancing 'cagrad(d=0.5)'", "for balancing method 'cagrad'"),
+        ("train tiny --balancing 'cagrad(c=0.5'", "no closing ')'"),
         ("train tiny --sharing mmeo", "Did you mean 'mmoe'"),
         ("train tiny --backbone cnm", "Did you mean 'cnn'"),
         ("train tiny --data stripe", "Did you mean 'stripes'"),
         ("train tiny --epochs 0", "epochs"),
         ("train tiny --epochs few", "'--epochs'"),
+        ("train tiny --patience 0", "patience"),
         ("train tiny --epoch 3", "--epoch"),
         ("train tiny --out used", "in use"),
         ("train tiny --out used --reuse", "not a run folder"),
@@ -158,6 +168,7 @@ def test_train_takes_options_and_numbers_its_runs(run, tmp_path):
         ("compare tiny --balancing equal,pcgard", "Did you mean 'pcgrad'"),
         ("compare tiny --balancing dwa+famo --seeds 1", "a loss balancer and a"),
         ("compare tiny --sharing mmeo", "Did you mean 'mmoe'"),
+        ("compare tiny --sharing 'hard, mmoe(experts)'", "'experts' as an argument"),
         ("compare tiny --tasks way", "at least two tasks"),
         ("compare tiny --seeds 0", "seeds"),
         ("compare tiny --jobs 0", "jobs"),
@@ -183,14 +194,16 @@ def test_wrong_input_is_one_line_and_code_2(run, tmp_path, monkeypatch, line, wo
 
 
 def test_compare_says_how_it_goes_and_what_came_out(run, tmp_path):
-    line = "compare tiny --tasks way,level --balancing equal,dwa+pcgrad --seeds 1"
+    line = "compare tiny --tasks way,level --seeds 1"
+    line += " --balancing 'equal, dwa(temperature=1)+pcgrad'"
     line += " --epochs 1 --limit 32 --out both"
     said = ok(run(line))
-    assert "4/4  dwa + pcgrad, seed 0: Δm" in said
+    assert "4/4  dwa(temperature=1) + pcgrad, seed 0: Δm" in said
     assert "Wrote both: report.html" in said
-    (path,) = (tmp_path / "both/cells").glob("hard-dwa_pcgrad-seed0-*/record.json")
+    (path,) = (tmp_path / "both/cells").glob("hard-dwa*pcgrad-seed0-*/record.json")
     record = json.loads(path.read_text())
-    (row,) = [line for line in said.splitlines() if line.startswith("dwa + pcgrad ")]
+    name = "dwa(temperature=1) + pcgrad "
+    (row,) = [line for line in said.splitlines() if line.startswith(name)]
     assert f"{record['result']['test']['level']['mae']:.4f}" in row
     assert "Reused: 4 finished; none to go" in ok(run(line))
 
@@ -294,6 +307,36 @@ def test_help_shows_examples_and_loads_no_tensorflow():
     assert done.returncode == 0, done.stderr
     assert "mtl-keras train vision" in done.stdout
     assert "mtl-keras tune tuning/vision.toml" in command("--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("mtl-keras tr", ["train"]),
+        ("mtl-keras train --ba", ["--backbone", "--balancing", "--batch-size"]),
+        ("mtl-keras datasets pre", ["prepare"]),
+    ],
+)
+def test_a_shell_completes_commands_and_options(typed, offered):
+    script = CliRunner().invoke(
+        app, ["--show-completion", "bash"], prog_name="mtl-keras"
+    )
+    assert "complete -o default -F _mtl_keras_completion mtl-keras" in script.stdout
+    words = {"COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    completing = {"_MTL_KERAS_COMPLETE": "complete_bash", **words}
+    code = (
+        "import sys; sys.argv = ['mtl-keras']; import mtl_keras_cli, atexit; "
+        "atexit.register(lambda: print('tensorflow' in sys.modules, file=sys.stderr)); "
+        "mtl_keras_cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **completing},
+    )
+    assert done.stdout.split() == offered
+    assert done.stderr == "False\n"
 
 
 def test_data_that_cannot_be_had_names_the_command_that_prepares_it(tmp_path):

@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from mtl_keras.compare import Comparison, run_comparison
-from mtl_keras.decoding import encode
+from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError
 from mtl_keras.runs import RunConfig, evaluate, scheduler
 from mtl_keras.runs.training import load_split

@@ -141,6 +141,19 @@ def test_gradient_accumulation_is_stock_keras():
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-7)
 
 
+def test_a_bare_label_is_that_of_the_only_output_with_a_loss():
+    x, y = data(12)
+    losses = []
+    for cls in (keras.Model, mtl_keras.MultiTaskModel):
+        keras.utils.set_random_seed(3)
+        model = cls(*network())
+        loss = {"kind": "sparse_categorical_crossentropy", "size": None}
+        model.compile("sgd", loss=loss, run_eagerly=True)
+        logs = [model.train_on_batch(x, y["kind"], return_dict=True) for _ in range(2)]
+        losses += [one["loss"] for one in logs]
+    np.testing.assert_allclose(losses[2:], losses[:2], rtol=1e-6)
+
+
 def test_predict_and_train_on_batch_are_stock_keras():
     outputs = []
     for cls in (keras.Model, mtl_keras.MultiTaskModel):
@@ -352,3 +365,129 @@ def test_a_name_that_keras_takes_trains():
     x, y = data()
     logs = model.fit(x, dict.fromkeys(tasks, y["size"]), verbose=0).history
     assert {f"{task}_loss" for task in tasks} <= logs.keys()
+
+
+def labels_of_classes():
+    """Class ids, one-hot vectors and truth values, with weights of their classes."""
+    rng = np.random.default_rng(2)
+    ids = rng.integers(0, CLASSES, size=(96,))
+    y = {
+        "id": ids,
+        "one_hot": np.eye(CLASSES, dtype="float32")[ids],
+        "sold": rng.integers(0, 2, (96, 1)).astype("float32"),
+    }
+    class_weight = {
+        "id": {0: 2.0, 3: 0.25, np.int64(4): 0.0},
+        "one_hot": {1: 3.0},
+        "sold": {0: 1, 1: 9.0},
+    }
+    by_hand = {
+        "id": np.array([2.0, 1.0, 1.0, 0.25, 0.0], "float32")[ids],
+        "one_hot": np.array([1.0, 3.0, 1.0, 1.0, 1.0], "float32")[ids],
+        "sold": np.array([1.0, 9.0], "float32")[y["sold"][:, 0].astype(int)],
+    }
+    return rng.normal(size=(96, 8)).astype("float32"), y, class_weight, by_hand
+
+
+def classifier(cls=mtl_keras.MultiTaskModel, tasks=None, run_eagerly=True, **arguments):
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((8,))
+    h = keras.layers.Dense(6, "tanh")(inputs)
+    losses = {
+        "id": "sparse_categorical_crossentropy",
+        "one_hot": "categorical_crossentropy",
+        "sold": "binary_crossentropy",
+    }
+    units = {"id": (CLASSES, "softmax"), "one_hot": (CLASSES, "softmax")}
+    units["sold"] = (1, "sigmoid")
+    tasks = tasks or list(losses)
+    model = cls(inputs, {task: keras.layers.Dense(*units[task])(h) for task in tasks})
+    model.compile(
+        keras.optimizers.SGD(0.1),
+        loss={task: losses[task] for task in tasks},
+        weighted_metrics={task: ["accuracy"] for task in tasks},
+        run_eagerly=run_eagerly,
+        **arguments,
+    )
+    return model
+
+
+@pytest.mark.parametrize(
+    ("source", "run_eagerly"),
+    [("arrays", True), pytest.param("dataset", False, marks=pytest.mark.slow)],
+)
+def test_class_weights_by_output_are_sample_weights_to_the_bit(source, run_eagerly):
+    x, y, class_weight, by_hand = labels_of_classes()
+    outcomes = []
+    for weight, given in ((None, class_weight), (by_hand, None)):
+        model = classifier(balancing="pcgrad", run_eagerly=run_eagerly)
+        arguments = {"x": x, "y": y, "sample_weight": weight, "batch_size": 64}
+        if source == "dataset":
+            data = (x, y) if weight is None else (x, y, weight)
+            arguments = {"x": tf.data.Dataset.from_tensor_slices(data).batch(64)}
+        logs = model.fit(
+            **arguments,
+            validation_data=(x, y),
+            class_weight=given,
+            shuffle=False,
+            verbose=0,
+        ).history
+        batch = model.train_on_batch(
+            x, y, sample_weight=weight, class_weight=given, return_dict=True
+        )
+        # Without them the step is made anew.
+        model.fit(x, y, shuffle=False, verbose=0)
+        outcomes.append((logs, batch, model.get_weights()))
+    np.testing.assert_equal(outcomes[0], outcomes[1])
+
+
+@pytest.mark.parametrize("task", ["id", "one_hot", "sold"])
+def test_class_weights_of_one_output_are_those_of_stock_keras(task):
+    x, y, class_weight, _ = labels_of_classes()
+    class_weight["id"].pop(4)  # Keras divides by absent labels too.
+    weights = []
+    for cls, given in (
+        (keras.Model, class_weight[task]),
+        (mtl_keras.MultiTaskModel, {task: class_weight[task]}),
+    ):
+        model = classifier(cls, [task])
+        labels = y[task] if cls is keras.Model else {task: y[task]}
+        model.fit(x, labels, class_weight=given, shuffle=False, verbose=0)
+        weights.append(model.get_weights())
+    for one, two in zip(*weights, strict=True):
+        np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("class_weight", "message"),
+    [
+        ({0: 1.0, 1: 2.0}, "only supported for Models with a single output"),
+        ({"solt": {0: 1.0}}, r"output in `class_weight`. Did you mean 'sold'\?"),
+        ({"sold": [1.0, 9.0]}, r"output 'sold' as a dict from .* \[1.0, 9.0\]"),
+        ({"sold": {-1: 1.0}}, "integers of at least 0"),
+        ({"sold": {0: -1.0}}, "numbers of at least 0"),
+        ({"sold": {0: float("nan")}}, "numbers of at least 0"),
+        ({"sold": {0: 1.0}, 1: {0: 1.0}}, "Unknown output in `class_weight`"),
+    ],
+)
+def test_class_weights_that_cannot_be_are_refused(class_weight, message):
+    x, y, _, _ = labels_of_classes()
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(24)
+    with pytest.raises(ValueError, match=message):
+        classifier().fit(dataset, class_weight=class_weight, verbose=0)
+
+
+def test_class_weights_beside_sample_weights_are_refused_as_in_keras():
+    x, y, class_weight, by_hand = labels_of_classes()
+    model = classifier()
+    for call in (model.fit, model.train_on_batch):
+        with pytest.raises(ValueError, match=r"same time. Received both of 'id'"):
+            call(x, y, sample_weight=by_hand, class_weight=class_weight)
+
+    class Own(mtl_keras.MultiTaskModel):
+        def train_step(self, data):
+            x, y = data
+            return self.compute_metrics(x, y, self(x, training=True))
+
+    with pytest.raises(InputError, match=r"to call super\(\).train_step"):
+        classifier(Own).fit(x, y, class_weight=class_weight, verbose=0)

@@ -529,6 +529,17 @@ def test_labels_and_weights_that_cannot_be_name_the_task(
         assert "\n" not in str(raised.value)
 
 
+def test_what_xla_cannot_check_is_not_finite():
+    loss = "sparse_categorical_crossentropy"
+    model = heads(loss, dense(4, "softmax"), run_eagerly=False, jit_compile=True)
+    for label, weight, fits in ((0, 0.5, True), (0, -0.5, False), (4, 0.5, False)):
+        y = {"a": np.array([1, label, 2, 0]), "b": np.ones((4, 1))}
+        weights = {"a": np.array([1, weight, 1, 1]), "b": np.ones(4)}
+        logs = model.test_on_batch(np.ones((4, 6)), y, weights, return_dict=True)
+        assert np.isfinite(logs["a_loss"]) == np.isfinite(logs["loss"]) == fits
+        assert np.isfinite(logs["b_loss"])
+
+
 def test_weights_with_more_axes_than_the_losses_are_refused():
     model = heads("categorical_crossentropy", dense(4, "softmax"))
     y = {"a": np.eye(4), "b": np.ones((4, 1))}
@@ -555,3 +566,162 @@ def test_named_tuples_are_taken_only_in_the_order_of_the_outputs():
     )
     with pytest.raises(InputError, match=r"named tuple with the fields \['b', 'a'\]"):
         model.evaluate(x, Swapped(2 * y, y), verbose=0)
+
+
+def with_nan(seed=8, n=22):
+    """Labels of every kind, NaN where absent, with the weights that say the same."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 6)).astype("float32")
+    y = {
+        "id": rng.integers(0, 4, n).astype("float32"),
+        "labels": rng.integers(0, 2, (n, 3)).astype("float32"),
+        "one_hot": np.eye(4, dtype="float32")[rng.integers(0, 4, n)],
+        "size": rng.normal(size=(n, 1)).astype("float32"),
+        "whole": rng.integers(0, 4, n).astype("float32"),
+    }
+    absent = {
+        "id": rng.random(n) < 0.4,
+        "labels": rng.random((n, 3)) < 0.4,
+        "one_hot": rng.random(n) < 0.4,
+        "size": rng.random((n, 1)) < 0.4,
+    }
+    absent["size"][:8] = True  # No label in the first batch.
+    weights = {task: (~flags).astype("float32") for task, flags in absent.items()}
+    filled = {task: label.copy() for task, label in y.items()}
+    for task, flags in absent.items():
+        filled[task][flags] = 0.0
+        y[task][flags] = np.nan
+    y["one_hot"][absent["one_hot"], 1:] = 0.0
+    filled["one_hot"][absent["one_hot"], 0] = 1.0
+    return x, y, filled, weights | {"whole": np.ones(n, "float32")}
+
+
+def kinds(missing_labels, **arguments):
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((6,))
+    h = keras.layers.Dropout(0.2, seed=1)(keras.layers.Dense(8, "tanh")(inputs))
+    model = mtl_keras.MultiTaskModel(
+        inputs,
+        {
+            "id": keras.layers.Dense(4, "softmax")(h),
+            "labels": keras.layers.Dense(3, "sigmoid")(h),
+            "one_hot": keras.layers.Dense(4, "softmax")(h),
+            "size": keras.layers.Dense(1)(h),
+            "whole": keras.layers.Dense(4, "softmax")(h),
+        },
+    )
+    model.compile(
+        "sgd",
+        loss={
+            "id": "sparse_categorical_crossentropy",
+            "labels": "binary_crossentropy",
+            "one_hot": "categorical_crossentropy",
+            "size": ["mse", "mae"],
+            "whole": "sparse_categorical_crossentropy",
+        },
+        metrics={
+            "id": ["accuracy"],
+            "labels": [keras.metrics.AUC(20, name="auc")],
+            "one_hot": ["accuracy"],
+            "size": ["mae"],
+        },
+        weighted_metrics={"size": [keras.metrics.MeanSquaredError("weighted")]},
+        missing_labels=missing_labels,
+        **arguments,
+    )
+    return model
+
+
+def trained(model, x, y, sample_weight, directory):
+    """All that a model's training and evaluation give, through a file in between."""
+    validation = (x, y) if sample_weight is None else (x, y, sample_weight)
+    arguments = {"shuffle": False, "batch_size": 8, "verbose": 0}
+    history = model.fit(
+        x,
+        y,
+        sample_weight=sample_weight,
+        validation_data=validation,
+        epochs=2,
+        **arguments,
+    ).history
+    model.save(directory / "model.keras")
+    model = keras.models.load_model(directory / "model.keras")
+    arguments = {"sample_weight": sample_weight, "return_dict": True}
+    results = [
+        history,
+        model.train_on_batch(x, y, **arguments),
+        model.test_on_batch(x, y, **arguments),
+        model.evaluate(x, y, verbose=0, **arguments),
+    ]
+    return results, model.get_weights()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "replicas"),
+    [
+        ({"balancing": "pcgrad", "run_eagerly": True}, 1),
+        pytest.param({"balancing": "pcgrad"}, 1, marks=pytest.mark.slow),
+        pytest.param({"balancing": "auto_lambda"}, 1, marks=pytest.mark.slow),
+        pytest.param({"balancing": "uncertainty"}, 2, marks=pytest.mark.slow),
+        pytest.param({"jit_compile": True}, 1, marks=pytest.mark.slow),
+        pytest.param({"on_nonfinite": "skip_task"}, 1, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_nan_is_a_sample_weight_of_zero(arguments, replicas, mirrored, tmp_path):
+    x, y, filled, weights = with_nan()
+    strategy = mirrored if replicas == 2 else tf.distribute.get_strategy()
+    outcomes = []
+    for missing, labels, weight in (("nan", y, None), (None, filled, weights)):
+        with strategy.scope():
+            model = kinds(missing, **arguments)
+        outcomes.append(trained(model, x, labels, weight, tmp_path))
+    one, two = map(keras.tree.flatten, outcomes)
+    if arguments.get("run_eagerly"):
+        np.testing.assert_equal(one, two)
+    for first, second in zip(one, two, strict=True):
+        # A graph's optimiser may order a sum in another way.
+        np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-6)
+    assert np.isfinite(outcomes[0][0][0]["size_loss"]).all()
+
+
+def test_nan_is_absent_beside_sample_weights():
+    x, y, filled, weights = with_nan()
+    given = {task: np.linspace(0.5, 1.5, len(x), dtype="float32") for task in y}
+    given["labels"] = given["labels"][:, None] * np.ones((1, 3), "float32")
+    fitted = given | {
+        task: weight.reshape(given[task].shape) * given[task]
+        for task, weight in weights.items()
+    }
+    arguments = {"verbose": 0, "return_dict": True}
+    results = [
+        kinds(missing, run_eagerly=True).evaluate(
+            x, labels, sample_weight=weight, **arguments
+        )
+        for missing, labels, weight in (("nan", y, given), (None, filled, fitted))
+    ]
+    np.testing.assert_equal(*results)
+
+
+def test_without_nan_in_the_labels_training_is_that_of_stock_keras():
+    x, _, filled, _ = with_nan()
+    filled["whole"] = filled["whole"].astype("int64")  # Nothing can be missing.
+    outcomes = []
+    for missing in ("nan", None):
+        model = kinds(missing, run_eagerly=True)
+        if missing is None:
+            loss = model.loss
+            model = keras.Model(model.input, model.output)
+            model.compile("sgd", loss=loss, run_eagerly=True)
+        model.fit(x, filled, epochs=2, shuffle=False, verbose=0)
+        outcomes.append(model.get_weights())
+    for one, two in zip(*outcomes, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-7)
+
+
+def test_nan_is_not_finite_where_missing_labels_is_not_asked_for():
+    x, y, filled, _ = with_nan()
+    with pytest.raises(mtl_keras.errors.NonFiniteError, match="'size'"):
+        kinds(None, run_eagerly=True).fit(x, filled | {"size": y["size"]}, verbose=0)
+    with pytest.raises(InputError, match=r"to be None or 'nan'. Received: missing_la"):
+        kinds("none")

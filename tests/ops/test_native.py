@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import pathlib
+import re
+import shutil
 import subprocess
 import sys
 
@@ -378,3 +381,31 @@ def test_a_library_for_another_tensorflow_is_not_opened(tmp_path, monkeypatch, c
     assert native.library.__wrapped__() is None
     assert len(caplog.messages) == 1
     assert "1.99.0" in caplog.text
+
+
+def stamped(content, folder):
+    """A library as if built from the sources in a folder, or before they were named."""
+    pattern = rb" from sources \w+"
+    assert len(re.findall(pattern, content)) == 1
+    stamp = f" from sources {native.sources_digest(folder)}" if folder else ""
+    return re.sub(pattern, stamp.encode(), content)
+
+
+def test_a_library_from_other_sources_is_not_opened(tmp_path, monkeypatch, caplog):
+    content = native._find().read_bytes()
+    sources = pathlib.Path(native.__file__).parents[2] / "csrc"
+    changed = tmp_path / "csrc"
+    if sources.exists():
+        assert stamped(content, sources) == content
+        shutil.copytree(sources, changed)
+        header = next(iter(sorted(changed.glob("solvers/*.h"))))
+        header.write_text(header.read_text() + "// changed\n")
+    path = tmp_path / "libmtl_keras_ops.so"
+    monkeypatch.setattr(native, "_find", lambda: path)
+    for folder in [None, *([changed] if changed.exists() else [])]:
+        caplog.clear()
+        path.write_bytes(stamped(content, folder))
+        assert native.library.__wrapped__() is None
+        (line,) = caplog.messages
+        assert "from other sources" in line
+        assert "Reinstall mtl_keras" in line

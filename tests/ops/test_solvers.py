@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
-import re
-import subprocess
-import sys
 
 import hypothesis.extra.numpy
 import numpy as np
@@ -569,43 +565,6 @@ def test_nonnegative_qp_says_when_there_is_no_minimum():
     matrix = tf.constant([[1.0, -1.0], [-1.0, 1.0]], tf.float64)
     _, solved = solvers.nonnegative_qp(matrix, tf.constant([[1.0, 1.0]], tf.float64))
     assert not solved[0]
-
-
-COMPILATIONS = """
-import sys
-import numpy as np, tensorflow as tf
-from mtl_keras.ops import solvers
-for method, call in (
-    ("nash", solvers.power_root),
-    ("fairgrad", lambda g: solvers.power_root(g, 2.0)),
-    ("cagrad", solvers.cagrad),
-):
-    function = tf.function(call, jit_compile=True, autograph=False)
-    print("method", method, file=sys.stderr, flush=True)
-    for seed in range(4):
-        rows = np.random.default_rng(seed).normal(size=(2, 5))
-        function(tf.constant(rows @ rows.T))
-"""
-
-
-def test_xla_compiles_a_solver_once_for_one_shape():
-    environment = os.environ | {
-        "TF_CPP_MIN_LOG_LEVEL": "0",
-        "TF_CPP_VMODULE": "device_compiler=1",
-    }
-    log = subprocess.run(
-        [sys.executable, "-c", COMPILATIONS],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stderr
-    _, *by_method = re.split(r"^method ", log, flags=re.MULTILINE)
-    counts = {
-        part.split()[0]: part.count("Compilation of XLA executable")
-        for part in by_method
-    }
-    assert counts == {"nash": 1, "fairgrad": 1, "cagrad": 1}
 
 
 def test_errors():

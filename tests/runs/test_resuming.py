@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import errno
 import io
 import os
@@ -18,6 +19,7 @@ from tiny_application import SIZES
 
 from mtl_keras.errors import InputError
 from mtl_keras.runs import RunConfig, checkpoints, load_run, train, unfinished
+from mtl_keras.runs.stopping import EarlyStop
 
 
 class Killed(BaseException):
@@ -83,6 +85,77 @@ def test_a_stopped_run_ends_as_one_that_never_stopped(
     train(settings, tmp_path / "run", checkpoint_steps=steps)
     assert_same(tmp_path / "run", tmp_path / "whole")
     assert names(tmp_path) == ["run", "whole"]
+
+
+def test_a_finished_run_trained_further_is_one_training(
+    tiny, eagerly, tmp_path, monkeypatch
+):
+    settings = {"schedule": "constant", "balancing": ["dwa", "pcgrad"]}
+    train(config(**settings), tmp_path / "whole")
+    out = tmp_path / "run"
+    train(config(**settings, epochs=1), out)
+    logged = set(names(out / "logs/train"))
+    further = config(**settings)
+    # Stopped after one more epoch, and again between the two renamings at the end.
+    with monkeypatch.context() as patch:
+        stop_at(patch, (1, False))
+        with pytest.raises(Killed):
+            train(further, out)
+    assert load_run(out).config.epochs == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            unfinished, "publish_folder", lambda *_: (_ for _ in ()).throw(Killed)
+        )
+        with pytest.raises(Killed):
+            train(further, out)
+    assert not out.exists()
+    with pytest.raises(InputError, match="an unfinished run with another epochs"):
+        train(config(**settings, epochs=4), out)
+    said = io.StringIO()
+    train(further, out, console=Console(file=said, width=200))
+    assert "Going on with the unfinished run, after 3 of 3 epochs." in said.getvalue()
+    assert_same(out, tmp_path / "whole")
+    assert names(tmp_path) == ["run", "whole"]
+    assert logged < set(names(out / "logs/train"))
+    for other in (config(**settings), config(**settings, epochs=9, seed=1)):
+        with pytest.raises(InputError, match="in use already"):
+            train(other, out)
+
+
+@pytest.mark.slow
+def test_a_run_without_a_better_score_ends_and_stays_ended(
+    tiny, eagerly, tmp_path, monkeypatch
+):
+    settings = config(learning_rate=1e-30, epochs=9, patience=1)
+    train(settings, tmp_path / "whole")
+    assert len(result(tmp_path / "whole")[1]) == 1 + 2
+    with monkeypatch.context() as patch:
+        stop_at(patch, (2, False))
+        with pytest.raises(Killed):
+            train(settings, tmp_path / "run")
+    with pytest.raises(InputError, match="with another patience: 1 there, None here"):
+        train(dataclasses.replace(settings, patience=None), tmp_path / "run")
+    train(settings, tmp_path / "run")
+    assert_same(tmp_path / "run", tmp_path / "whole")
+    assert load_run(tmp_path / "run").config.patience == 1
+    with pytest.raises(InputError, match="patience"):
+        dataclasses.replace(settings, patience=0).validate()
+
+
+def test_the_score_that_patience_waits_for_is_the_best_one(tiny):
+    stop = EarlyStop(tiny, ["way", "level"], patience=2)
+
+    def history(accuracies):
+        return {
+            "val_way_accuracy": accuracies,
+            "val_level_mae": [0.5] * len(accuracies),
+        }
+
+    assert not stop.resume({})
+    assert not stop.resume(history([0.5, 0.6, 0.6]))
+    assert stop.resume(history([0.5, 0.6, 0.6, 0.5]))
+    assert not stop.resume(history([0.5, 0.6, 0.6, 0.7]))
+    assert not stop.resume(history([float("nan"), 0.2, 0.1]))
 
 
 def names(folder):

@@ -13,7 +13,7 @@ import keras
 import pytest
 from rich.console import Console
 
-from mtl_keras.decoding import encode
+from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError
 from mtl_keras.search import best_config, load_study, run_study
 from mtl_keras.search import trial as trials

@@ -224,7 +224,7 @@ def started(folder):
 
 def statuses(folder):
     records = [json.loads(path.read_text()) for path in folder.glob("out/trials/*")]
-    return {record["trial"]: record["status"] for record in records}
+    return {str(int(r["trial"])): r["status"] for r in records}
 
 
 @pytest.mark.slow

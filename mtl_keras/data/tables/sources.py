@@ -11,7 +11,7 @@ from mtl_keras.data.tables.proposal import propose_features, reading_of
 from mtl_keras.data.tables.reading import FileReader, in_memory, of_frame
 from mtl_keras.data.tables.schema import DataFile, make_data_file, read_data_file
 from mtl_keras.data.tables.table import OpenTable
-from mtl_keras.decoding import encode
+from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError
 
 

@@ -18,7 +18,8 @@ from mtl_keras.data.tables.labels import model_labels
 from mtl_keras.data.tables.reading import FileReader, Reader, in_memory, resolve_files
 from mtl_keras.data.tables.schema import SPLITS, DataFile
 from mtl_keras.data.tables.splits import Splitter
-from mtl_keras.decoding import decode, encode
+from mtl_keras.decoding import decode
+from mtl_keras.encoding import encode
 from mtl_keras.files import atomic_write, make_folder
 
 STREAMED_BYTES = 2 << 30

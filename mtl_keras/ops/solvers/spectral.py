@@ -75,7 +75,9 @@ def aligned(
     With `G = V diag(l) V'`, over the eigenvalues above `l_max * T * 2^-52`:
     `w = sqrt(s) V diag(l)^(-1/2) V' (1/T)`. Mean scale. Weights may be negative.
     Directions in which the unit gradients differ by their noise are taken out of `G`
-    first: rounding is relative to the norm of each gradient.
+    first: rounding is relative to the norm of each gradient. In bfloat16, norms of
+    dependent gradients that spread over four decades leave the update undetermined:
+    that of the same gradients rounded otherwise is off by up to a half.
 
     Under XLA, whose eigenvectors are less exact, weights are good to about 1e-7 for
     gradients of similar norms and 1e-2 for norms that spread over six decades.

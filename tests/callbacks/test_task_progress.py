@@ -1,0 +1,104 @@
+"""The table of a training: what it shows, where, and of which tasks."""
+
+from __future__ import annotations
+
+import io
+
+import IPython.display
+import keras
+import numpy as np
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+import mtl_keras
+from mtl_keras.callbacks import TaskProgress
+from mtl_keras.errors import InputError
+
+
+def fitted(progress, tasks, metrics):
+    inputs = keras.Input((3,))
+    model = mtl_keras.MultiTaskModel(
+        inputs, {task: keras.layers.Dense(1)(inputs) for task in tasks}
+    )
+    model.compile("sgd", "mse", metrics=metrics, run_eagerly=True)
+    x = np.ones((4, 3))
+    y = {task: np.full((4, 1), index) for index, task in enumerate(tasks)}
+    validation = (x[:2], {task: 3 + label[:2] for task, label in y.items()})
+    arguments = {"validation_data": validation, "epochs": 2, "verbose": 0}
+    return model.fit(x, y, callbacks=[progress], **arguments).history
+
+
+def shown(progress, logs, epochs=2):
+    """Shows two epochs of logs, without a model."""
+    progress.set_params({"epochs": epochs})
+    progress.set_model(None)
+    progress.on_train_begin()
+    for epoch in range(2):
+        progress.on_epoch_begin(epoch)
+        progress.on_epoch_end(epoch, {name: logs[name] + epoch for name in logs})
+
+
+def console(width=100):
+    return Console(file=io.StringIO(), width=width, highlight=False)
+
+
+def test_a_row_has_one_number_of_each_task():
+    output = console()
+    # A task whose name begins like another's, and one without a metric.
+    history = fitted(
+        TaskProgress(console=output),
+        ["left", "left_most", "right"],
+        {"left_most": ["mae"], "right": ["mse", "mae"]},
+    )
+    lines = output.file.getvalue().splitlines()
+    assert lines[0].split() == ["left", "left_most", "right"]
+    assert lines[1].split()[:5] == ["epoch", "loss", "loss", "mae", "mse"]
+    names = ["val_loss", "val_left_loss", "val_left_most_mae", "val_right_mse"]
+    for epoch, line in enumerate(lines[2:]):
+        number, *cells = line.split()
+        assert number == f"{epoch + 1}/2"
+        assert cells[:4] == [f"{history[name][epoch]:.4f}" for name in names]
+    assert len(lines) == 4
+    assert len({len(line.split(" s ")[0]) for line in lines[2:]}) == 1
+
+
+def test_metrics_may_be_named_and_one_task_is_enough():
+    output = console()
+    progress = TaskProgress({"only": "mae", "none": "auc"}, epochs=9, console=output)
+    shown(progress, {"loss": 1.0, "mae": 0.5})
+    row = output.file.getvalue().splitlines()[-1].split()
+    assert row[:4] == ["2/9", "2.0000", "1.5000", "-"]
+    with pytest.raises(InputError, match="a MultiTaskModel for TaskProgress without"):
+        shown(TaskProgress(), {"loss": 1.0})
+
+
+def test_tasks_beyond_the_width_are_counted():
+    output = console(width=60)
+    metrics = {f"task_{i}": "loss" for i in range(9)}
+    shown(
+        TaskProgress(metrics, console=output), {f"{task}_loss": 1.0 for task in metrics}
+    )
+    lines = output.file.getvalue().splitlines()
+    assert all(len(line) <= 60 for line in lines)
+    assert lines[0].split() == ["task_0", "task_1"]
+    assert "7 more tasks do not fit" in lines[2]
+
+
+def test_a_notebook_has_one_table_that_grows(monkeypatch):
+    rows = []
+
+    class Handle:
+        def update(self, table):
+            rows.append(table.row_count)
+
+    def display(table, display_id):
+        assert isinstance(table, Table)
+        assert display_id
+        rows.append(table.row_count)
+        return Handle()
+
+    monkeypatch.setattr(IPython.display, "display", display)
+    notebook = Console(file=io.StringIO(), force_jupyter=True)
+    shown(TaskProgress({"a": "loss"}, console=notebook), {"loss": 1.0, "a_loss": 1.0})
+    assert rows == [1, 2]
