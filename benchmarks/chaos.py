@@ -305,7 +305,7 @@ def kill_trainings(
             else:
                 promise(ended.code == 0, f"code {ended.code}: {ended.said}")
                 promise(
-                    ("Going on with" in ended.said) == gone_on,
+                    ("Resuming the" in ended.said) == gone_on,
                     f"not told of going on: {ended.said}",
                 )
             check_same(place / name, reference)

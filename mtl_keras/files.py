@@ -139,7 +139,7 @@ def check_no_links(*paths: pathlib.Path) -> None:
     for path in paths:
         if path.is_symlink():
             raise InputError(
-                "Expected no symbolic link in a folder that is gone on with. "
+                "Expected no symbolic link in a folder that is resumed. "
                 f"Received: {path}. Remove it, or name another --out."
             )
 

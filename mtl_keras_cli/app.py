@@ -201,7 +201,7 @@ def train(
 
     The folder gets model.keras, config.json, history.csv, metrics.json (on the
     test split) and TensorBoard logs. Settings left out take the application's
-    defaults. Stopped and started again, it goes on after the last epoch that was
+    defaults. Stopped and started again, it resumes after the last epoch that was
     finished. A finished run, named by --out, is trained further by larger --epochs.
     """
     tensorflow.load(starts=strategy is None)

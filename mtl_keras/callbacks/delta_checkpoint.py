@@ -32,7 +32,7 @@ class DeltaCheckpoint(keras.callbacks.Callback):
     whole model at any time, the best one so far, whenever the process ends or the
     power is lost. A training
     that starts at epoch 0 starts anew, and its first epoch replaces what was there;
-    one that goes on (`initial_epoch`, `keras.callbacks.BackupAndRestore`) replaces
+    one that resumes (`initial_epoch`, `keras.callbacks.BackupAndRestore`) replaces
     only what it betters. List it before a callback that saves the training's state,
     so that no epoch is skipped where the process ends between the two.
 
@@ -104,7 +104,7 @@ class DeltaCheckpoint(keras.callbacks.Callback):
         self._begun = False
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Reads what is there already, when the training goes on."""
+        """Reads the best epoch so far, when the training resumes."""
         del logs
         if not self._begun and epoch > 0:
             self._read()
@@ -137,7 +137,7 @@ class DeltaCheckpoint(keras.callbacks.Callback):
         """Gives the model the best weights, on request."""
         del logs
         if not self._begun:
-            # A training that went on after its last epoch: nothing was left to do.
+            # A training that was resumed after its last epoch: nothing was left to do.
             self._read()
         if self.restore_best_weights and self.best_epoch is not None:
             self.model.load_weights(self.filepath)
@@ -161,5 +161,5 @@ class DeltaCheckpoint(keras.callbacks.Callback):
         except Exception as error:
             raise InputError(
                 f"{str(self.filepath)!r} is no file of DeltaCheckpoint, so the "
-                "training cannot go on with it. Name another file, or remove it."
+                "training cannot resume with it. Name another file, or remove it."
             ) from error

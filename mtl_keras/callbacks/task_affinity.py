@@ -44,7 +44,7 @@ class TaskAffinity(keras.callbacks.Callback):
         step_size: Length of the look-ahead, relative to the norm of the shared
             weights.
         path: JSON file to keep the measurements in, so that they outlast an
-            interruption; a training that goes on (`initial_epoch`) adds to it.
+            interruption; a training that resumes (`initial_epoch`) adds to it.
 
     Attributes:
         history: One dict for each epoch: `"epoch"` from 0, and `"cosines"` and
@@ -95,7 +95,7 @@ class TaskAffinity(keras.callbacks.Callback):
         self._begun = False
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Reads what was measured before, when the training goes on."""
+        """Reads what was measured before, when the training resumes."""
         del logs
         if not self._begun and epoch > 0:
             self._go_on(epoch)
@@ -140,7 +140,7 @@ class TaskAffinity(keras.callbacks.Callback):
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise InputError(
                 f"{str(path)!r} holds no measurements of TaskAffinity, so the training "
-                "cannot go on with it. Name another file, or remove it."
+                "cannot resume with it. Name another file, or remove it."
             ) from error
         return history
 

@@ -27,7 +27,7 @@ class TaskEarlyStopping(keras.callbacks.Callback):
     all watched tasks have stopped, the training stops.
 
     Each stop traces the training step anew, which takes as long as at the start. The
-    state is not saved: a training that goes on after an interruption starts with all
+    state is not saved: a training that resumes after an interruption starts with all
     tasks and counts anew.
 
     Args:

@@ -130,7 +130,7 @@ class ModelWithTrainingState(MultiWorkerModel):
         """Returns all that training changes, by a stable key.
 
         Weights, seed states, and the variables of the optimizer and the balancing:
-        a training that sets them goes on as if it had never stopped.
+        a training that sets them resumes as if it had never stopped.
 
         Args:
             epoch_means: Whether to add what the logs of the present epoch are means

@@ -90,7 +90,7 @@ def train(
         InputError: If the config does not hold, the data cannot be had, `out` is
             in use, or an unfinished run with other settings is there, all before
             training; or if the disk is full.
-        KeyboardInterrupt: When interrupted; it says if the run can be gone on with.
+        KeyboardInterrupt: When interrupted; it says if the run can be resumed.
         WorkerError: If another worker has ended.
         NonFiniteError: If a loss or a gradient is not finite.
     """
@@ -139,7 +139,7 @@ def _out_of_room() -> Iterator[None]:
 
 
 class _Fitting:
-    """One training: data and model, made the same way whether new or gone on with.
+    """One training: data and model, made the same way whether new or resumed.
 
     Args:
         config: What `RunConfig.validate` returned.
@@ -282,7 +282,7 @@ class _Fitting:
     def _newest(self) -> checkpoints.Checkpoint | None:
         found, broken = checkpoints.newest(self._folder)
         for line in broken:
-            self._warn(f"{line} Going on from the one before it.")
+            self._warn(f"{line} Resuming from the one before it.")
         if found is not None and found.progress.steps_per_epoch != self._per_epoch:
             raise InputError(
                 f"The unfinished run in {str(self._folder.parent)!r} had "
@@ -319,7 +319,7 @@ class _Fitting:
             within = f" and {found.progress.step} steps" if found.progress.step else ""
             kind = "finished" if found.path.name == folder.MODEL else "unfinished"
             self._console.print(
-                f"Going on with the {kind} run, after {found.progress.epoch} of "
+                f"Resuming the {kind} run, after {found.progress.epoch} of "
                 f"{self._epochs} epochs{within}.",
                 soft_wrap=True,
             )

@@ -1,4 +1,4 @@
-"""The work folder of a run that is not finished: kept, locked, gone on with.
+"""The working directory of a run that is not finished: kept, locked, resumed.
 
 `.NAME.partial` lies beside the run folder `NAME` and holds `config.json`, the
 checkpoints, and under `run` what becomes the run folder by one renaming.
@@ -28,7 +28,7 @@ from mtl_keras.runs.config import TrainingConfig
 from mtl_keras.runs.folder import CONFIG, Run, load_run
 
 CHECKPOINTS = "checkpoints"
-AGAIN = "The same command, started again, goes on with the run."
+AGAIN = "The same command, started again, resumes the run."
 _RUN = "run"
 _LOCK = "lock"
 _REPLACED = "replaced"
@@ -45,7 +45,7 @@ def next_free(parent: str | os.PathLike, config: TrainingConfig) -> pathlib.Path
     Args:
         parent: Folder of run folders.
         config: What is to be trained. An unfinished run of the very same settings
-            that no process holds is not taken: it will be gone on with.
+            that no process holds is not taken: it will be resumed.
     """
     from mtl_keras.applications import label
 
@@ -76,7 +76,7 @@ def opened(
     """Gives the folders of a new or unfinished run; `out` appears at the end.
 
     When the block raises and there is a checkpoint, the work folder stays, to be
-    gone on with; without one it is removed, with the parent folders that had to be
+    resumed; without one it is removed, with the parent folders that had to be
     made.
 
     Args:

@@ -54,7 +54,7 @@ class ParetoOracle(keras_tuner.oracles.BayesianOptimizationOracle):
 
     Trials that run meanwhile on other workers count with the values that the
     processes expect of them. All randomness follows from the seed and the number
-    of trials, so that a search that was stopped goes on as it would have.
+    of trials, so that a search that was stopped resumes as it would have gone.
 
     ```python
     oracle = ParetoOracle(

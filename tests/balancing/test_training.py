@@ -1,4 +1,4 @@
-"""Every method trains a small model, stops and goes on."""
+"""Every method trains a small model, stops and resumes."""
 
 from __future__ import annotations
 

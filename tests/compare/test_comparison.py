@@ -1,4 +1,4 @@
-"""What a comparison trains, what it makes of it, and how it goes on."""
+"""What a comparison trains, what it makes of it, and how it resumes."""
 
 from __future__ import annotations
 
@@ -328,7 +328,7 @@ run_comparison(Comparison(config, ("equal",), seeds=1), {out!r})
 """
 
 
-def test_a_killed_comparison_goes_on(tiny, eagerly, inline, trainings, tmp_path):
+def test_a_killed_comparison_resumes(tiny, eagerly, inline, trainings, tmp_path):
     """Killed by a signal that nothing can catch, within the third training."""
     out = tmp_path / "out"
     script = KILLED.format(tests=str(pathlib.Path(__file__).parents[1]), out=str(out))

@@ -1,4 +1,4 @@
-"""Stopping and going on is the same as never having stopped."""
+"""Stopping and resuming is the same as never having stopped."""
 
 from __future__ import annotations
 

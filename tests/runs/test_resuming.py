@@ -1,4 +1,4 @@
-"""A run that was stopped goes on to the very same end."""
+"""A run that was stopped resumes to the very same end."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_a_finished_run_trained_further_is_one_training(
         train(config(**settings, epochs=4), out)
     said = io.StringIO()
     train(further, out, console=Console(file=said, width=200))
-    assert "Going on with the unfinished run, after 3 of 3 epochs." in said.getvalue()
+    assert "Resuming the unfinished run, after 3 of 3 epochs." in said.getvalue()
     assert_same(out, tmp_path / "whole")
     assert names(tmp_path) == ["run", "whole"]
     assert logged < set(names(out / "logs/train"))
@@ -198,7 +198,7 @@ def test_an_interrupted_run_says_that_it_can_be_gone_on_with(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(checkpoints, "save", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="goes on with the run"):
+    with pytest.raises(KeyboardInterrupt, match="resumes the run"):
         train(config(), tmp_path / "run")
 
 
@@ -255,7 +255,7 @@ def test_a_full_disk_is_one_line_and_costs_nothing_that_was_saved(
     assert names(saved) == ["epoch-000001-step-000000000.npz"]
     said = io.StringIO()
     train(config(), tmp_path / "run", console=Console(file=said, width=200))
-    assert "Going on with the unfinished run, after 1 of 3 epochs." in said.getvalue()
+    assert "Resuming the unfinished run, after 1 of 3 epochs." in said.getvalue()
     train(config(), tmp_path / "whole")
     assert_same(tmp_path / "run", tmp_path / "whole")
 

@@ -103,7 +103,7 @@ def test_a_worker_that_dies_ends_the_others_and_a_restart_goes_on(tmp_path):
     again = [start(out, *arguments, task=task) for task in cluster(2)]
     for process in again:
         assert process.wait(timeout=300) == 0, process.stderr.read()
-    assert "Going on with the unfinished run" in again[0].stdout.read()
+    assert "Resuming the unfinished run" in again[0].stdout.read()
     for one, two in zip(
         load_run_weights(tmp_path / "alone"), load_run_weights(out), strict=True
     ):
