@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -153,14 +154,13 @@ class TrainingConfig(Decodable):
     def __post_init__(self) -> None:
         from mtl_keras import balancing, sharing
         from mtl_keras.balancing.pipeline import Pipeline
-        from mtl_keras.runs.optimizers import make_optimizer
 
         self._check_names(self.get_application())
         methods = balancing.get(self.balancing)
         # Two methods of one kind are refused here, and not by `compile` later.
         Pipeline(methods if isinstance(methods, list) else [methods])
         sharing.get(self.sharing).check_tasks(self.tasks)
-        make_optimizer(self.optimizer, self.learning_rate)
+        _check_optimizer(json.dumps(self.optimizer))
 
     def validate(self) -> TrainingConfig:
         """Returns the config itself, which is validated."""
@@ -225,6 +225,17 @@ class TrainingConfig(Decodable):
             values["optimizer"] = keras.saving.serialize_keras_object(optimizer)
         text = json.dumps(_canonical_numbers(values), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+@functools.lru_cache
+def _check_optimizer(spec: str) -> None:
+    """Raises an InputError unless Keras can make the optimizer of a spec, as JSON.
+
+    Once for each: TensorFlow keeps 70 kB of every optimizer that is made.
+    """
+    from mtl_keras.runs.optimizers import make_optimizer
+
+    make_optimizer(json.loads(spec), 1.0)
 
 
 def _application(name: str, data: str | None) -> Application:
