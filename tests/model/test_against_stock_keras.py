@@ -89,7 +89,7 @@ def test_equal_weighting_is_stock_keras_in_every_form_of_compile(form):
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"run_eagerly": True},
+        pytest.param({"run_eagerly": True}, marks=pytest.mark.slow),
         {"jit_compile": True},
         {"steps_per_execution": 3},
     ],

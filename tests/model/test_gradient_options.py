@@ -79,8 +79,11 @@ def weights_after(model, epochs=3):
     [
         {},
         {"gradients_of": "representation"},
-        {"update_every": 3},
-        {"gradients_of": "representation", "update_every": 2},
+        pytest.param({"update_every": 3}, marks=pytest.mark.slow),
+        pytest.param(
+            {"gradients_of": "representation", "update_every": 2},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=str,
 )

@@ -170,7 +170,11 @@ def test_a_skipped_task_is_an_absent_task(method, value):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"jit_compile": True}, {"steps_per_execution": 3}, {}],
+    [
+        pytest.param({"jit_compile": True}, marks=pytest.mark.slow),
+        {"steps_per_execution": 3},
+        pytest.param({}, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("policy", ["skip_task", "skip_step"])

@@ -35,8 +35,8 @@ def data():
 
 
 METHODS = [
-    "uncertainty",
-    "dwa",
+    pytest.param("uncertainty", marks=pytest.mark.slow),
+    pytest.param("dwa", marks=pytest.mark.slow),
     {"class_name": "PCGrad", "config": {"seed": 5, "scale": "mean"}},
     ["uncertainty", {"class_name": "pcgrad", "config": {"seed": 4}}],
     {"class_name": "nash", "config": {"solve": "running", "update_every": 2}},
