@@ -33,19 +33,14 @@ class RunningBalancer(GramBalancer):
     A method implements `targets`, `residual`, and where they are not the defaults
     `log_rate` and `natural_weights`.
 
+    `solve` is `"exact"`, from the whole Gram matrix, at T backward passes;
+    `"running"`, one backward pass with the present weights and one through that pass
+    for G w, whatever T; or `"running_difference"`, G w by a difference quotient of the
+    losses, (L(θ + εv) − L(θ)) / ε, for layers without the derivative that `"running"`
+    needs. With `update_every=k` G w is taken at every k-th step.
+
     Args:
-        solve: `"exact"`, from the whole Gram matrix: T backward passes. `"running"`:
-            one backward pass with the present weights, and one through that pass for
-            G w, whatever T. `"running_difference"`: G w by a difference quotient of the
-            losses instead, (L(θ + εv) − L(θ)) / ε, for layers without the derivative
-            that `"running"` needs.
-        update_every: Solve every k-th step only, or take G w; see `GramBalancer`.
-        gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
-        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T).
-        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
-            None is `"own"`.
-        seed: Not used, as the method draws no random numbers.
-        name: Name by which its state is saved; None is the method's.
+        **kwargs: Arguments of `GramBalancer`.
 
     Example:
 
