@@ -312,7 +312,12 @@ class Application(Served, abc.ABC):
         inputs: Mapping[str, keras.KerasTensor],
         outputs: Mapping[str, keras.KerasTensor],
     ) -> MultiTaskModel:
-        """Returns the model of these inputs and outputs, by name."""
+        """Returns the model, not compiled.
+
+        Args:
+            inputs: The model's inputs, by name.
+            outputs: The heads' outputs, by task.
+        """
         return MultiTaskModel(inputs, outputs)
 
     def losses(self, tasks: Iterable[str] | None = None) -> dict[str, Any]:

@@ -501,6 +501,10 @@ class GramBalancer(GradientBalancer):
         seed: Not used, as the method draws no random numbers.
         name: Name by which its state is saved; None is the method's.
 
+    Raises:
+        InputError: If the method has no such way to solve, or for arguments out of
+            range.
+
     Example:
 
     ```python

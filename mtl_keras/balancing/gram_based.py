@@ -52,6 +52,9 @@ class MGDA(RunningBalancer):
         seed: Not used, as the method draws no random numbers.
         name: Name by which its state is saved; None is the method's.
 
+    Raises:
+        InputError: For another normalisation, or one that a running solve cannot have.
+
     Example:
 
     ```pycon

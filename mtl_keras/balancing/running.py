@@ -6,8 +6,6 @@ w, which costs one further pass whatever the number of tasks.
 
 from __future__ import annotations
 
-from typing import Any
-
 import tensorflow as tf
 
 from mtl_keras.balancing.base import GramBalancer
@@ -33,14 +31,22 @@ class RunningBalancer(GramBalancer):
     A method implements `targets`, `residual`, and where they are not the defaults
     `log_rate` and `natural_weights`.
 
-    `solve` is `"exact"`, from the whole Gram matrix, at T backward passes;
-    `"running"`, one backward pass with the present weights and one through that pass
-    for G w, whatever T; or `"running_difference"`, G w by a difference quotient of the
-    losses, (L(θ + εv) − L(θ)) / ε, for layers without the derivative that `"running"`
-    needs. With `update_every=k` G w is taken at every k-th step.
-
     Args:
-        **kwargs: Arguments of `GramBalancer`.
+        solve: `"exact"`, from the whole Gram matrix: T backward passes. `"running"`:
+            one backward pass with the present weights, and one through that pass for
+            G w, whatever T. `"running_difference"`: G w by a difference quotient of the
+            losses instead, (L(θ + εv) − L(θ)) / ε, for layers without the derivative
+            that `"running"` needs.
+        update_every: Solve every k-th step only, or take G w; see `GramBalancer`.
+        gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T).
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"own"`.
+        seed: Not used, as the method draws no random numbers.
+        name: Name by which its state is saved; None is the method's.
+
+    Raises:
+        InputError: For `"running_difference"` on a representation.
 
     Example:
 
@@ -53,8 +59,26 @@ class RunningBalancer(GramBalancer):
 
     ways_to_solve = ("exact", "running", "running_difference")
 
-    def __init__(self, **kwargs: Any):
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        *,
+        solve: str = "exact",
+        update_every: int = 1,
+        gradients_of: str = "shared",
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
+    ):
+        super().__init__(
+            solve=solve,
+            update_every=update_every,
+            gradients_of=gradients_of,
+            scale=scale,
+            task_specific=task_specific,
+            seed=seed,
+            name=name,
+        )
         if self.solve == "running_difference" and self.gradients_of != "shared":
             raise InputError(
                 "Expected gradients_of='shared' for solve='running_difference', which "
@@ -110,7 +134,7 @@ class RunningBalancer(GramBalancer):
         return tf.ones(losses.shape, "float64")
 
     def bounded(self, logits: tf.Tensor) -> tf.Tensor:
-        """Returns log weights within what float32 weights can be."""
+        """Returns log weights `[T]` within what float32 weights can be."""
         bound = 110.0 * tf.math.log(tf.constant(2.0, "float64"))
         return tf.clip_by_value(logits, -bound, bound)
 
