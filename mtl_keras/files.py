@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import stat
+import tomllib
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,6 +37,30 @@ def atomic_write(path: pathlib.Path) -> Iterator[pathlib.Path]:
         _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_toml(path: pathlib.Path, kind: str) -> dict[str, Any]:
+    """Returns the tables of a TOML file.
+
+    Args:
+        path: The file.
+        kind: What it is, for messages: `"study file"`.
+
+    Raises:
+        InputError: If it is missing, cannot be read or is not TOML.
+    """
+    try:
+        return tomllib.loads(read_text(path).removeprefix("\ufeff"))
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"There is no {kind} {str(path)!r}.") from error
+    except OSError as error:
+        raise InputError(
+            f"The {kind} {str(path)!r} cannot be read: {error.strerror}."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not a TOML file: {first_line(error)}") from error
 
 
 def write_json(path: pathlib.Path, values: Any) -> None:

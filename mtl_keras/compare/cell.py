@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import pathlib
 import shutil
@@ -74,7 +73,12 @@ def train_cell(path: pathlib.Path, settings: Mapping[str, Any]) -> CellResult:
             "The training has no epoch to choose: its metrics on the validation split "
             "are not numbers."
         )
-    history = read_history(out / folder.HISTORY)
+    columns = folder.read_history(out / folder.HISTORY)
+    epochs = max(map(len, columns.values()))
+    history = {
+        key: [*values, *[math.nan] * (epochs - len(values))]
+        for key, values in columns.items()
+    }
     logs = {key: values[keep.best_epoch] for key, values in history.items()}
     validation = by_task(logs, metric_names(application, config.tasks), "val_")
     (path / _BEST).unlink(missing_ok=True)
@@ -103,14 +107,6 @@ def validation_keys(application: Any, tasks: tuple[str, ...]) -> dict[str, str]:
         task: prefix + application.tasks[task].objective
         for task, prefix in prefixes.items()
     }
-
-
-def read_history(path: pathlib.Path) -> dict[str, list[float]]:
-    """Reads a run's `history.csv`, without the column of epochs."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    keys = [key for key in (rows[0] if rows else {}) if key != "epoch"]
-    return {key: [float(row[key] or "nan") for row in rows] for key in keys}
 
 
 class StepClock(keras.callbacks.Callback):

@@ -20,6 +20,8 @@ import time
 import traceback
 from typing import Any
 
+import keras
+
 from mtl_keras.files import read_json, write_json
 from mtl_keras.runs.records import RECORD, SETTINGS, Record, made_with
 
@@ -52,7 +54,7 @@ def run(folder: pathlib.Path, function: str) -> None:
         error=error,
         traceback=trace,
         result=result,
-        made_with=made_with(settings.get("jobs", 1)),
+        made_with=made_with(settings["jobs"]),
     )
     write_json(folder / RECORD, record)
 
@@ -96,8 +98,6 @@ def main() -> None:
         folder = pathlib.Path(job["folder"])
         _log_to(folder / LOG)
         run(folder, job["function"])
-        import keras
-
         keras.utils.clear_session()
         gc.collect()
         answer = json.dumps({"memory": resident_memory()})

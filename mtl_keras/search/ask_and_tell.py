@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import pathlib
 import time
@@ -11,11 +12,13 @@ from rich.console import Console
 
 from mtl_keras.decoding import Result, decode
 from mtl_keras.encoding import encode
+from mtl_keras.runs.config import TrainingConfig
 from mtl_keras.runs.progress import duration
 from mtl_keras.runs.records import RECORD, read_record
 from mtl_keras.runs.results import by_task, metric_names
 from mtl_keras.runs.scheduler import Job, Scheduler
 from mtl_keras.search import records, report, tensorboard
+from mtl_keras.search.baselines import needs_baselines, read_baselines
 from mtl_keras.search.hypermodel import SUM, StudyHyperModel
 from mtl_keras.search.keras_tuner_compat import STATE
 from mtl_keras.search.objectives import oriented
@@ -48,7 +51,6 @@ class Search:
         console: Console,
         name: str | None = None,
     ):
-        self.baselines: dict[str, float] | None = None
         self._study = study
         self._oracle = oracle
         self._out = out
@@ -56,7 +58,15 @@ class Search:
         self._console = console
         self._name = name
         self._model = StudyHyperModel(study)
-        self._trials: dict[str, tuple[str, Any]] = {}
+        # {trial: its slot's name, itself, its settings}.
+        self._trials: dict[str, tuple[str, Any, TrainingConfig]] = {}
+
+    @functools.cached_property
+    def _baselines(self) -> dict[str, float] | None:
+        """The baselines; read when there is a trial, by when a chief has them."""
+        if not needs_baselines(self._study):
+            return None
+        return read_baselines(self._study, self._out)
 
     def run(self) -> None:
         """Runs trials until the oracle has none left."""
@@ -79,20 +89,21 @@ class Search:
     def _free_name(self) -> str:
         if self._name is not None:
             return self._name
-        taken = {tuner_id for tuner_id, _ in self._trials.values()}
+        taken = {tuner_id for tuner_id, *_ in self._trials.values()}
         names = (f"slot-{number}" for number in range(self._scheduler.slots))
         return next(name for name in names if name not in taken)
 
     def _start(self, tuner_id: str, trial: Any) -> None:
         """Says what a trial tries, and has it run."""
         study, hp = self._study, trial.hyperparameters
-        settings = records.flat_settings(self._model.config(hp.copy()), short)
+        config = self._model.config(hp.copy())
+        settings = records.flat_settings(config, short)
         number = f"{int(trial.trial_id) + 1}/{study.settings.trials}"
         self._say(
             f"trial {trial.trial_id} ({number}): {report.describe(study, settings)}"
         )
         start = hp.values.get("tuner/trial_id")
-        self._trials[trial.trial_id] = (tuner_id, trial)
+        self._trials[trial.trial_id] = (tuner_id, trial, config)
         self._scheduler.submit(
             Job(
                 trial.trial_id,
@@ -101,7 +112,7 @@ class Search:
                 {
                     "study": encode(study.settings),
                     "hyperparameters": hp.get_config(),
-                    "baselines": self.baselines,
+                    "baselines": self._baselines,
                     "start": None if start is None else str(self._folder(start)),
                 },
             )
@@ -112,8 +123,8 @@ class Search:
 
     def _end(self, job: Job) -> None:
         """Records a trial, says how it went, and tells the oracle."""
-        _, trial = self._trials.pop(job.label)
-        record, results = self._record(job, trial)
+        _, trial, config = self._trials.pop(job.label)
+        record, results = self._record(job, trial, config)
         # In this order: a trial that the oracle has noted as ended is not run
         # again, so its record has to be there by then.
         records.write_record(self._out, record)
@@ -133,7 +144,9 @@ class Search:
             line += "" if left is None else f", about {duration(left)} left"
         self._say(line)
 
-    def _record(self, job: Job, trial: Any) -> tuple[TrialRecord, dict[str, float]]:
+    def _record(
+        self, job: Job, trial: Any, config: TrainingConfig
+    ) -> tuple[TrialRecord, dict[str, float]]:
         """Returns the record of a trial, and the results that the oracle gets."""
         study, outcome = self._study, read_record(job.folder / RECORD)
         names = [objective.name for objective in study.objectives]
@@ -157,7 +170,7 @@ class Search:
             objectives=values,
             directions={o.label: o.direction for o in study.objectives},
             metrics=by_task(results, names_of, "val_") if outcome.completed else {},
-            config=self._model.config(trial.hyperparameters.copy()),
+            config=config,
             hyperparameters=dict(trial.hyperparameters.values),
         )
         return record, results

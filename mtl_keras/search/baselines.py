@@ -40,15 +40,16 @@ def read_baselines(study: Study, out: pathlib.Path) -> dict[str, float]:
     return baselines
 
 
-def scheduled_baselines(
+def train_missing(
     study: Study, out: pathlib.Path, scheduler: Scheduler, console: Console
-) -> dict[str, float] | None:
-    """Returns the single-task baselines, each trained once and kept in the folder.
+) -> None:
+    """Trains the single-task baselines that the folder lacks, where Δm needs them.
 
-    None where no objective needs them.
+    Raises:
+        InputError: If one cannot be trained, or Δm would exclude every task.
     """
     if not needs_baselines(study):
-        return None
+        return
     baselines = read_baselines(study, out)
     waiting = [task for task in study.tasks if task not in baselines]
     with console.status(f"Training {', '.join(waiting)} alone, with a trial's budget"):
@@ -82,4 +83,3 @@ def scheduled_baselines(
             soft_wrap=True,
             markup=False,
         )
-    return baselines

@@ -28,11 +28,7 @@ from mtl_keras.runs.training import count_batches, load_split
 from mtl_keras.search import keras_tuner_compat as oracles
 from mtl_keras.search import records, report, tensorboard
 from mtl_keras.search.ask_and_tell import Search
-from mtl_keras.search.baselines import (
-    needs_baselines,
-    read_baselines,
-    scheduled_baselines,
-)
+from mtl_keras.search.baselines import train_missing
 from mtl_keras.search.hypermodel import StudyHyperModel
 from mtl_keras.search.keras_tuner_compat import StudyOracle
 from mtl_keras.search.records import TrialRecord
@@ -84,7 +80,7 @@ def run_study(
         search = Search(study, oracle, out, scheduler, console)
         with _known_warnings(), disk_errors(out):
             if not _is_over(oracle):
-                search.baselines = scheduled_baselines(study, out, scheduler, console)
+                train_missing(study, out, scheduler, console)
                 search.run()
     return _finish(study, out, oracle)
 
@@ -126,7 +122,7 @@ def run_chief(
 
     with _known_warnings(), disk_errors(out):
         with Scheduler(1) as scheduler:
-            scheduled_baselines(study, out, scheduler, console)
+            train_missing(study, out, scheduler, console)
         chief = Chief(oracle, address, silence=max(silence, 2 * BEAT_SECONDS), say=say)
         # Workers may still be at trials that an earlier chief gave them.
         chief.take_up()
@@ -188,8 +184,6 @@ def run_worker(
     client = WorkerClient(oracles.make(StudyHyperModel(study)))
     with Scheduler(1) as scheduler, disk_errors(out):
         search = Search(study, client, out, scheduler, console, name)
-        if needs_baselines(study):
-            search.baselines = read_baselines(study, out)
         search.run()
 
 

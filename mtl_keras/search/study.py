@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-import tomllib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +12,7 @@ from pydantic import BeforeValidator, StrictInt, StrictStr
 
 from mtl_keras.decoding import Count, Decodable, decode
 from mtl_keras.errors import InputError, unknown_name
-from mtl_keras.files import read_text
+from mtl_keras.files import read_toml
 from mtl_keras.runs.config import RunConfig, TrainingConfig
 from mtl_keras.search.objectives import Objective, parse_objectives
 from mtl_keras.search.search_space import SearchSpace, parse_space
@@ -163,18 +162,7 @@ def load_study(path: str | pathlib.Path) -> Study:
     from mtl_keras import applications
 
     path = pathlib.Path(path)
-    try:
-        table = tomllib.loads(read_text(path))
-    except FileNotFoundError as error:
-        raise InputError(f"There is no study file {str(path)!r}.") from error
-    except OSError as error:
-        raise InputError(
-            f"The study file {str(path)!r} cannot be read: {error.strerror}."
-        ) from error
-    except InputError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not a TOML file: {error}") from error
+    table = read_toml(path, "study file")
     if isinstance(table.get("application"), str):
         # The file is named by whoever starts the study, and with it its application.
         name = applications.canonical(table["application"], path.parent)

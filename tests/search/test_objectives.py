@@ -9,12 +9,21 @@ import keras
 import keras_tuner
 import numpy as np
 import pytest
+from rich.console import Console
 
 from mtl_keras import MultiTaskModel
 from mtl_keras.errors import InputError
 from mtl_keras.evaluation import delta_m, pareto_front
-from mtl_keras.search import MultiTaskHyperModel, best_config, load_study, run_study
-from mtl_keras.search.hypermodel import best_epoch, train_baseline
+from mtl_keras.runs.scheduler import Scheduler
+from mtl_keras.search import (
+    MultiTaskHyperModel,
+    best_config,
+    keras_tuner_compat,
+    load_study,
+    run_study,
+)
+from mtl_keras.search.ask_and_tell import Search
+from mtl_keras.search.hypermodel import StudyHyperModel, best_epoch, train_baseline
 from mtl_keras.search.objectives import Objective
 from mtl_keras.sharing import get as get_sharing
 
@@ -60,6 +69,29 @@ def test_delta_m_is_over_tasks_trained_alone_once(study_of, tmp_path, monkeypatc
     run_study(more, tmp_path / "study")
     assert fitted == [1, 1, 1, 3, 3, 1, 1, 3]
     assert json.loads(path.read_text()) == baselines
+
+
+def test_a_worker_reads_the_baselines_when_it_has_a_trial(
+    study_of, tmp_path, monkeypatch
+):
+    study = study_of('trials = 1\nepochs = 1\nobjective = "delta_m"')
+    oracle = keras_tuner_compat.make(StudyHyperModel(study))
+    (tmp_path / "out").mkdir()
+    keras_tuner_compat.open_state(oracle, tmp_path / "out", [])
+    given = []
+
+    def noted(folder, settings):
+        given.append(settings["baselines"])
+        return {"val_delta_m": 1.0}
+
+    monkeypatch.setattr("mtl_keras.search.trial.train_trial", noted)
+    with Scheduler(1) as scheduler:
+        search = Search(study, oracle, tmp_path / "out", scheduler, Console(quiet=True))
+        # Its chief trains them after the worker has started.
+        baselines = {"way": 0.5, "bright": 0.6, "level": 0.7}
+        (tmp_path / "out" / "baselines.json").write_text(json.dumps(baselines))
+        search.run()
+    assert given == [baselines]
 
 
 def test_several_objectives_give_a_front(study_of, tmp_path, monkeypatch):

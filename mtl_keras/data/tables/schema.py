@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-import tomllib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr
 
 from mtl_keras.decoding import Count, Decodable, decode
-from mtl_keras.errors import InputError, first_line, unknown_name
+from mtl_keras.errors import InputError, unknown_name
+from mtl_keras.files import read_toml
 
 FEATURE_KINDS = ("number", "category", "text", "image", "vector")
 TASK_KINDS = ("number", "binary", "multiclass")
@@ -237,15 +237,7 @@ def read_data_file(path: str | os.PathLike) -> DataFile:
             the key's path.
     """
     path = pathlib.Path(path).expanduser().absolute()
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise InputError(
-            f"The data file {str(path)!r} cannot be read: {error.strerror}."
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path} is not TOML: {first_line(error)}.") from error
-    return make_data_file(values, path)
+    return make_data_file(read_toml(path, "data file"), path)
 
 
 def make_data_file(values: Mapping[str, Any], path: pathlib.Path) -> DataFile:
