@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 import stat
-import tomllib
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,6 +48,9 @@ def read_toml(path: pathlib.Path, kind: str) -> dict[str, Any]:
     Raises:
         InputError: If it is missing, cannot be read or is not TOML.
     """
+    # Here, as `import mtl_keras` loads nothing that Keras does not.
+    import tomllib
+
     try:
         return tomllib.loads(read_text(path).removeprefix("\ufeff"))
     except InputError:
