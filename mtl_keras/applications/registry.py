@@ -76,7 +76,7 @@ def get(name: str) -> Application:
 
 
 def register(name: str, application: Callable[[], Application]) -> None:
-    """Gives an application a name that `get` accepts.
+    """Registers an application under a name that `get` accepts.
 
     Processes that this one starts know the name too, where the application is defined
     in a file of its own, and not in the program itself or within a function.
@@ -128,8 +128,8 @@ def canonical(name: str, folder: str | os.PathLike = ".") -> str:
     """Returns a name that means the same in every folder: with absolute paths.
 
     Args:
-        name: What `get` takes.
-        folder: What its path is relative to.
+        name: A name that `get` accepts.
+        folder: The folder that its path is relative to.
     """
     if name in _BUILT_IN or name in _registered:
         return name
