@@ -43,7 +43,7 @@ class TaskProgress(keras.callbacks.Callback):
             example `{"digit": "accuracy"}`; other tasks are left out, and what an
             epoch's logs lack is shown as `-`. None for the first metric of each task
             that `compile` was given, or its loss.
-        epochs: How many epochs there will be; None for what `fit` says.
+        epochs: Number of epochs of the whole training; None for that of `fit`.
         console: Where to print, a `rich.console.Console`; None for standard output.
 
     Raises:
