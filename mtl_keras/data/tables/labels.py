@@ -52,7 +52,7 @@ def raw_labels(
     Args:
         chunk: The rows.
         column: The labels' column.
-        settings: What the data file says of the task.
+        settings: The task's settings in the data file.
         dates: Whether numbers are dates in text.
 
     Returns:
@@ -72,7 +72,7 @@ class Tally:
 
     Args:
         column: The labels' column.
-        settings: What the data file says of the tasks.
+        settings: The tasks' settings in the data file.
     """
 
     def __init__(self, column: str, settings: TaskSettings):
@@ -96,7 +96,7 @@ class Tally:
             owner: Title of each row's task; None where the column is one task.
 
         Returns:
-            What `raw_labels` gives.
+            Labels and their presence, as `raw_labels` returns them.
         """
         if self.dates is None and self.settings.kind == "number":
             self.dates = is_dated(chunk.columns[self.column])

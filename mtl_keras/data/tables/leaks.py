@@ -1,4 +1,4 @@
-"""Features that tell a label: the label itself under another name."""
+"""Label leakage: features that are the label under another name."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Sample:
             self._labels.setdefault(tally.column, []).append(part)
 
     def warnings(self) -> Iterator[str]:
-        """Gives a line for each feature that tells a label."""
+        """Yields a line for each feature that leaks a label."""
         features = {title: np.concatenate(v) for title, v in self._features.items()}
         for column, parts in self._labels.items():
             label = np.concatenate([values for values, _ in parts])

@@ -53,7 +53,7 @@ def layer_names(titles: Iterable[str], taken: Iterable[str] = ()) -> dict[str, s
 
 
 def _candidates(base: str) -> Iterator[str]:
-    """Gives names without end, the best first."""
+    """Yields candidate names without end, the best first."""
     yield from (base, f"{base}_2", f"{base}_3", f"column_{base}", f"{base}_column")
     for number in itertools.count(1):
         yield f"column_{number}"

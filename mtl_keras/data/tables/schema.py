@@ -1,4 +1,4 @@
-"""Data files: what a TOML file says of a table, decoded and checked."""
+"""Data files: TOML descriptions of tables, decoded and checked."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ class TaskBy:
     Attributes:
         column: Column that names the row's task.
         label: Column of the labels.
-        settings: What all these tasks are like.
+        settings: Settings of all these tasks.
     """
 
     column: str

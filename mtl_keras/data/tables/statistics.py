@@ -87,8 +87,8 @@ class Collector:
     Args:
         name: Name of the model's input.
         title: Name of the column.
-        feature: What the data file says of it.
-        folder: What paths of images are relative to.
+        feature: Its settings in the data file.
+        folder: The folder that paths of images are relative to.
     """
 
     def __init__(self, name: str, title: str, feature: Feature, folder: pathlib.Path):
@@ -148,7 +148,7 @@ class Collector:
                 )
 
     def result(self) -> FeatureStats:
-        """Returns what was gathered."""
+        """Returns the statistics."""
         kind = self._feature.kind
         if kind == "number":
             return dataclasses.replace(
