@@ -44,7 +44,7 @@ def unknown_name(kind: str, received: object, known: Iterable[str]) -> InputErro
     """Returns the error for a name that is not in a registry.
 
     Args:
-        kind: What the name stands for, for example `"balancing method"`.
+        kind: Kind of the named thing, for example `"balancing method"`.
         received: The name that was given.
         known: All names that would have been accepted.
 
