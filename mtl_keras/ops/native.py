@@ -27,7 +27,7 @@ _log = logging.getLogger("mtl_keras")
 
 
 class _Choice:
-    """What is asked for; one for all threads, as replicas are traced in several."""
+    """Requested implementation, of all threads, as replicas are traced in several."""
 
     name = os.environ.get(_ENVIRONMENT, "auto")
 

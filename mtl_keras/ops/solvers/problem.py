@@ -1,10 +1,10 @@
-"""What all solvers share: a scaled Gram matrix, and what to do when they fail.
+"""Common part of all solvers: a scaled Gram matrix, and the fallback on failure.
 
 Conventions of every solver in this package:
 
 - It takes a Gram matrix of static shape `[tasks, tasks]` and works in float64.
-- A task whose diagonal entry is exactly zero takes no part: it is taken out and
-  gets weight 0. `1/T` means one over the number of tasks that take part.
+- A task whose diagonal entry is exactly zero is excluded (weight 0). `1/T` means one
+  over the number of active tasks.
 - Where it decides whether gradients are dependent, in conflict or cancel, it takes
   `precision`, the spacing at 1 of the dtype in which they were computed, and leaves
   differences within their noise out of account. The default is float64's.
@@ -67,7 +67,7 @@ class Problem(NamedTuple):
 
     @property
     def gramian(self) -> tf.Tensor:
-        """The Gram matrix over `scale**2`, zero for tasks that take no part."""
+        """The Gram matrix over `scale**2`, zero for excluded tasks."""
         norms = self.norms * self.active
         return norms[:, tf.newaxis] * self.cosines * norms
 
