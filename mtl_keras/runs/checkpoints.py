@@ -150,7 +150,7 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _read(path: pathlib.Path) -> Checkpoint:
-    # First all checksums: what is not whole should not even be taken apart.
+    # First all checksums: an incomplete file is not decoded at all.
     with zipfile.ZipFile(path) as file:
         wrong = file.testzip()
     if wrong is not None:
@@ -162,7 +162,7 @@ def _read(path: pathlib.Path) -> Checkpoint:
 
 
 class Restore(keras.callbacks.Callback):
-    """Sets a checkpoint's state where nothing else changes it any more.
+    """Callback that restores a checkpoint once nothing else changes the state.
 
     After a whole epoch that is before the next one begins, as the balancing may
     close an epoch then; within an epoch it is right before the first step.
@@ -188,9 +188,9 @@ class Restore(keras.callbacks.Callback):
 
 
 class Save(keras.callbacks.Callback):
-    """Writes a checkpoint after every epoch, and within epochs on request.
+    """Callback that saves a checkpoint after every epoch, and within on request.
 
-    It has to be the last callback: what the others do in an epoch is then done.
+    It has to be the last callback: the others have then changed their state.
 
     Args:
         folder: Where the checkpoints are.

@@ -1,4 +1,4 @@
-"""What a run trains and measures: its data, its model, its metrics."""
+"""Data, model and metrics of a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def load_split(
     """Loads one split as a validated config wants it.
 
     Args:
-        config: What `RunConfig.validate` returned.
+        config: Validated settings, from `RunConfig.validate`.
         split: `"train"` (shuffled, and cut to `limit`), `"validation"` or
             `"test"`.
         epoch: Number of the epoch to give; see `Application.load`.
@@ -59,7 +59,7 @@ def compiled_model(config: TrainingConfig, steps: int) -> keras.Model:
     Sets the global seeds, so that two calls give the same initial weights.
 
     Args:
-        config: What `RunConfig.validate` returned.
+        config: Validated settings, from `RunConfig.validate`.
         steps: Training steps in all, over which the learning rate decays as the
             config says.
     """
@@ -127,7 +127,7 @@ def test_metrics(
     """Returns all metrics on the test split, `{task: {metric: value}}`.
 
     Args:
-        config: What `RunConfig.validate` returned.
+        config: Validated settings, from `RunConfig.validate`.
         model: The trained model.
         test: The test split, as `load_split` gives it.
     """
