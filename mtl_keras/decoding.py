@@ -39,7 +39,7 @@ Finite = Annotated[
     StrictFloat,
     Field(allow_inf_nan=False, gt=-sys.float_info.max, lt=sys.float_info.max),
 ]
-# What a result is in JSON, which lacks NaN and infinity and has null in their place.
+# A result in JSON, which lacks NaN and infinity and has null in their place.
 Result = Annotated[float, PlainValidator(_result)]
 
 _D = TypeVar("_D")

@@ -67,7 +67,7 @@ def first_line(error: BaseException) -> str:
 
 
 def system_reason(error: Exception) -> str:
-    """Returns what the system said, out of an `OSError` or TensorFlow's own."""
+    """Returns the system's message, out of an `OSError` or TensorFlow's own."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     # TensorFlow puts the operation and the file around it.
@@ -94,7 +94,7 @@ def check_integer(
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is an int or float, and not a bool."""
+    """Returns whether a value is an int or float, and not a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 

@@ -20,7 +20,7 @@ def extra(name: str, package: str, user: str) -> Iterator[None]:
     Args:
         name: The extra in `pyproject.toml`.
         package: The distribution that is imported, by its name in `pyproject.toml`.
-        user: What needs it, the start of the message.
+        user: The part that needs it, the start of the message.
 
     Raises:
         MissingExtraError: For an import of what is not installed. Of a package that

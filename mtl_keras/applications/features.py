@@ -286,7 +286,7 @@ class _Encoder:
         self._shared = {column.same_as for column in columns.values()}
 
     def has_table(self, name: str) -> bool:
-        """Whether the column has an embedding table of its own."""
+        """Returns whether the column has an embedding table of its own."""
         return self._columns[name].kind == "hashed" or name in self._shared
 
     def size(self, name: str) -> int:

@@ -151,7 +151,7 @@ def label(name: str) -> str:
 
 
 def is_code(name: str) -> bool:
-    """Whether a name stands for code: `FILE.py:NAME` or `PACKAGE.MODULE:NAME`."""
+    """Returns whether a name is code: `FILE.py:NAME` or `PACKAGE.MODULE:NAME`."""
     path, _, attribute = name.rpartition(":")
     return bool(path) and attribute.isidentifier()
 

@@ -605,7 +605,7 @@ class GramBalancer(GradientBalancer):
         return weights
 
     def is_due(self, present: tf.Tensor) -> tf.Tensor:
-        """Whether a step with these tasks (bool `[T]`) solves, a bool scalar."""
+        """Returns whether a step of these tasks (bool `[T]`) solves; a bool scalar."""
         steps = tf.convert_to_tensor(self._variables["steps"])
         return tf.reduce_any(present & (steps >= self.update_every))
 

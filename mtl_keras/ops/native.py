@@ -33,12 +33,12 @@ class _Choice:
 
 
 def native_available() -> bool:
-    """Whether the compiled ops are there and fit the TensorFlow that runs."""
+    """Returns whether the compiled ops are there and fit the TensorFlow that runs."""
     return library() is not None
 
 
 def native_in_use() -> bool:
-    """Whether ops called here and now run in C++."""
+    """Returns whether ops called here and now run in C++."""
     return in_use() is not None
 
 
@@ -89,7 +89,7 @@ def _check(name: str) -> None:
 
 
 def _in_xla() -> bool:
-    """Whether a function with `jit_compile=True` is being traced.
+    """Returns whether a function with `jit_compile=True` is being traced.
 
     TensorFlow has no public way to ask. Which function compiles is written on the
     graphs around the present one.

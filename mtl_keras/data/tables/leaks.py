@@ -70,7 +70,7 @@ class Sample:
 
 
 def _tells(values: np.ndarray, label: np.ndarray) -> bool:
-    """Whether equal values of a feature go with equal labels, and the other way."""
+    """Returns whether values of a feature and labels determine each other."""
     if values.dtype.kind == "f" and label.dtype.kind == "f":
         known = ~np.isnan(values)
         values, label = values[known], label[known]

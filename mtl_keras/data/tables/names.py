@@ -60,7 +60,7 @@ def _candidates(base: str) -> Iterator[str]:
 
 
 def _is_of(name: str, tasks: Iterable[str]) -> bool:
-    """Whether a layer of one of the tasks may have this name."""
+    """Returns whether a layer of one of the tasks may have this name."""
     lower = name.lower()
     return any(
         lower.startswith(f"{task}_") and _OF_TASK.fullmatch(lower[len(task) + 1 :])

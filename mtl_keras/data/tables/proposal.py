@@ -178,7 +178,7 @@ def _delimiter(lines: Sequence[str]) -> str:
 
 
 def _has_header(lines: Sequence[str], delimiter: str) -> bool:
-    """Whether the first row holds names: no number, and none twice."""
+    """Returns whether the first row holds names: no number, and none twice."""
     rows = list(csv.reader(io.StringIO("\n".join(lines)), delimiter=delimiter))
     if len(rows) < 2:
         return True

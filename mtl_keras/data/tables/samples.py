@@ -261,7 +261,7 @@ class Samples:
         return inputs, labels
 
     def _weighted(self) -> bool:
-        """Whether samples have weights: labels are absent, or classes balanced."""
+        """Returns whether samples have weights: absent labels or balanced classes."""
         rows = self._table.description.rows
         return any(
             task.balanced or dict(task.labels) != dict(rows)
