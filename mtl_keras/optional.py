@@ -10,7 +10,7 @@ from mtl_keras.errors import MissingExtraError
 
 @contextlib.contextmanager
 def extra(name: str, package: str, user: str) -> Iterator[None]:
-    """Names the extra to install, in one line, where an import in the block fails.
+    """Context manager: names the extra to install where an import in it fails.
 
     ```python
     with optional.extra("text", "sacrebleu", "BLEU"):

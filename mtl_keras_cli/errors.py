@@ -1,4 +1,4 @@
-"""How the command line ends: one clear line, and an exit code."""
+"""Errors of the command line: one clear line, and an exit code."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def load(starts: bool = True, gpus: bool = True) -> None:
 
 @contextlib.contextmanager
 def _filtered_stderr() -> Iterator[None]:
-    """Holds file descriptor 2 back, then passes on all lines but the noise."""
+    """Context manager: filters the start-up noise out of file descriptor 2."""
     sys.stderr.flush()
     real = os.dup(2)
     with tempfile.TemporaryFile() as held:

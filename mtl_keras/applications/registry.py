@@ -109,7 +109,7 @@ def register(name: str, application: Callable[[], Application]) -> None:
 
 
 def allow(name: str) -> str:
-    """Lets this process, and those that it starts, import an application's code.
+    """Permits this process, and those that it starts, to import an application's code.
 
     Args:
         name: `FILE.py:NAME` or `PACKAGE.MODULE:NAME`: a subclass of `Application`, or

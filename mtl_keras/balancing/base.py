@@ -445,7 +445,7 @@ class GradientBalancer(Balancer):
         """
 
     def aggregate(self, step: GradientStep) -> tuple[list[Any], tf.Tensor]:
-        """Turns the task gradients into one update.
+        """Returns one update of the task gradients.
 
         Returns:
             The V combined gradients, times the loss scale as they came, and the

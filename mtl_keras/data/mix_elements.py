@@ -57,7 +57,7 @@ def common_form(sources: Mapping[str, tf.data.Dataset]) -> Form:
 def completed(
     source: tf.data.Dataset, form: Form, presence: str | None
 ) -> tf.data.Dataset:
-    """Brings a source's samples into the form.
+    """Returns a source's samples in the form, absent parts filled.
 
     Args:
         source: One of the sources that `form` was made from.

@@ -1,4 +1,4 @@
-"""Which samples have a modality, and layers that run on those alone."""
+"""Presence masks of modalities, and layers that run on present samples alone."""
 
 from __future__ import annotations
 

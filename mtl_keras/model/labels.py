@@ -26,7 +26,7 @@ class Labels(NamedTuple):
 def arrange_labels(
     y: Any, sample_weight: Any, y_pred: dict[str, Any], tasks: Sequence[str]
 ) -> Labels:
-    """Brings labels and weights, in any of Keras's forms, into dicts by task.
+    """Returns labels and weights, given in any of Keras's forms, as dicts by task.
 
     A sample weight of exactly 0 marks an absent label: of a sample, or of an element
     (a token, a pixel) where the weights have more axes. Its filler stays where

@@ -284,7 +284,7 @@ class MultiTaskModel(ModelWithTrainingState):
         return tuple(id(v) for v in self.trainable_variables)
 
     def stop_tasks(self, tasks: Iterable[str]) -> None:
-        """Takes tasks out of the training steps to come, also within a `fit`.
+        """Excludes tasks from the training steps to come, also within a `fit`.
 
         A stopped task counts as absent from every batch: no loss, no gradient, no
         weight. Metrics and `evaluate` see it as before. `compile` lets all take part.

@@ -39,7 +39,7 @@ _NAME = re.compile(r"epoch-(\d{6})-step-(\d{9})\.npz")
 
 @dataclasses.dataclass
 class Progress:
-    """How far a training has come.
+    """Progress of a training.
 
     Attributes:
         epoch: Finished epochs.
@@ -68,7 +68,7 @@ class Checkpoint:
 
     Attributes:
         path: The file.
-        progress: How far the training had come.
+        progress: The progress of the training.
         values: The state by key; see `MultiTaskModel.state`.
     """
 
@@ -102,7 +102,7 @@ def save(folder: pathlib.Path, model: MultiTaskModel, progress: Progress) -> Non
     Args:
         folder: Where the checkpoints are.
         model: A compiled model with a built optimizer.
-        progress: How far its training has come.
+        progress: The progress of its training.
 
     Raises:
         InputError: If the file cannot be written.
@@ -194,7 +194,7 @@ class Save(keras.callbacks.Callback):
 
     Args:
         folder: Where the checkpoints are.
-        progress: How far the training has come; kept up to date.
+        progress: The progress of the training; kept up to date.
         every: Steps between checkpoints within an epoch; None for none.
     """
 
@@ -206,7 +206,7 @@ class Save(keras.callbacks.Callback):
         self._since = 0.0
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Notes the time."""
+        """Starts the clock."""
         self._since = time.monotonic()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -218,7 +218,7 @@ class Save(keras.callbacks.Callback):
             self._save()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Keeps the epoch's logs."""
+        """Adds the epoch's logs to the progress, and saves a checkpoint."""
         self._progress.add_epoch(logs or {})
         self._save()
 

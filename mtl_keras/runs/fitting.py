@@ -302,7 +302,7 @@ class _Fitting:
             self._console.print(f"Warning: {line}", soft_wrap=True, markup=False)
 
     def _build_metrics(self) -> None:
-        """Has Keras make the metrics' variables, which a first batch else does."""
+        """Creates the metrics' variables, which else the first batch does."""
         self.model.evaluate(self._validation.take(1), verbose=0)
 
     def _steps_done(self, checkpoint: checkpoints.Checkpoint | None) -> int:

@@ -27,7 +27,7 @@ FORMAT = 4
 
 @dataclasses.dataclass(frozen=True)
 class Outcome(Decodable):
-    """How a training ended.
+    """Outcome of a training.
 
     Attributes:
         status: `"COMPLETED"` or `"FAILED"`.

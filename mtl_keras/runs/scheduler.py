@@ -102,7 +102,7 @@ class Scheduler:
 
     @property
     def free(self) -> int:
-        """How many jobs may be submitted before `wait` returns one."""
+        """Number of jobs that may be submitted before `wait` returns one."""
         return self.slots - len(self.running)
 
     def submit(self, job: Job) -> None:

@@ -94,7 +94,7 @@ def compiled_model(config: TrainingConfig, steps: int) -> keras.Model:
 
 @contextlib.contextmanager
 def _dtype_policy(name: str | None) -> Iterator[None]:
-    """Makes a dtype policy Keras's global one for a while; None changes nothing."""
+    """Context manager: sets Keras's global dtype policy; None changes nothing."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(name or before)
     try:

@@ -130,7 +130,7 @@ class StudyOracle(keras_tuner.Oracle):
         write_json(folder / _TRIAL, trial.get_state())
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Notes which worker had which trial; then as KerasTuner."""
+        """Keeps the running trials by worker; then as KerasTuner."""
         self.left_running = dict(state["ongoing_trials"])
         super().set_state(state)
 
@@ -193,7 +193,7 @@ def _read_trial(path: pathlib.Path) -> str:
 
 @contextlib.contextmanager
 def _decoding(folder: pathlib.Path, name: str) -> Iterator[None]:
-    """Turns what KerasTuner raises at content that it did not write into one line."""
+    """Context manager: one line for KerasTuner's errors about foreign content."""
     try:
         yield
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -260,7 +260,7 @@ class _Bayesian(StudyOracle, keras_tuner.oracles.BayesianOptimizationOracle):
 
 
 def make(hypermodel: StudyHyperModel) -> StudyOracle:
-    """Makes the oracle of a study with the whole space registered in it."""
+    """Returns the oracle of a study, with the whole space registered in it."""
     study, settings = hypermodel.study, hypermodel.study.settings
     space = keras_tuner.HyperParameters()
     hypermodel.config(space)

@@ -24,7 +24,7 @@ KNOWN = (*components.SETTINGS, *SETTINGS, "loss_weights")
 
 @dataclasses.dataclass(frozen=True)
 class SearchSpace:
-    """Which settings are fixed, which are searched, and over what.
+    """The fixed settings of a search, and the searched ones with their ranges.
 
     Attributes:
         dimensions: By setting; settings left out take their defaults.

@@ -25,7 +25,7 @@ _PRODUCTS = {"BatchMatMulV2", "Conv2D", "DepthwiseConv2dNative", "Einsum", "MatM
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """How fast a signature answers, one request after the other.
+    """Latency and throughput of a signature, one request after the other.
 
     Attributes:
         batch_size: Samples in the request.

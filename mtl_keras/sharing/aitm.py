@@ -62,7 +62,7 @@ class InformationTransfer(keras.layers.Layer):
 
 @_register
 class ExpectationCalibrator(keras.layers.Layer):
-    """Keeps a later step of a chain from being likelier than the one before.
+    """Penalty on a later step of a chain that is likelier than the one before.
 
     Called on `[earlier, later]` probabilities of one shape; returns `later` and
     adds the loss strength · mean(max(later − earlier, 0)). In float32 under mixed

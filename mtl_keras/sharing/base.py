@@ -147,7 +147,7 @@ class Sharing:
 
 
 class Combination(keras.layers.Layer):
-    """Makes one tensor of several of one shape, `[batch, …, d]`: a base class.
+    """Base class of layers from several tensors of one shape, `[batch, …, d]`, to one.
 
     Args:
         **kwargs: See `keras.layers.Layer`.

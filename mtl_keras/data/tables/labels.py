@@ -88,7 +88,7 @@ class Tally:
     def add(
         self, chunk: Chunk, splits: np.ndarray, owner: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Takes a chunk.
+        """Adds the labels of a chunk.
 
         Args:
             chunk: The rows.

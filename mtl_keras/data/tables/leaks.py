@@ -30,7 +30,7 @@ class Sample:
         self._labels: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
 
     def add(self, chunk: Chunk, train: np.ndarray) -> None:
-        """Takes the chunk's training rows until there are enough."""
+        """Adds the chunk's training rows until there are enough."""
         kept = np.flatnonzero(train)[: _ROWS - self._rows]
         self._rows += len(kept)
         if not len(kept):

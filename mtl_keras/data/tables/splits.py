@@ -1,4 +1,4 @@
-"""Which rows of a table are for training, validation and test."""
+"""Splits of a table's rows into training, validation and test."""
 
 from __future__ import annotations
 

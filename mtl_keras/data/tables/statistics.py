@@ -36,7 +36,7 @@ class Numbers:
         self._offset = 0
 
     def add(self, values: np.ndarray) -> None:
-        """Takes float64 `[n]`, NaN where missing."""
+        """Adds numbers, float64 `[n]`, NaN where missing."""
         present = values[~np.isnan(values)]
         self.missing += len(values) - len(present)
         if not len(present):
@@ -104,7 +104,7 @@ class Collector:
         self._sums: list[np.ndarray] = []
 
     def add(self, chunk: Chunk, train: np.ndarray) -> None:
-        """Takes a chunk; only the training rows count, but all values are checked."""
+        """Adds a chunk; only the training rows count, but all values are checked."""
         title = self._base.title
         if self._feature.kind == "number":
             if self._dates is None:

@@ -41,7 +41,7 @@ def noise_of(precision: float) -> float:
 
 
 class Problem(NamedTuple):
-    """A Gram matrix, taken apart into cosines and norms.
+    """A Gram matrix, decomposed into cosines and norms.
 
     With `n = scale * norms`, the matrix is `n_i * cosines_ij * n_j`. Tasks that
     take no part have norm 1 and a row of the unit matrix, which keeps all linear
@@ -90,7 +90,7 @@ def square(gramian: Any) -> tf.Tensor:
 
 
 def prepare(gramian: Any) -> Problem:
-    """Takes a Gram matrix apart, after removing what no solver can work with.
+    """Decomposes a Gram matrix into cosines and norms, without unusable entries.
 
     Args:
         gramian: `[T, T]` tensor with static T.
