@@ -152,7 +152,7 @@ def suggest_groups(
                         best_splits[subset] = (gain, group)
                 group = (group - 1) & subset
         best.append(best_splits)
-    # Rounding must not make a split of what is equally good together.
+    # Rounding must not split tasks that are equally good together.
     chosen = 1
     for number in range(2, len(best)):
         if best[number][everything][0] > best[chosen][everything][0] + 1e-12:

@@ -254,7 +254,7 @@ class MultiTaskModel(ModelWithTrainingState):
         columns = shutil.get_terminal_size().columns
         if line_length is None:
             line_length = min(120, columns - 4)
-        # Keras cuts off what is wider than the terminal.
+        # Keras truncates lines wider than the terminal.
         line_length = min(line_length, columns)
         text: list[str] = []
         super().summary(

@@ -21,7 +21,7 @@ _EXAMPLE = (
     '{"cluster": {"worker": ["host1:9901", "host2:9901"]}, '
     '"task": {"type": "worker", "index": 0}}'
 )
-# What TensorFlow raises where another process is gone, or said that it gives up.
+# Errors of TensorFlow where another process is gone or has aborted.
 _LOST = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,

@@ -203,7 +203,7 @@ class Tally:
         deviation = float(np.sqrt(self.numbers.variance))
         return {
             "mean": self.numbers.mean,
-            # A constant label has nothing to be standardised by.
+            # A constant label has no deviation to be standardised by.
             "deviation": deviation if deviation > 0 else 1.0,
             "low": float(self.low),
             "high": float(self.high),

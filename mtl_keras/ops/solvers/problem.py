@@ -104,8 +104,8 @@ def prepare(gramian: Any) -> Problem:
     gramian = square(gramian)
     diagonal = tf.linalg.diag_part(gramian)
     finite = tf.reduce_all(tf.math.is_finite(gramian))
-    takes_part = tf.logical_not(tf.equal(diagonal, 0.0))
-    active = tf.cast(takes_part, tf.float64)
+    is_active = tf.logical_not(tf.equal(diagonal, 0.0))
+    active = tf.cast(is_active, tf.float64)
     total = tf.reduce_sum(active)
     count = tf.maximum(total, 1.0)
     mean = active / count
@@ -114,8 +114,8 @@ def prepare(gramian: Any) -> Problem:
     unit = tf.eye(gramian.shape[0], dtype=tf.float64)
     gramian = tf.where(solvable, gramian, unit)
     active = tf.where(solvable, active, tf.ones_like(active))
-    takes_part = active > 0.0
-    norms = tf.where(takes_part, tf.sqrt(tf.linalg.diag_part(gramian)), 1.0)
+    is_active = active > 0.0
+    norms = tf.where(is_active, tf.sqrt(tf.linalg.diag_part(gramian)), 1.0)
     largest = tf.reduce_max(norms * active)
 
     # One division after the other: the product of two small norms may underflow.
@@ -125,7 +125,7 @@ def prepare(gramian: Any) -> Problem:
     cosines = 0.5 * (cosines + tf.transpose(cosines))
     both = active[:, tf.newaxis] * active
     cosines = tf.linalg.set_diag(cosines * both, tf.ones_like(norms))
-    norms = tf.where(takes_part, norms / largest, 1.0)
+    norms = tf.where(is_active, norms / largest, 1.0)
     return Problem(cosines, norms, largest, active, count, mean, solvable)
 
 

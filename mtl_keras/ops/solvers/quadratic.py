@@ -306,7 +306,7 @@ def _cone_projection(
         preference = [] if preference is None else preference
         return tuple(op(gramian, preference, reg_eps, precision))
     problem = prepare(gramian)
-    # Divided by the trace, plus `reg_eps` where tasks take part.
+    # Divided by the trace, plus `reg_eps` for active tasks.
     matrix = problem.gramian
     matrix /= tf.linalg.trace(matrix)
     matrix += tf.linalg.diag(reg_eps * problem.active)
