@@ -65,7 +65,7 @@ def test_only_graphs_that_train_hold_the_compiled_op():
     ("weights", "values"),
     [((2, 3), (2, 4, 5)), ((2, 3), (3, 3, 5)), ((2, 0), (2, 0, 5)), ((3,), (2, 3, 5))],
 )
-def test_shapes_that_do_not_fit_are_told(weights, values):
+def test_shapes_that_do_not_fit_are_reported(weights, values):
     with (
         ops.implementation("native"),
         pytest.raises(tf.errors.InvalidArgumentError, match="Expected weights"),

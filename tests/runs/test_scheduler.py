@@ -1,4 +1,4 @@
-"""Jobs in processes of their own: what they leave, and how they end."""
+"""Jobs in processes of their own: their records, and how they end."""
 
 from __future__ import annotations
 
