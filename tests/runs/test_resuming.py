@@ -66,7 +66,7 @@ def config(**changes):
 @pytest.mark.parametrize(
     ("balancing", "steps", "stops"),
     [
-        ("dwa", None, [(2, False)]),
+        pytest.param("dwa", None, [(2, False)], marks=pytest.mark.slow),
         (["uncertainty", "pcgrad"], 2, [(2, False), (2, True), (3, False)]),
     ],
     ids=str,
@@ -172,7 +172,7 @@ def stopped(tiny, eagerly, tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("broken", [1, 2])
+@pytest.mark.parametrize("broken", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_broken_checkpoints_are_reported_and_skipped(stopped, broken):
     train(config(), stopped / "whole")
     saved = sorted((stopped / ".run.partial/checkpoints").iterdir())
