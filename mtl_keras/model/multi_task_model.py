@@ -637,13 +637,18 @@ class MultiTaskModel(ModelWithTrainingState):
         """
         super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
         batch = batch_structure(iterator, data_batch)
-        if self._pipeline is None or batch is None:
+        if self._pipeline is None or batch is None or not self._takes_data_as_it_is():
             return
         _, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
         outputs, tasks = dict(self._outputs_by_task), self._layout.outputs
         y = by_output(y, outputs, "labels", required=tasks)
         resolved_losses(self, y, outputs)
         resolved_metrics(self, y, outputs)
+
+    def _takes_data_as_it_is(self) -> bool:
+        """Returns whether no subclass may rearrange labels before a step."""
+        steps = type(self).train_step, type(self).test_step
+        return steps == (MultiTaskModel.train_step, MultiTaskModel.test_step)
 
     def make_train_function(self, force: bool = False) -> Any:
         """Makes the function that runs an execution's steps; see Keras."""
