@@ -65,7 +65,8 @@ class BuiltModel(Application):
                 f"Expected a data file beside the function {self.name!r}: --data "
                 "FILE.toml. Received: none."
             )
-        return BuiltModel(self.function, self.name, Table(data))
+        table = Table(data, group_tasks=False)
+        return BuiltModel(self.function, self.name, table)
 
     @property
     def table(self) -> Table:

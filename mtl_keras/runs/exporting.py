@@ -124,7 +124,9 @@ def _compressed(
     config = run.config
     application = config.get_application()
     small.compile(
-        loss=application.losses(config.tasks), metrics=application.metrics(config.tasks)
+        loss=application.losses(config.tasks),
+        metrics=application.metrics(config.tasks),
+        columns=application.columns_of(config.tasks),
     )
     after = test_metrics(config, small, load_split(config, "test"))
     console.print(

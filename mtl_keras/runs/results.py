@@ -9,9 +9,38 @@ from typing import Any
 
 def metric_names(application: Any, tasks: Sequence[str]) -> dict[str, list[str]]:
     """Returns `{task: [metric, ...]}` for the tasks of an application."""
+    columns = application.columns_of(tasks)
+    names: dict[str, list[str]] = {}
+    for output, task in application.outputs_of(tasks).items():
+        # Once for a group of tasks: metrics take long to make.
+        own = [metric.name for metric in task.metrics()]
+        names |= dict.fromkeys(columns.get(output, (output,)), own)
     return {
-        name: [metric.name for metric in task.metrics()]
-        for name, task in application.select(tasks).items()
+        title: names[task.name] for title, task in application.select(tasks).items()
+    }
+
+
+def column_logs(model: Any, application: Any, prefix: str = "") -> dict[str, float]:
+    """Returns the metrics of tasks that are columns of an output, by task.
+
+    Args:
+        model: A compiled model, just evaluated.
+        application: The application that it is of.
+        prefix: What the names begin with.
+
+    Returns:
+        `{"<prefix><task>_<metric>": value}`, as Keras logs them of tasks with outputs
+        of their own; nothing for a model without groups of tasks.
+    """
+    if not model.columns:
+        return {}
+    titles = {task.name: title for title, task in application.tasks.items()}
+    return {
+        f"{prefix}{titles[name]}_{metric}": float(value)
+        for output, results in model.column_results().items()
+        for metric, values in results.items()
+        if metric != "weight"
+        for name, value in zip(model.columns[output], values, strict=True)
     }
 
 

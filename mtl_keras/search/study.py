@@ -90,11 +90,15 @@ class StudySettings(Decodable):
         if isinstance(space.loss_weights, Fixed):
             weights = space.loss_weights.value
             dataclasses.replace(base, loss_weights=weights).validate()
-        elif space.loss_weights is not None and len(validated.tasks) < 2:
-            raise InputError(
-                "Expected at least two tasks to search loss_weights over. "
-                f"Received: {', '.join(validated.tasks)}."
-            )
+        elif space.loss_weights is not None:
+            if len(validated.tasks) < 2:
+                raise InputError(
+                    "Expected at least two tasks to search loss_weights over. "
+                    f"Received: {', '.join(validated.tasks)}."
+                )
+            dataclasses.replace(
+                base, loss_weights=dict.fromkeys(validated.tasks, 1.0)
+            ).validate()
         if not space.searched:
             raise InputError(
                 "Expected [space] to leave something to search: a list of values, a "
