@@ -61,6 +61,13 @@ def export(
     if version is not None and _is_of(version, identity):
         console.print(f"{version} is there already, of this very model: reused.")
         return version
+    if tasks is not None:
+        # As the command line takes them: the application's names or the model's.
+        titles: dict[str, str] = {}
+        for run in loaded:
+            known = run.config.get_application().tasks
+            titles |= {title: task.name for title, task in known.items()}
+        tasks = tuple(titles.get(task, task) for task in tasks)
     models: list[keras.Model] = []
     class_names: dict[str, Any] = {}
     samples: list[dict[str, Any]] = []
