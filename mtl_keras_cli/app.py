@@ -294,11 +294,15 @@ def _check_same(run: Run, config: TrainingConfig) -> None:
 
 
 def _print_metrics(console: Console, metrics: dict[str, dict[str, float]]) -> None:
+    from mtl_keras.runs.results import means_of_many
+
     table = plain_table("test split", "metric")
     table.add_column("value", justify="right")
     for task, values in metrics.items():
         for name, value in values.items():
             table.add_row(task, name, f"{value:.4f}")
+    for name, value in means_of_many(metrics).items():
+        table.add_row(f"mean of {len(metrics)}", name, f"{value:.4f}")
     console.print(table)
 
 

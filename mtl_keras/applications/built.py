@@ -124,6 +124,10 @@ class BuiltModel(Application):
         """See `Application.class_names`."""
         return self.table.class_names()
 
+    def missing_values(self) -> Mapping[str, float]:
+        """See `Served.missing_values`."""
+        return self.table.missing_values()
+
     def build(
         self,
         *,

@@ -75,6 +75,8 @@ class Comparison:
             where models have the same layers, and the same order of the data.
         pairs: Whether to train every pair of tasks as well, for the task affinity:
             T · (T - 1) / 2 trainings for each seed.
+        single_tasks: Whether to train each task alone, T trainings for each seed, and
+            measure Δm against these; else Δm is against the reference.
     """
 
     base: RunConfig
@@ -82,6 +84,7 @@ class Comparison:
     sharing: tuple[Spec, ...] | None = None
     seeds: int = 3
     pairs: bool = False
+    single_tasks: bool = True
 
     def validate(self) -> Plan:
         """Returns the trainings of the comparison, all settings checked.
@@ -98,6 +101,11 @@ class Comparison:
                 "Expected at least two tasks to compare on. "
                 f"Received: {', '.join(base.tasks)}."
             )
+        if self.pairs and not self.single_tasks:
+            raise InputError(
+                "Expected single_tasks=True with pairs=True: what a pair gains is "
+                "measured against its tasks alone. Received: single_tasks=False."
+            )
         sharing = (base.sharing,) if self.sharing is None else tuple(self.sharing)
         for what, values in (("balancing", self.balancing), ("sharing", sharing)):
             names = [spec_name(value) for value in values]
@@ -108,7 +116,14 @@ class Comparison:
                 raise InputError(
                     f"Expected each {what} once. Received twice: {twice[0]}."
                 )
-        plan = Plan(base, tuple(self.balancing), sharing, self.seeds, self.pairs)
+        plan = Plan(
+            base,
+            tuple(self.balancing),
+            sharing,
+            self.seeds,
+            self.pairs,
+            self.single_tasks,
+        )
         known: dict[str, Cell] = {}
         for cell in plan.cells():
             same = known.setdefault(cell.identity, cell)
@@ -130,6 +145,7 @@ class Plan:
         sharing: The ways to share.
         seeds: How many seeds.
         pairs: Whether pairs of tasks are trained.
+        single_tasks: Whether tasks are trained alone, and Δm is against these.
     """
 
     base: TrainingConfig
@@ -137,6 +153,7 @@ class Plan:
     sharing: tuple[Spec, ...]
     seeds: int
     pairs: bool
+    single_tasks: bool
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -152,13 +169,14 @@ class Plan:
         """Returns all trainings.
 
         Seed by seed, so that a comparison that was stopped has whole seeds; of each
-        the single tasks first, which the others are measured against, pairs last.
+        those first that the others are measured against, pairs last.
         """
         return [cell for seed in range(self.seeds) for cell in self._of_seed(seed)]
 
     def _of_seed(self, seed: int) -> list[Cell]:
         cells = [
-            self._cell(SINGLE, f"single {task}", (task,), seed) for task in self.tasks
+            self._cell(SINGLE, f"single {task}", (task,), seed)
+            for task in (self.tasks if self.single_tasks else ())
         ]
         cells += [
             self._cell(COMBINATION, name, self.tasks, seed, share, balance)
@@ -201,7 +219,13 @@ class Plan:
         if kind == COMBINATION:
             parts = [spec_name(sharing), spec_name(balancing)]
         label = "-".join(re.sub(r"[^\w.]+", "_", part).strip("_") for part in parts)
-        digest = hashlib.sha256(f"{kind} {config.identity()}".encode()).hexdigest()
+        key = f"{kind} {config.identity()}"
+        if not self.single_tasks:
+            # What a combination is measured against decides on its epoch.
+            _, share, balance = self._combinations()[0]
+            against = dataclasses.replace(config, sharing=share, balancing=balance)
+            key += f" against {against.identity()}"
+        digest = hashlib.sha256(key.encode()).hexdigest()
         identity = digest[:_IDENTITY_DIGITS]
         name = f"{label[:_LABEL_LENGTH]}-seed{seed}-{identity}"
         return Cell(name, kind, method, config, identity)

@@ -70,6 +70,7 @@ def export(
         tasks = tuple(titles.get(task, task) for task in tasks)
     models: list[keras.Model] = []
     class_names: dict[str, Any] = {}
+    missing_values: dict[str, float] = {}
     samples: list[dict[str, Any]] = []
     metrics: dict[str, Any] = {}
     for run in loaded:
@@ -80,6 +81,7 @@ def export(
             model, measured = _compressed(run, model, weights, console)
         models.append(application.serving_model(model))
         class_names |= application.class_names()
+        missing_values |= application.missing_values()
         # Inputs, labels, and sample weights where there are any.
         with catalog.reading(run.config.data):
             samples.append(next(iter(load_split(run.config, "test")))[0])
@@ -91,6 +93,7 @@ def export(
         tasks=tasks,
         class_names=class_names,
         samples=_joined(samples),
+        missing_values=missing_values,
         source={
             **identity,
             **(settings[0] if len(settings) == 1 else {"runs": settings}),

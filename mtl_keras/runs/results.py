@@ -6,6 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from mtl_keras.applications.base import MANY_TASKS
+
 
 def metric_names(application: Any, tasks: Sequence[str]) -> dict[str, list[str]]:
     """Returns `{task: [metric, ...]}` for the tasks of an application."""
@@ -69,6 +73,23 @@ def by_task(
             if key in logs:
                 values[name] = float(logs[key])
     return results
+
+
+def means_of_many(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Returns the mean of each metric over tasks that have it, NaN left out.
+
+    Nothing for few tasks, or where not all have the same metrics.
+
+    Args:
+        results: `{task: {metric: value}}`.
+    """
+    names = {tuple(values) for values in results.values()}
+    if len(results) <= MANY_TASKS or len(names) > 1:
+        return {}
+    return {
+        name: float(np.nanmean([values[name] for values in results.values()]))
+        for name in next(iter(names))
+    }
 
 
 def main_metrics(

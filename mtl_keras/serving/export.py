@@ -31,6 +31,7 @@ def export(
     class_names: Mapping[str, Sequence[str]] | None = None,
     samples: Any = None,
     examples: bool = True,
+    missing_values: Mapping[str, float] | None = None,
     source: Mapping[str, Any] | None = None,
 ) -> pathlib.Path:
     """Writes a model as the next version under `path`, for TensorFlow Serving.
@@ -42,7 +43,7 @@ def export(
       and takes the inputs that it can use.
     - `features`: the representation that the outputs share, where they do.
     - `from_examples`: all outputs, for serialized `tf.train.Example`s in `inputs`; a
-      feature left out counts as zeros or as empty.
+      feature left out counts as `missing_values` says, as zeros or as empty.
     - `classify_<output>`: `scores` and `classes` for serialized examples, as
       TensorFlow Serving's Classify has them; for outputs with class names.
 
@@ -76,6 +77,9 @@ def export(
             inputs' dtypes and ranks as `fit` does; an array alone for a model of one
             input; `None` for zeros and empty strings.
         examples: Whether to offer the signatures that take `tf.train.Example`s.
+        missing_values: `{input: value}` of numbers that count as this where an
+            example leaves them out, such as NaN for a model that knows what to do
+            with it.
         source: Where the model comes from, written beside it as `source.json` and
             into the card; `metrics` and `versions` become tables there.
 
@@ -97,7 +101,7 @@ def export(
     path = pathlib.Path(path)
     models = list(model) if isinstance(model, (list, tuple)) else [model]
     served = _served(models, tasks, class_names)
-    chosen = signatures(served, with_examples=examples)
+    chosen = signatures(served, with_examples=examples, missing_values=missing_values)
     functions = {signature.name: signature.function() for signature in chosen}
     for signature in chosen:
         check_stock(signature.name, functions[signature.name], signature.model)

@@ -50,7 +50,7 @@ def write_model_card(
     parts += [
         "## Signatures",
         "The batch dimension is free. A feature that a `tf.train.Example` leaves out "
-        "counts as zeros or as empty.",
+        f"counts as {_missing(signatures)}zeros or as empty.",
         _signatures(signatures, functions),
         "## Requests",
         _requests(model, signatures[0]),
@@ -76,6 +76,13 @@ def _tasks(
             form = f"`{output}[:, {index}]` of {shape}" if output in columns else shape
             rows.append((f"`{name}`", form, values or "not given"))
     return _table(("task", "answer", "on the test split"), rows)
+
+
+def _missing(signatures: Sequence[Signature]) -> str:
+    values = {k: v for s in signatures for k, v in s.missing_values.items()}
+    inputs = signatures[0].inputs
+    named = ", ".join(f"`{name}` {values[name]:g}" for name in inputs if name in values)
+    return f"missing ({named}), as " if named else ""
 
 
 def _signatures(signatures: Sequence[Signature], functions: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import keras
 from mtl_keras import backbones as backbone_registry
 from mtl_keras import errors
 from mtl_keras.applications.base import (
+    MANY_TASKS,
     Application,
     Task,
     TrainingDefaults,
@@ -40,7 +42,6 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 _HIDDEN = 32
-_MANY_TASKS = 32
 _LARGE = 50_000
 
 
@@ -195,7 +196,7 @@ class Table(Application):
     def outputs_of(self, tasks: Iterable[str] | None = None) -> dict[str, Task]:
         """See `Application.outputs_of`: many tasks of one kind have one output."""
         stats = self._stats(tasks)
-        if self._group_tasks and len(stats) > _MANY_TASKS:
+        if self._group_tasks and len(stats) > MANY_TASKS:
             # No feature has this name, as inputs and outputs are layers.
             name = layer_names(["tasks"], self.description.features)["tasks"]
             group = make_group(name, stats)
@@ -241,7 +242,7 @@ class Table(Application):
     def head(self, task: Task, features: keras.KerasTensor) -> keras.KerasTensor:
         """See `Application.head`; of many tasks without a hidden layer each."""
         stats = self.description.tasks
-        hidden = _HIDDEN if len(stats) <= _MANY_TASKS else 0
+        hidden = _HIDDEN if len(stats) <= MANY_TASKS else 0
         return make_head(stats[task.name], features, hidden)
 
     def connect(
@@ -267,7 +268,7 @@ class Table(Application):
             )
         if type(share).connect_outputs is not Sharing.connect_outputs:
             raise errors.InputError(
-                f"Expected at most {_MANY_TASKS} tasks for the sharing "
+                f"Expected at most {MANY_TASKS} tasks for the sharing "
                 f"{share.method!r}, which connects outputs of theirs. Received: "
                 f"{len(stats)} tasks, which are columns of one output."
             )
@@ -294,6 +295,11 @@ class Table(Application):
             for name, stats in self.description.tasks.items()
             if stats.classes
         }
+
+    def missing_values(self) -> Mapping[str, float]:
+        """See `Served.missing_values`: numbers are missing, as in an empty cell."""
+        features = self.description.features.items()
+        return {n: math.nan for n, s in features if s.kind in ("number", "vector")}
 
 
 def _data_name(file: DataFile, table: OpenTable | None) -> str:
