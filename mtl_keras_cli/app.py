@@ -128,7 +128,11 @@ def train(
         ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Data set; see `mtl-keras datasets list`.")
+        str | None,
+        typer.Option(
+            help="Data set; see `mtl-keras datasets list`. Of a function that builds a "
+            "model: a data file, or FILE.py:NAME, which returns data sets."
+        ),
     ] = None,
     tasks: Annotated[
         str | None, typer.Option(help="Tasks, with commas between them; else all.")
@@ -212,7 +216,7 @@ def train(
     over = strategies.make(strategy)
     console = make_console()
     given: dict[str, Any] = {
-        "data": None if data is None else applications.canonical(data),
+        "data": None if data is None else applications.allow(data),
         "tasks": None if tasks is None else _split(tasks),
         "backbone": backbone,
         "sharing": None if sharing is None else read_spec(sharing),

@@ -60,7 +60,11 @@ def compare(
         ),
     ] = True,
     data: Annotated[
-        str | None, typer.Option(help="Data set; see `mtl-keras datasets list`.")
+        str | None,
+        typer.Option(
+            help="Data set; see `mtl-keras datasets list`. Of a function that builds a "
+            "model: a data file, or FILE.py:NAME, which returns data sets."
+        ),
     ] = None,
     tasks: Annotated[
         str | None, typer.Option(help="Tasks, with commas between them; else all.")
@@ -109,7 +113,7 @@ def compare(
     comparison = Comparison(
         RunConfig(
             name,
-            data=None if data is None else applications.canonical(data),
+            data=None if data is None else applications.allow(data),
             tasks=None if tasks is None else _names(tasks),
             backbone=backbone,
             width=width,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 from mtl_keras.errors import InputError, check_integer
@@ -65,7 +67,7 @@ class Comparison:
     Attributes:
         base: The settings that all trainings have in common: application, data,
             tasks, backbone, sizes, epochs, limit. Its balancing, sharing and seed
-            are not read.
+            are not read. With `build` it may be left out.
         balancing: The ways to balance: each a name, a config dictionary, or a list
             of a loss balancer and a gradient balancer. The first is the reference
             that the others are tested against.
@@ -77,14 +79,21 @@ class Comparison:
             T · (T - 1) / 2 trainings for each seed.
         single_tasks: Whether to train each task alone, T trainings for each seed, and
             measure Δm against these; else Δm is against the reference.
+        build: In place of an application: a function that builds a
+            `MultiTaskModel`, or its name, `FILE.py:NAME` or `PACKAGE.MODULE:NAME`.
+        data: Beside `build`: path of a data file; or a function that returns data
+            sets, or its name. Functions are at the top level of a file, as trainings
+            run in processes of their own.
     """
 
-    base: RunConfig
+    base: RunConfig | None = None
     balancing: tuple[Spec | list[Spec], ...] = DEFAULT_BALANCING
     sharing: tuple[Spec, ...] | None = None
     seeds: int = 3
     pairs: bool = False
     single_tasks: bool = True
+    build: str | Callable[..., Any] | None = None
+    data: str | os.PathLike | Callable[..., Any] | None = None
 
     def validate(self) -> Plan:
         """Returns the trainings of the comparison, all settings checked.
@@ -95,7 +104,8 @@ class Comparison:
         """
         check_integer("seeds", self.seeds, low=1)
         # The reference stands in for the settings that differ by cell.
-        base = dataclasses.replace(self.base, balancing="equal", seed=0).validate()
+        given = dataclasses.replace(self._given(), balancing="equal", seed=0)
+        base = given.validate()
         if len(base.tasks) < 2:
             raise InputError(
                 "Expected at least two tasks to compare on. "
@@ -133,6 +143,20 @@ class Comparison:
                     f"{same.method} and {cell.method}."
                 )
         return plan
+
+    def _given(self) -> RunConfig:
+        """Returns `base` with the names of `build` and `data`."""
+        from mtl_keras import applications
+
+        base = self.base
+        if self.build is not None:
+            name = applications.allow(self.build)
+            base = dataclasses.replace(base or RunConfig(name), application=name)
+        if base is None:
+            raise InputError("Expected a RunConfig, or `build`. Received: neither.")
+        if self.data is not None:
+            base = dataclasses.replace(base, data=applications.allow(self.data))
+        return base
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from rich.table import Table
 from mtl_keras import serving
 from mtl_keras.data import catalog
 from mtl_keras.encoding import encode
+from mtl_keras.errors import InputError
 from mtl_keras.files import read_json
 from mtl_keras.runs import folder
 from mtl_keras.runs.records import versions
@@ -71,7 +72,7 @@ def export(
     models: list[keras.Model] = []
     class_names: dict[str, Any] = {}
     missing_values: dict[str, float] = {}
-    samples: list[dict[str, Any]] = []
+    samples: list[Any] = []
     metrics: dict[str, Any] = {}
     for run in loaded:
         application = run.config.get_application()
@@ -105,8 +106,12 @@ def export(
     return version
 
 
-def _joined(batches: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+def _joined(batches: Sequence[Any]) -> Any:
     """Joins the inputs of several runs, as many samples as the smallest batch has."""
+    if len(batches) == 1:
+        return batches[0]
+    if not all(isinstance(batch, Mapping) for batch in batches):
+        raise InputError("Expected inputs with names, of runs to be served as one.")
     arrays = {name: np.asarray(x) for batch in batches for name, x in batch.items()}
     count = min(len(array) for array in arrays.values())
     return {name: array[:count] for name, array in arrays.items()}

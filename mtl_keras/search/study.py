@@ -172,7 +172,8 @@ def load_study(path: str | pathlib.Path) -> Study:
         name = applications.canonical(table["application"], path.parent)
         table["application"] = applications.allow(name)
     if isinstance(table.get("data"), str):
-        table["data"] = applications.canonical(table["data"], path.parent)
+        name = applications.canonical(table["data"], path.parent)
+        table["data"] = applications.allow(name)
     try:
         return decode(StudySettings, table).validate()
     except InputError as error:
