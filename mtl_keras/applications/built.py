@@ -253,11 +253,11 @@ class BuiltOnDatasets(Application):
 
     def optimizer(self, learning_rate: Any) -> keras.optimizers.Optimizer:
         """See `Application.optimizer`: as the model's own."""
-        own = self._model.optimizer
+        own: Any = self._model.optimizer
+        # The one within a loss scale's.
         own = getattr(own, "inner_optimizer", own)
-        return type(own).from_config(
-            {**own.get_config(), "learning_rate": learning_rate}
-        )
+        config = {**own.get_config(), "learning_rate": learning_rate}
+        return type(own).from_config(config)
 
     def inputs(self) -> dict[str, keras.KerasTensor]:
         """See `Application.inputs`: those of a model."""

@@ -59,11 +59,9 @@ def _design(tests: Mapping[str, Any]) -> str:
 
 
 def _differences(tests: Mapping[str, Any]) -> str:
-    families = (
-        ("against_single", "the single tasks"),
-        ("against_reference", tests["reference"]),
-    )
-    families = tuple(f for f in families if f[0] != "against_single" or f[0] in tests)
+    families = [("against_reference", tests["reference"])]
+    if "against_single" in tests:
+        families.insert(0, ("against_single", "the single tasks"))
     by_family = {family: tests.get(family, {}).get("t", {}) for family, _ in families}
     sentences = []
     for family, other in families:

@@ -99,7 +99,7 @@ def _by_task(
 ) -> dict[str, np.ndarray]:
     """Returns a model's answers by task: of a group each column, `[rows, 1]`."""
     groups = getattr(model, "columns", {})
-    by_task = {}
+    by_task: dict[str, np.ndarray] = {}
     for output, answer in answers.items():
         names = groups.get(output, (output,))
         parts = np.split(answer, len(names), axis=1) if output in groups else [answer]

@@ -286,7 +286,7 @@ class Samples:
         tasks = self._tasks.values()
         if self._split == 0 and any(task.balanced for task in tasks):
             weighted = [class_weights(t) if t.balanced else [1.0, 1.0] for t in tasks]
-            negative, positive = tf.constant(np.transpose(weighted), tf.float32)
+            negative, positive = np.transpose(weighted).astype(np.float32)
             weight *= tf.where(label > 0.5, positive, negative)
         return label, weight
 
