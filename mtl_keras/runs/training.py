@@ -20,6 +20,9 @@ from mtl_keras.runs.results import by_task, column_logs, metric_names
 if TYPE_CHECKING:
     from mtl_keras.applications import Application
 
+# A trial on a GPU compiles for half a minute to two; so many steps take about as long.
+_STEPS_WORTH_COMPILING = 2_000
+
 
 def load_split(
     config: TrainingConfig, split: str, epoch: tf.Variable | None = None
@@ -93,6 +96,7 @@ def compiled_model(config: TrainingConfig, steps: int) -> keras.Model:
         metrics=application.metrics(config.tasks),
         balancing=config.balancing,
         columns=application.columns_of(config.tasks),
+        jit_compile=jit_compile(config.jit, steps),
     )
     return model
 
@@ -115,6 +119,22 @@ class ColumnLogs(keras.callbacks.Callback):
         """Adds `"val_<task>_<metric>"`."""
         if "val_loss" in logs:
             logs |= column_logs(self.model, self._application, "val_")
+
+
+def jit_compile(jit: bool | str, steps: int) -> bool | str:
+    """Returns what `compile` takes for a config's `jit` and a number of steps."""
+    if jit == "auto" and steps < _STEPS_WORTH_COMPILING:
+        return False
+    return jit
+
+
+def full_batches(dataset: tf.data.Dataset, size: int) -> tf.data.Dataset:
+    """Leaves out batches of less than `size` samples, for one shape under XLA."""
+
+    def is_full(x: Any, *labels: Any) -> tf.Tensor:
+        return tf.equal(tf.shape(tf.nest.flatten(x)[0])[0], size)
+
+    return dataset.filter(is_full)
 
 
 @contextlib.contextmanager
