@@ -222,7 +222,7 @@ def train(
 
     over = strategies.make(strategy)
     console = make_console()
-    given: dict[str, Any] = {
+    overrides: dict[str, Any] = {
         "data": None if data is None else applications.allow(data),
         "tasks": None if tasks is None else _split(tasks),
         "backbone": backbone,
@@ -241,7 +241,7 @@ def train(
     }
     config = dataclasses.replace(
         _base_config(application, from_study, console),
-        **{name: value for name, value in given.items() if value is not None},
+        **{name: value for name, value in overrides.items() if value is not None},
     ).validate()
     out = out or unfinished.next_free("runs", config)
     if reuse and out.exists():

@@ -1,4 +1,4 @@
-"""What a run trains and measures: its data, its model, its metrics."""
+"""Data, model and metrics of a run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def load_split(
     """Loads one split as a validated config wants it.
 
     Args:
-        config: What `RunConfig.validate` returned.
+        config: Validated settings, from `RunConfig.validate`.
         split: `"train"` (shuffled, and cut to `limit`), `"validation"` or
             `"test"`.
         epoch: Number of the epoch to give; see `Application.load`.
@@ -66,7 +66,7 @@ def compiled_model(config: TrainingConfig, steps: int) -> keras.Model:
     Sets the global seeds, so that two calls give the same initial weights.
 
     Args:
-        config: What `RunConfig.validate` returned.
+        config: Validated settings, from `RunConfig.validate`.
         steps: Training steps in all, over which the learning rate decays as the
             config says.
     """
@@ -139,7 +139,7 @@ def full_batches(dataset: tf.data.Dataset, size: int) -> tf.data.Dataset:
 
 @contextlib.contextmanager
 def _dtype_policy(name: str | None) -> Iterator[None]:
-    """Makes a dtype policy Keras's global one for a while; None changes nothing."""
+    """Context manager: sets Keras's global dtype policy; None changes nothing."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(name or before)
     try:
@@ -172,7 +172,7 @@ def test_metrics(
     """Returns all metrics on the test split, `{task: {metric: value}}`.
 
     Args:
-        config: What `RunConfig.validate` returned.
+        config: Validated settings, from `RunConfig.validate`.
         model: The trained model.
         test: The test split, as `load_split` gives it.
     """

@@ -47,7 +47,7 @@ def export(
     - `classify_<output>`: `scores` and `classes` for serialized examples, as
       TensorFlow Serving's Classify has them; for outputs with class names.
 
-    Outputs are what the model's are: probabilities, also where the model was compiled
+    Outputs are those of the model: probabilities, also where the model was compiled
     with a loss `from_logits=True`. An output `[batch, classes]` with class names is
     accompanied by `<output>_label`, the name of the likeliest class (of one
     probability `[batch, 1]`: the second name above 0.5).
@@ -111,7 +111,7 @@ def export(
     source = dict(source or {})
 
     def write(version: pathlib.Path) -> None:
-        # What the SavedModel copies into its assets; outside of it.
+        # Files that the SavedModel copies into its assets; outside of it.
         assets = version.parent / "assets"
         assets.mkdir()
         root = _trackable(served, functions, assets)
@@ -156,7 +156,7 @@ def _batches(default: Signature, samples: Any) -> list[dict[str, np.ndarray]]:
 def _trackable(
     served: ServedModel, functions: Mapping[str, Any], assets: pathlib.Path
 ) -> tf.Module:
-    """Returns an object that holds what the functions use, and nothing else."""
+    """Returns a module that tracks the captures of the functions, and nothing else."""
     root = tf.Module()
     captured = {
         id(tensor)
