@@ -7,8 +7,9 @@ Installs TorchJD with all its solvers into an environment of its own under FOLDE
 default in the user's cache folder), once, and runs it in a second process. The two
 take turns, so that a slow minute of the machine hits both. Both get the same Gram
 matrices in turn (Nash-MTL of TorchJD takes the gradients, here four times as many
-numbers as tasks); times of the compiled ops are less the loop around them. On a busy machine `--busy`
-counts the processor's time in place of the clock's, TorchJD on one thread.
+numbers as tasks); times of the compiled ops are less the loop around them. `--busy`,
+for a busy machine, counts the processor's time in place of the clock's, with TorchJD on
+one thread.
 Writes benchmarks/results/peers.json.
 """
 
@@ -184,6 +185,8 @@ def main() -> None:
         with tempfile.NamedTemporaryFile(suffix=".npy") as rows:
             np.save(rows.name, ops.task_rows(num_tasks))
             found = [compare(peer, name, num_tasks, rows.name, clock) for name in names]
+        for row in found:
+            row["versions"] = {**versions, "tensorflow": tf.__version__}
         results["rows"] = sorted([*kept, *found], key=lambda row: row["tasks"])
         print(table(found), flush=True)
     peer.stdin.close()
@@ -193,7 +196,6 @@ def main() -> None:
         "unit": "microseconds a solve: median, quartiles and least over rounds",
         "seed": "the number of tasks",
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-        "versions": {**versions, "tensorflow": tf.__version__},
     }
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
