@@ -301,6 +301,17 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
+def write(path: pathlib.Path, results: dict) -> None:
+    """Writes the results so far."""
+    results |= {
+        "command": f"python benchmarks/step.py{' --running' if RUNNING else ''}",
+        "seed": 0,
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
+    }
+    path.write_text(json.dumps(results, indent=1) + "\n")
+
+
 def main() -> None:
     """Runs the comparison for the numbers of tasks on the command line, or all."""
     path = RESULTS_RUNNING if RUNNING else RESULTS
@@ -324,13 +335,8 @@ def main() -> None:
         print(table(found), flush=True)
         kept = [run for run in results.get(key, []) if run["tasks"] != num_tasks]
         results[key] = sorted([*kept, found], key=lambda run: run["tasks"])
-    results |= {
-        "command": f"python benchmarks/step.py{' --running' if RUNNING else ''}",
-        "seed": 0,
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-        "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
-    }
-    path.write_text(json.dumps(results, indent=1) + "\n")
+        write(path, results)
+    write(path, results)
 
 
 if __name__ == "__main__":
