@@ -161,6 +161,13 @@ def train(
         str | None,
         typer.Option(help="float32, mixed_float16 or mixed_bfloat16; else Keras's."),
     ] = None,
+    jit: Annotated[
+        bool | None,
+        typer.Option(
+            "--jit/--no-jit",
+            help="Compile the steps by XLA; else with a GPU and 2,000 steps or more.",
+        ),
+    ] = None,
     from_study: Annotated[
         pathlib.Path | None,
         typer.Option(help="Take the settings of a study's best trial."),
@@ -211,7 +218,7 @@ def train(
 
     over = strategies.make(strategy)
     console = make_console()
-    given: dict[str, Any] = {
+    overrides: dict[str, Any] = {
         "data": None if data is None else applications.canonical(data),
         "tasks": None if tasks is None else _split(tasks),
         "backbone": backbone,
@@ -225,11 +232,12 @@ def train(
         "limit": limit,
         "seed": seed,
         "precision": precision,
+        "jit": jit,
         "patience": patience,
     }
     config = dataclasses.replace(
         _base_config(application, from_study, console),
-        **{name: value for name, value in given.items() if value is not None},
+        **{name: value for name, value in overrides.items() if value is not None},
     ).validate()
     out = out or unfinished.next_free("runs", config)
     if reuse and out.exists():

@@ -1,4 +1,4 @@
-"""What an application is: data, a backbone, tasks, and how to train them."""
+"""Base class of applications: data, backbones, tasks and training defaults."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Task:
         name: Name of the model's output and of the label.
         kind: `"multiclass"`, `"binary"`, `"number"`, `"boxes"`, `"segmentation"`,
             `"span"` or `"sequence"`.
-        loss: Gives a new loss, in a form that Keras's `compile` takes.
-        metrics: Gives new metrics, named without the task.
+        loss: Function that returns a new loss, in a form that Keras's `compile` takes.
+        metrics: Function that returns new metrics, named without the task.
         objective: Name of the metric that models are compared by.
         direction: `"max"` or `"min"`: which way the objective is better.
     """
@@ -160,7 +160,7 @@ class Application(Served, abc.ABC):
         return backbone_registry.get(backbone)(width, depth)
 
     def preprocess(self, inputs: Mapping[str, keras.KerasTensor]) -> keras.KerasTensor:
-        """Turns the raw inputs into what the backbone reads, by Keras layers.
+        """Returns the backbone's input, made from the raw inputs by Keras layers.
 
         An application has this and `head`, or a `connect` of its own.
         """
@@ -178,12 +178,12 @@ class Application(Served, abc.ABC):
     def encode(
         self, inputs: Mapping[str, keras.KerasTensor], backbone: str, width: int
     ) -> keras.KerasTensor:
-        """Returns what the first stage reads; here the preprocessed inputs.
+        """Returns the first stage's input; here the preprocessed inputs.
 
         Args:
-            inputs: What `inputs_of` gave.
+            inputs: Symbolic inputs, as `inputs_of` returns them.
             backbone: One of `backbones`.
-            width: What `stages` was given.
+            width: Width of `stages`.
         """
         del backbone, width
         return self.preprocess(inputs)
@@ -201,7 +201,7 @@ class Application(Served, abc.ABC):
 
         Args:
             task: The task.
-            features: What the way to share gave for it.
+            features: Its features, from the way to share.
         """
         raise NotImplementedError
 
@@ -218,12 +218,12 @@ class Application(Served, abc.ABC):
         """Connects inputs to outputs: preprocessing, shared stages, heads.
 
         Args:
-            inputs: What `inputs` gave.
+            inputs: Symbolic inputs, as `inputs` returns them.
             stages: The backbone.
             share: The way to share it.
             tasks: The tasks by name.
-            backbone: What `stages` was given.
-            width: The same.
+            backbone: Name of the backbone of `stages`.
+            width: Width of `stages`.
 
         Returns:
             Outputs of the tasks that `share` gave features for, each of a layer
@@ -246,7 +246,7 @@ class Application(Served, abc.ABC):
         """Returns scores that `evaluate` cannot give, such as those of texts.
 
         Args:
-            model: What `build` gave, trained.
+            model: A trained model of `build`.
             split: `"train"`, `"validation"` or `"test"`.
             data: Name of the data set; `None` for `default_data`.
             tasks: Tasks to score; `None` for all.

@@ -76,7 +76,7 @@ def get(name: str) -> Application:
 
 
 def register(name: str, application: Callable[[], Application]) -> None:
-    """Gives an application a name that `get` accepts.
+    """Registers an application under a name that `get` accepts.
 
     Processes that this one starts know the name too, where the application is defined
     in a file of its own, and not in the program itself or within a function.
@@ -109,7 +109,7 @@ def register(name: str, application: Callable[[], Application]) -> None:
 
 
 def allow(name: str) -> str:
-    """Lets this process, and those that it starts, import an application's code.
+    """Permits this process, and those that it starts, to import an application's code.
 
     Args:
         name: `FILE.py:NAME` or `PACKAGE.MODULE:NAME`: a subclass of `Application`, or
@@ -128,8 +128,8 @@ def canonical(name: str, folder: str | os.PathLike = ".") -> str:
     """Returns a name that means the same in every folder: with absolute paths.
 
     Args:
-        name: What `get` takes.
-        folder: What its path is relative to.
+        name: A name that `get` accepts.
+        folder: The folder that its path is relative to.
     """
     if name in _BUILT_IN or name in _registered:
         return name
@@ -151,7 +151,7 @@ def label(name: str) -> str:
 
 
 def is_code(name: str) -> bool:
-    """Whether a name stands for code: `FILE.py:NAME` or `PACKAGE.MODULE:NAME`."""
+    """Returns whether a name is code: `FILE.py:NAME` or `PACKAGE.MODULE:NAME`."""
     path, _, attribute = name.rpartition(":")
     return bool(path) and attribute.isidentifier()
 

@@ -1,4 +1,4 @@
-"""What an application says about its model when it is served."""
+"""Serving interface of applications: the served model and its class names."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Served:
         teacher forcing).
 
         Args:
-            model: What `build` gave, trained.
+            model: A trained model of `build`.
 
         Returns:
             `model` itself, unless overridden.

@@ -31,7 +31,7 @@ _register = keras.saving.register_keras_serializable(package="mtl_keras")
 class MatrixBalancer(GradientBalancer):
     """A gradient balancer that works on the gradients themselves.
 
-    A task whose gradient is zero takes no part, as an absent one. A method implements
+    A task whose gradient is zero is excluded, as an absent one. A method implements
     `combine`. `natural_scale` is as for `GramBalancer`.
 
     Args:
@@ -56,8 +56,8 @@ class MatrixBalancer(GradientBalancer):
     def aggregate(self, step: GradientStep) -> tuple[list[Any], tf.Tensor]:
         """See `GradientBalancer.aggregate`."""
         matrix, connected = dense_matrix(step)
-        # As for Gram-based methods: without gradient, as of a loss weight of 0, a task
-        # takes no part. The shortest vector would be its.
+        # As for Gram-based methods: a task without gradient, as of a loss weight of 0,
+        # is excluded. The shortest vector would be its.
         step = copy.copy(step)
         step.present &= _any_nonzero(matrix, len(step.gradients))
         update, weights = self.combine(matrix, step)
@@ -71,12 +71,12 @@ class MatrixBalancer(GradientBalancer):
         factor = self._rescaling(step.present)
         combined: list[Any] = [None] * len(connected)
         for index, value, rows in zip(
-            (i for i, there in enumerate(connected) if there),
+            (i for i, reached in enumerate(connected) if reached),
             update,
             matrix,
             strict=True,
         ):
-            plain = tf.tensordot(mean, rows, axes=1)
+            plain = _sum_of_rows(mean, rows)
             value = tf.where(usable, value * factor, plain)
             value *= step.loss_scale
             combined[index] = tf.cast(value, _dtype(step.gradients, index))
@@ -631,7 +631,7 @@ class TrimmedMean(MatrixBalancer):
             # Absent tasks are sorted behind all others, where no share reaches.
             ordered = tf.sort(tf.where(_by_row(step.present, rows), rows, np.inf), 0)
             ordered = tf.where(_by_row(ranks < count, rows), ordered, 0.0)
-            update.append(tf.tensordot(shares, ordered, axes=1))
+            update.append(_sum_of_rows(shares, ordered))
         return update, mean_weights(step.present, "mean")
 
     def get_config(self) -> dict[str, Any]:
@@ -655,10 +655,10 @@ def dense_matrix(step: GradientStep) -> tuple[list[tf.Tensor], list[bool]]:
     """
     matrix, connected = [], []
     for column in zip(*step.gradients, strict=True):
-        there = [gradient for gradient in column if gradient is not None]
-        connected.append(bool(there))
-        if there:
-            like = tf.convert_to_tensor(there[0])
+        gradients = [gradient for gradient in column if gradient is not None]
+        connected.append(bool(gradients))
+        if gradients:
+            like = tf.convert_to_tensor(gradients[0])
             rows = [
                 tf.zeros_like(like) if g is None else tf.convert_to_tensor(g)
                 for g in column
@@ -719,4 +719,9 @@ def _gramian(matrix: Sequence[tf.Tensor]) -> tf.Tensor:
 
 
 def _weighted_sum(weights: tf.Tensor, matrix: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    return [tf.tensordot(weights, rows, axes=1) for rows in matrix]
+    return [_sum_of_rows(weights, rows) for rows in matrix]
+
+
+def _sum_of_rows(weights: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    # Not a product of matrices: GPUs round its float32 factors to ten bits (TF32).
+    return tf.reduce_sum(_shaped(weights, rows) * rows, axis=0)

@@ -140,7 +140,7 @@ def outputs_of_metrics(
 def metric_function(
     metric: keras.metrics.Metric,
 ) -> tuple[Callable[[Any, Any], Any], Any] | None:
-    """Returns what a metric takes the mean of; None for another kind of metric.
+    """Returns the function that a metric averages; None for another kind of metric.
 
     Args:
         metric: Any metric.
@@ -316,8 +316,8 @@ def _call_inlined(
         arguments, options = node.arguments.fill_in(tensors)
         if _has_several_outputs(node.operation):
             inner: Functional = node.operation
-            given = [tensors[id(t)] for t in _call_inputs(inner, node)]
-            within = dict(zip(map(id, inner.inputs), given, strict=True))
+            inputs = [tensors[id(t)] for t in _call_inputs(inner, node)]
+            within = dict(zip(map(id, inner.inputs), inputs, strict=True))
             _call_inlined(inner, within, options.get("training", training))
             results = [within[id(output)] for output in inner.outputs]
         elif all(tensors[id(t)] is t for t in node.input_tensors):
@@ -344,7 +344,7 @@ def _has_several_outputs(operation: keras.Operation) -> bool:
 
 
 def _call_inputs(model: Functional, node: Any) -> list[keras.KerasTensor]:
-    """Returns what a nested model was called with, in the order of its inputs."""
+    """Returns the tensors of a nested model's call, in the order of its inputs."""
     arguments, options = node.arguments.args, node.arguments.kwargs
     inputs = arguments[0] if arguments else options["inputs"]
     if isinstance(inputs, dict) and not isinstance(model.input, dict):
@@ -405,12 +405,12 @@ def call_between(
 
     Args:
         model: A functional model.
-        tensors: What to call them on, by the id of the model's own tensor.
+        tensors: Tensors to call them on, by the id of the model's own tensor.
         through: Ids of the tensors on the way, the ends included.
         end: The model's own tensor that they lead to.
 
     Returns:
-        What stands for the end.
+        The tensor in place of the end.
     """
     tensors = dict(tensors)
     for node in _nodes(model):
@@ -431,10 +431,10 @@ def saving_as_hdf5() -> bool:
 def may_overflow(
     optimizer: keras.optimizers.Optimizer, loss_scale: tf.Tensor
 ) -> tf.Tensor | bool:
-    """Whether gradients that are not finite are for the optimizer to deal with.
+    """Returns whether non-finite gradients are left to a loss-scaling optimizer.
 
-    One that scales losses skips such a step and halves the scale. At a scale of 1 or
-    less, what overflows does so by itself.
+    It skips such a step and halves the scale. At a scale of 1 or less, an overflow is
+    not the scale's doing.
 
     Args:
         optimizer: The optimizer.
@@ -443,6 +443,45 @@ def may_overflow(
     if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return False
     return loss_scale > 1.0
+
+
+def batch_structure(iterator: Any, data_batch: Any) -> Any:
+    """Returns a batch of `fit` or `train_on_batch` as `KerasTensor`s, or None.
+
+    None stands for data whose shapes only the step itself learns: Python's own
+    numbers, and what is not as Keras 3.15 passes it to `_maybe_symbolic_build`.
+
+    Args:
+        iterator: Keras's epoch iterator, or None.
+        data_batch: The batch, without an iterator.
+    """
+    if iterator is not None:
+        dataset = getattr(iterator, "_distributed_dataset", None)
+        data_batch = getattr(dataset, "element_spec", None)
+    leaves = keras.tree.flatten(data_batch)
+    if not all(
+        leaf is None or (hasattr(leaf, "shape") and hasattr(leaf, "dtype"))
+        for leaf in leaves
+    ):
+        return None
+    return keras.tree.map_structure(
+        lambda leaf: leaf if leaf is None else _symbolic(leaf), data_batch
+    )
+
+
+def _symbolic(value: Any) -> keras.KerasTensor:
+    return keras.KerasTensor(
+        tuple(value.shape), keras.backend.standardize_dtype(value.dtype)
+    )
+
+
+def build_optimizer(
+    optimizer: keras.optimizers.Optimizer, variables: list[keras.Variable]
+) -> None:
+    """Builds an optimizer as its first update would, unless it is built."""
+    if not optimizer.built and variables:
+        with keras.name_scope(optimizer.name, caller=optimizer):
+            optimizer.build(variables)
 
 
 def update_if(
@@ -458,13 +497,11 @@ def update_if(
         optimizer: The optimizer; built here if it is not yet, as a branch of a
             graph may not create variables.
         gradients: By variable.
-        variables: What to update; may be empty.
+        variables: Variables to update; may be empty.
     """
     if not variables:
         return
-    if not optimizer.built:
-        with keras.name_scope(optimizer.name, caller=optimizer):
-            optimizer.build(variables)
+    build_optimizer(optimizer, variables)
     if tf.__internal__.distribute.strategy_supports_no_merge_call():
         tf.cond(condition, lambda: _apply(optimizer, gradients, variables), _nothing)
         return

@@ -38,7 +38,7 @@ def export(
         runs: The run folders.
         to: The folder of all versions of the model.
         tasks: The tasks to serve; None means all.
-        weights: `"float32"`, or what `serving.compress` takes.
+        weights: `"float32"`, or one of the weights of `serving.compress`.
         reuse: Whether to keep the latest version where it is of the same model.
         console: Where to show progress; None exports in silence.
 

@@ -21,7 +21,7 @@ def by_task(
     """Sorts Keras's logs by task.
 
     Args:
-        logs: What `evaluate(return_dict=True)` gives, or an epoch's logs. Keys
+        logs: Results of `evaluate(return_dict=True)`, or an epoch's logs. Keys
             are `<task>_<metric>`; Keras leaves the task out of models with one
             output.
         names: `{task: [metric, ...]}`, as `metric_names` gives it.

@@ -1,10 +1,11 @@
-"""What a run trains and measures: its data, its model, its metrics."""
+"""Data, model and metrics of a run."""
 
 from __future__ import annotations
 
 import contextlib
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -16,6 +17,9 @@ from mtl_keras.runs.config import TrainingConfig
 from mtl_keras.runs.optimizers import learning_rate_schedule, make_optimizer
 from mtl_keras.runs.results import by_task, metric_names
 
+# A trial on a GPU compiles for half a minute to two; so many steps take about as long.
+_STEPS_WORTH_COMPILING = 2_000
+
 
 def load_split(
     config: TrainingConfig, split: str, epoch: tf.Variable | None = None
@@ -23,7 +27,7 @@ def load_split(
     """Loads one split as a validated config wants it.
 
     Args:
-        config: What `RunConfig.validate` returned.
+        config: Validated settings, from `RunConfig.validate`.
         split: `"train"` (shuffled, and cut to `limit`), `"validation"` or
             `"test"`.
         epoch: Number of the epoch to give; see `Application.load`.
@@ -59,7 +63,7 @@ def compiled_model(config: TrainingConfig, steps: int) -> keras.Model:
     Sets the global seeds, so that two calls give the same initial weights.
 
     Args:
-        config: What `RunConfig.validate` returned.
+        config: Validated settings, from `RunConfig.validate`.
         steps: Training steps in all, over which the learning rate decays as the
             config says.
     """
@@ -88,13 +92,30 @@ def compiled_model(config: TrainingConfig, steps: int) -> keras.Model:
         loss_weights=weights,
         metrics=application.metrics(config.tasks),
         balancing=config.balancing,
+        jit_compile=jit_compile(config.jit, steps),
     )
     return model
 
 
+def jit_compile(jit: bool | str, steps: int) -> bool | str:
+    """Returns what `compile` takes for a config's `jit` and a number of steps."""
+    if jit == "auto" and steps < _STEPS_WORTH_COMPILING:
+        return False
+    return jit
+
+
+def full_batches(dataset: tf.data.Dataset, size: int) -> tf.data.Dataset:
+    """Leaves out batches of less than `size` samples, for one shape under XLA."""
+
+    def is_full(x: Any, *labels: Any) -> tf.Tensor:
+        return tf.equal(tf.shape(tf.nest.flatten(x)[0])[0], size)
+
+    return dataset.filter(is_full)
+
+
 @contextlib.contextmanager
 def _dtype_policy(name: str | None) -> Iterator[None]:
-    """Makes a dtype policy Keras's global one for a while; None changes nothing."""
+    """Context manager: sets Keras's global dtype policy; None changes nothing."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(name or before)
     try:
@@ -127,7 +148,7 @@ def test_metrics(
     """Returns all metrics on the test split, `{task: {metric: value}}`.
 
     Args:
-        config: What `RunConfig.validate` returned.
+        config: Validated settings, from `RunConfig.validate`.
         model: The trained model.
         test: The test split, as `load_split` gives it.
     """

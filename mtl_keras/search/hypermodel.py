@@ -138,7 +138,7 @@ class MultiTaskHyperModel(keras_tuner.HyperModel):
     def fit(
         self, hp: keras_tuner.HyperParameters, model: keras.Model, *args, **kwargs
     ) -> Any:
-        """Fits with the drawn batch size; returns what `model.fit` does.
+        """Fits with the drawn batch size; returns the history of `model.fit`.
 
         Where loss weights are searched, `"loss"` and `"val_loss"` of the history, and
         of the logs that callbacks get, are the sum of the tasks' losses without the
@@ -184,7 +184,7 @@ _TRAINING = (
 
 
 class StudyHyperModel(keras_tuner.HyperModel):
-    """Builds and trains what the hyperparameters of a study say.
+    """HyperModel that builds and trains the models of a study's hyperparameters.
 
     It brings its own data, so that KerasTuner's `search` needs none:
 
@@ -317,7 +317,7 @@ class _EpochResults(keras.callbacks.Callback):
     """Results of every epoch, and the objectives in its logs for later callbacks.
 
     Attributes:
-        epochs: What `StudyHyperModel.results` returns for each epoch so far.
+        epochs: `StudyHyperModel.results` of each epoch so far.
     """
 
     def __init__(self, hypermodel: StudyHyperModel):
@@ -341,7 +341,7 @@ def best_epoch(
     With one objective that is its best epoch (the first of equal ones, as Keras's
     callbacks have it), with several the last one that no other epoch dominates: a
     model that the trial had, and as its learning rate had decayed most. A training
-    that ended in what is no number has failed, whatever came before.
+    whose last epoch has a value that is no number has failed, whatever came before.
 
     Args:
         epochs: `{objective name: value, ...}` of every epoch.

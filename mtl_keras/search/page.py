@@ -13,7 +13,7 @@ from mtl_keras.search.records import TrialRecord, flat_settings, front_of
 from mtl_keras.search.study import Study
 from mtl_keras.search.values import epochs, main_values, short
 
-# What the figures show, by the names of their files.
+# Captions of the figures, by the names of their files.
 _ABOUT = {
     "trade_off": "Every trial in each pair of objectives or, with one objective, of "
     "the tasks' metrics. A line joins the front of the pair, a ring marks the front "

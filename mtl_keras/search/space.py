@@ -26,6 +26,7 @@ SETTINGS: dict[str, type] = {
     "backbone": str,
     "schedule": str,
     "precision": str,
+    "jit": bool,
     "width": int,
     "depth": int,
     "batch_size": int,
@@ -68,7 +69,7 @@ class Choice:
         """
         encoded = self._encoded()
         drawn = hp.Choice(name, encoded)
-        # KerasTuner gives None for what the conditions around it switch off.
+        # KerasTuner gives None for settings that their conditions switch off.
         return None if drawn is None else self.values[encoded.index(drawn)]
 
     def _encoded(self) -> list[Any]:
@@ -165,7 +166,7 @@ def parse_dimension(name: str, value: Any) -> Dimension:
 
     Args:
         name: The setting, a key of `SETTINGS`.
-        value: What the study file has for it.
+        value: Its value in the study file.
 
     Raises:
         InputError: If the type is wrong or the range is empty.
@@ -186,7 +187,7 @@ def parse_argument(name: str, value: Any) -> Dimension:
     """Reads a searched argument, whose values may be of any type.
 
     Args:
-        name: What to call it in messages.
+        name: Its name in messages.
         value: A list of values, `{ min = …, max = … }`, or one value.
 
     Raises:
@@ -253,10 +254,13 @@ def _value(name: str, kind: type, value: Any) -> Any:
         return value
     if kind is str and isinstance(value, str):
         return value
+    if kind is bool and (isinstance(value, bool) or value == "auto"):
+        return value
     expected = {
         float: "a number",
         int: "a whole number",
         str: "a name",
+        bool: 'true, false or "auto"',
     }[kind]
     raise InputError(f"Expected space.{name} to be {expected}. Received: {value!r}.")
 

@@ -1,4 +1,4 @@
-"""Study files: what a search explores, read and checked from TOML."""
+"""Study files: the definition of a search, read and checked from TOML."""
 
 from __future__ import annotations
 
@@ -122,9 +122,9 @@ class Study:
 
     Attributes:
         settings: The settings that it was made from.
-        base: What all trials share; the settings that are searched have their
+        base: Settings that all trials share; those that are searched have their
             defaults here.
-        space: What is fixed and searched.
+        space: The fixed and searched settings.
         objectives: One objective, or several.
     """
 

@@ -20,10 +20,10 @@ def main_values(study: Study, record: TrialRecord) -> list[float]:
 
 
 def epochs(study: Study) -> str:
-    """Says how many epochs a trial has."""
+    """Returns the number of epochs of a trial as text, such as `3 epochs`."""
     return f"{study.settings.epochs} epoch{'s' if study.settings.epochs > 1 else ''}"
 
 
 def short(value: Any) -> str:
-    """Writes a setting's value."""
+    """Returns a setting's value as short text."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)

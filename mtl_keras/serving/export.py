@@ -16,7 +16,7 @@ from mtl_keras.serving.model_card import write_model_card
 from mtl_keras.serving.served_model import ServedModel, merge, served_model
 from mtl_keras.serving.server_files import BATCH_SIZES, write_server_files
 from mtl_keras.serving.signatures import Signature, empty_inputs, signatures
-from mtl_keras.serving.stock_ops import check_stock
+from mtl_keras.serving.stock_ops import check_stock, without_cudnn
 from mtl_keras.serving.versions import write_version
 from mtl_keras.serving.warmup import as_inputs, write_records
 
@@ -46,7 +46,7 @@ def export(
     - `classify_<output>`: `scores` and `classes` for serialized examples, as
       TensorFlow Serving's Classify has them; for outputs with class names.
 
-    Outputs are what the model's are: probabilities, also where the model was compiled
+    Outputs are those of the model: probabilities, also where the model was compiled
     with a loss `from_logits=True`. An output `[batch, classes]` with class names is
     accompanied by `<output>_label`, the name of the likeliest class (of one
     probability `[batch, 1]`: the second name above 0.5).
@@ -94,7 +94,8 @@ def export(
     models = list(model) if isinstance(model, (list, tuple)) else [model]
     served = _served(models, tasks, class_names)
     chosen = signatures(served, with_examples=examples)
-    functions = {signature.name: signature.function() for signature in chosen}
+    with without_cudnn(models):
+        functions = {signature.name: signature.function() for signature in chosen}
     for signature in chosen:
         check_stock(signature.name, functions[signature.name], signature.model)
     batches = _batches(chosen[0], samples)
@@ -102,7 +103,7 @@ def export(
     source = dict(source or {})
 
     def write(version: pathlib.Path) -> None:
-        # What the SavedModel copies into its assets; outside of it.
+        # Files that the SavedModel copies into its assets; outside of it.
         assets = version.parent / "assets"
         assets.mkdir()
         root = _trackable(served, functions, assets)
@@ -147,7 +148,7 @@ def _batches(default: Signature, samples: Any) -> list[dict[str, np.ndarray]]:
 def _trackable(
     served: ServedModel, functions: Mapping[str, Any], assets: pathlib.Path
 ) -> tf.Module:
-    """Returns an object that holds what the functions use, and nothing else."""
+    """Returns a module that tracks the captures of the functions, and nothing else."""
     root = tf.Module()
     captured = {
         id(tensor)

@@ -1,4 +1,4 @@
-"""`MODEL_CARD.md`: one page on what an exported model is and how to ask it."""
+"""`MODEL_CARD.md`: one page on an exported model and its requests."""
 
 from __future__ import annotations
 

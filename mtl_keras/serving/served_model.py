@@ -27,7 +27,7 @@ _UNNAMED = re.compile(r"keras_tensor(_\d+)?")
 
 @dataclasses.dataclass(frozen=True)
 class ServedModel:
-    """What signatures are made of.
+    """Symbolic inputs and outputs of a model, from which signatures are made.
 
     Attributes:
         inputs: Symbolic inputs that an output needs, by name.
@@ -282,5 +282,5 @@ def label_name(output: str) -> str:
 
 
 def tensor_spec(name: str, tensor: keras.KerasTensor) -> tf.TensorSpec:
-    """Returns what a client gives for a symbolic input, its batch dimension free."""
+    """Returns the spec of a symbolic input, with a free batch dimension."""
     return tf.TensorSpec((None, *tensor.shape[1:]), tensor.dtype, name=name)

@@ -1,4 +1,4 @@
-"""The signatures of a served model, and what Keras answers to the same request."""
+"""The signatures of a served model, and Keras's answers to the same requests."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Signature:
     """One signature: a part of the model, and the form of its requests and answers.
 
     Attributes:
-        name: What clients ask for.
+        name: Name in a client's request.
         model: From the inputs, by name, to the outputs, by name.
         class_names: Names of the classes, for outputs that have some.
         from_examples: Whether requests hold serialized `tf.train.Example`s.
@@ -103,7 +103,7 @@ class Signature:
         return needed
 
     def keras_answer(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns what the Keras model answers; names and classes found by NumPy.
+        """Returns the Keras model's answer; names and classes found by NumPy.
 
         Args:
             inputs: At least the inputs that the signature's model needs.

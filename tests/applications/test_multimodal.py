@@ -1,4 +1,4 @@
-"""The multimodal application: what its tasks read, and what they make of bad input."""
+"""The multimodal application: inputs of its tasks, and answers to bad input."""
 
 from __future__ import annotations
 
@@ -77,16 +77,16 @@ def test_labels_and_weights(application):
     inputs, labels, weights = zip(*load(application).as_numpy_iterator(), strict=True)
     for task, used in USES.items():
         weight = np.concatenate([w[task] for w in weights])
-        there = np.zeros(len(weight), bool)
+        present = np.zeros(len(weight), bool)
         for name in used:
             x = [b[name] for b in inputs]
-            there |= np.concatenate(
+            present |= np.concatenate(
                 [
                     np.reshape(p != (b"" if name == "text" else 0), (len(p), -1)).any(1)
                     for p in x
                 ]
             )
-        np.testing.assert_array_equal(weight > 0, there)
+        np.testing.assert_array_equal(weight > 0, present)
     digit = np.concatenate([w["digit"] for w in weights])
     assert sorted(set(digit.tolist())) == [0.0, 1.0, 4.0]
     for batch_labels in labels:
@@ -103,7 +103,7 @@ def test_samples_without_a_chosen_label_are_left_out(application):
 
 
 @pytest.mark.parametrize("task", list(USES))
-def test_a_task_depends_on_what_carries_its_label(model, task):
+def test_a_task_depends_on_the_modalities_that_carry_its_label(model, task):
     base, other = batch(), batch(1)
     before = model.predict_on_batch(base)[task]
     for name in base:
@@ -139,8 +139,10 @@ def test_no_boundary_between_shared_layers_and_heads(model, application):
     ("data", "fusion", "sharing", "balancing"),
     [
         (None, "concat", "mmoe", "upgrad"),
-        (PAIRED, "gated", "hard", "equal"),
-        (PAIRED, "cross_attention", "hard", "uncertainty"),
+        pytest.param(PAIRED, "gated", "hard", "equal", marks=pytest.mark.slow),
+        pytest.param(
+            PAIRED, "cross_attention", "hard", "uncertainty", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_every_fusion_learns(application, data, fusion, sharing, balancing):
@@ -192,9 +194,15 @@ def test_hard_input_trains_and_is_answered(application, small_multimodal):
         assert np.isfinite(variable.numpy()).all(), variable.path
 
 
-def test_exported_tasks_take_what_they_use(model, application, tmp_path):
-    version = serving.export(model, tmp_path, class_names=application.class_names())
-    loaded = tf.saved_model.load(str(version))
+@pytest.fixture(scope="module")
+def loaded(model, application, tmp_path_factory):
+    """The model's export, loaded."""
+    folder = tmp_path_factory.mktemp("export")
+    version = serving.export(model, folder, class_names=application.class_names())
+    return tf.saved_model.load(str(version))
+
+
+def test_exported_tasks_take_the_inputs_that_they_use(model, loaded):
     inputs, _ = hard_input()
     inputs = {name: np.concatenate([x[:3], x]) for name, x in inputs.items()}
     inputs = {name: tf.constant(x) for name, x in inputs.items()}
@@ -206,9 +214,8 @@ def test_exported_tasks_take_what_they_use(model, application, tmp_path):
         np.testing.assert_allclose(answer[task], expected[task], atol=1e-5)
 
 
-def test_a_request_may_leave_modalities_out(model, application, tmp_path):
-    version = serving.export(model, tmp_path)
-    ask = tf.saved_model.load(str(version)).signatures["from_examples"]
+def test_a_request_may_leave_modalities_out(model, loaded):
+    ask = loaded.signatures["from_examples"]
     x = batch()
     audio = tf.train.FloatList(value=x["audio"][0])
     example = tf.train.Example(

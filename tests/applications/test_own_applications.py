@@ -1,4 +1,4 @@
-"""Applications by name: data files, plugins, own code, and what imports none."""
+"""Applications by name: data files, plugins, own code, and paths without import."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def imported(code):
 
 
 def run_folder(path, application, data="any"):
-    """Writes what a run folder from elsewhere may hold."""
+    """Writes a run folder as one from elsewhere may be."""
     config = runs.RunConfig("vision").validate()
     values = {**vars(config), "application": application, "data": data}
     values["made_with"] = {"format": FORMAT}
@@ -87,14 +87,14 @@ def test_a_run_folder_imports_no_code(code, capsys):
         assert app(command, standalone_mode=False) == 2
         assert "imported only if it is named" in capsys.readouterr().err
     assert not imported(code)
-    # Named on the command line it is; then what is wrong with the model is told.
+    # Named on the command line it is; then the error is that of the model.
     command = ["evaluate", str(run), "--code", name]
     assert app(command, standalone_mode=False) == 2
     assert "imported only" not in capsys.readouterr().err
     assert imported(code)
 
 
-def test_worker_processes_know_what_their_parent_was_told(code):
+def test_worker_processes_inherit_the_allowed_code(code):
     name = applications.allow(f"{code}:Mine")
     source = f"from mtl_keras import applications as a; print(a.get({name!r}).name)"
     done = subprocess.run(
@@ -125,7 +125,7 @@ def test_a_registered_name_is_known_in_worker_processes_too(code):
         applications.get("my_nam")
 
 
-def test_what_code_names_has_to_be_there_and_an_application(code):
+def test_named_code_has_to_exist_and_be_an_application(code):
     for name, message in (
         (f"{code}:Min", "Did you mean 'Mine'"),
         (f"{code}:pathlib", "Expected .* to be a subclass"),

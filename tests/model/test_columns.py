@@ -107,11 +107,11 @@ def test_a_group_trains_as_outputs_of_their_own(case):
     method, options = CASES[case]
     models, histories = [], []
     for is_group in (True, False):
-        given = dict(options)
-        if "loss_weights" in given and not is_group:
-            given["loss_weights"] = dict.fromkeys(NAMES, 2.0)
+        arguments = dict(options)
+        if "loss_weights" in arguments and not is_group:
+            arguments["loss_weights"] = dict.fromkeys(NAMES, 2.0)
         eager = not is_group or case != "running"
-        model = compiled(build(is_group), method, run_eagerly=eager, **given)
+        model = compiled(build(is_group), method, run_eagerly=eager, **arguments)
         histories.append(model.fit(**batches(is_group), **FIT).history)
         models.append(model)
     for one, two in zip(*map(weights_of, models), strict=True):
@@ -131,20 +131,20 @@ def test_a_group_trains_as_outputs_of_their_own(case):
 
 def test_one_column_can_be_stopped_or_not_finite():
     model = compiled(build(True), "equal", on_nonfinite="skip_task", run_eagerly=True)
-    given = {key: value for key, value in batches(True).items() if key != "x"}
-    y = {**given["y"], "assay": given["y"]["assay"].copy()}
+    batch = {key: value for key, value in batches(True).items() if key != "x"}
+    y = {**batch["y"], "assay": batch["y"]["assay"].copy()}
     row = int(np.flatnonzero(LABELLED[:, 1])[0])
     y["assay"][row, 1] = np.nan
     model.stop_tasks(["t3"])
     before = model.get_layer("assay").get_weights()[0]
-    logs = model.train_on_batch(X, y, given["sample_weight"], return_dict=True)
+    logs = model.train_on_batch(X, y, batch["sample_weight"], return_dict=True)
     after = model.get_layer("assay").get_weights()[0]
     assert (before != after).any(axis=0).tolist() == [True, False, True, False]
     assert logs["assay_nonfinite"] == 0.25
     assert logs["skipped_steps"] == 0
 
 
-def test_a_saved_group_goes_on(tmp_path):
+def test_a_saved_group_resumes(tmp_path):
     method = balancing.FairGrad(solve="running")
     whole, first = (compiled(build(True), method, run_eagerly=True) for _ in range(2))
     fit = {**FIT, "epochs": 1}
@@ -172,7 +172,7 @@ def test_columns_that_do_not_fit_are_refused(columns, message):
         build(True).compile("sgd", loss="mse", columns=columns)
 
 
-def test_what_groups_do_not_go_with_is_refused():
+def test_options_that_groups_do_not_support_are_refused():
     columns = {"assay": NAMES}
     model = build(True)
     with pytest.raises(InputError, match="gradients_of='shared'"):

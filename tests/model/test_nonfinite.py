@@ -100,7 +100,7 @@ def test_an_error_names_task_step_and_batch(value, blamed, method, arguments):
     # Nothing of the failed step or those after it is in the weights.
     before = weights_before(build(method, statistics=False), x, y, batches=2)
     assert_equal_weights(before, model, rtol=1e-4, atol=1e-6)
-    # The model can go on.
+    # The model trains on.
     model.fit(x[:32], {task: label[:32] for task, label in y.items()}, **FIT)
 
 
@@ -279,7 +279,9 @@ def test_gradient_accumulation_adds_up_the_good_steps(policy):
         assert_equal_weights(expected, model, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("method", ["equal", "upgrad"])
+@pytest.mark.parametrize(
+    "method", [pytest.param("equal", marks=pytest.mark.slow), "upgrad"]
+)
 def test_replicas_skip_together(method, mirrored):
     """A bad number on one of two replicas: the same steps as on one device."""
     x, y = data(bad=[3, 40])

@@ -34,7 +34,7 @@ def feature_values(
     Args:
         chunk: The rows.
         features: Inputs by name.
-        folder: What paths of images are relative to.
+        folder: The folder that paths of images are relative to.
     """
     values = {}
     for name, stats in features.items():
@@ -146,7 +146,7 @@ class Samples:
         return by_epoch(one_epoch, -(-self.count // batch_size), epoch)
 
     def chunks(self, units: Sequence[Unit]) -> Iterator[Arrays]:
-        """Gives the split's samples in order, `{"features": …, "labels": …}`."""
+        """Yields the split's samples in order, `{"features": …, "labels": …}`."""
         seen = 0
         table = self._table
         for chunk, splits in split_chunks(
@@ -166,7 +166,7 @@ class Samples:
     def _shuffled_chunks(
         self, seed: int, epoch: int, batch_size: int
     ) -> Iterator[Arrays]:
-        """Gives the samples in an order that depends on seed and epoch alone.
+        """Yields the samples in an order that depends on seed and epoch alone.
 
         Units come in a random order, several at a time, and pass through a buffer.
         """
@@ -261,7 +261,7 @@ class Samples:
         return inputs, labels
 
     def _weighted(self) -> bool:
-        """Whether samples have weights: labels are absent, or classes balanced."""
+        """Returns whether samples have weights: absent labels or balanced classes."""
         rows = self._table.description.rows
         return any(
             task.balanced or dict(task.labels) != dict(rows)
@@ -315,7 +315,7 @@ def _concatenated(parts: Sequence[Arrays]) -> Arrays:
 
 
 def _rebatched(chunks: Iterator[Arrays], batch_size: int) -> Iterator[Arrays]:
-    """Gives the same samples in batches of one size, the last one smaller."""
+    """Yields the same samples in batches of one size, the last one smaller."""
     rest: list[Arrays] = []
     for arrays in chunks:
         joined = _concatenated([*rest, arrays])

@@ -55,11 +55,10 @@ def nonnegative_qp(
     largest = tf.reduce_max(tf.abs(linear), axis=-1, keepdims=True)
     unit = tf.where(largest > 0.0, largest, 1.0)
     linear = linear / unit
-    # Rounding may leave eigenvalues below zero: they are lifted. Those of all
-    # submatrices lie above the smallest one of the whole.
+    # Rounding may leave eigenvalues below zero: they are lifted, by as much as it can.
+    # An eigendecomposition would tell, and cost more than the minimum on a GPU.
     identity = tf.eye(size, dtype=tf.float64)
-    lowest = tf.linalg.eigvalsh(matrix)[0]
-    matrix += 2.0 * tf.maximum(-lowest, 0.0) * identity
+    matrix += rounding * identity
     shifted = matrix + _RIDGE * identity
 
     def solve(free: tf.Tensor) -> tf.Tensor:
@@ -94,7 +93,7 @@ def nonnegative_qp(
         hit = blocking & ((room <= length) | (moved <= 0.0))
         kept = free & ~hit
         moved = tf.where(kept, tf.maximum(moved, 0.0), 0.0)
-        # An entry that leaves as soon as it was let in came in by a rounding error.
+        # An entry that leaves the free set at once entered it by round-off.
         barred |= hit & (length <= 0.0)
 
         # At the minimum over the free entries: let in the steepest of the others.
@@ -163,7 +162,7 @@ def min_norm(gramian: Any) -> tuple[tf.Tensor, tf.Tensor]:
         `[T]` float64 weights that sum to 1, and a scalar bool.
     """
     gramian = square(gramian)
-    if (library := native.in_use()) is not None:
+    if (library := native.solvers_in_use()) is not None:
         return tuple(library.mtl_keras_min_norm(gramian))
     problem = prepare(gramian)
     # With x = norms * w up to a factor, and r = 1 / norms, w lies on the simplex
@@ -211,14 +210,14 @@ def dual_cone(
             f"Expected lower bounds of shape [{size}] or [batch, {size}]. "
             f"Received: shape {lower.shape}."
         )
-    if (library := native.in_use()) is not None:
+    if (library := native.solvers_in_use()) is not None:
         return tuple(library.mtl_keras_dual_cone(gramian, lower, precision))
     problem = prepare(gramian)
     present = tf.where(problem.mean > 0.0, lower, 0.0)
     # v = u + z / norms with z >= 0.
     bounds = tf.reshape(present, [-1, size]) * problem.norms
     linear = -tf.matmul(bounds, problem.cosines) * problem.active
-    # Where the bounds' own gradients cancel, what is left is noise: no conflict.
+    # Where the bounds' own gradients cancel, the rest is noise: no conflict.
     parts = tf.matmul(tf.abs(bounds), tf.abs(problem.cosines))
     linear = tf.where(tf.abs(linear) > noise * parts, linear, 0.0)
     solution, solved = nonnegative_qp(problem.cosines, linear, noise=noise)
@@ -301,12 +300,12 @@ def _cone_projection(
                 f"Expected a preference of shape {tuple(gramian.shape[:1])}. "
                 f"Received: shape {preference.shape}."
             )
-    if (library := native.in_use()) is not None:
+    if (library := native.solvers_in_use()) is not None:
         op = library.mtl_keras_up_grad if each else library.mtl_keras_dual_proj
         preference = [] if preference is None else preference
         return tuple(op(gramian, preference, reg_eps, precision))
     problem = prepare(gramian)
-    # Divided by the trace, plus `reg_eps` where tasks take part.
+    # Divided by the trace, plus `reg_eps` for active tasks.
     matrix = problem.gramian
     matrix /= tf.linalg.trace(matrix)
     matrix += tf.linalg.diag(reg_eps * problem.active)
