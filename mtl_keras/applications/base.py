@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "validation", "test")
 
+MANY_TASKS = 32
+"""Tables make one output of more tasks than these, and reports show them together."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -111,6 +114,31 @@ class Application(Served, abc.ABC):
         Here nothing: the empty text.
         """
         return ""
+
+    def outputs_of(self, tasks: Iterable[str] | None = None) -> dict[str, Task]:
+        """Returns the tasks by the model's outputs; here each has one, of its name.
+
+        Args:
+            tasks: Names of the tasks; `None` for all.
+        """
+        return {task.name: task for task in self.select(tasks).values()}
+
+    def columns_of(
+        self, tasks: Iterable[str] | None = None
+    ) -> dict[str, tuple[str, ...]]:
+        """Returns `columns` for `compile`: outputs that are groups of tasks.
+
+        Here none: `{}`. An application of hundreds of tasks has one output of them
+        all, `[batch, T]`, with labels and sample weights of this shape.
+
+        Args:
+            tasks: Names of the tasks; `None` for all.
+
+        Returns:
+            `{output: names}`, each a `Task.name`, for keys of `outputs_of`.
+        """
+        del tasks
+        return {}
 
     @abc.abstractmethod
     def load(
@@ -305,7 +333,8 @@ class Application(Served, abc.ABC):
             inputs, stages, share, chosen, backbone=backbone, width=width
         )
         outputs = share.connect_outputs(outputs)
-        return self.assemble(inputs, {name: outputs[name] for name in chosen})
+        names = self.outputs_of(tasks)
+        return self.assemble(inputs, {name: outputs[name] for name in names})
 
     def assemble(
         self,
@@ -316,19 +345,19 @@ class Application(Served, abc.ABC):
 
         Args:
             inputs: The model's inputs, by name.
-            outputs: The heads' outputs, by task.
+            outputs: The heads' outputs, by the names that `outputs_of` gives.
         """
         return MultiTaskModel(inputs, outputs)
 
     def losses(self, tasks: Iterable[str] | None = None) -> dict[str, Any]:
         """Returns new losses by the model's outputs, for `compile`."""
-        return {task.name: task.loss() for task in self.select(tasks).values()}
+        return {name: task.loss() for name, task in self.outputs_of(tasks).items()}
 
     def metrics(
         self, tasks: Iterable[str] | None = None
     ) -> dict[str, list[keras.metrics.Metric]]:
         """Returns new metrics by the model's outputs, for `compile`."""
-        return {task.name: task.metrics() for task in self.select(tasks).values()}
+        return {name: task.metrics() for name, task in self.outputs_of(tasks).items()}
 
     def select(self, tasks: Iterable[str] | None) -> dict[str, Task]:
         """Returns the named tasks, in the application's order.

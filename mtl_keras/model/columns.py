@@ -187,8 +187,7 @@ def variables_by_column(
 def _keeps_columns(node: GraphNode, kinds: Any) -> bool:
     activation = getattr(node.operation, "activation", None)
     name = getattr(activation, "__name__", "")
-    return (
-        type(node.operation) in (kinds if isinstance(kinds, tuple) else (kinds,))
-        and len(node.inputs) == 1
-        and name not in _ACROSS_COLUMNS
-    )
+    is_kind = type(node.operation) in (kinds if isinstance(kinds, tuple) else (kinds,))
+    # Layers of other modules say so themselves.
+    is_kind |= kinds is _ENTRYWISE and getattr(node.operation, "entrywise", False)
+    return is_kind and len(node.inputs) == 1 and name not in _ACROSS_COLUMNS

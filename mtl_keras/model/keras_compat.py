@@ -156,6 +156,16 @@ def metric_function(
     return functools.partial(metric._fn, **metric._fn_kwargs), metric._fn
 
 
+def fresh_metric(metric: keras.metrics.Metric) -> keras.metrics.Metric:
+    """Returns a new metric as a metric was made, also of a function of one's own."""
+    if type(metric) is keras.metrics.MeanMetricWrapper:
+        options = {"name": metric.name, "dtype": metric.dtype, **metric._fn_kwargs}
+        fresh = keras.metrics.MeanMetricWrapper(metric._fn, **options)
+        fresh._direction = metric._direction
+        return fresh
+    return type(metric).from_config(metric.get_config())
+
+
 def computed_loss(
     model: keras.Model, x: Any, y: Any, y_pred: Any, sample_weight: Any
 ) -> tf.Tensor:

@@ -25,11 +25,7 @@ from mtl_keras.model.arguments import (
     explained,
 )
 from mtl_keras.model.class_weights import checked, is_by_output, with_class_weight
-from mtl_keras.model.column_metrics import (
-    ColumnAUC,
-    ColumnMean,
-    with_column_metrics,
-)
+from mtl_keras.model.column_metrics import ColumnMetric, with_column_metrics
 from mtl_keras.model.columns import TaskLayout, check_columns, variables_by_column
 from mtl_keras.model.derivatives import check_derivatives
 from mtl_keras.model.fit_hook import FitHook, MonitorModes
@@ -171,6 +167,11 @@ class MultiTaskModel(ModelWithTrainingState):
         `compile` made a group of tasks stand the names of its columns, in their order.
         """
         return list(self._layout.tasks)
+
+    @property
+    def columns(self) -> dict[str, tuple[str, ...]]:
+        """Names of the tasks of each output that `compile` made a group of them."""
+        return dict(self._layout.columns)
 
     @property
     def balancers(self) -> tuple[balancing_lib.Balancer, ...]:
@@ -374,10 +375,11 @@ class MultiTaskModel(ModelWithTrainingState):
                 own. Labels are `[batch, T]`, sample weights too where labels are
                 absent by task. The loss, a mean over elements such as
                 `"binary_crossentropy"`, is one for each column, as of T outputs
-                `[batch, 1]`; metrics are means over samples, or `"auc"`. Logged are
-                the means over columns (the loss's over labelled elements);
-                `column_results` has each column's. Columns of a `Dense` layer that
-                makes them belong to their tasks, all else is shared.
+                `[batch, 1]`; metrics are means over samples, their square roots (RMSE),
+                `"auc"` (ROC or PR) or R². Logged are the means over columns (the loss's
+                over labelled elements); `column_results` has each column's. Columns of
+                a `Dense` layer that makes them belong to their tasks, all else is
+                shared.
             missing_labels: `"nan"`: NaN in a label of floats, also of class ids,
                 counts as a sample weight of 0, in training and evaluation. A label
                 with as many axes as its output is absent element by element for
@@ -497,7 +499,7 @@ class MultiTaskModel(ModelWithTrainingState):
         for output in self._layout.columns:
             results[output] = {"weight": by_output[output].numpy()}
             for metric in metrics.get(output, ()):
-                if isinstance(metric, (ColumnMean, ColumnAUC)):
+                if isinstance(metric, ColumnMetric):
                     results[output][metric.name] = metric.by_column().numpy()
         return results
 
@@ -637,13 +639,18 @@ class MultiTaskModel(ModelWithTrainingState):
         """
         super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
         batch = batch_structure(iterator, data_batch)
-        if self._pipeline is None or batch is None:
+        if self._pipeline is None or batch is None or not self._takes_data_as_it_is():
             return
         _, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
         outputs, tasks = dict(self._outputs_by_task), self._layout.outputs
         y = by_output(y, outputs, "labels", required=tasks)
         resolved_losses(self, y, outputs)
         resolved_metrics(self, y, outputs)
+
+    def _takes_data_as_it_is(self) -> bool:
+        """Returns whether no subclass may rearrange labels before a step."""
+        steps = type(self).train_step, type(self).test_step
+        return steps == (MultiTaskModel.train_step, MultiTaskModel.test_step)
 
     def make_train_function(self, force: bool = False) -> Any:
         """Makes the function that runs an execution's steps; see Keras."""

@@ -245,8 +245,12 @@ def element_values(
 
 
 def has_value_by_element(loss: keras.losses.Loss) -> bool:
-    """Returns whether a loss has a value for each element of an output."""
-    return getattr(loss, "fn", None) in _MEANS_OF_ELEMENTS
+    """Returns whether a loss has a value for each element of an output.
+
+    Losses of other modules say so by an attribute `is_mean_over_elements`.
+    """
+    is_mean = getattr(loss, "fn", None) in _MEANS_OF_ELEMENTS
+    return is_mean or getattr(loss, "is_mean_over_elements", False)
 
 
 def check_axes(kind: str, task: str, values: tf.Tensor, *weights: Any) -> None:
@@ -338,8 +342,7 @@ def _column_values(
     Each as that of an output `[batch, 1]` of its own.
     """
     y, weight = labels.y[output], labels.weights[output]
-    function = getattr(loss, "fn", None)
-    if function not in _MEANS_OF_ELEMENTS or loss.reduction in (None, "none"):
+    if not has_value_by_element(loss) or loss.reduction in (None, "none"):
         raise InputError(
             f"Expected a loss of {output!r}, a group of tasks, that is a reduced mean "
             "over elements, as 'mse' or 'binary_crossentropy'. Received: "

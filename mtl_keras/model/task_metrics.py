@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from mtl_keras.errors import InputError
 from mtl_keras.model.arguments import naming_output
-from mtl_keras.model.column_metrics import ColumnAUC, ColumnMean
+from mtl_keras.model.column_metrics import ColumnMetric
 from mtl_keras.model.keras_compat import (
     ResolvedMetrics,
     mask_of,
@@ -135,7 +135,7 @@ def _update_weighted(
     """Updates a metric of Keras by weights; returns False for another metric."""
     weight = fitted(weight, 1)
     wrapped = metric_function(metric)
-    if isinstance(metric, (ColumnMean, ColumnAUC)):
+    if isinstance(metric, ColumnMetric):
         metric.update_state(y, y_pred, sample_weight=weight)
     elif wrapped is not None:
         _update_mean(task, metric, wrapped, y, y_pred, fitted(labelled, 1), weight)

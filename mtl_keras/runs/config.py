@@ -210,6 +210,11 @@ class TrainingConfig(Decodable):
             raise unknown_name("schedule", self.schedule, SCHEDULES)
         if self.precision is not None and self.precision not in PRECISIONS:
             raise unknown_name("precision", self.precision, PRECISIONS)
+        if self.loss_weights and application.columns_of(self.tasks):
+            raise InputError(
+                f"Expected no loss_weights for {len(self.tasks)} tasks that are "
+                f"columns of one output. Received: {len(self.loss_weights)}."
+            )
         for task in self.loss_weights or {}:
             if task not in self.tasks:
                 raise unknown_name("task in loss_weights", task, self.tasks)

@@ -26,6 +26,7 @@ from mtl_keras.runs.progress import EpochTensorBoard, StepBar
 from mtl_keras.runs.records import made_with
 from mtl_keras.runs.stopping import EarlyStop
 from mtl_keras.runs.training import (
+    ColumnLogs,
     compiled_model,
     count_batches,
     full_batches,
@@ -227,6 +228,9 @@ class _Fitting:
         if not self._console.quiet:
             tasks = application.tasks
             metrics = {task: tasks[task].objective for task in self._config.tasks}
+            if self.model.columns:
+                # The mean over tasks, by which the logs of one output go.
+                metrics = {f"{len(metrics)} tasks": next(iter(metrics.values()))}
             callbacks.append(TaskProgress(metrics, self._epochs, self._console))
         total = self._per_epoch * self._epochs
         done = self._steps_done(checkpoint)
@@ -265,7 +269,8 @@ class _Fitting:
         """Fits from a checkpoint to the end, or to the end of its epoch within one."""
         train, last = self._train, self._epochs
         progress = checkpoints.Progress(0, 0, self._per_epoch)
-        own: list[keras.callbacks.Callback] = [_SetEpoch(self._epoch)]
+        application = self._config.get_application()
+        own = [_SetEpoch(self._epoch), ColumnLogs(application)]
         if start is not None:
             progress = start.progress
             own.append(checkpoints.Restore(start))

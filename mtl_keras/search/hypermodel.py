@@ -17,7 +17,12 @@ from mtl_keras.evaluation.pareto import pareto_front
 from mtl_keras.runs.config import TrainingConfig
 from mtl_keras.runs.optimizers import learning_rate_schedule, make_optimizer
 from mtl_keras.runs.results import by_task, metric_names
-from mtl_keras.runs.training import compiled_model, count_batches, load_split
+from mtl_keras.runs.training import (
+    ColumnLogs,
+    compiled_model,
+    count_batches,
+    load_split,
+)
 from mtl_keras.search.objectives import Objective, oriented, parse_objectives
 from mtl_keras.search.search_space import parse_space
 from mtl_keras.search.space import Fixed, LossWeights
@@ -265,7 +270,7 @@ class StudyHyperModel(keras_tuner.HyperModel):
             )
         config = self.config(hp)
         results = _EpochResults(self)
-        own: list[keras.callbacks.Callback] = [results]
+        own: list[keras.callbacks.Callback] = [ColumnLogs(self._application), results]
         if self.study.settings.patience is not None:
             (objective,) = self.study.objectives
             own.append(

@@ -9,6 +9,7 @@ import pytest
 import mtl_keras
 from mtl_keras import balancing
 from mtl_keras.errors import InputError
+from mtl_keras.model.column_metrics import with_column_metrics
 
 NAMES = ["t0", "t1", "t2", "t3"]
 LABELS = (np.random.default_rng(2).random((32, 4)) < 0.4).astype("float32")
@@ -159,6 +160,38 @@ def test_a_saved_group_resumes(tmp_path):
         np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-7)
 
 
+def test_metrics_of_columns_are_those_of_each_alone():
+    rng = np.random.default_rng(5)
+    p = rng.random((60, 4)).astype("float32")
+    y = (rng.random((60, 4)) < p).astype("float32")
+    labelled = (rng.random((60, 4)) < 0.7).astype("float32")
+    labelled[:, 2] = 0.0  # a column without a label
+    makers = {
+        "rmse": keras.metrics.RootMeanSquaredError,
+        "mae": keras.metrics.MeanAbsoluteError,
+        "r2": keras.metrics.R2Score,
+        "roc": keras.metrics.AUC,
+        "pr": lambda **options: keras.metrics.AUC(curve="PR", **options),
+    }
+    given = {"assay": [make(name=name) for name, make in makers.items()]}
+    metrics = with_column_metrics(given, ["assay"], {"assay": NAMES})["assay"]
+    for metric in metrics:
+        for rows in (slice(0, 25), slice(25, 60)):
+            metric.update_state(y[rows], p[rows], labelled[rows])
+        expected = []
+        for column in (0, 1, 3):
+            alone = makers[metric.name]()
+            rows = labelled[:, column] > 0
+            alone.update_state(y[rows, column, None], p[rows, column, None])
+            expected.append(float(alone.result()))
+        values = metric.by_column().numpy()
+        assert np.isnan(values[2])
+        np.testing.assert_allclose(values[[0, 1, 3]], expected, rtol=1e-5)
+        np.testing.assert_allclose(metric.result(), np.mean(expected), rtol=1e-5)
+        metric.reset_state()
+        assert not np.isfinite(metric.by_column()).any()
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
@@ -183,7 +216,7 @@ def test_options_that_groups_do_not_support_are_refused():
             balancing=balancing.MGDA(gradients_of="representation"),
         )
     metrics = {"assay": [keras.metrics.Precision()]}
-    with pytest.raises(InputError, match="means over samples or AUC"):
+    with pytest.raises(InputError, match="means over samples, their square roots"):
         model.compile("sgd", loss="mse", columns=columns, metrics=metrics)
     model.compile("sgd", loss="categorical_crossentropy", columns=columns)
     with pytest.raises(InputError, match="mean over elements"):

@@ -59,6 +59,8 @@ class Samples:
         split: One of `SPLITS`.
         tasks: The tasks by name.
         limit: Number of samples, spread over the split; None for all.
+        output: Name of the one output of which the tasks are columns; None where each
+            has its own.
     """
 
     def __init__(
@@ -67,8 +69,10 @@ class Samples:
         split: str,
         tasks: Mapping[str, TaskStats],
         limit: int | None = None,
+        output: str | None = None,
     ):
         self._table = table
+        self._output = output
         self._split = SPLITS.index(split)
         self._tasks = dict(tasks)
         self._by = isinstance(table.file.tasks, TaskBy)
@@ -226,6 +230,11 @@ class Samples:
                 labels[f"label {name}"] = values
                 labels[f"present {name}"] = present
                 labelled |= present
+            if self._output is not None:
+                labels = {
+                    part: np.stack([labels[f"{part} {n}"] for n in self._tasks], axis=1)
+                    for part in ("label", "present")
+                }
         return {"features": features, "labels": labels}, labelled
 
     def _count(self, split: str) -> int:
@@ -241,6 +250,10 @@ class Samples:
         for name, stats in self._table.description.features.items():
             if stats.kind == "image":
                 inputs[name] = tf.map_fn(read_image, inputs[name])
+        if self._output is not None:
+            label, weight = self._columns(arrays["labels"])
+            labels, weights = {self._output: label}, {self._output: weight}
+            return (inputs, labels, weights) if self._weighted() else (inputs, labels)
         labels, weights = {}, {}
         for index, (name, task) in enumerate(self._tasks.items()):
             if self._by:
@@ -259,6 +272,23 @@ class Samples:
         if self._weighted():
             return inputs, labels, weights
         return inputs, labels
+
+    def _columns(self, labels: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns labels and sample weights of all tasks, float32 `[batch, T]`."""
+        label = labels["label"]
+        if self._by:
+            owner = labels["owner"][:, None]
+            present = tf.equal(owner, tf.range(len(self._tasks)))
+            label = tf.where(present, label[:, None], 0.0)
+        else:
+            present = labels["present"]
+        weight = tf.cast(present, tf.float32)
+        tasks = self._tasks.values()
+        if self._split == 0 and any(task.balanced for task in tasks):
+            weighted = [class_weights(t) if t.balanced else [1.0, 1.0] for t in tasks]
+            negative, positive = np.transpose(weighted).astype(np.float32)
+            weight *= tf.where(label > 0.5, positive, negative)
+        return label, weight
 
     def _weighted(self) -> bool:
         """Returns whether samples have weights: absent labels or balanced classes."""
