@@ -116,7 +116,7 @@ def model_of(body, shape=(64,), dtype="float32", num_tasks=3):
     return mtl_keras.MultiTaskModel(x, outputs)
 
 
-def products_of_a_step(monkeypatch, model, balancer, x, **options):
+def products_of_a_step(monkeypatch, model, balancer, x, steps=2, **options):
     """Returns G w from a running step, and the same step's Gram matrix times w."""
     seen = {}
     follow = RunningBalancer.follow
@@ -140,7 +140,7 @@ def products_of_a_step(monkeypatch, model, balancer, x, **options):
     )
     rng = np.random.default_rng(1)
     y = {task: 10 * rng.normal(size=(len(x), 1)) for task in model.tasks}
-    for _ in range(2):  # the first has equal weights
+    for _ in range(steps):  # the first has equal weights
         model.train_on_batch(x, {t: v.astype("float32") for t, v in y.items()})
     weights = tf.cast(seen["weights"], "float64")
     return seen["products"].numpy(), tf.linalg.matvec(seen["gramian"], weights).numpy()
@@ -181,6 +181,64 @@ def data(size=16):
     rng = np.random.default_rng(5)
     x = rng.normal(size=(size, 64)).astype("float32")
     return x, {f"t{i}": x[:, i : i + 1] * 10.0**i + 1 for i in range(3)}
+
+
+def compiled(dropout=0.0, **options):
+    """Returns a model that follows FairGrad's weights, and its balancer."""
+    model = model_of(lambda x: layers.Dropout(dropout)(layers.Dense(16, "tanh")(x)))
+    balancer = balancing.FairGrad(solve="running")
+    model.compile(loss="mse", balancing=balancer, **options)
+    return model, balancer
+
+
+def state_of(model):
+    return [*model.get_weights(), *(v.numpy() for v in model._pipeline.state.values())]
+
+
+def test_a_resumed_training_is_the_same_to_the_bit(tmp_path):
+    x, y = data()
+    options = {"batch_size": 4, "shuffle": False, "verbose": 0}
+    whole, balancer = compiled(0.2, optimizer="adam")
+    whole.fit(x, y, epochs=2, **options)
+    first, _ = compiled(0.2, optimizer="adam")
+    first.fit(x, y, epochs=1, **options)
+    first.save(tmp_path / "model.keras")
+    second = keras.models.load_model(tmp_path / "model.keras")
+    second.fit(x, y, epochs=1, **options)
+    assert np.ptp(balancer.variables["log_weights"]) > 0.1
+    for one, two in zip(state_of(whole), state_of(second), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("policy", "error"), [("mixed_float16", 0.01), ("mixed_bfloat16", 0.05)]
+)
+def test_products_in_mixed_precision(policy, error, monkeypatch):
+    x = np.random.default_rng(0).normal(size=(8, 64)).astype("float32")
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = model_of(lambda x: layers.Dense(16, "tanh")(x))
+        method = balancing.MGDA(solve="running")
+        # As many steps as bring the loss's scale down to where float16 holds it.
+        products, exact = products_of_a_step(monkeypatch, model, method, x, 12)
+    finally:
+        keras.config.set_dtype_policy(before)
+    np.testing.assert_allclose(products, exact, rtol=error, atol=error * max(exact))
+
+
+def test_xla_takes_the_same_steps():
+    x, y = data()
+    states = []
+    for xla in (False, True):
+        model, balancer = compiled(
+            optimizer=keras.optimizers.SGD(1e-3), jit_compile=xla
+        )
+        for _ in range(4):
+            model.train_on_batch(x, y)
+        states.append(balancer.variables["log_weights"].numpy())
+    assert np.ptp(states[0]) > 0.1
+    np.testing.assert_allclose(states[1], states[0], rtol=1e-4, atol=1e-4)
 
 
 def test_running_weights_move_every_kth_step_and_residuals_are_logged():
