@@ -138,7 +138,7 @@ class ShownFigure(Figure):
     def _repr_png_(self) -> bytes:
         """Returns the picture as IPython asks for it."""
         content = io.BytesIO()
-        self.savefig(content, format="png", dpi=80)
+        self.savefig(content, format="png", dpi=72)
         return content.getvalue()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import pathlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -73,10 +74,12 @@ class Tally:
     Args:
         column: The labels' column.
         settings: What the data file says of the tasks.
+        path: The data file, for messages.
     """
 
-    def __init__(self, column: str, settings: TaskSettings):
+    def __init__(self, column: str, settings: TaskSettings, path: pathlib.Path):
         self.column = column
+        self.path = path
         self.settings = settings
         self.dates: bool | None = None
         self.numbers = Numbers()
@@ -157,8 +160,8 @@ class Tally:
             labels = self.labels.get(title, [0, 0, 0])
             if not labels[0]:
                 raise InputError(
-                    f"Expected labels of the task {title!r} in the training rows. "
-                    "Received: empty cells only."
+                    f"{self.path}: Expected labels of the task {title!r} in the "
+                    "training rows. Received: empty cells only."
                 )
             results[name] = TaskStats(
                 name,
@@ -178,15 +181,15 @@ class Tally:
         classes = sorted(self.classes, key=class_order)
         if len(classes) == 1:
             raise InputError(
-                f"Expected at least two classes in the column {self.column!r}. "
-                f"Received: {classes[0]!r} in every row with a label."
+                f"{self.path}: Expected at least two classes in the column "
+                f"{self.column!r}. Received: {classes[0]!r} in every row with a label."
             )
         if self.settings.positive is not None:
             positive = class_name(str(self.settings.positive))
             if positive not in classes:
                 raise InputError(
-                    f"Expected `positive` of {self.column!r} to be one of "
-                    f"{classes}. Received: {positive!r}."
+                    f"{self.path}: Expected `positive` of {self.column!r} to be one "
+                    f"of {classes}. Received: {positive!r}."
                 )
             classes.sort(key=lambda name: name == positive)
         return tuple(classes)
@@ -213,8 +216,10 @@ class Tally:
 def tallies(file: DataFile) -> list[Tally]:
     """Returns a new tally for each column of labels."""
     if isinstance(file.tasks, TaskBy):
-        return [Tally(file.tasks.label, file.tasks.settings)]
-    return [Tally(column, settings) for column, settings in file.tasks.items()]
+        return [Tally(file.tasks.label, file.tasks.settings, file.path)]
+    return [
+        Tally(column, settings, file.path) for column, settings in file.tasks.items()
+    ]
 
 
 def owners(file: DataFile, chunk: Chunk) -> np.ndarray | None:
