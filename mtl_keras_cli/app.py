@@ -161,6 +161,13 @@ def train(
         str | None,
         typer.Option(help="float32, mixed_float16 or mixed_bfloat16; else Keras's."),
     ] = None,
+    jit: Annotated[
+        bool | None,
+        typer.Option(
+            "--jit/--no-jit",
+            help="Compile the steps by XLA; else with a GPU and 2,000 steps or more.",
+        ),
+    ] = None,
     from_study: Annotated[
         pathlib.Path | None,
         typer.Option(help="Take the settings of a study's best trial."),
@@ -225,6 +232,7 @@ def train(
         "limit": limit,
         "seed": seed,
         "precision": precision,
+        "jit": jit,
         "patience": patience,
     }
     config = dataclasses.replace(

@@ -38,14 +38,37 @@ def doctor() -> None:
         details = tf.config.experimental.get_device_details(device)
         name = details.get("device_name", f"{os.cpu_count()} cores")
         table.add_row(f"device {device.name.split(':', 1)[1]}", name)
+    if tensorflow.has_gpu() and not tf.config.list_physical_devices("GPU"):
+        table.add_row(
+            "device GPU",
+            "not used: TensorFlow lacks CUDA's libraries, as it says above; "
+            "pip install 'mtl_keras[gpu]'",
+        )
     table.add_row("a trial's device", _trial_device())
     precision = f"{keras.config.dtype_policy().name} where the study names none"
     table.add_row("a trial's precision", precision)
-    gpus = tf.config.list_physical_devices("GPU")
-    table.add_row("a trial's XLA", "on" if gpus else "off (on with a GPU)")
+    table.add_row("XLA", _compiled_applications())
     table.add_row("balancing ops", "compiled" if ops.native_in_use() else "TensorFlow")
     table.add_row("data folder", str(resolve_data_dir()))
     make_console().print(table)
+
+
+def _compiled_applications() -> str:
+    """Returns the applications whose default models XLA compiles by itself."""
+    import tensorflow as tf
+
+    from mtl_keras import applications
+
+    if not tf.config.list_physical_devices("GPU"):
+        return "off without a GPU (--jit, or jit = true in a study)"
+    compiled = []
+    for name in applications.names():
+        application = applications.get(name)
+        model = application.build()
+        model.compile(loss=application.losses())
+        if model.jit_compile:
+            compiled.append(name)
+    return f"on for {', '.join(compiled)}, from 2,000 steps on"
 
 
 def _trial_device() -> str:

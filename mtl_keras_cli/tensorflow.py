@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pathlib
 import re
 import sys
 import tempfile
@@ -20,6 +21,20 @@ _NOISE = re.compile(
     r"|^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: [IW] "
     r"|failed call to cuInit.*(UNKNOWN ERROR \(303\)|NO_DEVICE)"  # no GPU driver
 )
+# What a machine with a GPU should hear of one that TensorFlow cannot use.
+_OF_GPUS = re.compile(r"GPU|CUDA|cuda|dlopen|lib(cu|nv)\w+\.so")
+
+
+def has_gpu() -> bool:
+    """Whether the machine has an NVIDIA GPU, whether TensorFlow can use it or not."""
+    return any(pathlib.Path("/dev").glob("nvidia[0-9]*"))
+
+
+def is_noise(line: str) -> bool:
+    """Whether a line of TensorFlow's start is not worth reading on this machine."""
+    if has_gpu() and re.match(r"[WE]|.*: [WE] ", line) and _OF_GPUS.search(line):
+        return False
+    return _NOISE.search(line) is not None
 
 
 def load(starts: bool = True, gpus: bool = True) -> None:
@@ -70,5 +85,5 @@ def _filtered_stderr() -> Iterator[None]:
             os.close(real)
             held.seek(0)
             for line in held.read().decode(errors="replace").splitlines():
-                if not _NOISE.search(line):
+                if not is_noise(line):
                     print(line, file=sys.stderr)

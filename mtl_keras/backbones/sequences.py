@@ -94,9 +94,9 @@ class SequenceGRU(keras.layers.Layer):
 
     def call(self, inputs: Any, training: bool = False) -> Any:
         """Returns `[batch, length, 2 * units]`."""
-        there = _there(inputs)
-        mask = ops.cast(there[..., 0], "bool")
-        return self.gru(inputs, mask=mask, training=training) * there
+        present = _there(inputs)
+        mask = _up_to_the_last(ops.cast(present[..., 0], "int32"))
+        return self.gru(inputs, mask=mask, training=training) * present
 
     def compute_output_shape(
         self, input_shape: tuple[int | None, ...]
@@ -228,6 +228,19 @@ def _there(inputs: Any) -> Any:
     return ops.cast(
         ops.any(ops.not_equal(inputs, 0), axis=-1, keepdims=True), inputs.dtype
     )
+
+
+def _up_to_the_last(present: Any) -> Any:
+    """Returns a mask of the positions up to the last one that is no padding.
+
+    cuDNN takes padding at the end alone, and none of a whole sequence.
+
+    Args:
+        present: int32 `[batch, length]`, 0 for padding.
+    """
+    positions = ops.arange(ops.shape(present)[1], dtype="int32")
+    last = ops.max(positions * present, axis=1, keepdims=True)
+    return positions <= last
 
 
 def _sinusoids(length: Any, units: int) -> Any:

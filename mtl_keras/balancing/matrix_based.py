@@ -76,7 +76,7 @@ class MatrixBalancer(GradientBalancer):
             matrix,
             strict=True,
         ):
-            plain = tf.tensordot(mean, rows, axes=1)
+            plain = _sum_of_rows(mean, rows)
             value = tf.where(usable, value * factor, plain)
             value *= step.loss_scale
             combined[index] = tf.cast(value, _dtype(step.gradients, index))
@@ -631,7 +631,7 @@ class TrimmedMean(MatrixBalancer):
             # Absent tasks are sorted behind all others, where no share reaches.
             ordered = tf.sort(tf.where(_by_row(step.present, rows), rows, np.inf), 0)
             ordered = tf.where(_by_row(ranks < count, rows), ordered, 0.0)
-            update.append(tf.tensordot(shares, ordered, axes=1))
+            update.append(_sum_of_rows(shares, ordered))
         return update, mean_weights(step.present, "mean")
 
     def get_config(self) -> dict[str, Any]:
@@ -719,4 +719,9 @@ def _gramian(matrix: Sequence[tf.Tensor]) -> tf.Tensor:
 
 
 def _weighted_sum(weights: tf.Tensor, matrix: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    return [tf.tensordot(weights, rows, axes=1) for rows in matrix]
+    return [_sum_of_rows(weights, rows) for rows in matrix]
+
+
+def _sum_of_rows(weights: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    # Not a product of matrices: GPUs round its float32 factors to ten bits (TF32).
+    return tf.reduce_sum(_shaped(weights, rows) * rows, axis=0)

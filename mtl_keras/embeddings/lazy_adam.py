@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from mtl_keras.errors import InputError
+from mtl_keras.ops.segments import segments
 
 # Each of these touches every row of a table at every step.
 _DENSE_OPTIONS = (
@@ -83,10 +84,8 @@ class LazyAdam(keras.optimizers.Adam):
         index = self._get_variable_index(variable)
         momentums, velocities = self._momentums[index], self._velocities[index]
         dtype = variable.dtype
-        rows, place = tf.unique(gradient.indices)
-        total = tf.math.unsorted_segment_sum(
-            tf.cast(gradient.values, dtype), place, tf.size(rows)
-        )
+        distinct = segments(gradient.indices)
+        rows, total = distinct.ids, distinct.sums(tf.cast(gradient.values, dtype))
         momentum = tf.gather(momentums.value, rows)
         velocity = tf.gather(velocities.value, rows)
         momentum += (total - momentum) * (1.0 - self.beta_1)
@@ -99,4 +98,6 @@ class LazyAdam(keras.optimizers.Adam):
         change = rate * momentum / (tf.sqrt(velocity) + self.epsilon)
         self.assign(momentums, tf.IndexedSlices(momentum, rows))
         self.assign(velocities, tf.IndexedSlices(velocity, rows))
-        self.assign_sub(variable, tf.IndexedSlices(change, rows))
+        # Not subtracted: an id that occurs twice, as under XLA, would move twice.
+        changed = tf.gather(variable, rows) - change
+        self.assign(variable, tf.IndexedSlices(changed, rows))

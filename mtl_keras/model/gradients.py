@@ -107,7 +107,9 @@ class GradientStepper:
         in_own = self._finite_own(step, gradients[:-1])
         flags = [step.finite, in_own, finite_gradients(gradients[-1:])]
         flags = on_all_replicas(tf.concat(flags, axis=0)) | step.may_overflow
-        in_rows, in_own, rest = tf.split(flags, [*step.present.shape] * 2 + [1])
+        size = step.present.shape[0]
+        # `tf.split` has no kernel for bool on GPUs.
+        in_rows, in_own, rest = flags[:size], flags[size:-1], flags[-1:]
         step.finite, step.rest_finite = in_rows & in_own, rest[0]
         return found
 

@@ -445,6 +445,45 @@ def may_overflow(
     return loss_scale > 1.0
 
 
+def batch_structure(iterator: Any, data_batch: Any) -> Any:
+    """Returns a batch of `fit` or `train_on_batch` as `KerasTensor`s, or None.
+
+    None stands for data whose shapes only the step itself learns: Python's own
+    numbers, and what is not as Keras 3.15 passes it to `_maybe_symbolic_build`.
+
+    Args:
+        iterator: Keras's epoch iterator, or None.
+        data_batch: The batch, without an iterator.
+    """
+    if iterator is not None:
+        dataset = getattr(iterator, "_distributed_dataset", None)
+        data_batch = getattr(dataset, "element_spec", None)
+    leaves = keras.tree.flatten(data_batch)
+    if not all(
+        leaf is None or (hasattr(leaf, "shape") and hasattr(leaf, "dtype"))
+        for leaf in leaves
+    ):
+        return None
+    return keras.tree.map_structure(
+        lambda leaf: leaf if leaf is None else _symbolic(leaf), data_batch
+    )
+
+
+def _symbolic(value: Any) -> keras.KerasTensor:
+    return keras.KerasTensor(
+        tuple(value.shape), keras.backend.standardize_dtype(value.dtype)
+    )
+
+
+def build_optimizer(
+    optimizer: keras.optimizers.Optimizer, variables: list[keras.Variable]
+) -> None:
+    """Builds an optimizer as its first update would, unless it is built."""
+    if not optimizer.built and variables:
+        with keras.name_scope(optimizer.name, caller=optimizer):
+            optimizer.build(variables)
+
+
 def update_if(
     condition: tf.Tensor,
     optimizer: keras.optimizers.Optimizer,
@@ -462,9 +501,7 @@ def update_if(
     """
     if not variables:
         return
-    if not optimizer.built:
-        with keras.name_scope(optimizer.name, caller=optimizer):
-            optimizer.build(variables)
+    build_optimizer(optimizer, variables)
     if tf.__internal__.distribute.strategy_supports_no_merge_call():
         tf.cond(condition, lambda: _apply(optimizer, gradients, variables), _nothing)
         return

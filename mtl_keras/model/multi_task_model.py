@@ -35,6 +35,8 @@ from mtl_keras.model.derivatives import check_derivatives
 from mtl_keras.model.fit_hook import FitHook, MonitorModes
 from mtl_keras.model.gradients import GradientStepper, norms_on_last_shared_layer
 from mtl_keras.model.keras_compat import (
+    batch_structure,
+    build_optimizer,
     computed_loss,
     loss_tracker,
     loss_trackers,
@@ -50,6 +52,7 @@ from mtl_keras.model.labels import (
     Labels,
     arrange_labels,
     batch_size,
+    by_output,
     leave_out,
     nan_as_absent,
     replicas,
@@ -623,6 +626,21 @@ class MultiTaskModel(ModelWithTrainingState):
         with explained(sorted(self._outputs_by_task)):
             return super().test_on_batch(*args, **kwargs)
 
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None):
+        """Builds losses and metrics; Keras leaves them to the first step.
+
+        TensorFlow traces a step twice if it creates variables.
+        """
+        super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
+        batch = batch_structure(iterator, data_batch)
+        if self._pipeline is None or batch is None:
+            return
+        _, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+        outputs, tasks = dict(self._outputs_by_task), self._layout.outputs
+        y = by_output(y, outputs, "labels", required=tasks)
+        resolved_losses(self, y, outputs)
+        resolved_metrics(self, y, outputs)
+
     def make_train_function(self, force: bool = False) -> Any:
         """Makes the function that runs an execution's steps; see Keras."""
         makes = force or self.train_function is None
@@ -630,6 +648,7 @@ class MultiTaskModel(ModelWithTrainingState):
             # Layers may be frozen or thawed since `compile`.
             with self.distribute_strategy.scope():
                 self._pipeline.build_variables(self.shared_variables)
+                build_optimizer(self.optimizer, self.trainable_variables)
         if makes:
             super().make_train_function(force)
             if not self._guard.skips:

@@ -8,6 +8,7 @@ from typing import TypeAlias
 import tensorflow as tf
 
 from mtl_keras.ops import native, native_gram
+from mtl_keras.ops.segments import segments
 
 Gradient: TypeAlias = "tf.Tensor | tf.IndexedSlices | None"
 
@@ -21,8 +22,8 @@ def gramian(
     copy of all gradients is ever made. Sparse gradients (`tf.IndexedSlices`, as
     embedding layers give) stay sparse: duplicate ids inside one gradient are
     added, ids are matched across tasks, and the cost follows the number of ids,
-    not the size of the table. Compiles under XLA in both forms; XLA then pads
-    the distinct ids of a sparse variable to the number of all its ids.
+    not the size of the table. Compiles under XLA in both forms; rows of the distinct
+    ids of a sparse variable are then as many as all its ids, most of them zeros.
 
     Args:
         task_gradients: One list per task, with one entry per variable: a tensor,
@@ -239,8 +240,8 @@ def _sparse_rows(
         The rows, `[tasks, distinct ids * row size]`, and the distinct ids.
     """
     ids = tf.concat([tf.cast(g.indices, tf.int64) for g in gradients], axis=0)
-    distinct, place = tf.unique(ids)
-    count = tf.size(distinct)
+    distinct = segments(ids)
+    count = distinct.size
     values = tf.concat(
         [
             tf.reshape(tf.cast(g.values, tf.float64), [tf.size(g.indices), -1])
@@ -252,10 +253,12 @@ def _sparse_rows(
         [tf.fill([tf.size(g.indices)], t) for t, g in enumerate(gradients)], axis=0
     )
     summed = tf.math.unsorted_segment_sum(
-        values, task_of_id * count + place, len(gradients) * count
+        distinct.ordered(values),
+        distinct.ordered(task_of_id) * count + distinct.segment,
+        len(gradients) * count,
     )
     row_size = tf.shape(values)[1]
-    return tf.reshape(summed, [len(gradients), count * row_size]), distinct
+    return tf.reshape(summed, [len(gradients), count * row_size]), distinct.ids
 
 
 def _combine_column(

@@ -38,8 +38,8 @@ def native_available() -> bool:
 
 
 def native_in_use() -> bool:
-    """Whether ops called here and now run in C++."""
-    return in_use() is not None
+    """Whether ops called here and now run in C++; with a GPU, the solvers alone."""
+    return solvers_in_use() is not None
 
 
 @contextlib.contextmanager
@@ -51,7 +51,7 @@ def implementation(name: str) -> Iterator[None]:
 
     Args:
         name: `"native"` (C++; fails under XLA), `"tensorflow"`, or `"auto"`: C++
-            outside XLA where no GPU is visible.
+            outside XLA, and with a visible GPU for the solvers alone.
 
     Raises:
         ValueError: For another name.
@@ -66,16 +66,36 @@ def implementation(name: str) -> Iterator[None]:
         _Choice.name = before
 
 
-def in_use() -> Any | None:
-    """Returns the module of compiled ops, or None to use the TensorFlow versions."""
+def solvers_in_use() -> Any | None:
+    """Returns the compiled ops for `[T, T]` operands, or None for TensorFlow's.
+
+    A GPU does not matter: copies of so few numbers cost less than the kernels of the
+    TensorFlow versions.
+    """
     if _Choice.name == "tensorflow":
         return None
     if _Choice.name != "auto":
         _check(_Choice.name)
         return library()
-    if tf.config.get_visible_devices("GPU") or _in_xla():
-        return None
-    return library()
+    return None if in_xla() else library()
+
+
+def in_use() -> Any | None:
+    """Returns the compiled ops for gradients and features, or None for TensorFlow's.
+
+    Raises:
+        RuntimeError: If `"native"` is asked for and a GPU is visible: each step would
+            copy all task gradients to the host.
+    """
+    compiled = solvers_in_use()
+    if compiled is None or not tf.config.get_visible_devices("GPU"):
+        return compiled
+    if _Choice.name == "native":
+        raise RuntimeError(
+            "Expected no visible GPU with the compiled ops for task gradients, which "
+            "run on the CPU. Received: the implementation 'native'. Take 'auto'."
+        )
+    return None
 
 
 def _check(name: str) -> None:
@@ -88,7 +108,7 @@ def _check(name: str) -> None:
         raise RuntimeError("The compiled ops are not available: see the log.")
 
 
-def _in_xla() -> bool:
+def in_xla() -> bool:
     """Whether a function with `jit_compile=True` is being traced.
 
     TensorFlow has no public way to ask. Which function compiles is written on the

@@ -39,6 +39,15 @@ Specs = Annotated[
     str | dict[str, Any] | list[str | dict[str, Any]],
     PlainValidator(_named_or_several),
 ]
+
+
+def _jit(value: Any) -> Any:
+    if value == "auto" or isinstance(value, bool):
+        return value
+    raise InputError(f'Expected true, false or "auto". Received: {value!r:.100}.')
+
+
+Jit = Annotated[bool | str, PlainValidator(_jit)]
 SCHEDULES = ("cosine", "warmup_cosine", "constant")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 
@@ -72,6 +81,10 @@ class RunConfig(Decodable):
             twentieth of them) or `"constant"`.
         precision: A Keras dtype policy for the whole model, one of `PRECISIONS`;
             None means Keras's global one. Outputs stay float32.
+        jit: Whether XLA compiles the steps. `"auto"` means Keras's choice (with a GPU
+            and layers that can be compiled) for trainings of at least 2,000 steps,
+            as compiling takes half a minute and more; compiled, a last training batch
+            that is smaller is left out, for one shape.
         seed: Seed of weights, shuffling and dropout.
         loss_weights: Weight of each task's loss, `{task: weight}`; tasks left
             out weigh 1.
@@ -98,6 +111,7 @@ class RunConfig(Decodable):
     optimizer: Spec | None = None
     schedule: StrictStr = "cosine"
     precision: StrictStr | None = None
+    jit: Jit = "auto"
     patience: StrictInt | None = None
 
     def validate(self) -> TrainingConfig:
@@ -149,6 +163,7 @@ class TrainingConfig(Decodable):
     optimizer: Spec | None
     schedule: StrictStr
     precision: StrictStr | None
+    jit: Jit
     patience: Count | None
 
     def __post_init__(self) -> None:

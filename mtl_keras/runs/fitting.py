@@ -28,6 +28,7 @@ from mtl_keras.runs.stopping import EarlyStop
 from mtl_keras.runs.training import (
     compiled_model,
     count_batches,
+    full_batches,
     load_split,
     test_metrics,
 )
@@ -186,6 +187,9 @@ class _Fitting:
                 config, self._per_epoch * self._epochs
             )
             self.model.optimizer.build(self.model.trainable_variables)
+        if self.model.jit_compile and self._per_epoch > 1:
+            self._train = full_batches(self._train, config.batch_size)
+            self._per_epoch = count_batches(self._train)
 
     def run(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -15,6 +16,9 @@ from mtl_keras.runs import folder
 from mtl_keras.runs.config import TrainingConfig
 from mtl_keras.runs.optimizers import learning_rate_schedule, make_optimizer
 from mtl_keras.runs.results import by_task, metric_names
+
+# A trial on a GPU compiles for half a minute to two; so many steps take about as long.
+_STEPS_WORTH_COMPILING = 2_000
 
 
 def load_split(
@@ -88,8 +92,25 @@ def compiled_model(config: TrainingConfig, steps: int) -> keras.Model:
         loss_weights=weights,
         metrics=application.metrics(config.tasks),
         balancing=config.balancing,
+        jit_compile=jit_compile(config.jit, steps),
     )
     return model
+
+
+def jit_compile(jit: bool | str, steps: int) -> bool | str:
+    """Returns what `compile` takes for a config's `jit` and a number of steps."""
+    if jit == "auto" and steps < _STEPS_WORTH_COMPILING:
+        return False
+    return jit
+
+
+def full_batches(dataset: tf.data.Dataset, size: int) -> tf.data.Dataset:
+    """Leaves out batches of less than `size` samples, for one shape under XLA."""
+
+    def is_full(x: Any, *labels: Any) -> tf.Tensor:
+        return tf.equal(tf.shape(tf.nest.flatten(x)[0])[0], size)
+
+    return dataset.filter(is_full)
 
 
 @contextlib.contextmanager

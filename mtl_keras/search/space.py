@@ -26,6 +26,7 @@ SETTINGS: dict[str, type] = {
     "backbone": str,
     "schedule": str,
     "precision": str,
+    "jit": bool,
     "width": int,
     "depth": int,
     "batch_size": int,
@@ -253,10 +254,13 @@ def _value(name: str, kind: type, value: Any) -> Any:
         return value
     if kind is str and isinstance(value, str):
         return value
+    if kind is bool and (isinstance(value, bool) or value == "auto"):
+        return value
     expected = {
         float: "a number",
         int: "a whole number",
         str: "a name",
+        bool: 'true, false or "auto"',
     }[kind]
     raise InputError(f"Expected space.{name} to be {expected}. Received: {value!r}.")
 

@@ -16,7 +16,7 @@ from mtl_keras.serving.model_card import write_model_card
 from mtl_keras.serving.served_model import ServedModel, merge, served_model
 from mtl_keras.serving.server_files import BATCH_SIZES, write_server_files
 from mtl_keras.serving.signatures import Signature, empty_inputs, signatures
-from mtl_keras.serving.stock_ops import check_stock
+from mtl_keras.serving.stock_ops import check_stock, without_cudnn
 from mtl_keras.serving.versions import write_version
 from mtl_keras.serving.warmup import as_inputs, write_records
 
@@ -94,7 +94,8 @@ def export(
     models = list(model) if isinstance(model, (list, tuple)) else [model]
     served = _served(models, tasks, class_names)
     chosen = signatures(served, with_examples=examples)
-    functions = {signature.name: signature.function() for signature in chosen}
+    with without_cudnn(models):
+        functions = {signature.name: signature.function() for signature in chosen}
     for signature in chosen:
         check_stock(signature.name, functions[signature.name], signature.model)
     batches = _batches(chosen[0], samples)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import pathlib
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Any
 
 import keras
@@ -42,6 +43,28 @@ def check_stock(signature: str, function: Any, model: keras.Model) -> None:
                 f"uses {foreign!r}, which a server does not have. Give the layer a "
                 "method `serving_call` that does without, or leave its task out."
             )
+
+
+@contextlib.contextmanager
+def without_cudnn(models: Iterable[keras.Model]) -> Iterator[None]:
+    """Has recurrent layers traced within take operations that every device has.
+
+    Where a GPU is visible Keras takes cuDNN's, which a server on a CPU cannot run.
+    """
+    layers = [
+        layer
+        for model in models
+        for layer in model._flatten_layers()
+        if hasattr(layer, "use_cudnn")
+    ]
+    before = [layer.use_cudnn for layer in layers]
+    try:
+        for layer in layers:
+            layer.use_cudnn = False
+        yield
+    finally:
+        for layer, value in zip(layers, before, strict=True):
+            layer.use_cudnn = value
 
 
 def nodes(graph: Any) -> list[Any]:
@@ -91,7 +114,7 @@ def layer_names(model: keras.Model) -> set[str]:
 
 @functools.cache
 def stock_operations() -> frozenset[str]:
-    """Returns the operations that TensorFlow's C++ library has kernels for.
+    """Returns the operations that TensorFlow's C++ library has CPU kernels for.
 
     Asked of a process that loads this library and nothing else: this process may
     have registered more, such as operations of a library of one's own, and
@@ -104,7 +127,11 @@ def stock_operations() -> frozenset[str]:
         check=True,
     )
     kernels = kernel_def_pb2.KernelList.FromString(done.stdout)
-    return frozenset(kernel.op for kernel in kernels.kernel)
+    return frozenset(
+        kernel.op
+        for kernel in kernels.kernel
+        if kernel.device_type in ("CPU", "DEFAULT")
+    )
 
 
 _LIST_KERNELS = """

@@ -139,8 +139,10 @@ def test_no_boundary_between_shared_layers_and_heads(model, application):
     ("data", "fusion", "sharing", "balancing"),
     [
         (None, "concat", "mmoe", "upgrad"),
-        (PAIRED, "gated", "hard", "equal"),
-        (PAIRED, "cross_attention", "hard", "uncertainty"),
+        pytest.param(PAIRED, "gated", "hard", "equal", marks=pytest.mark.slow),
+        pytest.param(
+            PAIRED, "cross_attention", "hard", "uncertainty", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_every_fusion_learns(application, data, fusion, sharing, balancing):
@@ -192,9 +194,15 @@ def test_hard_input_trains_and_is_answered(application, small_multimodal):
         assert np.isfinite(variable.numpy()).all(), variable.path
 
 
-def test_exported_tasks_take_what_they_use(model, application, tmp_path):
-    version = serving.export(model, tmp_path, class_names=application.class_names())
-    loaded = tf.saved_model.load(str(version))
+@pytest.fixture(scope="module")
+def loaded(model, application, tmp_path_factory):
+    """The model's export, loaded."""
+    folder = tmp_path_factory.mktemp("export")
+    version = serving.export(model, folder, class_names=application.class_names())
+    return tf.saved_model.load(str(version))
+
+
+def test_exported_tasks_take_what_they_use(model, loaded):
     inputs, _ = hard_input()
     inputs = {name: np.concatenate([x[:3], x]) for name, x in inputs.items()}
     inputs = {name: tf.constant(x) for name, x in inputs.items()}
@@ -206,9 +214,8 @@ def test_exported_tasks_take_what_they_use(model, application, tmp_path):
         np.testing.assert_allclose(answer[task], expected[task], atol=1e-5)
 
 
-def test_a_request_may_leave_modalities_out(model, application, tmp_path):
-    version = serving.export(model, tmp_path)
-    ask = tf.saved_model.load(str(version)).signatures["from_examples"]
+def test_a_request_may_leave_modalities_out(model, loaded):
+    ask = loaded.signatures["from_examples"]
     x = batch()
     audio = tf.train.FloatList(value=x["audio"][0])
     example = tf.train.Example(

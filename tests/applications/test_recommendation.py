@@ -68,7 +68,10 @@ def test_shuffling_keeps_rows_together(behaviour):
     assert sum(len(x["price"]) for x, *_ in limited) == 7
 
 
-@pytest.mark.parametrize(("backbone", "sharing"), [("mlp", "esmm"), ("rnn", "hard")])
+@pytest.mark.parametrize(
+    ("backbone", "sharing"),
+    [("mlp", "esmm"), pytest.param("rnn", "hard", marks=pytest.mark.slow)],
+)
 def test_a_run_trains_saves_and_comes_back(behaviour, tmp_path, backbone, sharing):
     config = RunConfig(
         "recommendation",

@@ -69,7 +69,9 @@ def test_stops_each_task_by_its_own_metric_and_then_the_training():
     assert stop.stopped_epochs == {}
 
 
-@pytest.mark.parametrize("balancing", ["equal", "pcgrad"])
+@pytest.mark.parametrize(
+    "balancing", [pytest.param("equal", marks=pytest.mark.slow), "pcgrad"]
+)
 def test_a_stopped_task_moves_nothing_any_more(balancing):
     """From the stop on, as a model that is trained with no label of that task."""
     scores = Scores(a=[1, 0, 0, 0], b=[4, 3, 2, 1])

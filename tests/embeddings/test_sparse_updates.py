@@ -156,7 +156,7 @@ def test_no_operation_of_a_step_touches_the_whole_table(balancing):
     ]
     assert whole == []
     kinds = {op.type for op in operations}
-    assert {"ResourceGather", "ResourceScatterSub"} <= kinds
+    assert {"ResourceGather", "ResourceScatterUpdate"} <= kinds
 
 
 @pytest.mark.parametrize("balancing", ["equal", "upgrad"])

@@ -154,6 +154,29 @@ def test_a_bare_label_is_that_of_the_only_output_with_a_loss():
     np.testing.assert_allclose(losses[2:], losses[:2], rtol=1e-6)
 
 
+@pytest.mark.parametrize("balancing", ["equal", "uncertainty", "pcgrad"])
+def test_a_step_is_traced_once(balancing):
+    traced = []
+
+    class Counting(mtl_keras.MultiTaskModel):
+        def train_step(self, data):
+            traced.append("train")
+            return super().train_step(data)
+
+        def test_step(self, data):
+            traced.append("test")
+            return super().test_step(data)
+
+    inputs = keras.Input((3,))
+    hidden = keras.layers.Dense(4, "relu")(inputs)
+    outputs = {task: keras.layers.Dense(1, name=task)(hidden) for task in "ab"}
+    model = Counting(inputs, outputs)
+    model.compile("adam", "mse", metrics={"a": ["mae"]}, balancing=balancing)
+    x, y = np.ones((8, 3)), {task: np.ones((8, 1)) for task in "ab"}
+    model.fit(x, y, batch_size=4, epochs=2, validation_data=(x, y), verbose=0)
+    assert traced == ["train", "test"]
+
+
 def test_predict_and_train_on_batch_are_stock_keras():
     outputs = []
     for cls in (keras.Model, mtl_keras.MultiTaskModel):

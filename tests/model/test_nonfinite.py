@@ -279,7 +279,9 @@ def test_gradient_accumulation_adds_up_the_good_steps(policy):
         assert_equal_weights(expected, model, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("method", ["equal", "upgrad"])
+@pytest.mark.parametrize(
+    "method", [pytest.param("equal", marks=pytest.mark.slow), "upgrad"]
+)
 def test_replicas_skip_together(method, mirrored):
     """A bad number on one of two replicas: the same steps as on one device."""
     x, y = data(bad=[3, 40])

@@ -53,7 +53,7 @@ def cagrad(
     if c < 0.0:
         raise ValueError(f"Expected c >= 0. Received: c={c}.")
     gramian = square(gramian)
-    if (library := native.in_use()) is not None:
+    if (library := native.solvers_in_use()) is not None:
         return tuple(library.mtl_keras_ca_grad(gramian, c, precision))
     problem = prepare(gramian)
     cosines, norms = problem.cosines, problem.norms

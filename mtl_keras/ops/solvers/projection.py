@@ -56,7 +56,7 @@ def pcgrad(gramian: Any, orders: Any) -> tuple[tf.Tensor, tf.Tensor]:
     """
     gramian = square(gramian)
     orders = _checked_orders(gramian, orders)
-    if (library := native.in_use()) is not None:
+    if (library := native.solvers_in_use()) is not None:
         return tuple(library.mtl_keras_pc_grad(gramian, orders))
     problem = prepare(gramian)
     size = gramian.shape[0]
@@ -71,7 +71,6 @@ def pcgrad(gramian: Any, orders: Any) -> tuple[tf.Tensor, tf.Tensor]:
         lambda k, rows: k < size - 1,
         body,
         (tf.constant(0), tf.linalg.diag(problem.norms * problem.active)),
-        maximum_iterations=size - 1,
     )
     weights = tf.reduce_sum(rows, axis=0) / problem.norms
     return finish(problem, weights, True, problem.mean * problem.count)
@@ -121,7 +120,7 @@ def gradvac(
             f"Expected averages of shape [{size}, {size}]. Received: shape {old.shape}."
         )
     noise = max(noise_of(precision), math.sqrt(4.0 * size * EPS))
-    if (library := native.in_use()) is not None:
+    if (library := native.solvers_in_use()) is not None:
         return tuple(library.mtl_keras_grad_vac(gramian, old, orders, beta, precision))
     problem = prepare(gramian)
     present = problem.active[:, tf.newaxis] * problem.active
@@ -152,7 +151,6 @@ def gradvac(
         lambda k, rows, goals: k < size - 1,
         body,
         (tf.constant(0), tf.linalg.diag(problem.norms * problem.active), old),
-        maximum_iterations=size - 1,
     )
     weights = tf.reduce_sum(rows, axis=0) / problem.norms
     weights, converged = finish(problem, weights, True, problem.mean * problem.count)

@@ -55,11 +55,10 @@ def nonnegative_qp(
     largest = tf.reduce_max(tf.abs(linear), axis=-1, keepdims=True)
     unit = tf.where(largest > 0.0, largest, 1.0)
     linear = linear / unit
-    # Rounding may leave eigenvalues below zero: they are lifted. Those of all
-    # submatrices lie above the smallest one of the whole.
+    # Rounding may leave eigenvalues below zero: they are lifted, by as much as it can.
+    # An eigendecomposition would tell, and cost more than the minimum on a GPU.
     identity = tf.eye(size, dtype=tf.float64)
-    lowest = tf.linalg.eigvalsh(matrix)[0]
-    matrix += 2.0 * tf.maximum(-lowest, 0.0) * identity
+    matrix += rounding * identity
     shifted = matrix + _RIDGE * identity
 
     def solve(free: tf.Tensor) -> tf.Tensor:
@@ -163,7 +162,7 @@ def min_norm(gramian: Any) -> tuple[tf.Tensor, tf.Tensor]:
         `[T]` float64 weights that sum to 1, and a scalar bool.
     """
     gramian = square(gramian)
-    if (library := native.in_use()) is not None:
+    if (library := native.solvers_in_use()) is not None:
         return tuple(library.mtl_keras_min_norm(gramian))
     problem = prepare(gramian)
     # With x = norms * w up to a factor, and r = 1 / norms, w lies on the simplex
@@ -211,7 +210,7 @@ def dual_cone(
             f"Expected lower bounds of shape [{size}] or [batch, {size}]. "
             f"Received: shape {lower.shape}."
         )
-    if (library := native.in_use()) is not None:
+    if (library := native.solvers_in_use()) is not None:
         return tuple(library.mtl_keras_dual_cone(gramian, lower, precision))
     problem = prepare(gramian)
     present = tf.where(problem.mean > 0.0, lower, 0.0)
@@ -301,7 +300,7 @@ def _cone_projection(
                 f"Expected a preference of shape {tuple(gramian.shape[:1])}. "
                 f"Received: shape {preference.shape}."
             )
-    if (library := native.in_use()) is not None:
+    if (library := native.solvers_in_use()) is not None:
         op = library.mtl_keras_up_grad if each else library.mtl_keras_dual_proj
         preference = [] if preference is None else preference
         return tuple(op(gramian, preference, reg_eps, precision))

@@ -58,7 +58,7 @@ def power_root(
         raise ValueError(f"Expected alpha > 0. Received: alpha={alpha}.")
     gramian = square(gramian)
     noise = max(_CANCELLED, noise_of(precision))
-    if (library := native.in_use()) is not None:
+    if (library := native.solvers_in_use()) is not None:
         return tuple(library.mtl_keras_power_root(gramian, alpha, precision))
     p = 1.0 / alpha
     problem = prepare(gramian)

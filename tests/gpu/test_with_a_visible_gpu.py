@@ -1,0 +1,142 @@
+"""Decisions that depend on a visible GPU, on a machine that pretends to have one."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.python.eager import context
+
+import mtl_keras
+from mtl_keras import ops, serving
+from mtl_keras.backbones.sequences import SequenceGRU
+from mtl_keras.errors import InputError
+from mtl_keras.ops import native, solvers
+from mtl_keras.serving.stock_ops import check_stock
+from mtl_keras_cli import tensorflow as start
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """TensorFlow's lists of devices with a GPU at their end."""
+    physical = context.PhysicalDevice("/physical_device:GPU:0", "GPU")
+    logical = context.LogicalDevice("/device:GPU:0", "GPU")
+    for name, device in (
+        ("list_physical_devices", physical),
+        ("get_visible_devices", physical),
+        ("list_logical_devices", logical),
+    ):
+        listed = functools.partial(with_one_more, getattr(tf.config, name), device)
+        monkeypatch.setattr(tf.config, name, listed)
+
+
+def with_one_more(real, device, kind=None):
+    return [*real(kind), *([device] if kind in (None, "GPU") else [])]
+
+
+def recurrent_model():
+    x = keras.Input((None, 5))
+    features = SequenceGRU(3)(x)[:, 0]
+    return mtl_keras.MultiTaskModel(
+        x, {task: keras.layers.Dense(1, name=task)(features) for task in "ab"}
+    )
+
+
+def operations(function):
+    graph = function.graph.as_graph_def()
+    inner = (node for f in graph.library.function for node in f.node_def)
+    return {node.op for node in (*graph.node, *inner)}
+
+
+@pytest.mark.skipif(not ops.native_available(), reason="no compiled ops")
+@pytest.mark.usefixtures("gpu")
+def test_solvers_run_compiled_and_task_gradients_stay_on_the_gpu():
+    gradients = [[tf.ones((3,)) * task] for task in (1.0, 2.0)]
+
+    @tf.function(autograph=False)
+    def weights():
+        return solvers.upgrad(ops.gramian(gradients))[0]
+
+    with ops.implementation("auto"):
+        names = operations(weights.get_concrete_function())
+    assert [name for name in names if "MtlKeras" in name] == ["MtlKeras>UpGrad"]
+    with ops.implementation("native"), pytest.raises(RuntimeError, match="no visible"):
+        ops.gramian(gradients)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_exports_hold_operations_with_cpu_kernels_alone(tmp_path):
+    model = recurrent_model()
+    traced = tf.function(model).get_concrete_function(tf.TensorSpec((None, 7, 5)))
+    assert "CudnnRNNV3" in operations(traced)
+    with pytest.raises(InputError, match="CudnnRNNV3"):
+        check_stock("serving_default", traced, model)
+    version = serving.export(model, tmp_path / "model")
+    loaded = tf.saved_model.load(str(version)).signatures["serving_default"]
+    assert not [name for name in operations(loaded) if "Cudnn" in name]
+    answer = loaded(tf.zeros((2, 7, 5)))  # Which cuDNN could not give here.
+    assert set(answer) == set("ab")
+    assert all(layer.use_cudnn == "auto" for layer in gru_layers(model))
+
+
+def gru_layers(model):
+    layers = model._flatten_layers()
+    return [layer for layer in layers if isinstance(layer, keras.layers.GRU)]
+
+
+@pytest.mark.parametrize(
+    "present", [[[1, 1, 0], [0, 0, 0]], [[1, 0, 1], [0, 1, 0]]], ids=["empty", "holes"]
+)
+def test_recurrent_stages_have_masks_that_cudnn_takes(present, monkeypatch):
+    layer = SequenceGRU(2)
+    x = np.array(present, "float32")[..., None] * np.ones(4, "float32")
+    layer(x)
+    masks = []
+    call = layer.gru.call
+
+    def watched(sequences, mask=None, **kwargs):
+        masks.append(mask)
+        return call(sequences, mask=mask, **kwargs)
+
+    monkeypatch.setattr(layer.gru, "call", watched)
+    output = layer(x)
+    # Of that name Keras exports a function.
+    rnn = importlib.import_module("keras.src.backend.tensorflow.rnn")
+    rnn._assert_valid_mask(masks[0])
+    assert not np.any(output.numpy()[np.array(present) == 0])
+
+
+@pytest.mark.parametrize("solver", ["pcgrad", "gradvac"])
+def test_loops_of_known_length_have_a_trip_count_under_xla(solver):
+    orders = tf.constant([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])
+    arguments = {"orders": orders}
+    if solver == "gradvac":
+        arguments["goals"] = tf.zeros((4, 4))
+
+    @tf.function(jit_compile=True, autograph=False)
+    def solve(gramian):
+        return getattr(solvers, solver)(gramian, **arguments)
+
+    rows = np.random.default_rng(0).normal(size=(4, 6))
+    gramian = tf.constant(rows @ rows.T)
+    text = solve.experimental_get_compiler_ir(gramian)(stage="optimized_hlo")
+    loops = [line for line in text.splitlines() if " while(" in line]
+    assert all("known_trip_count" in line for line in loops)
+
+
+def test_lines_about_a_gpu_that_cannot_be_used_are_shown(monkeypatch):
+    line = "W0000 00:00:00.1 1 gpu_device.cc:1] Cannot dlopen some GPU libraries."
+    monkeypatch.setattr(start, "has_gpu", lambda: False)
+    assert start.is_noise(line)
+    monkeypatch.setattr(start, "has_gpu", lambda: True)
+    assert not start.is_noise(line)
+    assert start.is_noise("I0000 00:00:00.1 1 port.cc:1] oneDNN is on.")
+
+
+def test_native_choice_outside_of_a_gpu_is_for_all_ops():
+    with ops.implementation("auto"):
+        assert native.in_use() is native.solvers_in_use()
