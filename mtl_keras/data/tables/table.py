@@ -109,14 +109,12 @@ class _Key:
 
 @functools.lru_cache(maxsize=4)
 def _opened(key: _Key) -> OpenTable:
-    reader: Reader = FileReader(key.file)
-    size = reader.bytes
+    files = FileReader(key.file)
     streams = key.file.data.stream
     if streams is None:
-        streams = size > STREAMED_BYTES
-    if not streams:
-        reader = in_memory(reader, key.file.columns)
-    if size < KEPT_BYTES:
+        streams = files.bytes > STREAMED_BYTES
+    reader: Reader = files if streams else in_memory(files, key.file.columns)
+    if files.bytes < KEPT_BYTES:
         return OpenTable(key.file, reader)
     # The pass over the rows takes a while; other processes are to find its result.
     kept = resolve_data_dir() / "mtl_keras_tables" / f"{key.digest}.json"
