@@ -1,7 +1,7 @@
 """Public data sets as tables of one's own, through every command.
 
     python benchmarks/own_tables.py --data FOLDER
-    python benchmarks/own_tables.py --data FOLDER tox21 school
+    python benchmarks/own_tables.py --data FOLDER tox21 school --steps init,train
 
 FOLDER holds the original files: `molnet/tox21.csv.gz`,
 `fdu_mtl/fdu_mtl_reviews.tar.gz`, `census_income_kdd/*.gz`, `school/school.csv.gz`.
@@ -118,11 +118,11 @@ class Case:
 
 
 CASES = {
-    "tox21": Case(tox21, "tox21.csv.gz", "--epochs 8", {"limit": 1_500, "epochs": 3}),
+    "tox21": Case(tox21, "tox21.csv.gz", "--epochs 6", {"limit": 1_500, "epochs": 3}),
     "reviews": Case(
         reviews,
         "reviews.csv --task-by domain --tasks positive",
-        "--epochs 5",
+        "--epochs 3",
         # 200 labels of each domain.
         {"limit": 3_200, "epochs": 4},
     ),
@@ -242,8 +242,10 @@ def compared(summary: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def run_case(name: str, case: Case, data: pathlib.Path, folder: pathlib.Path) -> bool:
-    """Runs what was not run yet; returns whether all commands went well."""
+def run_case(
+    name: str, case: Case, data: pathlib.Path, folder: pathlib.Path, chosen: list[str]
+) -> bool:
+    """Runs the steps that were not run yet; returns whether all went well."""
     from mtl_keras.runs.records import made_with
 
     kept = folder / "steps.json"
@@ -254,6 +256,8 @@ def run_case(name: str, case: Case, data: pathlib.Path, folder: pathlib.Path) ->
         write_study(name, case, folder)
     for step, line in lines(name, case).items():
         before = steps.get(step, {})
+        if chosen and step not in chosen:
+            continue
         if before.get("code") == 0 and before["command"] == f"mtl-keras {line}":
             continue
         log = folder / f"{step}.log"
@@ -278,14 +282,18 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help=f"out of {', '.join(CASES)}; else all")
     parser.add_argument("--data", type=pathlib.Path, required=True)
     parser.add_argument("--to", type=pathlib.Path, default="build/own_tables")
+    parser.add_argument(
+        "--steps", help="with commas between; else all"
+    )
     arguments = parser.parse_args()
+    chosen = arguments.steps.split(",") if arguments.steps else []
     for name in arguments.names:
         if name not in CASES:
             parser.error(f"{name!r} is none of {', '.join(CASES)}")
     well = True
     for name in arguments.names or CASES:
         folder = (arguments.to / name).absolute()
-        well &= run_case(name, CASES[name], arguments.data, folder)
+        well &= run_case(name, CASES[name], arguments.data, folder, chosen)
     sys.exit(not well)
 
 
