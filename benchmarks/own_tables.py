@@ -282,9 +282,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help=f"out of {', '.join(CASES)}; else all")
     parser.add_argument("--data", type=pathlib.Path, required=True)
     parser.add_argument("--to", type=pathlib.Path, default="build/own_tables")
-    parser.add_argument(
-        "--steps", help="with commas between; else all"
-    )
+    parser.add_argument("--steps", help="with commas between; else all")
     arguments = parser.parse_args()
     chosen = arguments.steps.split(",") if arguments.steps else []
     for name in arguments.names:
