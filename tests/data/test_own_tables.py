@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import tomllib
+import tracemalloc
 
 import damaged_tables
 import numpy as np
@@ -20,6 +21,7 @@ from mtl_keras.data.tables import (
     schema,
     splits,
     table,
+    values,
 )
 from mtl_keras.data.tables.describing import describe
 from mtl_keras.data.tables.reading import FileReader, in_memory
@@ -457,6 +459,18 @@ def test_values_of_other_types_are_what_csv_would_hold():
     assert texts(chunk, "flag").tolist() == ["true", "false", ""]
     assert texts(chunk, "code").tolist() == ["1", "", "2"]
     assert labels.class_name("1.0") == labels.class_name("1") == "1"
+
+
+def test_one_long_text_costs_its_own_length_alone():
+    # Strings of one width, as NumPy has them, would take 8 GB here.
+    texts = np.array(["b", "a", "", "a", "x" * 1_000_000] * 400, object)
+    tracemalloc.start()
+    distinct, index = values.factorised(texts)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 50e6
+    assert distinct[:3].tolist() == ["", "a", "b"]
+    assert (distinct[index] == texts).all()
 
 
 def outcome_of_damaged(number, folder):

@@ -23,6 +23,7 @@ from mtl_keras.data.tables.statistics import Numbers
 from mtl_keras.data.tables.values import (
     class_name,
     class_order,
+    factorised,
     is_dated,
     numbers,
     texts,
@@ -63,7 +64,7 @@ def raw_labels(
         values = numbers(chunk, column, dates)
         return values, ~np.isnan(values)
     values = texts(chunk, column)
-    distinct, rows = np.unique(values.astype(str), return_inverse=True)
+    distinct, rows = factorised(values)
     named = np.array([class_name(str(text)) for text in distinct], object)[rows]
     return named, values != ""
 
@@ -261,7 +262,7 @@ def _codes(
 ) -> np.ndarray:
     """Returns the number of each label's class."""
     index = {name: code for code, name in enumerate(task.classes)}
-    distinct, rows = np.unique(values.astype(str), return_inverse=True)
+    distinct, rows = factorised(values)
     for code, value in enumerate(distinct):
         row = np.flatnonzero((rows == code) & present)
         if row.size and value not in index:
