@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 TUNED := runs/demo
 
-.PHONY: demo test test-native soak chaos fuzz lint docs notebooks install clean
+.PHONY: demo test test-slow test-native soak chaos fuzz lint docs notebooks install clean
 
 # The study, its best trial trained in full, evaluated on the test split,
 # exported, loaded back and compared with the Keras model.
@@ -19,6 +19,10 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2
+
+# What `make test` leaves out: hours.
+test-slow: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -n 2 -m slow
 
 # The kernels' own tests, under AddressSanitizer and UndefinedBehaviorSanitizer, built by
 # GCC and by clang where they are installed, with warnings as errors. Without a C++
@@ -71,6 +75,9 @@ install: $(VENV)/installed-dev
 # environment itself: pip's isolated build would install TensorFlow a second time.
 SOURCES := pyproject.toml constraints.txt $(wildcard CMakeLists.txt cmake/*) \
 	$(shell find csrc -type f 2>/dev/null)
+# Further extras to install: make install EXTRAS=gpu
+EXTRAS ?=
+comma := ,
 define install
 	@echo "Installing into $(VENV): a minute or two, once"
 	@$(PYTHON) -m venv $(VENV)
@@ -79,19 +86,19 @@ define install
 endef
 
 $(VENV)/installed: $(SOURCES)
-	$(call install,".[all]")
+	$(call install,".[all$(addprefix $(comma),$(EXTRAS))]")
 	@touch $@
 
 $(VENV)/installed-dev: $(SOURCES)
-	$(call install,".[dev]")
+	$(call install,".[dev$(addprefix $(comma),$(EXTRAS))]")
 	@touch $@ $(VENV)/installed
 
 # The extras' packages alone: installing the project once more would compile it again.
-EXTRAS := import tomllib; \
+PACKAGES := import tomllib; \
 	extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
 	print(*extras["docs"], *extras["notebooks"])
 $(VENV)/installed-docs: $(VENV)/installed-dev
-	@$(PIP) install --constraint constraints.txt $$($(BIN)/python -c '$(EXTRAS)')
+	@$(PIP) install --constraint constraints.txt $$($(BIN)/python -c '$(PACKAGES)')
 	@touch $@
 
 clean:

@@ -78,6 +78,8 @@ EXPLAINED: dict[str, tuple[str, str]] = {
     ),
     "LegacyH5WholeModelTest::*": HDF5,
     "test_directory_creation_on_save": HDF5,
+    "test_model_api_endpoint_h5": HDF5,
+    "SavingBattleTest::test_*legacy_h5_format": HDF5,
     "test_TensorBoard_weight_images": (
         "difference",
         "Diverges from one in four random starts; such a loss ends `fit`.",

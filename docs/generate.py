@@ -32,7 +32,7 @@ _HEADER = (
 
 
 class Method(NamedTuple):
-    """What the docstring of a method says.
+    """Parts of the docstring of a method.
 
     Attributes:
         name: Its registered name.
@@ -104,7 +104,7 @@ def text_of(method: Method) -> str:
 def parts() -> dict[str, str]:
     """Returns the generated parts of the page by name."""
     all_methods = methods()
-    found = {
+    tables = {
         name: _HEADER + "".join(row(m) for m in all_methods if issubclass(m.cls, base))
         for name, base in (
             ("losses", balancing.LossBalancer),
@@ -112,10 +112,10 @@ def parts() -> dict[str, str]:
             ("matrix", balancing.MatrixBalancer),
         )
     }
-    found["methods"] = "\n".join(
+    tables["methods"] = "\n".join(
         f"### {m.name}\n\n`{m.cls.__name__}`: {text_of(m)}\n" for m in all_methods
     )
-    return found
+    return tables
 
 
 def page(text: str) -> str:

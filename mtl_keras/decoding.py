@@ -39,7 +39,7 @@ Finite = Annotated[
     StrictFloat,
     Field(allow_inf_nan=False, gt=-sys.float_info.max, lt=sys.float_info.max),
 ]
-# What a result is in JSON, which lacks NaN and infinity and has null in their place.
+# A result in JSON, which lacks NaN and infinity and has null in their place.
 Result = Annotated[float, PlainValidator(_result)]
 
 _D = TypeVar("_D")
@@ -50,8 +50,8 @@ def decode(cls: type[_D], values: Any, where: str = "") -> _D:
 
     Args:
         cls: A dataclass.
-        values: What TOML, JSON or Python has for it: a dictionary by field.
-        where: What the values are from, for the start of messages.
+        values: Plain values from TOML, JSON or Python: a dictionary by field.
+        where: Source of the values, for the start of messages.
 
     Raises:
         InputError: For an unknown or missing key, a wrong type or a value out of
@@ -71,7 +71,7 @@ def _adapter(cls: Any) -> pydantic.TypeAdapter:
 
 def _explained(cls: type, error: pydantic.ValidationError) -> str:
     # A key that is missing may be the one that was misspelt.
-    first = min(error.errors(), key=lambda found: found["type"] == "missing")
+    first = min(error.errors(), key=lambda details: details["type"] == "missing")
     kind, location = first["type"], first["loc"]
     path = _path(location)
     if isinstance(cause := first.get("ctx", {}).get("error"), InputError):

@@ -44,7 +44,7 @@ def unknown_name(kind: str, received: object, known: Iterable[str]) -> InputErro
     """Returns the error for a name that is not in a registry.
 
     Args:
-        kind: What the name stands for, for example `"balancing method"`.
+        kind: Kind of the named thing, for example `"balancing method"`.
         received: The name that was given.
         known: All names that would have been accepted.
 
@@ -67,7 +67,7 @@ def first_line(error: BaseException) -> str:
 
 
 def system_reason(error: Exception) -> str:
-    """Returns what the system said, out of an `OSError` or TensorFlow's own."""
+    """Returns the system's message, out of an `OSError` or TensorFlow's own."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     # TensorFlow puts the operation and the file around it.
@@ -94,7 +94,7 @@ def check_integer(
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is an int or float, and not a bool."""
+    """Returns whether a value is an int or float, and not a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 

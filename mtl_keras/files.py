@@ -43,7 +43,7 @@ def read_toml(path: pathlib.Path, kind: str) -> dict[str, Any]:
 
     Args:
         path: The file.
-        kind: What it is, for messages: `"study file"`.
+        kind: Kind of the file, for messages: `"study file"`.
 
     Raises:
         InputError: If it is missing, cannot be read or is not TOML.

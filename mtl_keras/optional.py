@@ -10,7 +10,7 @@ from mtl_keras.errors import MissingExtraError
 
 @contextlib.contextmanager
 def extra(name: str, package: str, user: str) -> Iterator[None]:
-    """Names the extra to install, in one line, where an import in the block fails.
+    """Context manager: names the extra to install where an import in it fails.
 
     ```python
     with optional.extra("text", "sacrebleu", "BLEU"):
@@ -20,7 +20,7 @@ def extra(name: str, package: str, user: str) -> Iterator[None]:
     Args:
         name: The extra in `pyproject.toml`.
         package: The distribution that is imported, by its name in `pyproject.toml`.
-        user: What needs it, the start of the message.
+        user: The part that needs it, the start of the message.
 
     Raises:
         MissingExtraError: For an import of what is not installed. Of a package that

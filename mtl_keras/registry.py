@@ -14,7 +14,7 @@ def named_class(kind: str, name: Any, classes: Mapping[str, type]) -> type:
     """Returns the class of a name, without making an object of it.
 
     Args:
-        kind: What is named, for the message.
+        kind: Kind of the class, for the message.
         name: The name.
         classes: Classes by every name they may be called.
 
@@ -32,9 +32,9 @@ def deserialize_named(
     """Returns the object of a configuration.
 
     Args:
-        kind: What is configured, for the messages.
-        config: `{"class_name": …, "config": …}`, or what
-            `keras.saving.serialize_keras_object` wrote.
+        kind: Kind of the object, for the messages.
+        config: `{"class_name": …, "config": …}`, or the result of
+            `keras.saving.serialize_keras_object`.
         classes: Classes by every name they may be called.
         base: The class that all of them share.
 
@@ -53,13 +53,13 @@ def deserialize_named(
     try:
         if cls is not None:
             return cls.from_config(dict(arguments))
-        found = keras.saving.deserialize_keras_object(dict(config))
+        instance = keras.saving.deserialize_keras_object(dict(config))
     except InputError:
         raise
     except (TypeError, ValueError) as error:
         raise InputError(
             f"Invalid arguments for {kind} {name!r}: {' '.join(str(error).split())}"
         ) from error
-    if not isinstance(found, base):
+    if not isinstance(instance, base):
         raise InputError(f"Expected a {kind}. Received: {name!r}.")
-    return found
+    return instance

@@ -128,7 +128,11 @@ def train(
         ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Data set; see `mtl-keras datasets list`.")
+        str | None,
+        typer.Option(
+            help="Data set; see `mtl-keras datasets list`. Of a function that builds a "
+            "model: a data file, or FILE.py:NAME, which returns data sets."
+        ),
     ] = None,
     tasks: Annotated[
         str | None, typer.Option(help="Tasks, with commas between them; else all.")
@@ -218,8 +222,8 @@ def train(
 
     over = strategies.make(strategy)
     console = make_console()
-    given: dict[str, Any] = {
-        "data": None if data is None else applications.canonical(data),
+    overrides: dict[str, Any] = {
+        "data": None if data is None else applications.allow(data),
         "tasks": None if tasks is None else _split(tasks),
         "backbone": backbone,
         "sharing": None if sharing is None else read_spec(sharing),
@@ -237,7 +241,7 @@ def train(
     }
     config = dataclasses.replace(
         _base_config(application, from_study, console),
-        **{name: value for name, value in given.items() if value is not None},
+        **{name: value for name, value in overrides.items() if value is not None},
     ).validate()
     out = out or unfinished.next_free("runs", config)
     if reuse and out.exists():
@@ -302,11 +306,15 @@ def _check_same(run: Run, config: TrainingConfig) -> None:
 
 
 def _print_metrics(console: Console, metrics: dict[str, dict[str, float]]) -> None:
+    from mtl_keras.runs.results import means_of_many
+
     table = plain_table("test split", "metric")
     table.add_column("value", justify="right")
     for task, values in metrics.items():
         for name, value in values.items():
             table.add_row(task, name, f"{value:.4f}")
+    for name, value in means_of_many(metrics).items():
+        table.add_row(f"mean of {len(metrics)}", name, f"{value:.4f}")
     console.print(table)
 
 

@@ -51,8 +51,20 @@ def compare(
     pairs: Annotated[
         bool, typer.Option("--pairs", help="Train every pair of tasks as well.")
     ] = False,
+    single_tasks: Annotated[
+        bool,
+        typer.Option(
+            "--single-tasks/--no-single-tasks",
+            help="Train each task alone, and measure against these; else against the "
+            "first way to balance.",
+        ),
+    ] = True,
     data: Annotated[
-        str | None, typer.Option(help="Data set; see `mtl-keras datasets list`.")
+        str | None,
+        typer.Option(
+            help="Data set; see `mtl-keras datasets list`. Of a function that builds a "
+            "model: a data file, or FILE.py:NAME, which returns data sets."
+        ),
     ] = None,
     tasks: Annotated[
         str | None, typer.Option(help="Tasks, with commas between them; else all.")
@@ -78,10 +90,11 @@ def compare(
 ) -> None:
     """Compare ways to balance and to share.
 
-    Each task alone, and every combination, with the same budget and the same order
-    of the data, for several seeds. Started again, it resumes where it stopped. The
-    folder gets report.html, results.json, summary.csv, cells.csv, and a run folder
-    for each training under cells/. Exit code 1 tells of trainings that failed.
+    Each task alone, unless --no-single-tasks, and every combination, with the same
+    budget and the same order of the data, for several seeds. Started again, it
+    resumes where it stopped. The folder gets report.html, results.json, summary.csv,
+    cells.csv, and a run folder for each training under cells/. Exit code 1 tells of
+    trainings that failed.
     """
     # The trainings run in processes of their own, and need the GPUs' memory there.
     tensorflow.load(gpus=False)
@@ -100,7 +113,7 @@ def compare(
     comparison = Comparison(
         RunConfig(
             name,
-            data=None if data is None else applications.canonical(data),
+            data=None if data is None else applications.allow(data),
             tasks=None if tasks is None else _names(tasks),
             backbone=backbone,
             width=width,
@@ -114,6 +127,7 @@ def compare(
         sharing=ways_to_share,
         seeds=seeds,
         pairs=pairs,
+        single_tasks=single_tasks,
     )
     out = out or pathlib.Path("runs") / f"compare-{applications.label(name)}"
     command = shlex.join(["mtl-keras", *sys.argv[1:]])
@@ -130,7 +144,7 @@ def compare(
     if summary["excluded"]:
         excluded = ", ".join(summary["excluded"])
         console.print(
-            f"Δm excludes {excluded}: alone, its metric is 0 for some seed.",
+            f"Δm excludes {excluded}: {_over(summary)}, its metric is 0 for some seed.",
             soft_wrap=True,
             markup=False,
         )
@@ -140,22 +154,28 @@ def compare(
         raise typer.Exit(FAILED)
 
 
+def _over(summary: dict[str, Any]) -> str:
+    return "alone" if summary["single"] else f"by {summary['tests']['reference']}"
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _leaderboard(summary: dict[str, Any]) -> Table:
     """Lays out the combinations, best Δm first."""
-    from mtl_keras.compare.summary import corrected_p
+    from mtl_keras.compare.summary import corrected_p, metrics_of, shown_tasks
     from mtl_keras.reports.rendering import mean_and_std, number, p_value, span
 
     table = plain_table("method")
-    heads = ["Δm %", "p", "rank", *summary["tasks"], "jobs", "ms a step", "MB"]
-    for head in heads:
+    tasks = shown_tasks(summary) or [f"{len(summary['tasks'])} tasks"]
+    for head in ("Δm %", "p", "rank", *tasks, "jobs", "ms a step", "MB"):
         table.add_column(head, justify="right")
-    single = summary["single"]
-    alone = [mean_and_std(single[task]["test"][task]) for task in summary["tasks"]]
-    table.add_row("single tasks", "", "", "", *alone, "", "", "")
+    family = "against_reference"
+    if summary["single"]:
+        family = "against_single"
+        alone = map(mean_and_std, metrics_of(summary, None))
+        table.add_row("single tasks", "", "", "", *alone, "", "", "")
     methods = summary["methods"]
     done = [name for name in methods if methods[name]["seeds"]]
     means = {name: methods[name]["delta_m"]["mean"] for name in done}
@@ -165,9 +185,9 @@ def _leaderboard(summary: dict[str, Any]) -> Table:
         table.add_row(
             name,
             mean_and_std(found["delta_m"], 2, sign=True),
-            p_value(corrected_p(summary, "against_single", name)),
+            p_value(corrected_p(summary, family, name)),
             mean_and_std(found["rank"], 1),
-            *(mean_and_std(found["test"][task]) for task in summary["tasks"]),
+            *map(mean_and_std, metrics_of(summary, name)),
             span(found["jobs"]),
             number(found["step_ms"]["mean"], 1),
             number(found["peak_memory_mb"]["mean"], 0),

@@ -1,4 +1,4 @@
-"""`mtl-keras datasets`: what data there is, and preparing it."""
+"""`mtl-keras datasets`: listing and preparing data sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mtl-keras doctor`: what a bug report should say about the machine."""
+"""`mtl-keras doctor`: versions and devices of the machine, for bug reports."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _compiled_applications() -> str:
 
 
 def _trial_device() -> str:
-    """Says what one trial of `tune` has, and one of `tune --workers` in brackets."""
+    """Returns the devices of a trial of `tune`, and of `tune --workers` in brackets."""
     import tensorflow as tf
 
     gpus = len(tf.config.list_physical_devices("GPU"))

@@ -1,4 +1,4 @@
-"""How the command line ends: one clear line, and an exit code."""
+"""Errors of the command line: one clear line, and an exit code."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Commands(typer.core.TyperGroup):
 
 
 def _is_input_error(error: Exception) -> bool:
-    """Whether this is a `mtl_keras.errors.InputError`.
+    """Returns whether this is a `mtl_keras.errors.InputError`.
 
     Told by its module, as importing the class would load TensorFlow.
     """

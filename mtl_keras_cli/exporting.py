@@ -1,4 +1,4 @@
-"""What `mtl-keras serve-check` does."""
+"""`mtl-keras serve-check`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mtl_keras_cli.text import plain_table
 def check_export(
     path: pathlib.Path, *, tolerance: float | None, seconds: float, console: Console
 ) -> None:
-    """Checks an export and prints what was found.
+    """Checks an export and prints the results.
 
     Raises:
         InputError: If there is no export, or it cannot be loaded.
@@ -35,11 +35,11 @@ def check_export(
     table = plain_table("signature")
     for head in ("records", "difference", "batch", "median ms", "p95 ms", "samples/s"):
         table.add_column(head, justify="right")
-    for name, found in report.signatures.items():
-        first = (name, str(found.records), f"{found.difference:.1e}")
-        if not found.timings:
+    for name, signature in report.signatures.items():
+        first = (name, str(signature.records), f"{signature.difference:.1e}")
+        if not signature.timings:
             table.add_row(*first)
-        for timing in found.timings:
+        for timing in signature.timings:
             table.add_row(
                 *first,
                 str(timing.batch_size),

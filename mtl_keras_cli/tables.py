@@ -1,4 +1,4 @@
-"""What `mtl-keras init` and `mtl-keras predict` do."""
+"""`mtl-keras init` and `mtl-keras predict`."""
 
 from __future__ import annotations
 

@@ -38,13 +38,13 @@ def is_noise(line: str) -> bool:
 
 
 def load(starts: bool = True, gpus: bool = True) -> None:
-    """Imports TensorFlow; only what is worth reading gets to standard error.
+    """Imports TensorFlow, without its start-up noise on standard error.
 
     TF_CPP_MIN_LOG_LEVEL=0 in the environment shows everything.
 
     Args:
-        starts: Whether to have TensorFlow start up, too, so that what it says of
-            devices is filtered as well. One that joins a cluster must not yet.
+        starts: Whether to have TensorFlow start up, too, so that its messages about
+            devices are filtered as well. One that joins a cluster must not yet.
         gpus: Whether this process may use GPUs. One that only schedules must not,
             so that all of their memory is left to its workers.
     """
@@ -72,7 +72,7 @@ def load(starts: bool = True, gpus: bool = True) -> None:
 
 @contextlib.contextmanager
 def _filtered_stderr() -> Iterator[None]:
-    """Holds file descriptor 2 back, then passes on all lines but the noise."""
+    """Context manager: filters the start-up noise out of file descriptor 2."""
     sys.stderr.flush()
     real = os.dup(2)
     with tempfile.TemporaryFile() as held:

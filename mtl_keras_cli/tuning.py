@@ -1,4 +1,4 @@
-"""What `mtl-keras tune` does."""
+"""`mtl-keras tune`."""
 
 from __future__ import annotations
 

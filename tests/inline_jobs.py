@@ -11,7 +11,7 @@ from mtl_keras.runs.scheduler import Scheduler
 
 
 def run_here(scheduler, slot, job):
-    """Runs a job in this process, where `tiny` is known, as soon as it starts."""
+    """Runs a job in this process, where `tiny` is registered, as soon as it starts."""
     started = time.monotonic()
     worker.run(job.folder, job.function)
     scheduler._end(job, time.monotonic() - started)

@@ -33,7 +33,7 @@ class Outer(Decodable):
             raise InputError("Expected another seed.")
 
 
-def test_what_is_encoded_is_decoded_to_the_same():
+def test_encoded_values_are_decoded_to_the_same():
     whole = Outer(0.5, Inner(3, ("a", "ü")), {"x": math.nan, "y": 2.0}, 7)
     values = encode(whole)
     assert values["results"] == {"x": None, "y": 2.0}

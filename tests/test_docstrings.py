@@ -1,4 +1,4 @@
-"""Every public name says what it is, takes, raises and comes from."""
+"""Docstrings of every public name: arguments, shapes, errors, examples and papers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Public(NamedTuple):
 
     @property
     def function(self) -> Callable[..., Any] | None:
-        """What is called: itself, the property's getter, or the constructor."""
+        """The called function: itself, the property's getter, or the constructor."""
         if inspect.isclass(self.value):
             written = _written_out(self.value)
             return vars(self.value)["__init__"] if written else None
@@ -71,36 +71,36 @@ def _written_out(cls: type) -> bool:
 
 def _rooms() -> Iterator[Any]:
     yield mtl_keras
-    for found in pkgutil.walk_packages(mtl_keras.__path__, "mtl_keras."):
-        if found.ispkg:
-            room = importlib.import_module(found.name)
+    for module in pkgutil.walk_packages(mtl_keras.__path__, "mtl_keras."):
+        if module.ispkg:
+            room = importlib.import_module(module.name)
             if hasattr(room, "__all__"):
                 yield room
 
 
 def _everything() -> list[Public]:
-    found: dict[int, Public] = {}
+    by_id: dict[int, Public] = {}
     for room in _rooms():
         for name in room.__all__:
             value = getattr(room, name)
             if not (inspect.isclass(value) or inspect.isfunction(value)):
                 continue
-            found.setdefault(id(value), Public(f"{room.__name__}.{name}", value, None))
+            by_id.setdefault(id(value), Public(f"{room.__name__}.{name}", value, None))
             for part, member in vars(value).items() if inspect.isclass(value) else ():
                 member = getattr(member, "__func__", member)
                 if not part.startswith("_") and (
                     inspect.isfunction(member) or isinstance(member, property)
                 ):
                     full = f"{room.__name__}.{name}.{part}"
-                    found.setdefault(id(member), Public(full, member, value))
-    return sorted(found.values(), key=lambda public: public.name)
+                    by_id.setdefault(id(member), Public(full, member, value))
+    return sorted(by_id.values(), key=lambda public: public.name)
 
 
 EVERYTHING = _everything()
 
 
 def flaws(public: Public) -> list[str]:
-    """Returns what a docstring lacks."""
+    """Returns the flaws of a docstring, texts."""
     if not public.own.strip():
         return ["no docstring"]
     function = public.function
@@ -108,28 +108,30 @@ def flaws(public: Public) -> list[str]:
         return []
     match = _ELSEWHERE.search(public.own)
     if match and "Args:" not in public.own:
-        there = _documented(public.owner, match["name"])
-        return [] if there else [f"refers to {match['name']!r}, which says nothing"]
-    found = []
+        documented = _documented(public.owner, match["name"])
+        return (
+            [] if documented else [f"refers to {match['name']!r}, which says nothing"]
+        )
+    lacking = []
     annotations = " ".join(map(str, getattr(function, "__annotations__", {}).values()))
     if _TENSOR.search(annotations):
-        found += ["no shape"] if not _SHAPE.search(public.own) else []
-        found += ["no dtype"] if not _DTYPE.search(public.own) else []
+        lacking += ["no shape"] if not _SHAPE.search(public.own) else []
+        lacking += ["no dtype"] if not _DTYPE.search(public.own) else []
     parameters = [
         name
         for name in inspect.signature(function).parameters
         if name not in ("self", "cls")
     ]
     if len(parameters) > 1 or "Args:" in public.own:
-        found += [
+        lacking += [
             f"nothing on the argument {name!r}"
             for name in parameters
             if not re.search(rf"^ +\**{name}: ", public.own, re.MULTILINE)
         ]
     above = public.owner.__doc__ or "" if public.owner else ""
     if "Raises:" not in public.own + above and (raised := _raised(function)):
-        found.append(f"nothing on raising {', '.join(raised)}")
-    return found
+        lacking.append(f"nothing on raising {', '.join(raised)}")
+    return lacking
 
 
 def _documented(owner: type | None, name: str) -> bool:
@@ -142,7 +144,7 @@ def _documented(owner: type | None, name: str) -> bool:
 
 
 def _raised(function: Callable[..., Any]) -> list[str]:
-    """Returns what a function raises itself, as it is written there."""
+    """Returns the exceptions that a function's own source raises."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     raised = [
         ast.unparse(node.exc).split("(")[0]
@@ -202,7 +204,7 @@ def test_docstring_names_the_paper(name):
     assert _PAPER.search(_named_after_papers()[name])
 
 
-def test_the_check_finds_what_is_missing():
+def test_the_check_finds_missing_parts():
     def undocumented():
         pass
 

@@ -1,4 +1,4 @@
-"""What README and documentation show runs, and says what the code says."""
+"""Code blocks of README and documentation run, and their statements hold."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class Block(NamedTuple):
 
 
 def _blocks(page: pathlib.Path) -> list[Block]:
-    found = _FENCE.findall(page.read_text(encoding="utf-8"))
+    blocks = _FENCE.findall(page.read_text(encoding="utf-8"))
     return [
         Block(bool(mark), mark.removeprefix("needs ").removeprefix("slow"), *rest)
-        for mark, *rest in found
+        for mark, *rest in blocks
     ]
 
 
@@ -100,25 +100,25 @@ def test_toml_blocks_are_toml(page):
 
 
 @pytest.mark.parametrize("page", _with_blocks("bash"), ids=_name)
-def test_commands_are_there(page):
+def test_commands_exist(page):
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for block in _blocks(page):
         for line in block.code.replace("\\\n", "").splitlines():
-            words = shlex.split(line, comments=True)
-            if block.language != "bash" or not words:
+            arguments = shlex.split(line, comments=True)
+            if block.language != "bash" or not arguments:
                 continue
-            if words[0] == "mtl-keras":
-                _parse(words[1:])
-            elif words[0] == "make":
-                assert words[1] in targets
-            elif words[0] == "python" and words[1].endswith(".py"):
-                assert (ROOT / words[1]).is_file()
+            if arguments[0] == "mtl-keras":
+                _parse(arguments[1:])
+            elif arguments[0] == "make":
+                assert arguments[1] in targets
+            elif arguments[0] == "python" and arguments[1].endswith(".py"):
+                assert (ROOT / arguments[1]).is_file()
 
 
-def _parse(words: list[str]) -> None:
+def _parse(arguments: list[str]) -> None:
     """Parses arguments of `mtl-keras` as it would, without running anything."""
     command = typer.main.get_command(app)
-    context = command.make_context("mtl-keras", list(words))
+    context = command.make_context("mtl-keras", list(arguments))
     while hasattr(command, "resolve_command"):
         rest = [*context._protected_args, *context.args]
         name, command, rest = command.resolve_command(context, rest)
@@ -131,7 +131,7 @@ def test_a_wrong_command_is_found():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
-def test_linked_files_are_there(page):
+def test_linked_files_exist(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text("utf-8")):
         assert (page.parent / target).exists(), target
 
@@ -157,7 +157,7 @@ def generate():
     return module
 
 
-def test_balancing_page_says_what_the_docstrings_say(generate):
+def test_the_balancing_page_is_generated_from_the_docstrings(generate):
     text = generate.PAGE.read_text(encoding="utf-8")
     assert generate.page(text) == text, "python docs/generate.py writes it anew"
 

@@ -1,4 +1,4 @@
-"""What has its final name is on the disk, whole: nothing is lost with the power."""
+"""Files with their final name are on the disk, complete, after a loss of power."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class Disk:
 
     def check(self, root):
         """Checks every file below a folder; returns their names."""
-        found = [path for path in root.rglob("*") if path.name != "log.txt"]
-        found = [path for path in found if path.is_file()]
-        for path in found:
+        files = [path for path in root.rglob("*") if path.name != "log.txt"]
+        files = [path for path in files if path.is_file()]
+        for path in files:
             self.check_file(path)
-        return {path.name for path in found}
+        return {path.name for path in files}
 
     def check_file(self, path):
         """The file was synced after its last change and before it had its name, and

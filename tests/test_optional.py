@@ -162,26 +162,26 @@ def test_each_missing_extra_is_one_line(without_extras, part):
     for source in NEEDING[part]:
         kind, message = without_extras["errors"].get(source, ("none", source))
         assert kind == "MissingExtraError", message
-        said = LINE.fullmatch(message)
-        assert said, message
-        assert said[2] == part
-        assert said[1] in distributions(part)
+        match = LINE.fullmatch(message)
+        assert match, message
+        assert match[2] == part
+        assert match[1] in distributions(part)
 
 
-def test_the_command_line_says_it_too(without_extras):
-    said = without_extras["said"]
-    assert said["typer"] == [
+def test_the_command_line_names_the_extra_too(without_extras):
+    errors = without_extras["said"]
+    assert errors["typer"] == [
         2,
         "mtl-keras: The command line needs typer: pip install 'mtl_keras[cli]'\n",
     ]
-    assert said["tensorflow_serving"] == [
+    assert errors["tensorflow_serving"] == [
         2,
         "mtl-keras: mtl_keras.serving needs tensorflow-serving-api: "
         "pip install 'mtl_keras[serving]'\n",
     ]
 
 
-def test_a_package_that_is_there_but_broken_keeps_its_own_error(tmp_path, monkeypatch):
+def test_an_installed_but_broken_package_keeps_its_own_error(tmp_path, monkeypatch):
     (tmp_path / "halved.py").write_text("from math import no_such_function\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with (
@@ -219,7 +219,7 @@ def test_every_import_of_an_extra_is_one_that_names_it():
     assert every == guarded
 
 
-def test_the_core_is_what_its_card_names():
+def test_the_core_needs_only_the_packages_of_its_card():
     names = {re.match(r"[\w-]+", text)[0] for text in PROJECT["dependencies"]}
     card = {"tensorflow", "keras", "keras-tuner", "tensorflow-datasets", "tensorboard"}
     # TensorFlow Datasets imports importlib_resources, Keras rich, TensorBoard pillow;

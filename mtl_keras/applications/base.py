@@ -1,4 +1,4 @@
-"""What an application is: data, a backbone, tasks, and how to train them."""
+"""Base class of applications: data, backbones, tasks and training defaults."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "validation", "test")
 
+MANY_TASKS = 32
+"""Tables make one output of more tasks than these, and reports show them together."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -31,8 +34,8 @@ class Task:
         name: Name of the model's output and of the label.
         kind: `"multiclass"`, `"binary"`, `"number"`, `"boxes"`, `"segmentation"`,
             `"span"` or `"sequence"`.
-        loss: Gives a new loss, in a form that Keras's `compile` takes.
-        metrics: Gives new metrics, named without the task.
+        loss: Function that returns a new loss, in a form that Keras's `compile` takes.
+        metrics: Function that returns new metrics, named without the task.
         objective: Name of the metric that models are compared by.
         direction: `"max"` or `"min"`: which way the objective is better.
     """
@@ -112,6 +115,31 @@ class Application(Served, abc.ABC):
         """
         return ""
 
+    def outputs_of(self, tasks: Iterable[str] | None = None) -> dict[str, Task]:
+        """Returns the tasks by the model's outputs; here each has one, of its name.
+
+        Args:
+            tasks: Names of the tasks; `None` for all.
+        """
+        return {task.name: task for task in self.select(tasks).values()}
+
+    def columns_of(
+        self, tasks: Iterable[str] | None = None
+    ) -> dict[str, tuple[str, ...]]:
+        """Returns `columns` for `compile`: outputs that are groups of tasks.
+
+        Here none: `{}`. An application of hundreds of tasks has one output of them
+        all, `[batch, T]`, with labels and sample weights of this shape.
+
+        Args:
+            tasks: Names of the tasks; `None` for all.
+
+        Returns:
+            `{output: names}`, each a `Task.name`, for keys of `outputs_of`.
+        """
+        del tasks
+        return {}
+
     @abc.abstractmethod
     def load(
         self,
@@ -160,7 +188,7 @@ class Application(Served, abc.ABC):
         return backbone_registry.get(backbone)(width, depth)
 
     def preprocess(self, inputs: Mapping[str, keras.KerasTensor]) -> keras.KerasTensor:
-        """Turns the raw inputs into what the backbone reads, by Keras layers.
+        """Returns the backbone's input, made from the raw inputs by Keras layers.
 
         An application has this and `head`, or a `connect` of its own.
         """
@@ -178,12 +206,12 @@ class Application(Served, abc.ABC):
     def encode(
         self, inputs: Mapping[str, keras.KerasTensor], backbone: str, width: int
     ) -> keras.KerasTensor:
-        """Returns what the first stage reads; here the preprocessed inputs.
+        """Returns the first stage's input; here the preprocessed inputs.
 
         Args:
-            inputs: What `inputs_of` gave.
+            inputs: Symbolic inputs, as `inputs_of` returns them.
             backbone: One of `backbones`.
-            width: What `stages` was given.
+            width: Width of `stages`.
         """
         del backbone, width
         return self.preprocess(inputs)
@@ -201,7 +229,7 @@ class Application(Served, abc.ABC):
 
         Args:
             task: The task.
-            features: What the way to share gave for it.
+            features: Its features, from the way to share.
         """
         raise NotImplementedError
 
@@ -218,12 +246,12 @@ class Application(Served, abc.ABC):
         """Connects inputs to outputs: preprocessing, shared stages, heads.
 
         Args:
-            inputs: What `inputs` gave.
+            inputs: Symbolic inputs, as `inputs` returns them.
             stages: The backbone.
             share: The way to share it.
             tasks: The tasks by name.
-            backbone: What `stages` was given.
-            width: The same.
+            backbone: Name of the backbone of `stages`.
+            width: Width of `stages`.
 
         Returns:
             Outputs of the tasks that `share` gave features for, each of a layer
@@ -246,7 +274,7 @@ class Application(Served, abc.ABC):
         """Returns scores that `evaluate` cannot give, such as those of texts.
 
         Args:
-            model: What `build` gave, trained.
+            model: A trained model of `build`.
             split: `"train"`, `"validation"` or `"test"`.
             data: Name of the data set; `None` for `default_data`.
             tasks: Tasks to score; `None` for all.
@@ -305,7 +333,8 @@ class Application(Served, abc.ABC):
             inputs, stages, share, chosen, backbone=backbone, width=width
         )
         outputs = share.connect_outputs(outputs)
-        return self.assemble(inputs, {name: outputs[name] for name in chosen})
+        names = self.outputs_of(tasks)
+        return self.assemble(inputs, {name: outputs[name] for name in names})
 
     def assemble(
         self,
@@ -316,19 +345,19 @@ class Application(Served, abc.ABC):
 
         Args:
             inputs: The model's inputs, by name.
-            outputs: The heads' outputs, by task.
+            outputs: The heads' outputs, by the names that `outputs_of` gives.
         """
         return MultiTaskModel(inputs, outputs)
 
     def losses(self, tasks: Iterable[str] | None = None) -> dict[str, Any]:
         """Returns new losses by the model's outputs, for `compile`."""
-        return {task.name: task.loss() for task in self.select(tasks).values()}
+        return {name: task.loss() for name, task in self.outputs_of(tasks).items()}
 
     def metrics(
         self, tasks: Iterable[str] | None = None
     ) -> dict[str, list[keras.metrics.Metric]]:
         """Returns new metrics by the model's outputs, for `compile`."""
-        return {task.name: task.metrics() for task in self.select(tasks).values()}
+        return {name: task.metrics() for name, task in self.outputs_of(tasks).items()}
 
     def select(self, tasks: Iterable[str] | None) -> dict[str, Task]:
         """Returns the named tasks, in the application's order.

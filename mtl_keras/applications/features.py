@@ -28,7 +28,7 @@ _CLIP = 5.0
 
 @keras.saving.register_keras_serializable(package="mtl_keras")
 class FieldIndices(keras.layers.Layer):
-    """Gives each of F columns of indices its own rows in one embedding table.
+    """Row indices of F columns in one embedding table, `[batch, F]`.
 
     One table has one gather, one sparse gradient and one update, where a table for
     each column has F. Called on F whole-number tensors `[batch]`; returns int32
@@ -69,9 +69,9 @@ class MaskedMean(keras.layers.Layer):
     def call(self, inputs: list[Any]) -> Any:
         """Returns the mean, `[batch, d]`."""
         vectors, indices = inputs
-        there = ops.cast(ops.not_equal(indices, 0), vectors.dtype)[..., None]
-        total = ops.sum(vectors * there, axis=1)
-        return total / ops.maximum(ops.sum(there, axis=1), 1.0)
+        mask = ops.cast(ops.not_equal(indices, 0), vectors.dtype)[..., None]
+        total = ops.sum(vectors * mask, axis=1)
+        return total / ops.maximum(ops.sum(mask, axis=1), 1.0)
 
     def compute_output_shape(
         self, input_shape: list[tuple[int | None, ...]]
@@ -83,7 +83,7 @@ class MaskedMean(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="mtl_keras")
 class HistoryMask(keras.layers.Layer):
-    """Tells which steps of a history hold something: index other than 0.
+    """Padding mask of a history: True for steps whose index is not 0.
 
     Called on indices `[batch, steps]`; returns bool of the same shape.
     """
@@ -115,7 +115,7 @@ def encode(
     history: str,
     width: int,
 ) -> keras.KerasTensor:
-    """Turns raw columns into one vector.
+    """Returns raw columns encoded as one vector.
 
     - Small categories are looked up (`StringLookup`, `IntegerLookup`), numbers are
       put into their bins (`Discretization`), and both are embedded by one table.
@@ -207,7 +207,7 @@ def _history(
         return None
     sequence = layers.Concatenate(name="history")(steps)
     if kind == "gru":
-        # cuDNN takes no padding in front, where it is here: newest last.
+        # cuDNN does not take left padding, as here: newest last.
         gru = layers.GRU(width, use_cudnn=False, name="history_gru")
         return gru(sequence, mask=mask)
     return _attention(sequence, candidate, mask, width)
@@ -219,11 +219,12 @@ def _attention(
     mask: keras.KerasTensor,
     width: int,
 ) -> keras.KerasTensor:
-    """Pools a history by what the candidate asks of it.
+    """Attention pooling of a history, with the candidate item as the query.
 
     The idea of Zhou et al., "Deep Interest Network for Click-Through Rate
     Prediction", KDD 2018 (arXiv:1706.06978). Differs from it in that the weights are
-    those of dot-product attention with two heads, and that steps know their place.
+    those of dot-product attention with two heads, and that steps have position
+    embeddings.
     """
     length = sequence.shape[1]
     keys = layers.Dense(width, name="history_steps")(sequence)
@@ -241,7 +242,7 @@ def _attention(
 
 @keras.saving.register_keras_serializable(package="mtl_keras")
 class PlaceEmbedding(keras.layers.Layer):
-    """Adds to each step of `[batch, length, width]` a vector of its place.
+    """Learnt position embedding, added to the steps of `[batch, length, width]`.
 
     Args:
         length: Number of steps.
@@ -285,7 +286,7 @@ class _Encoder:
         self._shared = {column.same_as for column in columns.values()}
 
     def has_table(self, name: str) -> bool:
-        """Whether the column has an embedding table of its own."""
+        """Returns whether the column has an embedding table of its own."""
         return self._columns[name].kind == "hashed" or name in self._shared
 
     def size(self, name: str) -> int:

@@ -64,7 +64,7 @@ def _number(name: str) -> Task:
 
 @dataclasses.dataclass(frozen=True)
 class _DataSet:
-    """What the application makes of one data set.
+    """Tasks, labels and defaults of one data set.
 
     Attributes:
         tasks: Its tasks.
@@ -205,7 +205,7 @@ class Recommendation(BoundApplication):
         self.defaults = self._data_set.defaults
 
     def columns(self, tasks: Iterable[str] | None = None) -> dict[str, Column]:
-        """Returns what a model of these tasks reads, by name.
+        """Returns the input columns of a model of these tasks, by name.
 
         Args:
             tasks: Names of tasks; `None` for all.

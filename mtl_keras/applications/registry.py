@@ -1,9 +1,9 @@
 """Applications by name: built in, registered, of plugins, data files, own code.
 
 A configuration names its application by a string, and so does the `config.json` of a
-run folder, which may come from anywhere. So own code is imported only if this process,
-or the one that started it, was told to: by `allow`, which the command line calls for
-what is named on it.
+run folder, which may come from anywhere. So own code, and that of installed packages,
+is imported only if this process, or the one that started it, was told to: by `allow`,
+which the command line calls for what is named on it.
 """
 
 from __future__ import annotations
@@ -47,8 +47,9 @@ def get(name: str) -> Application:
     """Returns an application.
 
     Args:
-        name: One of `names()`; the path of a data file, `….toml`; or code that
-            `allow` was called for, `FILE.py:NAME` or `PACKAGE.MODULE:NAME`.
+        name: One of `names()`; the path of a data file, `….toml`; or code,
+            `FILE.py:NAME` or `PACKAGE.MODULE:NAME`. Code, and what an installed
+            package offers, after `allow` was called for it.
 
     Raises:
         InputError: No application has this name, its data file is wrong, or it is
@@ -58,25 +59,35 @@ def get(name: str) -> Application:
         return _registered[name]()
     if name in _BUILT_IN:
         return _BUILT_IN[name]()
-    if name in _allowed():
-        return _application(name, _import(_allowed()[name]))
     if _is_data_file(name):
         from mtl_keras.applications.table.application import Table
 
         return Table(name)
-    if is_code(name):
-        raise errors.InputError(
-            f"{name!r} is code, which is imported only if it is named on the command "
-            "line: as the application, or by --code where a run folder is given. In "
-            "Python, call mtl_keras.applications.allow(name) first."
-        )
-    if name in _entry_points():
-        return _application(name, _entry_points()[name].load())
+    if name in _allowed() or is_code(name) or name in _entry_points():
+        return _application(name, load_code(name))
     raise errors.unknown_name("application", name, names())
 
 
+def load_code(name: str) -> Any:
+    """Returns what code names, imported once a process.
+
+    Args:
+        name: What `allow` was called for.
+
+    Raises:
+        InputError: If this process was not told to import it, or it is not there.
+    """
+    if name not in _allowed():
+        raise errors.InputError(
+            f"{name!r} is code, which is imported only if it is named on the command "
+            "line: as the application, its data, or by --code where a run folder is "
+            "given. In Python, call mtl_keras.applications.allow(name) first."
+        )
+    return _import(_allowed()[name])
+
+
 def register(name: str, application: Callable[[], Application]) -> None:
-    """Gives an application a name that `get` accepts.
+    """Registers an application under a name that `get` accepts.
 
     Processes that this one starts know the name too, where the application is defined
     in a file of its own, and not in the program itself or within a function.
@@ -108,28 +119,51 @@ def register(name: str, application: Callable[[], Application]) -> None:
         _allow(name, f"{path}:{application.__qualname__}")
 
 
-def allow(name: str) -> str:
-    """Lets this process, and those that it starts, import an application's code.
+def allow(code: str | os.PathLike | Callable[..., Any]) -> str:
+    """Permits this process, and those that it starts, to import an application's code.
 
     Args:
-        name: `FILE.py:NAME` or `PACKAGE.MODULE:NAME`: a subclass of `Application`, or
-            a function that builds a model. Nothing else is changed by other names.
+        code: `FILE.py:NAME` or `PACKAGE.MODULE:NAME`: a subclass of `Application`, or
+            a function that builds a model or returns data sets; or such a class or
+            function itself, at the top level of a file; or what an installed package
+            offers. Other names allow nothing.
 
     Returns:
         The name as configurations are to have it: `canonical(name)`.
+
+    Raises:
+        InputError: For something that no other process could import by a name.
     """
-    name = canonical(name)
-    if is_code(name):
+    if not isinstance(code, (str, os.PathLike)):
+        name = _name_of(code)
+        _imported[name] = code
+    else:
+        name = canonical(os.fspath(code))
+    if is_code(name) or name in _entry_points():
         _allow(name, name)
     return name
+
+
+def _name_of(code: Any) -> str:
+    """Returns `FILE.py:NAME` of a function or class."""
+    module = sys.modules.get(getattr(code, "__module__", None) or "")
+    path = getattr(module, "__file__", None)
+    name = getattr(code, "__qualname__", "")
+    if not path or not name.isidentifier():
+        raise errors.InputError(
+            "Expected FILE.py:NAME, or a function or class at the top level of a file: "
+            "trainings run in processes of their own, to which no data sets go, no "
+            f"lambdas and nothing that a notebook defines. Received: {code!r:.100}."
+        )
+    return f"{pathlib.Path(path).absolute()}:{name}"
 
 
 def canonical(name: str, folder: str | os.PathLike = ".") -> str:
     """Returns a name that means the same in every folder: with absolute paths.
 
     Args:
-        name: What `get` takes.
-        folder: What its path is relative to.
+        name: A name that `get` accepts.
+        folder: The folder that its path is relative to.
     """
     if name in _BUILT_IN or name in _registered:
         return name
@@ -151,7 +185,7 @@ def label(name: str) -> str:
 
 
 def is_code(name: str) -> bool:
-    """Whether a name stands for code: `FILE.py:NAME` or `PACKAGE.MODULE:NAME`."""
+    """Returns whether a name is code: `FILE.py:NAME` or `PACKAGE.MODULE:NAME`."""
     path, _, attribute = name.rpartition(":")
     return bool(path) and attribute.isidentifier()
 
@@ -174,6 +208,8 @@ def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
 
 def _import(code: str) -> Any:
     """Returns what code names, imported once a process."""
+    if code not in _imported and code in _entry_points():
+        _imported[code] = _entry_points()[code].load()
     if code not in _imported:
         path, _, attribute = code.rpartition(":")
         module = _import_file(path) if path.endswith(".py") else _import_module(path)

@@ -1,4 +1,4 @@
-"""What an application says about its model when it is served."""
+"""Serving interface of applications: the served model and its class names."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import keras
 class Served:
     """The part of an application that `mtl_keras.serving` reads.
 
-    Both methods have an answer that fits most applications; one that needs
-    another overrides them.
+    The methods have an answer that fits most applications; one that needs another
+    overrides them.
     """
 
     def serving_model(self, model: keras.Model) -> keras.Model:
@@ -31,7 +31,7 @@ class Served:
         teacher forcing).
 
         Args:
-            model: What `build` gave, trained.
+            model: A trained model of `build`.
 
         Returns:
             `model` itself, unless overridden.
@@ -44,5 +44,12 @@ class Served:
         Tasks without classes, or whose classes have no names, are left out. A
         binary task with one probability `[batch, 1]` has two: first that of 0, then
         that of 1.
+        """
+        return {}
+
+    def missing_values(self) -> Mapping[str, float]:
+        """Returns what inputs are given that a `tf.train.Example` leaves out.
+
+        `{input: number}`; inputs that are not named are given zeros, or "".
         """
         return {}

@@ -14,7 +14,7 @@ _HEAD_WIDTH = 16
 
 @keras.saving.register_keras_serializable(package="mtl_keras")
 class PositionalDense(layers.Layer):
-    """Dense features of each step, plus a fixed code of its place.
+    """Dense features of each step, plus a fixed positional encoding.
 
     `[batch, steps, d]` to `[batch, steps, units]`; sines and cosines of
     geometrically spaced frequencies, as in the paper.
@@ -35,7 +35,7 @@ class PositionalDense(layers.Layer):
         self.dense.build(input_shape)
 
     def call(self, inputs: Any) -> Any:
-        """Returns features with their places."""
+        """Returns features with positional encodings."""
         half = (self.units + 1) // 2
         steps = ops.cast(ops.arange(ops.shape(inputs)[1]), "float32")
         rates = ops.power(1e4, -ops.arange(half, dtype="float32") / half)

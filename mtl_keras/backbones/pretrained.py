@@ -93,15 +93,15 @@ def _part(
     nodes = graph_nodes(model)
     maker = {id(tensor): node for node in nodes for tensor in node.outputs}
     before = set() if begin is None else set(map(id, _upstream(maker, begin, None)))
-    found = _upstream(maker, end, begin)
+    upstream = _upstream(maker, end, begin)
     if begin is not None:
-        if all(tensor is not begin for tensor in found):
+        if all(tensor is not begin for tensor in upstream):
             return None
-        for tensor in found:
+        for tensor in upstream:
             passed_by = tensor is not begin and id(tensor) in before
             if passed_by and (len(model.inputs) == 1 or maker[id(tensor)].variables):
                 return None
-    read = {id(tensor) for tensor in found}
+    read = {id(tensor) for tensor in upstream}
     sources = [tensor for tensor in model.inputs if id(tensor) in read]
     if begin is not None:
         sources = [begin, *(tensor for tensor in sources if tensor is not begin)]
@@ -123,15 +123,15 @@ def _upstream(
     maker: dict[int, GraphNode], end: keras.KerasTensor, begin: keras.KerasTensor | None
 ) -> list[keras.KerasTensor]:
     """Returns all tensors that a tensor is made of, up to `begin`, both included."""
-    found: dict[int, keras.KerasTensor] = {}
+    visited: dict[int, keras.KerasTensor] = {}
     waiting = [end]
     while waiting:
         tensor = waiting.pop()
-        if id(tensor) not in found:
-            found[id(tensor)] = tensor
+        if id(tensor) not in visited:
+            visited[id(tensor)] = tensor
             if tensor is not begin:
                 waiting += maker[id(tensor)].inputs
-    return list(found.values())
+    return list(visited.values())
 
 
 def _before_smaller_images(model: keras.Model) -> list[keras.KerasTensor]:

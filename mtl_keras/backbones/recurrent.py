@@ -15,7 +15,7 @@ _CELLS = {"gru": layers.GRU, "lstm": layers.LSTM}
 
 @keras.saving.register_keras_serializable(package="mtl_keras")
 class Rows(layers.Layer):
-    """Turns images into sequences of their rows, from top to bottom.
+    """Reshapes images to sequences of their rows, from top to bottom.
 
     `[batch, height, width, channels]` becomes `[batch, height, width *
     channels]`; sequences `[batch, steps, d]` stay as they are, with their mask.

@@ -13,7 +13,7 @@ class ResidualBlock(layers.Layer):
     """relu(x + BN(conv(relu(BN(conv(x))))), with convolutions of 3x3.
 
     From `[batch, height, width, c]` to `[batch, height / strides, width / strides,
-    channels]`; where the shapes differ, a convolution of 1x1 brings x along.
+    channels]`; where the shapes differ, the shortcut is a convolution of 1x1.
 
     Args:
         channels: Channels of the output.
@@ -39,7 +39,7 @@ class ResidualBlock(layers.Layer):
         self.shortcut: keras.Sequential | None = None
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Builds both ways."""
+        """Builds the main path and the shortcut."""
         policy = self.dtype_policy
         if self.strides != 1 or input_shape[-1] != self.channels:
             self.shortcut = keras.Sequential(

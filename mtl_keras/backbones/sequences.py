@@ -1,8 +1,8 @@
 """Backbones of sequences: positions that are zero in all features are padding.
 
-Every stage reads and gives `[batch, length, features]`, with zeros where its input
-has zeros, so that a stage knows the padding whatever a way to share does between
-two of them.
+Every stage maps `[batch, length, features]` to the same layout, with zeros where its
+input has zeros, so that the padding outlasts whatever a way to share does between
+two stages.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class SequenceGRU(keras.layers.Layer):
 
     def call(self, inputs: Any, training: bool = False) -> Any:
         """Returns `[batch, length, 2 * units]`."""
-        present = _there(inputs)
+        present = _present(inputs)
         mask = _up_to_the_last(ops.cast(present[..., 0], "int32"))
         return self.gru(inputs, mask=mask, training=training) * present
 
@@ -139,10 +139,10 @@ class BagDense(keras.layers.Layer):
 
     def call(self, inputs: Any) -> Any:
         """Returns `[batch, length, units]`."""
-        there = _there(inputs)
-        count = ops.maximum(ops.sum(there, axis=1, keepdims=True), 1)
+        present = _present(inputs)
+        count = ops.maximum(ops.sum(present, axis=1, keepdims=True), 1)
         mean = ops.sum(inputs, axis=1, keepdims=True) / count
-        return ops.gelu(self.own(inputs) + self.average(mean)) * there
+        return ops.gelu(self.own(inputs) + self.average(mean)) * present
 
     def compute_output_shape(
         self, input_shape: tuple[int | None, ...]
@@ -198,15 +198,15 @@ class TransformerBlock(keras.layers.Layer):
 
     def call(self, inputs: Any) -> Any:
         """Returns `[batch, length, units]`."""
-        there = _there(inputs)
+        present = _present(inputs)
         x = self.entry(inputs)
         if self.positions:
             x = x + ops.cast(_sinusoids(ops.shape(x)[1], self.units), x.dtype)
         normed = self.first_norm(x)
-        seen = ops.cast(ops.transpose(there, (0, 2, 1)), "bool")
+        seen = ops.cast(ops.transpose(present, (0, 2, 1)), "bool")
         x = x + self.attention(normed, normed, attention_mask=seen)
         x = x + self.exit(self.hidden(self.second_norm(x)))
-        return x * there
+        return x * present
 
     def compute_output_shape(
         self, input_shape: tuple[int | None, ...]
@@ -223,8 +223,8 @@ class TransformerBlock(keras.layers.Layer):
         }
 
 
-def _there(inputs: Any) -> Any:
-    """Returns 1 for positions and 0 for padding, `[batch, length, 1]`."""
+def _present(inputs: Any) -> Any:
+    """Returns the padding mask `[batch, length, 1]`: 1 for positions, 0 for padding."""
     return ops.cast(
         ops.any(ops.not_equal(inputs, 0), axis=-1, keepdims=True), inputs.dtype
     )

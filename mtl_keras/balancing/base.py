@@ -1,4 +1,4 @@
-"""What every balancing method is: configuration, tasks and tracked state."""
+"""Base classes of balancing methods: configuration, tasks and tracked state."""
 
 from __future__ import annotations
 
@@ -235,7 +235,7 @@ class Probe(Protocol):
 
 
 class LossStep(NamedTuple):
-    """What a loss balancer may learn from after a step.
+    """Losses of a step, and further results, from which a loss balancer learns.
 
     Tensors `[T]` are float32 and over the whole batch, all replicas together.
 
@@ -307,7 +307,7 @@ class LossBalancer(Balancer):
 
 
 class GradientStep:
-    """The task gradients of one step, and what else a method may read.
+    """Task gradients of one step, with its losses, presence and sub-batches.
 
     Args:
         gradients: T lists of V gradients: tensor, `tf.IndexedSlices` or None.
@@ -445,7 +445,7 @@ class GradientBalancer(Balancer):
         """
 
     def aggregate(self, step: GradientStep) -> tuple[list[Any], tf.Tensor]:
-        """Turns the task gradients into one update.
+        """Returns one update of the task gradients.
 
         Returns:
             The V combined gradients, times the loss scale as they came, and the
@@ -480,7 +480,7 @@ class GramBalancer(GradientBalancer):
     """A gradient balancer whose weights follow from the Gram matrix alone.
 
     A method of this kind implements `weights` and nothing else. `natural_scale`
-    tells in which scale its paper writes them: `"mean"` (equal weights are 1 / T)
+    is the scale in which its paper writes them: `"mean"` (equal weights are 1 / T)
     or `"sum"` (equal weights are 1). A method that decides rank, conflict or
     stationarity takes a second argument, `precision`: the spacing at 1 of the dtype in
     which the gradients were computed (default: float64's). It is given to methods whose
@@ -574,10 +574,10 @@ class GramBalancer(GradientBalancer):
 
         Args:
             gramian: `[T, T]`, inner products of the task gradients. A task whose
-                row is zero (absent, or without gradient) takes no part.
+                row is zero (absent, or without gradient) is excluded.
 
         Returns:
-            float64 `[T]`; 0 for tasks that take no part, never non-finite.
+            float64 `[T]`; 0 for excluded tasks, never non-finite.
         """
         raise NotImplementedError
 
@@ -605,7 +605,7 @@ class GramBalancer(GradientBalancer):
         return weights
 
     def is_due(self, present: tf.Tensor) -> tf.Tensor:
-        """Whether a step with these tasks (bool `[T]`) solves, a bool scalar."""
+        """Returns whether a step of these tasks (bool `[T]`) solves; a bool scalar."""
         steps = tf.convert_to_tensor(self._variables["steps"])
         return tf.reduce_any(present & (steps >= self.update_every))
 

@@ -59,7 +59,7 @@ class Equal(LossBalancer):
     arguments of `Balancer`.
 
     Cost: 1 backward.
-    Choose it when it is the baseline, always first.
+    Choose it when you need a baseline: train it first.
 
     Example:
 

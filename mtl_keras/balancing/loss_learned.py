@@ -185,7 +185,7 @@ class FAMO(MeanScaleBalancer):
         )
 
     def update(self, step: LossStep) -> None:
-        """Moves w by what the step gained."""
+        """Moves w by the gains of the step in the log losses."""
         before = tf.math.log(self._distance(step.losses))
         assert step.probe is not None
         after = step.probe.total(tf.stack(step.probe.losses(step.probe.weights())))

@@ -31,7 +31,7 @@ _register = keras.saving.register_keras_serializable(package="mtl_keras")
 class MatrixBalancer(GradientBalancer):
     """A gradient balancer that works on the gradients themselves.
 
-    A task whose gradient is zero takes no part, as an absent one. A method implements
+    A task whose gradient is zero is excluded, as an absent one. A method implements
     `combine`. `natural_scale` is as for `GramBalancer`.
 
     Args:
@@ -56,8 +56,8 @@ class MatrixBalancer(GradientBalancer):
     def aggregate(self, step: GradientStep) -> tuple[list[Any], tf.Tensor]:
         """See `GradientBalancer.aggregate`."""
         matrix, connected = dense_matrix(step)
-        # As for Gram-based methods: without gradient, as of a loss weight of 0, a task
-        # takes no part. The shortest vector would be its.
+        # As for Gram-based methods: a task without gradient, as of a loss weight of 0,
+        # is excluded. The shortest vector would be its.
         step = copy.copy(step)
         step.present &= _any_nonzero(matrix, len(step.gradients))
         update, weights = self.combine(matrix, step)
@@ -71,7 +71,7 @@ class MatrixBalancer(GradientBalancer):
         factor = self._rescaling(step.present)
         combined: list[Any] = [None] * len(connected)
         for index, value, rows in zip(
-            (i for i, there in enumerate(connected) if there),
+            (i for i, reached in enumerate(connected) if reached),
             update,
             matrix,
             strict=True,
@@ -655,10 +655,10 @@ def dense_matrix(step: GradientStep) -> tuple[list[tf.Tensor], list[bool]]:
     """
     matrix, connected = [], []
     for column in zip(*step.gradients, strict=True):
-        there = [gradient for gradient in column if gradient is not None]
-        connected.append(bool(there))
-        if there:
-            like = tf.convert_to_tensor(there[0])
+        gradients = [gradient for gradient in column if gradient is not None]
+        connected.append(bool(gradients))
+        if gradients:
+            like = tf.convert_to_tensor(gradients[0])
             rows = [
                 tf.zeros_like(like) if g is None else tf.convert_to_tensor(g)
                 for g in column

@@ -238,7 +238,7 @@ class Pipeline:
             self.gradient_balancer.build_variables(shared)
 
     def aggregate(self, step: GradientStep) -> tuple[list[Any], tf.Tensor]:
-        """Combines the task gradients, watched on request.
+        """Combines the task gradients, and updates the monitor of conflicts with them.
 
         Returns:
             The V gradients, and the gradient balancer's weights, float32 `[T]`;
@@ -251,12 +251,12 @@ class Pipeline:
         return self.gradient_balancer.aggregate(step)
 
     def watch(self, step: GradientStep) -> None:
-        """Shows the task gradients to the monitor, if there is one."""
+        """Updates the monitor of conflicts with the task gradients, if there is one."""
         if self.monitor is not None:
             self.monitor.update_state(step.gramian)
 
     def logs(self) -> dict[str, tf.Tensor]:
-        """Returns what a step logs of the balancing."""
+        """Returns a step's logs of the balancing, scalars by name."""
         assert self.task_weights is not None
         logs = self.task_weights.result()
         if self.monitor is not None:
@@ -290,7 +290,7 @@ class Pipeline:
         return tf.stop_gradient(self.loss_balancer.weights(losses, present))
 
     def update(self, step: LossStep) -> None:
-        """Lets the loss balancer learn from the step."""
+        """Updates the state of the loss balancer from the step."""
         if self.loss_balancer is not None:
             self.loss_balancer.update(step)
 
@@ -311,6 +311,6 @@ class Pipeline:
         }
 
     def on_epoch_begin(self) -> None:
-        """Tells the balancers that an epoch of `fit` starts."""
+        """Calls the balancers' `on_epoch_begin`, at the start of an epoch of `fit`."""
         for balancer in self.balancers:
             balancer.on_epoch_begin()

@@ -1,4 +1,4 @@
-"""Pictures of how tasks pull against each other, in TensorBoard."""
+"""Gradient conflicts between tasks, as images in TensorBoard."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import tensorflow as tf
 from mtl_keras import optional
 from mtl_keras.errors import InputError
 
-# Charts of the tab of custom scalars: what a tag has to match.
+# Charts of the tab of custom scalars, by the pattern of their tags.
 _CHARTS = {
     "task weights": "^task_weight$",
     "share of conflicting pairs": "^epoch_conflicts$",
@@ -144,7 +144,7 @@ def heat_map(cosines: np.ndarray, tasks: Sequence[str]) -> np.ndarray:
         uint8 `[height, width, 4]`.
     """
     count = len(tasks)
-    side = 1.8 + 0.5 * count  # small, as TensorBoard shrinks it with its words
+    side = 1.8 + 0.5 * count  # small, as TensorBoard shrinks it with its text
     figure = _figure(figsize=(side + 0.8, side), dpi=90, layout="constrained")
     axis = figure.subplots()
     image = axis.imshow(cosines, vmin=-1, vmax=1, cmap="RdBu")

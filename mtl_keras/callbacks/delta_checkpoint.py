@@ -1,4 +1,4 @@
-"""The best epoch by Δm, kept in a file that is always whole."""
+"""Atomic checkpoint of the best epoch by Δm."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mtl_keras.evaluation.delta import delta_m, has_relative_gain
 from mtl_keras.files import atomic_write, make_folder
 
 # An entry of the .keras archive beside Keras's own, which loading passes over. In
-# the same file as the model, what it says can never be about another model.
+# the same file as the model, it cannot describe another model.
 _ENTRY = "delta_m.json"
 
 
@@ -134,7 +134,7 @@ class DeltaCheckpoint(keras.callbacks.Callback):
                 print(f"Epoch {epoch + 1}: Δm {delta:+.2f}%, saved {self.filepath}")
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Gives the model the best weights, on request."""
+        """Restores the best weights, with `restore_best_weights`."""
         del logs
         if not self._begun:
             # A training that was resumed after its last epoch: nothing was left to do.
@@ -147,16 +147,16 @@ class DeltaCheckpoint(keras.callbacks.Callback):
         with atomic_write(self.filepath) as temporary:
             self.model.save(temporary)
             with zipfile.ZipFile(temporary, "a") as archive:
-                found = {"epoch": epoch, "delta_m": delta, "metrics": values}
-                archive.writestr(_ENTRY, json.dumps(found))
+                entry = {"epoch": epoch, "delta_m": delta, "metrics": values}
+                archive.writestr(_ENTRY, json.dumps(entry))
 
     def _read(self) -> None:
         if not self.filepath.is_file():
             return
         try:
             with zipfile.ZipFile(self.filepath) as archive:
-                found = json.loads(archive.read(_ENTRY))
-            self.best, self.best_epoch = float(found["delta_m"]), int(found["epoch"])
+                entry = json.loads(archive.read(_ENTRY))
+            self.best, self.best_epoch = float(entry["delta_m"]), int(entry["epoch"])
         # Whatever the parsers raise at a file that was damaged, or is of others.
         except Exception as error:
             raise InputError(

@@ -1,4 +1,4 @@
-"""Which tasks help which, measured while a model trains."""
+"""Inter-task affinity, measured during training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mtl_keras.files import atomic_write
 
 
 class TaskAffinity(keras.callbacks.Callback):
-    """Measures at each epoch's end how the tasks' steps help each other.
+    """Callback that measures inter-task affinity at the end of each epoch.
 
     The inter-task affinity of Fifty et al., "Efficiently Identifying Task Groupings
     for Multi-Task Learning" (NeurIPS 2021, arXiv:2109.04617): how much a step on
@@ -95,7 +95,7 @@ class TaskAffinity(keras.callbacks.Callback):
         self._begun = False
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Reads what was measured before, when the training resumes."""
+        """Reads the measurements of earlier epochs, when the training resumes."""
         del logs
         if not self._begun and epoch > 0:
             self._go_on(epoch)
@@ -104,9 +104,10 @@ class TaskAffinity(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Measures on all batches."""
         del logs
-        found = [self._lookahead(*_unpacked(batch)) for batch in self.batches]
+        measured = [self._lookahead(*_unpacked(batch)) for batch in self.batches]
         cosines, affinity = (
-            _mean_where_finite(np.stack(values)) for values in zip(*found, strict=True)
+            _mean_where_finite(np.stack(values))
+            for values in zip(*measured, strict=True)
         )
         self.history.append(
             {
@@ -120,7 +121,7 @@ class TaskAffinity(keras.callbacks.Callback):
                 temporary.write_text(json.dumps(self.history), encoding="utf-8")
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Reads what was measured before, when there was no epoch left to train."""
+        """Reads the measurements of earlier epochs, when no epoch was left to train."""
         del logs
         if not self._begun:
             self._go_on(self.params["epochs"])
@@ -133,10 +134,10 @@ class TaskAffinity(keras.callbacks.Callback):
         """Reads the measurements of the epochs before `epoch`."""
         try:
             earlier = json.loads(path.read_text(encoding="utf-8"))
-            history = [found for found in earlier if found["epoch"] < epoch]
-            for what in ("affinity", "cosines") if history else ():
+            history = [record for record in earlier if record["epoch"] < epoch]
+            for table in ("affinity", "cosines") if history else ():
                 # Raises unless they are tables of one size.
-                mean_over_epochs(history, what)
+                mean_over_epochs(history, table)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise InputError(
                 f"{str(path)!r} holds no measurements of TaskAffinity, so the training "
@@ -157,10 +158,10 @@ def mean_over_epochs(history: Iterable[dict[str, Any]], what: str) -> np.ndarray
     """Returns the mean of `TaskAffinity.history`, float64 `[T, T]`.
 
     Args:
-        history: What the callback has measured.
+        history: `TaskAffinity.history`, one dict for each epoch.
         what: `"affinity"` or `"cosines"`.
     """
-    tables = [np.array(found[what], dtype=np.float64) for found in history]
+    tables = [np.array(record[what], dtype=np.float64) for record in history]
     if not tables:
         raise InputError("Expected at least one measured epoch. Received: none.")
     return _mean_where_finite(np.stack(tables))
@@ -172,9 +173,9 @@ def _unpacked(batch: Any) -> tuple[Any, Any, Any]:
 
 def _mean_where_finite(values: np.ndarray) -> np.ndarray:
     """Returns the mean over the first axis, NaN where nothing is finite."""
-    there = np.isfinite(values)
-    count = there.sum(axis=0)
-    total = np.where(there, values, 0.0).sum(axis=0)
+    finite = np.isfinite(values)
+    count = finite.sum(axis=0)
+    total = np.where(finite, values, 0.0).sum(axis=0)
     return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
 
 

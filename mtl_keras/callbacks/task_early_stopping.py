@@ -12,11 +12,11 @@ from mtl_keras.errors import InputError, check_integer, check_number, unknown_na
 
 
 class TaskEarlyStopping(keras.callbacks.Callback):
-    """Takes a task out of the training when its metric has stopped improving.
+    """Callback that excludes a task once its metric has stopped improving.
 
     Task-wise early stopping of Zhang, Luo, Loy and Tang, "Facial Landmark Detection
     by Deep Multi-task Learning" (ECCV 2014): a task that would overfit, or has
-    nothing more to learn, no longer takes part, and the others train on without it.
+    nothing more to learn, is excluded, and the others train on without it.
     Their criterion compares medians of training and validation errors; this one is
     Keras's: no improvement by more than `min_delta` for `patience` epochs.
 
@@ -128,7 +128,7 @@ class TaskEarlyStopping(keras.callbacks.Callback):
             self.model.stop_tasks(self.stopped_epochs)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Lets all tasks take part again in a later training."""
+        """Includes all tasks again, for a later training."""
         del logs
         self.model.stop_tasks(())
 

@@ -43,7 +43,7 @@ class TaskProgress(keras.callbacks.Callback):
             example `{"digit": "accuracy"}`; other tasks are left out, and what an
             epoch's logs lack is shown as `-`. None for the first metric of each task
             that `compile` was given, or its loss.
-        epochs: How many epochs there will be; None for what `fit` says.
+        epochs: Number of epochs of the whole training; None for that of `fit`.
         console: Where to print, a `rich.console.Console`; None for standard output.
 
     Raises:
@@ -78,7 +78,7 @@ class TaskProgress(keras.callbacks.Callback):
         self._display: Any = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Notes the time, once where a training takes several `fit`s."""
+        """Starts the clock, once where a training takes several `fit`s."""
         if self.metrics is None and not hasattr(self.model, "tasks"):
             raise InputError(
                 "Expected a MultiTaskModel for TaskProgress without `metrics`. "
@@ -87,7 +87,7 @@ class TaskProgress(keras.callbacks.Callback):
         self._started = self._started or time.monotonic()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Notes the time."""
+        """Starts the clock of the epoch."""
         self._epoch_started = time.monotonic()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:

@@ -16,8 +16,7 @@ import tensorflow as tf
 
 from mtl_keras import runs
 from mtl_keras.callbacks import DeltaCheckpoint, TaskAffinity
-from mtl_keras.compare.comparison import COMBINATION
-from mtl_keras.compare.records import CellResult, Measured
+from mtl_keras.compare.records import CellResult, Measured, measures_affinity
 from mtl_keras.decoding import decode
 from mtl_keras.errors import InputError
 from mtl_keras.runs import folder
@@ -39,9 +38,9 @@ def train_cell(path: pathlib.Path, settings: Mapping[str, Any]) -> CellResult:
     Args:
         path: The cell's folder.
         settings: `label` (for people), `kind`, `config` (a `TrainingConfig` as JSON
-            has it), `baseline` (`{task: value}`, what the tasks reach alone on
-            validation, or None for 1) and `jobs` (how many trainings share the
-            machine, this one included).
+            has it), `baseline` (`{task: value}`, what the tasks reach on validation
+            in the training to compare with, or None for 1) and `jobs` (how many
+            trainings share the machine, this one included).
 
     Raises:
         InputError: If no epoch has a Δm on the validation split.
@@ -59,7 +58,7 @@ def train_cell(path: pathlib.Path, settings: Mapping[str, Any]) -> CellResult:
     clock = StepClock()
     callbacks: list[keras.callbacks.Callback] = [keep, clock]
     affinity = None
-    if settings["kind"] == COMBINATION:
+    if measures_affinity(settings["kind"], config.tasks):
         batches = list(load_split(config, "train").take(_PROBED))
         affinity = TaskAffinity(batches, path=path / _AFFINITY)
         callbacks.append(affinity)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 from mtl_keras.errors import InputError, check_integer
@@ -65,7 +67,7 @@ class Comparison:
     Attributes:
         base: The settings that all trainings have in common: application, data,
             tasks, backbone, sizes, epochs, limit. Its balancing, sharing and seed
-            are not read.
+            are not read. With `build` it may be left out.
         balancing: The ways to balance: each a name, a config dictionary, or a list
             of a loss balancer and a gradient balancer. The first is the reference
             that the others are tested against.
@@ -75,13 +77,23 @@ class Comparison:
             where models have the same layers, and the same order of the data.
         pairs: Whether to train every pair of tasks as well, for the task affinity:
             T · (T - 1) / 2 trainings for each seed.
+        single_tasks: Whether to train each task alone, T trainings for each seed, and
+            measure Δm against these; else Δm is against the reference.
+        build: In place of an application: a function that builds a
+            `MultiTaskModel`, or its name, `FILE.py:NAME` or `PACKAGE.MODULE:NAME`.
+        data: Beside `build`: path of a data file; or a function that returns data
+            sets, or its name. Functions are at the top level of a file, as trainings
+            run in processes of their own.
     """
 
-    base: RunConfig
+    base: RunConfig | None = None
     balancing: tuple[Spec | list[Spec], ...] = DEFAULT_BALANCING
     sharing: tuple[Spec, ...] | None = None
     seeds: int = 3
     pairs: bool = False
+    single_tasks: bool = True
+    build: str | Callable[..., Any] | None = None
+    data: str | os.PathLike | Callable[..., Any] | None = None
 
     def validate(self) -> Plan:
         """Returns the trainings of the comparison, all settings checked.
@@ -92,11 +104,17 @@ class Comparison:
         """
         check_integer("seeds", self.seeds, low=1)
         # The reference stands in for the settings that differ by cell.
-        base = dataclasses.replace(self.base, balancing="equal", seed=0).validate()
+        given = dataclasses.replace(self._given(), balancing="equal", seed=0)
+        base = given.validate()
         if len(base.tasks) < 2:
             raise InputError(
                 "Expected at least two tasks to compare on. "
                 f"Received: {', '.join(base.tasks)}."
+            )
+        if self.pairs and not self.single_tasks:
+            raise InputError(
+                "Expected single_tasks=True with pairs=True: what a pair gains is "
+                "measured against its tasks alone. Received: single_tasks=False."
             )
         sharing = (base.sharing,) if self.sharing is None else tuple(self.sharing)
         for what, values in (("balancing", self.balancing), ("sharing", sharing)):
@@ -108,7 +126,14 @@ class Comparison:
                 raise InputError(
                     f"Expected each {what} once. Received twice: {twice[0]}."
                 )
-        plan = Plan(base, tuple(self.balancing), sharing, self.seeds, self.pairs)
+        plan = Plan(
+            base,
+            tuple(self.balancing),
+            sharing,
+            self.seeds,
+            self.pairs,
+            self.single_tasks,
+        )
         known: dict[str, Cell] = {}
         for cell in plan.cells():
             same = known.setdefault(cell.identity, cell)
@@ -118,6 +143,20 @@ class Comparison:
                     f"{same.method} and {cell.method}."
                 )
         return plan
+
+    def _given(self) -> RunConfig:
+        """Returns `base` with the names of `build` and `data`."""
+        from mtl_keras import applications
+
+        base = self.base
+        if self.build is not None:
+            name = applications.allow(self.build)
+            base = dataclasses.replace(base or RunConfig(name), application=name)
+        if base is None:
+            raise InputError("Expected a RunConfig, or `build`. Received: neither.")
+        if self.data is not None:
+            base = dataclasses.replace(base, data=applications.allow(self.data))
+        return base
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +169,7 @@ class Plan:
         sharing: The ways to share.
         seeds: How many seeds.
         pairs: Whether pairs of tasks are trained.
+        single_tasks: Whether tasks are trained alone, and Δm is against these.
     """
 
     base: TrainingConfig
@@ -137,6 +177,7 @@ class Plan:
     sharing: tuple[Spec, ...]
     seeds: int
     pairs: bool
+    single_tasks: bool
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -152,13 +193,14 @@ class Plan:
         """Returns all trainings.
 
         Seed by seed, so that a comparison that was stopped has whole seeds; of each
-        the single tasks first, which the others are measured against, pairs last.
+        those first that the others are measured against, pairs last.
         """
         return [cell for seed in range(self.seeds) for cell in self._of_seed(seed)]
 
     def _of_seed(self, seed: int) -> list[Cell]:
         cells = [
-            self._cell(SINGLE, f"single {task}", (task,), seed) for task in self.tasks
+            self._cell(SINGLE, f"single {task}", (task,), seed)
+            for task in (self.tasks if self.single_tasks else ())
         ]
         cells += [
             self._cell(COMBINATION, name, self.tasks, seed, share, balance)
@@ -201,7 +243,13 @@ class Plan:
         if kind == COMBINATION:
             parts = [spec_name(sharing), spec_name(balancing)]
         label = "-".join(re.sub(r"[^\w.]+", "_", part).strip("_") for part in parts)
-        digest = hashlib.sha256(f"{kind} {config.identity()}".encode()).hexdigest()
+        key = f"{kind} {config.identity()}"
+        if not self.single_tasks:
+            # What a combination is measured against decides on its epoch.
+            _, share, balance = self._combinations()[0]
+            against = dataclasses.replace(config, sharing=share, balancing=balance)
+            key += f" against {against.identity()}"
+        digest = hashlib.sha256(key.encode()).hexdigest()
         identity = digest[:_IDENTITY_DIGITS]
         name = f"{label[:_LABEL_LENGTH]}-seed{seed}-{identity}"
         return Cell(name, kind, method, config, identity)

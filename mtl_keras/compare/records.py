@@ -8,6 +8,7 @@ import pathlib
 from pydantic import StrictInt
 
 from mtl_keras import sharing
+from mtl_keras.applications.base import MANY_TASKS
 from mtl_keras.compare.comparison import COMBINATION, Cell
 from mtl_keras.decoding import Count, Decodable, Result, decode
 from mtl_keras.errors import InputError
@@ -31,7 +32,8 @@ class CellResult(Decodable):
     Attributes:
         epoch: The chosen epoch, counted from 1.
         validation: `{task: main metric}` of that epoch on the validation split.
-        validation_delta_m: Δm in percent there; NaN for a single task.
+        validation_delta_m: Δm in percent there; NaN of a cell that others are
+            compared with.
         test: `{task: {metric: value}}` of that epoch on the test split.
         jobs: How many trainings shared the machine.
         step_ms: Wall time of a training step; NaN where it is not known.
@@ -40,7 +42,7 @@ class CellResult(Decodable):
         peak_gpu_memory_mb: The most memory held on the first GPU; likewise.
         history: `{name: value of each epoch}`, the logs of the training.
         affinity: What `TaskAffinity` measured in each epoch; None of a cell that is
-            no combination.
+            no combination, or of many tasks.
     """
 
     epoch: Count
@@ -54,6 +56,11 @@ class CellResult(Decodable):
     peak_gpu_memory_mb: Result
     history: dict[str, list[Result]]
     affinity: list[Measured] | None
+
+
+def measures_affinity(kind: str, tasks: tuple[str, ...]) -> bool:
+    """Whether a cell's training measures the tasks' affinity, at T times its cost."""
+    return kind == COMBINATION and len(tasks) <= MANY_TASKS
 
 
 def read_cell(path: pathlib.Path, cell: Cell) -> Record:
@@ -97,7 +104,8 @@ def _checks(cell: Cell, result: CellResult) -> dict[str, bool]:
             set(result.test.get(task, ())) >= set(own) for task, own in names.items()
         ),
         "history": len(lengths) == 1 and result.epoch <= max(lengths) <= config.epochs,
-        "affinity": (cell.kind == COMBINATION) == (result.affinity is not None)
+        "affinity": measures_affinity(cell.kind, cell.tasks)
+        == (result.affinity is not None)
         and len(tables) in (0, *(2 * length for length in lengths))
         and all(
             len(table) == trained and all(len(row) == trained for row in table)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mtl_keras.compare.significance_text import significance
-from mtl_keras.compare.summary import Summary, corrected_p
+from mtl_keras.compare.summary import Summary, corrected_p, metrics_of, shown_tasks
 from mtl_keras.evaluation import pareto_front
 from mtl_keras.reports import figures
 from mtl_keras.reports.figures import svg
@@ -58,6 +58,11 @@ class _Report:
         self._summary = summary
         self._base = summary["comparison"]["base"]
         self._tasks = list(summary["tasks"])
+        # Tasks that are shown one by one.
+        self._shown = shown_tasks(summary)
+        self._over = "the single tasks"
+        if not summary["single"]:
+            self._over = summary["tests"]["reference"]
         self._methods: dict[str, Any] = {
             name: method
             for name, method in summary["methods"].items()
@@ -77,51 +82,60 @@ class _Report:
         yield self._results()
         yield significance(self._summary["tests"])
         yield self._gains()
-        yield self._fronts()
+        if self._shown:
+            yield self._fronts()
         yield self._losses()
-        yield self._weights()
+        if self._shown:
+            yield self._weights()
         yield from self._cosines()
         yield from self._affinity()
 
     def _introduction(self) -> str:
         seeds, base = self._summary["comparison"]["seeds"], self._base
         samples = f", {base['limit']} training samples" if base["limit"] else ""
+        against = "each task alone" if self._summary["single"] else self._over
         return (
             f"{len(self._summary['methods'])} ways to train {len(self._tasks)} tasks "
-            f"of {base['application']} on {base['data']} in one model, against each "
-            f"task alone: {seeds} seed{'s' if seeds > 1 else ''}, {base['epochs']} "
+            f"of {base['application']} on {base['data']} in one model, against "
+            f"{against}: {seeds} seed{'s' if seeds > 1 else ''}, {base['epochs']} "
             f"epochs each{samples}. Every training keeps the epoch that is best on "
             "the validation split; all values here are of the test split."
         )
 
     def _results(self) -> Section:
         heads = ["method", "Δm %", "p\nsingle", "p\nreference", "rank"]
-        heads += [f"{task}\n{self._axis(task)}" for task in self._tasks]
+        heads += [f"{task}\n{self._axis(task)}" for task in self._shown]
+        if not self._shown:
+            heads.append(f"{len(self._tasks)} tasks\n{self._axis(self._tasks[0])}")
         heads += ["epoch", "jobs", "ms\na step", "CPU\nms", "MB"]
         single = self._summary["single"]
+        rows = list(itertools.starmap(self._row, self._methods.items()))
         excluded = ""
         if self._summary["excluded"]:
             excluded = (
-                f" Δm excludes {', '.join(self._summary['excluded'])}: alone, its "
-                "metric is 0 for some seed, and a gain over 0 has no value."
+                f" Δm excludes {', '.join(self._summary['excluded'])}: by "
+                f"{self._over}, its metric is 0 for some seed, and a gain over 0 has "
+                "no value."
             )
-        alone = [
-            "single tasks",
-            *("0", "", "", ""),
-            *(mean_and_std(single[task]["test"][task]) for task in self._tasks),
-            span(epoch for task in self._tasks for epoch in single[task]["epochs"]),
-            *("", "", "", ""),
-        ]
+        if single:
+            alone = [
+                "single tasks",
+                *("0", "", "", ""),
+                *map(mean_and_std, metrics_of(self._summary, None)),
+                span(epoch for one in single.values() for epoch in one["epochs"]),
+                *("", "", "", ""),
+            ]
+            rows.insert(0, alone)
         return section(
             "Results",
             "Mean ± standard deviation over seeds; the best of a column is bold. Δm is "
-            "the mean relative gain over the single tasks of the same seed. Rank is "
+            f"the mean relative gain over {self._over} of the same seed. Rank is "
             "the mean over tasks and seeds. ◆ marks methods on the Pareto front of all "
             "tasks. Jobs is how many trainings shared the machine: times of a step "
             "compare only where it is the same. CPU ms is its processor time; "
             "MB the most that the whole process held, TensorFlow and data included."
             + excluded,
-            rows=[alone, *itertools.starmap(self._row, self._methods.items())],
+            rows=rows,
             heads=heads,
             best=self._best(),
         )
@@ -133,7 +147,7 @@ class _Report:
             p_value(corrected_p(self._summary, "against_single", name)),
             p_value(corrected_p(self._summary, "against_reference", name)),
             mean_and_std(method["rank"], 1),
-            *(mean_and_std(method["test"][task]) for task in self._tasks),
+            *map(mean_and_std, metrics_of(self._summary, name)),
             span(method["epochs"]),
             span(method["jobs"]),
             number(method["step_ms"]["mean"], 1),
@@ -148,17 +162,18 @@ class _Report:
             1: ([method["delta_m"]["mean"] for method in methods], "max"),
             4: ([method["rank"]["mean"] for method in methods], "min"),
         }
-        for column, task in enumerate(self._tasks, start=5):
-            means = [method["test"][task]["mean"] for method in methods]
-            columns[column] = (means, self._direction(task))
+        shown = [metrics_of(self._summary, name) for name in self._methods]
+        for index, found in enumerate(zip(*shown, strict=True)):
+            means = [one["mean"] for one in found]
+            columns[5 + index] = (means, self._direction(self._tasks[index]))
         cells = set()
         for column, (means, direction) in columns.items():
             finite = [mean for mean in means if is_finite(mean)]
             best = (max if direction == "max" else min)(finite, default=None)
-            # The first row is that of the single tasks.
+            # The first row is that of the single tasks, if any.
             cells |= {
                 (row, column)
-                for row, mean in enumerate(means, start=1)
+                for row, mean in enumerate(means, start=bool(self._summary["single"]))
                 if best is not None and mean == best
             }
         return cells
@@ -173,9 +188,9 @@ class _Report:
             )
             for name, method in self._methods.items()
         ]
-        drawn = figures.bars(deltas, "gain over single tasks, %")
+        drawn = figures.bars(deltas, f"gain over {self._over}, %")
         shown = [figure("Δm, all tasks", svg(drawn, "Δm of each method"))]
-        for task in self._tasks:
+        for task in self._shown:
             gains = [
                 figures.Bar(
                     name,
@@ -185,20 +200,21 @@ class _Report:
                 )
                 for name, method in self._methods.items()
             ]
-            drawn = figures.bars(gains, "gain over the task alone, %")
+            over = "the task alone" if self._summary["single"] else self._over
+            drawn = figures.bars(gains, f"gain over {over}, %")
             about = f"Gain of each method on {task}"
             shown.append(figure(f"{task}, {self._axis(task)}", svg(drawn, about)))
         return section(
             "Gain by task",
-            "Bars start at what the task reaches alone; to the right is better, also "
-            "for metrics of which less is better. Whiskers are one standard deviation "
-            "over seeds. The numbers are the metrics themselves.",
+            f"Bars start at what is reached by {self._over}; to the right is better, "
+            "also for metrics of which less is better. Whiskers are one standard "
+            "deviation over seeds. The numbers are the metrics themselves.",
             figures=shown,
         )
 
     def _fronts(self) -> Section:
         shown = []
-        for first, second in itertools.combinations(self._tasks, 2):
+        for first, second in itertools.combinations(self._shown, 2):
             points = [
                 figures.Point(
                     name, method["test"][first]["mean"], method["test"][second]["mean"]
@@ -224,16 +240,17 @@ class _Report:
 
     def _losses(self) -> Section:
         shown = []
-        for task in self._tasks:
+        logs = {task: f"val_{task}_loss" for task in self._shown}
+        for title, log in (logs or {f"{len(self._tasks)} tasks": "val_loss"}).items():
             rows = [
-                figures.Series(name, method["history"][f"val_{task}_loss"])
+                figures.Series(name, method["history"][log])
                 for name, method in self._methods.items()
-                if f"val_{task}_loss" in method["history"]
+                if log in method["history"]
             ]
             if rows:
-                about = f"Validation loss of {task} by epoch"
+                about = f"Validation loss of {title} by epoch"
                 drawn = figures.lines(rows, "epoch", "loss")
-                shown.append(figure(task, svg(drawn, about)))
+                shown.append(figure(title, svg(drawn, about)))
         return section(
             "Loss curves",
             "Validation loss, mean over seeds.",

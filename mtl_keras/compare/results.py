@@ -43,7 +43,9 @@ def run_comparison(
     balancing, for each seed. All have the same settings but these, and the same order
     of the data for the same seed. Each keeps the epoch that is best on validation, a
     single task by its metric and the others by Δm against the single tasks of the same
-    seed; that epoch alone is tested. A cell that fails is recorded, and tried again
+    seed; that epoch alone is tested. Without single tasks the first combination keeps
+    the epoch with the best mean of the tasks' metrics, and the others are measured
+    against it. A cell that fails is recorded, and tried again
     when the comparison is started again; finished ones are reused, also with more
     seeds, or other ways to balance and share.
 
@@ -95,7 +97,7 @@ def _run(
 
 
 def _write_summary(path: pathlib.Path, summary: Summary) -> None:
-    """Writes one row for each combination, and one for the single tasks together."""
+    """Writes one row for each combination, and one for the single tasks, if any."""
     tasks = summary["tasks"]
     heads = [f"{task}_{about['metric']}" for task, about in tasks.items()]
     costs = ["step_ms", "step_cpu_ms", "peak_memory_mb"]
@@ -106,6 +108,7 @@ def _write_summary(path: pathlib.Path, summary: Summary) -> None:
     single = {
         head: summary["single"][task]["test"][task]
         for head, task in zip(heads, tasks, strict=True)
+        if summary["single"]
     }
     with (
         atomic_write(path) as temporary,
@@ -113,7 +116,8 @@ def _write_summary(path: pathlib.Path, summary: Summary) -> None:
     ):
         writer = csv.DictWriter(file, fields)
         writer.writeheader()
-        writer.writerow({"method": "single tasks", **_mean_and_std(single)})
+        if single:
+            writer.writerow({"method": "single tasks", **_mean_and_std(single)})
         for name, found in summary["methods"].items():
             values = {
                 "delta_m_percent": found["delta_m"],

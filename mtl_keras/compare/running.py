@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 from typing import Any
 
@@ -41,8 +42,9 @@ def run_cells(
 ) -> dict[str, Record]:
     """Trains every cell that is not there yet, and reads all records.
 
-    A combination waits for its tasks alone, with the same seed; where one of them
-    failed, it is recorded as failed as well, without being trained.
+    A combination waits for what it is measured against, with the same seed: its tasks
+    alone, or without these the first combination. Where one of them failed, it is
+    recorded as failed as well, without being trained.
 
     Args:
         plan: The cells.
@@ -138,10 +140,12 @@ class _Cells:
         base = self._plan.base
         kinds = [cell.kind for cell in self._cells.values()]
         pairs = len(kinds) - kinds.count(SINGLE) - kinds.count(COMBINATION)
+        singles = kinds.count(SINGLE)
         self._console.print(
             f"Comparing on {base.data}: {kinds.count(COMBINATION)} trainings of "
-            f"{len(self._plan.methods)} combinations, {kinds.count(SINGLE)} of "
-            f"single tasks{f', {pairs} of pairs' if pairs else ''}; {base.epochs} "
+            f"{len(self._plan.methods)} combinations"
+            f"{f', {singles} of single tasks' if singles else ''}"
+            f"{f', {pairs} of pairs' if pairs else ''}; {base.epochs} "
             f"epochs each, {self._scheduler.slots} at a time",
             soft_wrap=True,
         )
@@ -150,40 +154,54 @@ class _Cells:
             self._console.print(f"Reused: {len(self._records)} finished; {rest} to go.")
 
     def _start_what_can(self) -> None:
-        """Starts the first cells whose single tasks are done, where there is room."""
+        """Starts the first cells whose baselines are done, where there is room."""
         for cell in list(self._waiting):
             if not self._scheduler.free:
                 return
-            if all(single.name in self._records for single in self._singles(cell)):
+            if all(one.name in self._records for one in self._baselines(cell)):
                 self._waiting.remove(cell)
                 self._start(cell)
 
-    def _singles(self, cell: Cell) -> list[Cell]:
-        """Returns the cells of a cell's tasks alone, with its seed."""
+    def _baselines(self, cell: Cell) -> list[Cell]:
+        """Returns the cells that a cell is measured against, of its seed.
+
+        Those of its tasks alone, or without single tasks the first combination.
+        """
         if cell.kind == SINGLE:
             return []
+        reference = self._plan.methods[0]
         return [
-            single
-            for single in self._cells.values()
-            if single.kind == SINGLE
-            and single.config.seed == cell.config.seed
-            and single.tasks[0] in cell.tasks
+            one
+            for one in self._cells.values()
+            if one is not cell
+            and one.config.seed == cell.config.seed
+            and (
+                one.kind == SINGLE and one.tasks[0] in cell.tasks
+                if self._plan.single_tasks
+                else one.method == reference != cell.method
+            )
         ]
 
     def _start(self, cell: Cell) -> None:
         folder = self._folder / cell.name
-        alone = {one.tasks[0]: self._records[one.name] for one in self._singles(cell)}
-        failed = [task for task, record in alone.items() if not record.completed]
+        needed = {one: self._records[one.name] for one in self._baselines(cell)}
+        failed = [one for one, record in needed.items() if not record.completed]
         if failed:
+            (of, *_), kind = failed[0].tasks, failed[0].kind
+            which = f"{of!r} alone" if kind == SINGLE else f"by {failed[0].method}"
             message = (
-                f"Its epoch cannot be chosen: training {failed[0]!r} alone with "
-                f"seed {cell.config.seed} failed."
+                f"Its epoch cannot be chosen: training {which} with seed "
+                f"{cell.config.seed} failed."
             )
             make_folder(folder)
             write_json(folder / RECORD, failure(message, self._scheduler.slots))
             self._finish(cell)
             return
-        baseline = {task: r.result.validation[task] for task, r in alone.items()}
+        baseline = {
+            task: value
+            for record in needed.values()
+            for task, value in record.result.validation.items()
+        }
         excluded = [t for t, b in baseline.items() if not has_relative_gain(b)]
         if excluded:
             self._say(
@@ -228,7 +246,7 @@ def _kind_and_size(cell: Cell) -> tuple[str, float]:
 
 
 def _score(cell: Cell, record: Record) -> str:
-    if cell.kind == SINGLE:
-        (value,) = record.result.validation.values()
-        return f"{value:.4f} on validation"
+    if math.isnan(record.result.validation_delta_m):
+        values = list(record.result.validation.values())
+        return f"{sum(values) / len(values):.4f} on validation"
     return f"Δm {record.result.validation_delta_m:+.2f}% on validation"

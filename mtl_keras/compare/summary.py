@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mtl_keras import evaluation, optional, sharing
+from mtl_keras.applications.base import MANY_TASKS
 from mtl_keras.callbacks.task_affinity import mean_over_epochs
 from mtl_keras.compare.comparison import COMBINATION, PAIR, SINGLE, Cell, Plan
 from mtl_keras.compare.records import CellResult
@@ -57,6 +58,31 @@ def corrected_p(summary: Summary, family: str, method: str) -> float | None:
     return tests[method]["p_corrected"] if method in tests else None
 
 
+def shown_tasks(summary: Summary) -> list[str]:
+    """Returns the tasks that are shown one by one: none where they are many."""
+    tasks = list(summary["tasks"])
+    return tasks if len(tasks) <= MANY_TASKS else []
+
+
+def metrics_of(summary: Summary, method: str | None) -> list[dict[str, Any]]:
+    """Returns what is shown of a method's metrics, each as `spread` gives it.
+
+    Args:
+        summary: The summary.
+        method: The method; None for the single tasks.
+
+    Returns:
+        The main metric of each task that is shown, or else their mean over tasks.
+    """
+    shown, single = shown_tasks(summary), summary["single"]
+    if method is not None:
+        found = summary["methods"][method]
+        return [found["test"][task] for task in shown] or [found["mean"]]
+    own = {task: one["test"][task] for task, one in single.items()}
+    means = [one["mean"] for one in own.values() if one["mean"] is not None]
+    return [own[task] for task in shown] or [{**spread([np.mean(means)]), "std": None}]
+
+
 class _Summary:
     def __init__(self, comparison: Plan, records: Mapping[str, Record]):
         self._comparison = comparison
@@ -67,11 +93,15 @@ class _Summary:
             task: self._application.tasks[task].direction for task in self._tasks
         }
         self._cells = comparison.cells()
-        # {task: {seed: metric}} of the tasks alone, on the test split.
+        # {task: {seed: metric}} of the tasks alone, on the test split; without these
+        # of the reference.
         self._single: dict[str, dict[int, float]] = {task: {} for task in self._tasks}
-        for cell in self._finished(SINGLE):
-            (task,) = cell.tasks
-            self._single[task][self._seed(cell)] = self._test(cell)[task]
+        compared = self._finished(SINGLE)
+        if not comparison.single_tasks:
+            compared = self._finished(COMBINATION, comparison.methods[0])
+        for cell in compared:
+            for task, value in self._test(cell).items():
+                self._single[task][self._seed(cell)] = value
         # For all seeds where it is so for one: values of Δm are then of the same tasks.
         self._excluded = [
             task
@@ -118,6 +148,7 @@ class _Summary:
                 task: self._common(f"single {task}", SINGLE)
                 | {"test": {task: spread(list(self._single[task].values()))}}
                 for task in self._tasks
+                if self._comparison.single_tasks
             },
             "methods": methods,
             "excluded": self._excluded,
@@ -172,6 +203,7 @@ class _Summary:
             "test": {
                 task: spread([test[task] for test in tests]) for task in self._tasks
             },
+            "mean": spread(self._means(tests)),
             "gain": {task: spread(gains[task]) for task in self._tasks},
             "delta_m": spread(
                 [
@@ -186,6 +218,13 @@ class _Summary:
             "history": _mean_history([result.history for result in results]),
             "cosines": self._over_cells(cells, "cosines"),
         }
+
+    def _means(self, tests: Sequence[Mapping[str, float]]) -> list[float]:
+        """Returns means over tasks by seed; none where their metrics are not one."""
+        metrics = {self._application.tasks[task].objective for task in self._tasks}
+        if len(metrics) > 1:
+            return []
+        return [float(np.mean(list(test.values()))) for test in tests]
 
     def _gain(self, task: str, value: float, seed: int) -> float:
         """Returns the relative gain in percent; NaN where there is none.
@@ -241,13 +280,18 @@ class _Summary:
             methods[name]["on_front"] = index in front
 
     def _tests(self, methods: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """Tests Δm against single tasks (0) and against the first combination."""
+        """Tests Δm against single tasks (0) and against the first combination.
+
+        Without single tasks Δm is against the first combination itself.
+        """
         complete = self._complete(methods)
         reference = self._comparison.methods[0]
         deltas = {name: methods[name]["delta_m"]["values"] for name in complete}
         others = {name: v for name, v in deltas.items() if name != reference}
         seeds = self._comparison.seeds
-        families: dict[str, Any] = {"against_single": (deltas, 0.0)}
+        families: dict[str, Any] = {}
+        if self._comparison.single_tasks:
+            families["against_single"] = (deltas, 0.0)
         if reference in deltas:
             families["against_reference"] = (others, deltas[reference])
         tests: dict[str, Any] = {
@@ -288,8 +332,11 @@ class _Summary:
                 for task in sorted(self._tasks)
                 if task not in untrained
             ]
+            measured = self._result(cell).affinity
+            if measured is None:
+                continue
             table = np.full((len(self._tasks),) * 2, np.nan)
-            found = mean_over_epochs(encode(self._result(cell).affinity), what)
+            found = mean_over_epochs(encode(measured), what)
             table[np.ix_(order, order)] = found
             tables.append({"epoch": 0, what: table})
         if not tables:

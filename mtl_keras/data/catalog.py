@@ -214,7 +214,7 @@ def builder(
     full, root = find(name).name, resolve_data_dir(data_dir)
     try:
         return tfds.builder(full, data_dir=os.fspath(root))
-    # Whatever TensorFlow Datasets raises while it reads what it has written before.
+    # Whatever TensorFlow Datasets raises while it reads its own metadata.
     except Exception as error:
         if not any(root.joinpath(*full.split("/")).rglob("dataset_info.json")):
             raise
@@ -231,10 +231,10 @@ def damaged(name: str, root: pathlib.Path) -> errors.InputError:
 
 @contextlib.contextmanager
 def reading(name: str, data_dir: str | os.PathLike | None = None) -> Iterator[None]:
-    """Tells in one line of prepared data that prove to be damaged in the block.
+    """Context manager: raises `InputError` for prepared data damaged on disk.
 
     Args:
-        name: What is read, for the message.
+        name: Name of the data set, for the message.
         data_dir: See `resolve_data_dir`.
     """
     try:
@@ -259,7 +259,7 @@ def is_prepared(name: str, data_dir: str | os.PathLike | None = None) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Info:
-    """What is known about a data set on this machine.
+    """State of a data set on this machine.
 
     Attributes:
         name: The data set's name.
@@ -279,7 +279,7 @@ class Info:
 
 
 def info(name: str, data_dir: str | os.PathLike | None = None) -> Info:
-    """Describes a data set and says whether it is prepared.
+    """Returns the state of a data set on this machine, an `Info`.
 
     Args:
         name: One of `names()`.

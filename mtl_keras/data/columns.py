@@ -1,4 +1,4 @@
-"""Columns of tabular data sets: what a model has to know to read raw values.
+"""Columns of tabular data sets: vocabularies and statistics to encode raw values.
 
 A builder describes its columns on the training split alone and keeps that as the
 data set's metadata, so that a model is built without a pass over the data.
@@ -95,7 +95,7 @@ def number(values: np.ndarray, bins: int = 32) -> Column:
 
 
 def to_metadata(columns: Mapping[str, Column], tasks: Sequence[str]) -> dict[str, Any]:
-    """Returns what a builder keeps as its metadata."""
+    """Returns columns and tasks as the metadata of a builder, a JSON dict."""
     return {
         "columns": {name: column.to_dict() for name, column in columns.items()},
         "tasks": list(tasks),

@@ -51,7 +51,7 @@ def from_dataframe(
         features: `{column: kind}`, kinds being `"number"`, `"category"`, `"text"`,
             `"image"`, `"vector"`; None takes all columns that are no task, of the
             kinds that they seem to be.
-        split: What a data file has under `data.split`; None means 80, 10 and 10 % of
+        split: The values of `data.split` in a data file; None means 80, 10 and 10 % of
             the rows, at random.
         batch_size: Rows of a batch.
         seed: Seed of the order of the training rows.

@@ -57,7 +57,7 @@ def common_form(sources: Mapping[str, tf.data.Dataset]) -> Form:
 def completed(
     source: tf.data.Dataset, form: Form, presence: str | None
 ) -> tf.data.Dataset:
-    """Brings a source's samples into the form.
+    """Returns a source's samples in the form, absent parts filled.
 
     Args:
         source: One of the sources that `form` was made from.
@@ -72,15 +72,19 @@ def completed(
     """
 
     def complete(inputs: Any, labels: Any, weights: Any = None) -> Any:
-        given = dict(weights or {})
+        sample_weights = dict(weights or {})
         for task in labels:
-            if task not in given:
-                given[task] = _ones(form.weights[task], labels[task])
+            if task not in sample_weights:
+                sample_weights[task] = _ones(form.weights[task], labels[task])
         whole = _filled(inputs, form.inputs)
         if presence is not None:
             for name in form.lacked:
                 whole[name + presence] = tf.constant(name in inputs)
-        return whole, _filled(labels, form.labels), _filled(given, form.weights)
+        return (
+            whole,
+            _filled(labels, form.labels),
+            _filled(sample_weights, form.weights),
+        )
 
     return source.map(complete, num_parallel_calls=tf.data.AUTOTUNE)
 
@@ -120,11 +124,11 @@ def _ones(weight: tf.TensorSpec, label: tf.Tensor) -> tf.Tensor:
     return tf.ones(tf.shape(label)[: weight.shape.rank], weight.dtype)
 
 
-def _filled(given: Mapping[str, tf.Tensor], specs: Specs) -> dict[str, tf.Tensor]:
+def _filled(tensors: Mapping[str, tf.Tensor], specs: Specs) -> dict[str, tf.Tensor]:
     """Returns the given tensors, with fillers for those of `specs` that lack."""
     return {
-        name: given[name]
-        if name in given
+        name: tensors[name]
+        if name in tensors
         else tf.zeros([size or 0 for size in spec.shape], spec.dtype)
         for name, spec in specs.items()
     }

@@ -1,6 +1,6 @@
-"""How often each source of a mixture is drawn in an epoch, and in which order.
+"""Draws of each source of a mixture in an epoch: their number and order.
 
-A unit is what is drawn at a time: a sample, or a whole batch of one source.
+A unit is drawn at a time: a sample, or a whole batch of one source.
 """
 
 from __future__ import annotations

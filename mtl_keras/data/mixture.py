@@ -91,9 +91,9 @@ def mix(
 class Mixture:
     """A stream of batches out of several sources; made by `mix`.
 
-    An epoch goes on in every source where the last one stopped, so that a source
-    of which one epoch gives a part is given in full over several. The place in the
-    stream is epoch and step, and nothing else: there is no state to save.
+    An epoch resumes every source where the last one stopped, so that a source
+    of which one epoch gives a part is given in full over several. The position in
+    the stream is epoch and step, and nothing else: there is no state to save.
 
     Attributes:
         steps: Batches in an epoch.
@@ -173,7 +173,7 @@ class Mixture:
     def epoch(self, number: int, step: int = 0) -> tf.data.Dataset:
         """Returns one epoch, or the rest of it from a step on.
 
-        To go on after a stop, train on `epoch(number, step)` first and on
+        To resume a training, train on `epoch(number, step)` first and on
         `dataset(number + 1)` then. The sources are read again up to the place in
         their present pass.
 

@@ -1,4 +1,4 @@
-"""TensorFlow Datasets builder: MovieLens ratings with what came before each."""
+"""TensorFlow Datasets builder: MovieLens ratings with the history before each."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def read_ratings(data_dir: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def with_history(table: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Adds to each rating what was known before its time, and the second label.
+    """Adds to each rating the history and statistics before it, and `liked`.
 
     Args:
         table: `read_ratings`' result, or its like: sorted by `timestamp`.

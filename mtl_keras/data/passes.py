@@ -20,8 +20,8 @@ def by_epoch(
         count: Number of elements in an epoch.
         epoch: Number of the epoch to give, an int64 scalar that is read when the
             first element is asked for. Keras and distribution strategies make more
-            iterators than there are epochs, so a training that is to go on after a
-            stop sets it. `None` counts the iterations.
+            iterators than there are epochs, so a training that can be resumed sets
+            it. `None` counts the iterations.
         first_epoch: Number of the first one where they are counted.
     """
     if epoch is None:

@@ -163,7 +163,7 @@ def _find(name: str, folder: pathlib.Path, data_set: str) -> pathlib.Path | None
 def _manual_dir(
     builder: tfds.core.DatasetBuilder, files: Mapping[str, pathlib.Path], work: str
 ) -> Iterator[pathlib.Path | None]:
-    """Gives a folder in which TensorFlow Datasets finds verified files.
+    """Context manager: yields a folder of verified files for TensorFlow Datasets.
 
     Where a file stands in for an original one, the builder is told its size and
     checksum for the time of the block: TensorFlow Datasets checks these too.
@@ -238,7 +238,7 @@ def _temporary_folder(root: pathlib.Path) -> tempfile.TemporaryDirectory:
 
 @contextlib.contextmanager
 def _quiet(builder: tfds.core.DatasetBuilder) -> Iterator[None]:
-    """Keeps one builder from printing, and TFDS from drawing progress bars.
+    """Context manager: silences one builder, and the progress bars of TFDS.
 
     Standard output and error stay as they are: other threads write to them meanwhile.
     """

@@ -1,4 +1,4 @@
-"""Which tasks help which, and which to train together."""
+"""Inter-task affinity, and groups of tasks to train together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def task_affinity(
     baseline: Mapping[str, float],
     directions: Mapping[str, str],
 ) -> np.ndarray:
-    """How much each task gains from being trained together with each other one.
+    """Returns the relative gain of each task from training with each other one.
 
     The pairwise gains of Standley et al., "Which Tasks Should Be Learned Together in
     Multi-task Learning?" (ICML 2020, arXiv:1905.07553), relative to the task alone.
@@ -140,7 +140,7 @@ def suggest_groups(
     best: list[dict[int, tuple[float, int]]] = [{0: (0.0, 0)}]
     everything = (1 << count) - 1
     for _ in range(min(most, count)):
-        found: dict[int, tuple[float, int]] = {}
+        best_splits: dict[int, tuple[float, int]] = {}
         for subset in range(1, everything + 1):
             first = subset & -subset
             group = subset
@@ -148,11 +148,11 @@ def suggest_groups(
                 rest = best[-1].get(subset ^ group)
                 if group & first and rest is not None:
                     gain = gains[group] + rest[0]
-                    if subset not in found or gain > found[subset][0]:
-                        found[subset] = (gain, group)
+                    if subset not in best_splits or gain > best_splits[subset][0]:
+                        best_splits[subset] = (gain, group)
                 group = (group - 1) & subset
-        best.append(found)
-    # Rounding must not make a split of what is equally good together.
+        best.append(best_splits)
+    # Rounding must not split tasks that are equally good together.
     chosen = 1
     for number in range(2, len(best)):
         if best[number][everything][0] > best[chosen][everything][0] + 1e-12:

@@ -1,4 +1,4 @@
-"""How far predicted probabilities are from how often things happen."""
+"""Calibration of predicted probabilities."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def plot_tasks(model: MultiTaskModel, path: str | pathlib.Path | None = None) ->
 
 
 def task_colours(model: MultiTaskModel) -> dict[str, str]:
-    """Returns the colour of each layer, and of what the legend names.
+    """Returns the colour of each layer, and of the entries of the legend.
 
     Args:
         model: The model.
@@ -249,7 +249,7 @@ def plot_history(
     training a dashed one.
 
     Args:
-        history: What `fit` returns, or its `history`: `{name: values by epoch}`.
+        history: A `History` of `fit`, or its `history`: `{name: values by epoch}`.
         path: Where to write the picture as a PNG as well; None for nowhere. An
             existing file is replaced.
 
@@ -284,10 +284,10 @@ def plot_history(
 def charts_of(
     logs: Mapping[str, Sequence[float]],
 ) -> dict[str, dict[str, Sequence[float]]]:
-    """Returns what belongs into one chart, `{title: {line: values by epoch}}`.
+    """Returns the logs by chart, `{title: {line: values by epoch}}`.
 
     Args:
-        logs: `{name: values by epoch}`. What ends in `_weight` names the tasks.
+        logs: `{name: values by epoch}`. Names that end in `_weight` tell the tasks.
     """
     names = [name.removeprefix("val_") for name in logs]
     tasks = [name.removesuffix("_weight") for name in names if name.endswith("_weight")]

@@ -117,10 +117,10 @@ def expert_usage(
     *,
     title: str = "",
 ) -> pathlib.Path:
-    """Draws who uses what as a table of shares, as a PNG.
+    """Draws the usage of experts and other parts as a table of shares, as a PNG.
 
     Args:
-        usage: `{user: {what it uses: share}}`, as `mtl_keras.sharing.usage` returns
+        usage: `{user: {part: share}}`, as `mtl_keras.sharing.usage` returns
             it.
         path: Where to write the picture. An existing file is replaced.
         title: Text above the table.

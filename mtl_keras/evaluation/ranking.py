@@ -1,4 +1,4 @@
-"""How well scores rank within lists, for example those of each user."""
+"""Ranking metrics within lists, for example those of each user."""
 
 from __future__ import annotations
 
@@ -99,9 +99,9 @@ def by_slice(
 
     Args:
         metrics: `{name: function of the arrays' rows}`.
-        values: What the rows are sliced by, `[rows]`.
+        values: Values to slice the rows by, `[rows]`.
         edges: Ascending boundaries; a slice starts at its lower one.
-        *arrays: What the functions take, each `[rows, ...]`.
+        *arrays: Arguments of the functions, each `[rows, ...]`.
 
     Returns:
         `{slice: {"rows": number, name: value}}`, without slices that are empty.

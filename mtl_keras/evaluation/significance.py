@@ -1,4 +1,4 @@
-"""Whether methods differ by more than their seeds do."""
+"""Paired significance tests of methods over seeds."""
 
 from __future__ import annotations
 
@@ -95,13 +95,13 @@ def paired_tests(
         raise InputError(
             f"Expected `test` to be 't' or 'wilcoxon'. Received: {test!r}."
         )
-    found = {
+    results = {
         m: _test(m, np.asarray(v, float), reference, test) for m, v in values.items()
     }
-    corrected = holm([single.p for single in found.values()])
+    corrected = holm([single.p for single in results.values()])
     return {
         method: dataclasses.replace(single, p_corrected=p)
-        for (method, single), p in zip(found.items(), corrected, strict=True)
+        for (method, single), p in zip(results.items(), corrected, strict=True)
     }
 
 
@@ -124,9 +124,9 @@ def _test(
     round_off = _ROUND_OFF * max(np.abs(values).max(), np.abs(other).max())
     differences = np.where(np.abs(differences) <= round_off, 0.0, differences)
     if np.ptp(differences) > round_off:
-        found = _stats().ttest_1samp(differences, 0.0)
-        p = float(found.pvalue)
-        low, high = map(float, found.confidence_interval(0.95))
+        result = _stats().ttest_1samp(differences, 0.0)
+        p = float(result.pvalue)
+        low, high = map(float, result.confidence_interval(0.95))
     if not differences.any():
         p = 1.0
     elif test == "wilcoxon":
@@ -136,7 +136,7 @@ def _test(
 
 
 def _signed_rank(differences: np.ndarray) -> float:
-    # Zeros say nothing about the sign, and are left out as Wilcoxon does. With ties,
+    # Zero differences have no sign, and are left out as Wilcoxon does. With ties,
     # SciPy enumerates or draws the signs.
     nonzero = differences[differences != 0]
     tied = len(np.unique(np.abs(nonzero))) < len(nonzero)

@@ -63,8 +63,8 @@ def answer_scores(
 
     def mean_of_best(score: Callable[[str, str], float]) -> float:
         best = [
-            max(score(prediction, reference) for reference in given)
-            for prediction, given in zip(predictions, references, strict=True)
+            max(score(prediction, reference) for reference in accepted)
+            for prediction, accepted in zip(predictions, references, strict=True)
         ]
         return sum(best) / len(best)
 
@@ -113,8 +113,6 @@ def _exact(prediction: str, reference: str) -> float:
 
 
 def _f1(prediction: str, reference: str) -> float:
-    words = [normalized_answer(text).split() for text in (prediction, reference)]
-    common = sum(
-        (collections.Counter(words[0]) & collections.Counter(words[1])).values()
-    )
-    return 2 * common / (len(words[0]) + len(words[1])) if common else 0.0
+    bags = [normalized_answer(text).split() for text in (prediction, reference)]
+    common = sum((collections.Counter(bags[0]) & collections.Counter(bags[1])).values())
+    return 2 * common / (len(bags[0]) + len(bags[1])) if common else 0.0

@@ -14,7 +14,7 @@ _register = keras.saving.register_keras_serializable(package="mtl_keras")
 
 
 class Fusion(keras.layers.Layer):
-    """What every fusion is: a layer on features and presence.
+    """Base class of fusions: a layer on features and presence masks.
 
     Called on `(features, present)`: M tensors `[batch, d]` and M tensors bool
     `[batch]`. Returns `[batch, units]`, which does not depend on the features of an
@@ -39,7 +39,7 @@ class Fusion(keras.layers.Layer):
         return self.fuse(stacked, masks)
 
     def fuse(self, features: Any, present: Any) -> Any:
-        """Does what `call` says; the part that each method implements.
+        """Returns the fused features, `[batch, units]`; each method implements it.
 
         Args:
             features: `[batch, M, d]`, zeros where absent.

@@ -1,4 +1,4 @@
-"""Which samples have a modality, and layers that run on those alone."""
+"""Presence masks of modalities, and layers that run on present samples alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _register = keras.saving.register_keras_serializable(package="mtl_keras")
 
 @_register
 class HasContent(keras.layers.Layer):
-    """Says for each sample whether it holds anything but zeros.
+    """Mask of the samples with any non-zero entry.
 
     `[batch, …]` becomes bool `[batch]`. Absence is content: an all-zero image,
     digital silence, a text without tokens. No flag has to travel beside the values,
@@ -29,7 +29,7 @@ class HasContent(keras.layers.Layer):
         super().__init__(autocast=False, **kwargs)
 
     def call(self, inputs: Any) -> Any:
-        """Returns where there is content."""
+        """Returns the mask, bool `[batch]`."""
         axes = list(range(1, len(inputs.shape)))
         return ops.any(ops.not_equal(inputs, ops.zeros_like(inputs)), axis=axes)
 
@@ -40,7 +40,7 @@ class HasContent(keras.layers.Layer):
 
 @_register
 class Absent(keras.layers.Layer):
-    """Stands for a modality that is never there: zeros, and False.
+    """Placeholder of a modality that is always absent: zeros, and False.
 
     Called on features `[batch, d]`, whose values it does not read; returns
     features `[batch, d]` and bool `[batch]`. Takes the arguments of

@@ -1,4 +1,4 @@
-"""Checks of what `compile` and `fit` are given by task."""
+"""Checks of the arguments of `compile` and `fit` by task."""
 
 from __future__ import annotations
 
@@ -132,10 +132,10 @@ def as_list(callbacks: Any) -> list[keras.callbacks.Callback]:
 
 @contextlib.contextmanager
 def naming_output(index: int, outputs: Sequence[str]) -> Iterator[None]:
-    """Lets an operation that refuses a label or sample weight name the output.
+    """Context manager: names the output in errors about its labels or weights.
 
-    At once where operations run at once; in a graph by the scope that the error of
-    TensorFlow tells, which `explained` reads.
+    In eager mode directly; in a graph by the name scope in TensorFlow's message,
+    which `explained` reads.
 
     Args:
         index: Of the output.
@@ -147,7 +147,7 @@ def naming_output(index: int, outputs: Sequence[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def explained(outputs: Sequence[str], index: int | None = None) -> Iterator[None]:
-    """Turns an error of TensorFlow about one output's labels into one clear line.
+    """Context manager: one clear line for TensorFlow's errors about labels.
 
     Args:
         outputs: Names of all outputs, sorted.
@@ -171,7 +171,7 @@ def explained(outputs: Sequence[str], index: int | None = None) -> Iterator[None
 
 
 def _reason(message: str) -> str:
-    """Returns what an operation said, without its name and place in the code."""
+    """Returns an operation's own message, without its name and place in the code."""
     asserted = re.search(r"assertion failed: \[(.*?)\]", message)
     if asserted:
         return asserted[1]

@@ -15,11 +15,28 @@ from mtl_keras.model.labels import fitted
 from mtl_keras.model.task_losses import element_values
 
 
-class ColumnMean(keras.metrics.Metric):
+class ColumnMetric(keras.metrics.Metric):
+    """A metric with a value for each column, whose result is their mean."""
+
+    def by_column(self) -> tf.Tensor:
+        """Returns the value of each column, float `[T]`; NaN where it has none."""
+        raise NotImplementedError
+
+    def result(self) -> tf.Tensor:
+        """Returns the mean over the columns with a value, 0 without any."""
+        values = self.by_column()
+        defined = tf.math.is_finite(values)
+        count = tf.reduce_sum(tf.cast(defined, values.dtype))
+        total = tf.reduce_sum(tf.where(defined, values, 0.0))
+        return tf.math.divide_no_nan(total, count)
+
+
+class ColumnMean(ColumnMetric):
     """A mean over samples for each column, and its mean over columns with a label.
 
     Args:
-        metric: A metric of Keras that is the mean of a function's values.
+        metric: A metric of Keras that is the mean of a function's values, or the
+            square root of such a mean.
         num_columns: T.
     """
 
@@ -27,6 +44,9 @@ class ColumnMean(keras.metrics.Metric):
         super().__init__(name=metric.name, dtype=metric.dtype)
         self._direction = getattr(metric, "_direction", None)
         self._metric = metric
+        self._is_root = isinstance(metric, keras.metrics.RootMeanSquaredError)
+        if self._is_root:
+            metric = keras.metrics.MeanSquaredError(dtype=metric.dtype)
         wrapped = metric_function(metric)
         assert wrapped is not None
         self._function, self._elementary = wrapped
@@ -48,33 +68,36 @@ class ColumnMean(keras.metrics.Metric):
     def by_column(self) -> tf.Tensor:
         """Returns the mean of each column, float `[T]`; NaN without a label."""
         count = tf.convert_to_tensor(self._count)
-        return tf.where(count > 0, self._total / count, np.nan)
-
-    def result(self) -> tf.Tensor:
-        """Returns the mean over the columns with a label, 0 without any."""
-        return _mean_of_defined(self.by_column())
+        mean = tf.where(count > 0, self._total / count, np.nan)
+        return tf.sqrt(mean) if self._is_root else mean
 
 
-class ColumnAUC(keras.metrics.AUC):
-    """The area under each column's ROC curve, and its mean over columns.
+class ColumnAUC(ColumnMetric, keras.metrics.AUC):
+    """The area under each column's ROC or PR curve, and its mean over columns.
 
     Columns without samples of both classes are left out of the mean.
 
     Args:
-        metric: A Keras AUC, whose thresholds and logits it takes over.
+        metric: A Keras AUC, whose thresholds, curve and logits it takes over.
         num_columns: T.
     """
 
     def __init__(self, metric: keras.metrics.AUC, num_columns: int):
         config = metric.get_config()
-        if config["curve"] != "ROC" or metric.multi_label:
+        default = (config["curve"], config["summation_method"], metric.multi_label)
+        if default not in (
+            ("ROC", "interpolation", False),
+            ("PR", "interpolation", False),
+        ):
             raise InputError(
-                "Expected an AUC of the ROC curve, without multi_label, for a group of "
-                f"tasks. Received: curve={config['curve']!r}, "
-                f"multi_label={metric.multi_label}."
+                "Expected an AUC of the ROC or PR curve, interpolated and without "
+                "multi_label, for a group of tasks. Received: "
+                f"curve={default[0]!r}, summation_method={default[1]!r}, "
+                f"multi_label={default[2]}."
             )
         super().__init__(
             num_thresholds=config["num_thresholds"],
+            curve=config["curve"],
             name=metric.name,
             dtype=metric.dtype,
             multi_label=True,
@@ -102,12 +125,48 @@ class ColumnAUC(keras.metrics.AUC):
         )
         recall = hits / (hits + misses)
         fallout = alarms / (alarms + rejections)
-        heights = (recall[:-1] + recall[1:]) / 2.0
-        return tf.reduce_sum((fallout[:-1] - fallout[1:]) * heights, axis=0)
+        if self.get_config()["curve"] == "ROC":
+            heights = (recall[:-1] + recall[1:]) / 2.0
+            return tf.reduce_sum((fallout[:-1] - fallout[1:]) * heights, axis=0)
+        # Between two thresholds hits grow with all that is called positive by a
+        # straight line, a + b · called, as Davis and Goadrich have it; precision,
+        # b + a / called, is integrated over recall.
+        called = hits + alarms
+        more, fewer = called[:-1], called[1:]
+        slope = tf.math.divide_no_nan(hits[:-1] - hits[1:], more - fewer)
+        start = hits[1:] - slope * fewer
+        both = (more > 0) & (fewer > 0)
+        ratio = tf.where(both, tf.math.divide_no_nan(more, fewer), 1.0)
+        areas = slope * (hits[:-1] - hits[1:] + start * tf.math.log(ratio))
+        area = tf.reduce_sum(areas, axis=0) / (hits + misses)[0]
+        return tf.where((alarms + rejections)[0] > 0, area, np.nan)
 
-    def result(self) -> tf.Tensor:
-        """Returns the mean over the columns with both classes, 0 without any."""
-        return _mean_of_defined(self.by_column())
+
+class ColumnR2(ColumnMetric):
+    """The R² of each column, and its mean over columns with a label.
+
+    Args:
+        metric: A `keras.metrics.R2Score`, without adjustment.
+        num_columns: T.
+    """
+
+    def __init__(self, metric: keras.metrics.R2Score, num_columns: int):
+        del num_columns
+        super().__init__(name=metric.name, dtype=metric.dtype)
+        self._direction = getattr(metric, "_direction", None)
+        config = {**metric.get_config(), "class_aggregation": None}
+        self._by_column = type(metric).from_config(config)
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        """Adds a batch, labels and outputs `[batch, T]`, weights of one or two axes."""
+        if sample_weight is not None:
+            weight = tf.cast(fitted(sample_weight, 2), self.dtype)
+            sample_weight = tf.broadcast_to(weight, tf.shape(y_pred))
+        self._by_column.update_state(y_true, y_pred, sample_weight)
+
+    def by_column(self) -> tf.Tensor:
+        """Returns the score of each column, float `[T]`; NaN without a label."""
+        return tf.convert_to_tensor(self._by_column.result())
 
 
 def with_column_metrics(
@@ -160,19 +219,16 @@ def _by_column(output: str, identifier: Any, num_columns: int) -> keras.metrics.
     if callable(metric) and not isinstance(metric, keras.metrics.Metric):
         name = getattr(metric, "__name__", None)
         metric = keras.metrics.MeanMetricWrapper(metric, name=name)
-    if isinstance(metric, (ColumnMean, ColumnAUC)):
+    if isinstance(metric, ColumnMetric):
         return metric
     if isinstance(metric, keras.metrics.AUC):
         return ColumnAUC(metric, num_columns)
-    if metric_function(metric) is not None:
+    if isinstance(metric, keras.metrics.R2Score):
+        return ColumnR2(metric, num_columns)
+    is_root = isinstance(metric, keras.metrics.RootMeanSquaredError)
+    if is_root or metric_function(metric) is not None:
         return ColumnMean(metric, num_columns)
     raise InputError(
         f"Expected metrics of {output!r}, a group of tasks, that are means over "
-        f"samples or AUC. Received: {type(metric).__name__}."
+        f"samples, their square roots, AUC or R². Received: {type(metric).__name__}."
     )
-
-
-def _mean_of_defined(values: tf.Tensor) -> tf.Tensor:
-    defined = tf.math.is_finite(values)
-    count = tf.reduce_sum(tf.cast(defined, values.dtype))
-    return tf.math.divide_no_nan(tf.reduce_sum(tf.where(defined, values, 0.0)), count)

@@ -1,4 +1,4 @@
-"""Which tasks a model's outputs stand for: one each, or one for each column."""
+"""Tasks of a model's outputs: one each, or one for each column."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class TaskLayout:
         """Returns means by output of a `[T]` tensor, to log as `<output><suffix>`.
 
         Args:
-            suffix: What to append to the names.
+            suffix: Suffix of the names.
             values: float `[T]`.
             counts: `[T]` or a scalar: 0 for the tasks to leave out of a mean.
         """
@@ -91,7 +91,7 @@ class TaskLayout:
         }
 
     def masks(self, tasks: Sequence[str]) -> dict[str, list[bool] | None]:
-        """Returns which columns some tasks are, by output that has any of them.
+        """Returns column masks of some tasks, by output that has any of them.
 
         None for an output that is a task itself.
         """
@@ -172,7 +172,7 @@ def variables_by_column(
     calls: dict[int, int] = {}
     for node in nodes:
         calls[id(node.operation)] = calls.get(id(node.operation), 0) + 1
-    found: set[int] = set()
+    ids: set[int] = set()
     for output in outputs.values():
         node = maker[id(output)]
         while _keeps_columns(node, _ENTRYWISE):
@@ -180,15 +180,14 @@ def variables_by_column(
         layer = node.operation
         if _keeps_columns(node, keras.layers.Dense) and calls[id(layer)] == 1:
             kernel = getattr(layer, "_kernel", None)
-            found |= {id(v) for v in (kernel, layer.bias) if v is not None}
-    return found
+            ids |= {id(v) for v in (kernel, layer.bias) if v is not None}
+    return ids
 
 
 def _keeps_columns(node: GraphNode, kinds: Any) -> bool:
     activation = getattr(node.operation, "activation", None)
     name = getattr(activation, "__name__", "")
-    return (
-        type(node.operation) in (kinds if isinstance(kinds, tuple) else (kinds,))
-        and len(node.inputs) == 1
-        and name not in _ACROSS_COLUMNS
-    )
+    is_kind = type(node.operation) in (kinds if isinstance(kinds, tuple) else (kinds,))
+    # Layers of other modules say so themselves.
+    is_kind |= kinds is _ENTRYWISE and getattr(node.operation, "entrywise", False)
+    return is_kind and len(node.inputs) == 1 and name not in _ACROSS_COLUMNS

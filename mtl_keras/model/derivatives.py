@@ -1,4 +1,4 @@
-"""Whether a backward pass has a derivative of its own, as running solves need it."""
+"""Check that a backward pass can be differentiated, as running solves need it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from mtl_keras.errors import InputError
 
-# Functions, whose derivative is made of those of what they call.
+# Function calls, differentiated through the operations of the function.
 _CALLS = (
     "Case",
     "If",
@@ -80,7 +80,7 @@ def check_derivatives(
 
 @contextlib.contextmanager
 def explained_derivatives() -> Iterator[None]:
-    """Turns the lack of a derivative, as of a loss's gradient, into one clear line.
+    """Context manager: one clear line for a gradient without a derivative.
 
     Raises:
         InputError: In place of TensorFlow's `LookupError`.

@@ -13,7 +13,7 @@ from mtl_keras.model.nonfinite import NonFiniteGuard
 
 
 class FitHook(keras.callbacks.Callback):
-    """Tells balancers and guard where `fit` is."""
+    """Callback that keeps balancers and guard informed of the epochs of `fit`."""
 
     def __init__(self, pipeline: Pipeline, guard: NonFiniteGuard):
         super().__init__()
@@ -21,23 +21,23 @@ class FitHook(keras.callbacks.Callback):
         self._guard = guard
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Lets a model train again after a failed step."""
+        """Clears the record of a failed step, so that the model trains again."""
         del logs
         self._guard.forget()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Notes the epoch."""
+        """Starts an epoch of the guard and the balancers."""
         del logs
         self._guard.epoch = epoch
         self._pipeline.on_epoch_begin()
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Looks at the epoch's last steps before it is validated."""
+        """Checks the epoch's last steps for failures, before its validation."""
         del logs
         self._guard.check()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Looks at the epoch's last steps."""
+        """Checks the epoch's last steps for failures, and warns of skips."""
         del epoch, logs
         self._guard.check()
         self._guard.warn_of_skips()

@@ -44,8 +44,8 @@ class GradientStepper:
         compute_dtypes: Those of the model's layers, by name.
 
     Attributes:
-        reached: What the recorded steps showed of the variables that each task's loss
-            reaches (`reached_in_step`), by the ids of the trainable variables.
+        reached: Ids of the variables that each task's loss reaches in recorded steps
+            (`reached_in_step`), by the ids of the trainable variables.
         was_called: Whether the model has run or traced a step.
     """
 
@@ -65,9 +65,9 @@ class GradientStepper:
 
     @property
     def changes_rows(self) -> bool:
-        """Whether task gradients are looked at before they are weighted.
+        """Whether task gradients are checked or clipped before they are weighted.
 
-        The weights then have to wait for it, and cannot go into the backward pass.
+        The weights then depend on the result, and cannot go into the backward pass.
         """
         if self._pipeline.running_balancer is not None:
             return False
@@ -97,12 +97,12 @@ class GradientStepper:
         if not self.changes_rows:
             step.loss_weights = self._loss_weights(step)
         if not self.changes_rows and (balancer is None or not variables.shared):
-            found = self._of_weighted_losses(step, variables)
+            balanced = self._of_weighted_losses(step, variables)
         else:
-            found = self._balanced(step, variables)
+            balanced = self._balanced(step, variables)
         gradients = [
-            *([found[id(v)] for v in own] for own in variables.own.values()),
-            [found[id(v)] for v in (*variables.shared, *variables.unused)],
+            *([balanced[id(v)] for v in own] for own in variables.own.values()),
+            [balanced[id(v)] for v in (*variables.shared, *variables.unused)],
         ]
         in_own = self._finite_own(step, gradients[:-1])
         flags = [step.finite, in_own, finite_gradients(gradients[-1:])]
@@ -111,7 +111,7 @@ class GradientStepper:
         # `tf.split` has no kernel for bool on GPUs.
         in_rows, in_own, rest = flags[:size], flags[size:-1], flags[-1:]
         step.finite, step.rest_finite = in_rows & in_own, rest[0]
-        return found
+        return balanced
 
     @staticmethod
     def _finite_own(step: Step, own: Sequence[Sequence[Gradient]]) -> tf.Tensor:
@@ -131,7 +131,7 @@ class GradientStepper:
         """Returns factors of the losses for shared variables, and for own ones.
 
         By output, in the shapes of the losses. One list twice where they are the same.
-        Weights that wait for a look at the task gradients (`changes_rows`) are left
+        Weights that depend on the checked task gradients (`changes_rows`) are left
         out.
         """
         unweighted = [tf.fill(v.shape, step.loss_scale) for v in step.losses.values]
@@ -424,7 +424,7 @@ class GradientStepper:
         return everything[: len(variables.shared)], own
 
     def _watch(self, step: Step, variables: TaskVariables) -> None:
-        """Shows the task gradients to the monitor of conflicts, if there is one."""
+        """Updates the monitor of conflicts with the task gradients, if there is one."""
         if self._pipeline.monitor is not None and variables.shared:
             rows, _ = self._rows(step, variables.shared, variables)
             self._pipeline.watch(
@@ -470,7 +470,7 @@ def _task_rows(
     Args:
         tape: A persistent tape.
         losses: By output, scalars or `[tasks of the output]`.
-        sources: What to differentiate by.
+        sources: Tensors or variables to differentiate by.
         upstream: By output, in the shapes of the losses.
     """
     rows: list[list[Gradient]] = []

@@ -140,7 +140,7 @@ def outputs_of_metrics(
 def metric_function(
     metric: keras.metrics.Metric,
 ) -> tuple[Callable[[Any, Any], Any], Any] | None:
-    """Returns what a metric takes the mean of; None for another kind of metric.
+    """Returns the function that a metric averages; None for another kind of metric.
 
     Args:
         metric: Any metric.
@@ -154,6 +154,16 @@ def metric_function(
     ):
         return None
     return functools.partial(metric._fn, **metric._fn_kwargs), metric._fn
+
+
+def fresh_metric(metric: keras.metrics.Metric) -> keras.metrics.Metric:
+    """Returns a new metric as a metric was made, also of a function of one's own."""
+    if type(metric) is keras.metrics.MeanMetricWrapper:
+        options = {"name": metric.name, "dtype": metric.dtype, **metric._fn_kwargs}
+        fresh = keras.metrics.MeanMetricWrapper(metric._fn, **options)
+        fresh._direction = metric._direction
+        return fresh
+    return type(metric).from_config(metric.get_config())
 
 
 def computed_loss(
@@ -316,8 +326,8 @@ def _call_inlined(
         arguments, options = node.arguments.fill_in(tensors)
         if _has_several_outputs(node.operation):
             inner: Functional = node.operation
-            given = [tensors[id(t)] for t in _call_inputs(inner, node)]
-            within = dict(zip(map(id, inner.inputs), given, strict=True))
+            inputs = [tensors[id(t)] for t in _call_inputs(inner, node)]
+            within = dict(zip(map(id, inner.inputs), inputs, strict=True))
             _call_inlined(inner, within, options.get("training", training))
             results = [within[id(output)] for output in inner.outputs]
         elif all(tensors[id(t)] is t for t in node.input_tensors):
@@ -344,7 +354,7 @@ def _has_several_outputs(operation: keras.Operation) -> bool:
 
 
 def _call_inputs(model: Functional, node: Any) -> list[keras.KerasTensor]:
-    """Returns what a nested model was called with, in the order of its inputs."""
+    """Returns the tensors of a nested model's call, in the order of its inputs."""
     arguments, options = node.arguments.args, node.arguments.kwargs
     inputs = arguments[0] if arguments else options["inputs"]
     if isinstance(inputs, dict) and not isinstance(model.input, dict):
@@ -405,12 +415,12 @@ def call_between(
 
     Args:
         model: A functional model.
-        tensors: What to call them on, by the id of the model's own tensor.
+        tensors: Tensors to call them on, by the id of the model's own tensor.
         through: Ids of the tensors on the way, the ends included.
         end: The model's own tensor that they lead to.
 
     Returns:
-        What stands for the end.
+        The tensor in place of the end.
     """
     tensors = dict(tensors)
     for node in _nodes(model):
@@ -431,10 +441,10 @@ def saving_as_hdf5() -> bool:
 def may_overflow(
     optimizer: keras.optimizers.Optimizer, loss_scale: tf.Tensor
 ) -> tf.Tensor | bool:
-    """Whether gradients that are not finite are for the optimizer to deal with.
+    """Returns whether non-finite gradients are left to a loss-scaling optimizer.
 
-    One that scales losses skips such a step and halves the scale. At a scale of 1 or
-    less, what overflows does so by itself.
+    It skips such a step and halves the scale. At a scale of 1 or less, an overflow is
+    not the scale's doing.
 
     Args:
         optimizer: The optimizer.
@@ -497,7 +507,7 @@ def update_if(
         optimizer: The optimizer; built here if it is not yet, as a branch of a
             graph may not create variables.
         gradients: By variable.
-        variables: What to update; may be empty.
+        variables: Variables to update; may be empty.
     """
     if not variables:
         return

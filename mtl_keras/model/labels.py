@@ -26,7 +26,7 @@ class Labels(NamedTuple):
 def arrange_labels(
     y: Any, sample_weight: Any, y_pred: dict[str, Any], tasks: Sequence[str]
 ) -> Labels:
-    """Brings labels and weights, in any of Keras's forms, into dicts by task.
+    """Returns labels and weights, given in any of Keras's forms, as dicts by task.
 
     A sample weight of exactly 0 marks an absent label: of a sample, or of an element
     (a token, a pixel) where the weights have more axes. Its filler stays where
@@ -202,7 +202,7 @@ def by_output(
         for name in value:
             if name not in y_pred:
                 raise unknown_name(f"output in the {kind}", name, names)
-        given = dict(value)
+        entries = dict(value)
     elif isinstance(value, (list, tuple)):
         fields = getattr(value, "_fields", None)
         if fields is not None and list(fields) != names:
@@ -216,25 +216,25 @@ def by_output(
                 f"Expected {kind} for the outputs {names}. "
                 f"Received a list of {len(value)}."
             )
-        given = dict(zip(names, value, strict=True))
+        entries = dict(zip(names, value, strict=True))
     elif value is None:
-        given = {}
+        entries = {}
     elif kind == "labels" and len(required) == 1:
-        given = {required[0]: value}
+        entries = {required[0]: value}
     elif kind == "labels" and len(names) > 1:
         raise InputError(
             f"Expected labels as a dict with the keys {names}. "
             f"Received one array of shape {tuple(value.shape)}."
         )
     else:
-        given = dict.fromkeys(names, value)
-    missing = [name for name in required if given.get(name) is None]
+        entries = dict.fromkeys(names, value)
+    missing = [name for name in required if entries.get(name) is None]
     if missing:
         raise InputError(
             f"Expected {kind} for {missing}; a label that is absent needs a filler "
-            f"and a sample weight of 0. Received {kind} for {sorted(given)}."
+            f"and a sample weight of 0. Received {kind} for {sorted(entries)}."
         )
-    return {name: given.get(name) for name in y_pred}
+    return {name: entries.get(name) for name in y_pred}
 
 
 def _with_usable_fillers(

@@ -1,4 +1,4 @@
-"""What a step on one task would do to the losses of the others."""
+"""Effect of a step on one task on the losses of the others."""
 
 from __future__ import annotations
 

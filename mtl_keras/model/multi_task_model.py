@@ -25,11 +25,7 @@ from mtl_keras.model.arguments import (
     explained,
 )
 from mtl_keras.model.class_weights import checked, is_by_output, with_class_weight
-from mtl_keras.model.column_metrics import (
-    ColumnAUC,
-    ColumnMean,
-    with_column_metrics,
-)
+from mtl_keras.model.column_metrics import ColumnMetric, with_column_metrics
 from mtl_keras.model.columns import TaskLayout, check_columns, variables_by_column
 from mtl_keras.model.derivatives import check_derivatives
 from mtl_keras.model.fit_hook import FitHook, MonitorModes
@@ -173,6 +169,11 @@ class MultiTaskModel(ModelWithTrainingState):
         return list(self._layout.tasks)
 
     @property
+    def columns(self) -> dict[str, tuple[str, ...]]:
+        """Names of the tasks of each output that `compile` made a group of them."""
+        return dict(self._layout.columns)
+
+    @property
     def balancers(self) -> tuple[balancing_lib.Balancer, ...]:
         """The balancers that `compile` was given; empty before."""
         return self._pipeline.balancers if self._pipeline else ()
@@ -254,7 +255,7 @@ class MultiTaskModel(ModelWithTrainingState):
         columns = shutil.get_terminal_size().columns
         if line_length is None:
             line_length = min(120, columns - 4)
-        # Keras cuts off what is wider than the terminal.
+        # Keras truncates lines wider than the terminal.
         line_length = min(line_length, columns)
         text: list[str] = []
         super().summary(
@@ -284,7 +285,7 @@ class MultiTaskModel(ModelWithTrainingState):
         return tuple(id(v) for v in self.trainable_variables)
 
     def stop_tasks(self, tasks: Iterable[str]) -> None:
-        """Takes tasks out of the training steps to come, also within a `fit`.
+        """Excludes tasks from the training steps to come, also within a `fit`.
 
         A stopped task counts as absent from every batch: no loss, no gradient, no
         weight. Metrics and `evaluate` see it as before. `compile` lets all take part.
@@ -355,7 +356,7 @@ class MultiTaskModel(ModelWithTrainingState):
                 loss balancer or a running solve. Of a running solve both it and
                 `"residual"` log how far the weights are from the solution
                 (`residual`, 0 at it; see `RunningBalancer`) and the fallbacks.
-            on_nonfinite: What a task loss or gradient that is NaN or infinite does.
+            on_nonfinite: Policy for a task loss or gradient that is NaN or infinite.
                 `"raise"`: an error names the task, the step and the batch; weights
                 and optimizer stay as they were before that step. `"skip_step"`: the
                 step updates nothing. `"skip_task"`: the task counts as absent from
@@ -374,10 +375,11 @@ class MultiTaskModel(ModelWithTrainingState):
                 own. Labels are `[batch, T]`, sample weights too where labels are
                 absent by task. The loss, a mean over elements such as
                 `"binary_crossentropy"`, is one for each column, as of T outputs
-                `[batch, 1]`; metrics are means over samples, or `"auc"`. Logged are
-                the means over columns (the loss's over labelled elements);
-                `column_results` has each column's. Columns of a `Dense` layer that
-                makes them belong to their tasks, all else is shared.
+                `[batch, 1]`; metrics are means over samples, their square roots (RMSE),
+                `"auc"` (ROC or PR) or R². Logged are the means over columns (the loss's
+                over labelled elements); `column_results` has each column's. Columns of
+                a `Dense` layer that makes them belong to their tasks, all else is
+                shared.
             missing_labels: `"nan"`: NaN in a label of floats, also of class ids,
                 counts as a sample weight of 0, in training and evaluation. A label
                 with as many axes as its output is absent element by element for
@@ -417,7 +419,7 @@ class MultiTaskModel(ModelWithTrainingState):
             loss, loss_weights, loss_outputs = arrange_losses(
                 loss, loss_weights, outputs
             )
-        given = {"metrics": metrics, "weighted_metrics": weighted_metrics}
+        as_passed = {"metrics": metrics, "weighted_metrics": weighted_metrics}
         if groups:
             metrics = with_column_metrics(metrics, outputs, groups)
             weighted_metrics = with_column_metrics(weighted_metrics, outputs, groups)
@@ -441,7 +443,7 @@ class MultiTaskModel(ModelWithTrainingState):
             self._compile_arguments["columns"] = {o: list(n) for o, n in groups.items()}
             self._compile_arguments |= {
                 name: keras.saving.serialize_keras_object(value)
-                for name, value in given.items()
+                for name, value in as_passed.items()
             }
             self._check_columns(pipeline)
         self._missing_labels = missing_labels
@@ -471,7 +473,7 @@ class MultiTaskModel(ModelWithTrainingState):
         )
 
     def _check_columns(self, pipeline: Pipeline) -> None:
-        """Raises `InputError` for what groups of tasks do not go with."""
+        """Raises `InputError` for options that groups of tasks do not support."""
         if self._overrides_compute_loss or pipeline.gradients_of_representation:
             raise InputError(
                 "Expected gradients_of='shared' and no `compute_loss` of the class's "
@@ -479,7 +481,7 @@ class MultiTaskModel(ModelWithTrainingState):
             )
 
     def column_results(self) -> dict[str, dict[str, np.ndarray]]:
-        """Returns what is known by column of the outputs that are groups of tasks.
+        """Returns weights and metrics by column of outputs that are groups of tasks.
 
         Of the present epoch, or since the last `evaluate`, as the metrics have it.
 
@@ -497,7 +499,7 @@ class MultiTaskModel(ModelWithTrainingState):
         for output in self._layout.columns:
             results[output] = {"weight": by_output[output].numpy()}
             for metric in metrics.get(output, ()):
-                if isinstance(metric, (ColumnMean, ColumnAUC)):
+                if isinstance(metric, ColumnMetric):
                     results[output][metric.name] = metric.by_column().numpy()
         return results
 
@@ -507,7 +509,7 @@ class MultiTaskModel(ModelWithTrainingState):
         shared: Sequence[keras.Variable],
         task_clipnorm: float | None,
     ) -> None:
-        """Raises `InputError` for what weights by products with G cannot do."""
+        """Raises `InputError` for options that running solves do not support."""
         if task_clipnorm is not None:
             raise InputError(
                 f"Expected task_clipnorm=None for solve={balancer.solve!r}, which "
@@ -576,27 +578,31 @@ class MultiTaskModel(ModelWithTrainingState):
         callbacks = bound.arguments.get("callbacks")
         hook = FitHook(self._pipeline, self._guard)
         if not isinstance(callbacks, keras.callbacks.CallbackList):
-            given = as_list(callbacks)
-            bound.arguments["callbacks"] = [MonitorModes(given), *given, hook]
+            user_callbacks = as_list(callbacks)
+            bound.arguments["callbacks"] = [
+                MonitorModes(user_callbacks),
+                *user_callbacks,
+                hook,
+            ]
             with explained(sorted(self._outputs_by_task)):
                 return super().fit(*bound.args, **bound.kwargs)
         # Keras takes such a list as it is; it is the caller's, so ours leave it.
-        given = callbacks.callbacks
-        callbacks.callbacks = [MonitorModes(given), *given, hook]
+        user_callbacks = callbacks.callbacks
+        callbacks.callbacks = [MonitorModes(user_callbacks), *user_callbacks, hook]
         try:
             for own in (callbacks.callbacks[0], hook):
                 own.set_model(self)
             with explained(sorted(self._outputs_by_task)):
                 return super().fit(*bound.args, **bound.kwargs)
         finally:
-            callbacks.callbacks = given
+            callbacks.callbacks = user_callbacks
 
     def _take_class_weight(self, bound: inspect.BoundArguments) -> None:
         """Keeps class weights by output, which Keras refuses, for the steps."""
         class_weight = {}
         if is_by_output(bound.arguments.get("class_weight")):
-            given = bound.arguments.pop("class_weight")
-            class_weight = checked(given, sorted(self._outputs_by_task))
+            by_output = bound.arguments.pop("class_weight")
+            class_weight = checked(by_output, sorted(self._outputs_by_task))
         for output in class_weight:
             if output in self._layout.columns:
                 raise InputError(
@@ -633,13 +639,18 @@ class MultiTaskModel(ModelWithTrainingState):
         """
         super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
         batch = batch_structure(iterator, data_batch)
-        if self._pipeline is None or batch is None:
+        if self._pipeline is None or batch is None or not self._takes_data_as_it_is():
             return
         _, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
         outputs, tasks = dict(self._outputs_by_task), self._layout.outputs
         y = by_output(y, outputs, "labels", required=tasks)
         resolved_losses(self, y, outputs)
         resolved_metrics(self, y, outputs)
+
+    def _takes_data_as_it_is(self) -> bool:
+        """Returns whether no subclass may rearrange labels before a step."""
+        steps = type(self).train_step, type(self).test_step
+        return steps == (MultiTaskModel.train_step, MultiTaskModel.test_step)
 
     def make_train_function(self, force: bool = False) -> Any:
         """Makes the function that runs an execution's steps; see Keras."""
@@ -707,7 +718,7 @@ class MultiTaskModel(ModelWithTrainingState):
         return self.get_metrics_result()
 
     def get_metrics_result(self) -> dict[str, Any]:
-        """Returns the results of all metrics, NaN for what nothing was labelled for.
+        """Returns the results of all metrics, NaN for those without any label.
 
         A replica's own results within a step are as Keras has them.
         """
@@ -806,7 +817,7 @@ class MultiTaskModel(ModelWithTrainingState):
         }
 
     def _step_on_one_loss(self, x: Any, y: Any, sample_weight: Any) -> dict[str, Any]:
-        """One step on what a subclass's `compute_loss` returns, as Keras takes it."""
+        """One step on the loss of a subclass's `compute_loss`, as Keras takes it."""
         pipeline, guard, optimizer = self._pipeline, self._guard, self.optimizer
         assert pipeline is not None
         assert pipeline.task_weights is not None
@@ -889,7 +900,7 @@ class MultiTaskModel(ModelWithTrainingState):
         )
 
     def _task_variables(self, step: Step) -> TaskVariables:
-        """Returns the split of the trainable variables, by what the step recorded."""
+        """Returns the split of the trainable variables, from the recorded step."""
         key = self._ids_of_trainable()
         known = tf.executing_eagerly() and key in self._stepper.reached
         if self._stepper.needs_several_gradients and not known:

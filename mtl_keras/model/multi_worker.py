@@ -1,4 +1,4 @@
-"""What `fit` and `evaluate` of Keras 3.15 lack under MultiWorkerMirroredStrategy.
+"""Fixes of `fit` and `evaluate` of Keras 3.15 for MultiWorkerMirroredStrategy.
 
 Two places of its TensorFlow trainer fail there. Before training, it reduces the first
 batch over the replicas as if it were one tensor, only to learn the shapes. And after
@@ -33,7 +33,7 @@ class MultiWorkerModel(keras.Model):
         super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
 
     def _make_function(self, step_function: Callable[[Any], Any]) -> Any:
-        """Gives results an axis to take the mean over."""
+        """Makes Keras's function of steps, with a first axis on each step's results."""
         if not _over_workers(self.distribute_strategy):
             return super()._make_function(step_function)
 

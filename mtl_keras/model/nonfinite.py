@@ -1,4 +1,4 @@
-"""What a model does about losses and gradients that are not finite."""
+"""Policies for losses and gradients that are not finite."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ POLICIES = ("raise", "skip_task", "skip_step")
 
 
 class NonFiniteGuard:
-    """Finds losses and gradients that are not finite, and keeps them from harm.
+    """Detects losses and gradients that are not finite, and applies the policy.
 
     Everything happens in the graph: the numbers of a failed step lie in a variable,
     which the host reads between executions. A failed step updates nothing, and
-    under `"raise"` no later one does either, so that the host may look late.
+    under `"raise"` no later one does either, so that the host may read it late.
 
     Args:
         policy: One of `POLICIES`; see `MultiTaskModel.compile`.
@@ -45,7 +45,7 @@ class NonFiniteGuard:
 
     @property
     def skips(self) -> bool:
-        """Whether training goes on after a number that is not finite."""
+        """Whether training continues after a number that is not finite."""
         return self.policy != "raise"
 
     def build(self, layout: TaskLayout, outputs: Sequence[str]) -> None:
@@ -63,7 +63,7 @@ class NonFiniteGuard:
 
     @property
     def counts(self) -> list[keras.Variable]:
-        """What is counted in an epoch."""
+        """The counters of an epoch."""
         return [self._batch, self._counts, *self.labelled_batches.variables]
 
     def reset(self) -> None:
@@ -95,7 +95,7 @@ class NonFiniteGuard:
         rest: tf.Tensor,
         step: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Counts or records a step's numbers and decides what it may change.
+        """Counts or records a step's failures, and decides on its update.
 
         Args:
             present: bool `[T]`, the tasks with labels.
@@ -130,9 +130,9 @@ class NonFiniteGuard:
 
     @contextlib.contextmanager
     def statistics_of(self, variables: Sequence[keras.Variable]) -> Iterator[None]:
-        """Keeps statistics finite: what would not be so keeps its old value.
+        """Context manager: restores statistics that are not finite afterwards.
 
-        Only where training goes on. Variables not of floats are left alone.
+        Only where training continues. Variables not of floats are left alone.
         """
         floats = [v for v in variables if self.skips and "float" in v.dtype]
         before = [tf.identity(v.value) for v in floats]
@@ -211,18 +211,18 @@ class NonFiniteGuard:
             if bad and not losses
         ]
         if losses:
-            what = f"the loss of {_named(losses)}"
+            origin = f"the loss of {_named(losses)}"
         elif gradients:
-            what = f"the gradient of {_named(gradients)}"
+            origin = f"the gradient of {_named(gradients)}"
         else:
-            what = (
+            origin = (
                 "a gradient on variables that tasks share or a regularisation loss, "
                 f"with all losses of {_named(self._tasks)} finite"
             )
         epoch = "" if self.epoch is None else f" of epoch {self.epoch + 1}"
         return (
             f"Expected finite numbers in training. Received NaN or infinity at step "
-            f"{step} (batch {batch}{epoch}, all counted from 1): {what}. The model's "
+            f"{step} (batch {batch}{epoch}, all counted from 1): {origin}. The model's "
             "weights are those before this step. Look at the data of this batch: a "
             "label that is missing, as NaN, needs a sample weight of 0. Else lower the "
             "learning rate, clip gradients, or, for rare bad batches, compile with "

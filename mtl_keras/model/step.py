@@ -14,7 +14,7 @@ from mtl_keras.model.task_losses import TaskLosses
 
 @dataclasses.dataclass
 class Step:
-    """The state of one training step: what each of its parts adds for the next.
+    """The state of one training step, to which each of its parts adds.
 
     Weights and the loss scale of mixed precision come in as upstream gradients of the
     losses, so that one recorded forward pass serves any weighting.
@@ -45,7 +45,7 @@ class Step:
     loss_scale: tf.Tensor
     """Scalar, the loss scale of mixed precision."""
     may_overflow: tf.Tensor | bool
-    """Whether gradients that are not finite are the loss scale's doing."""
+    """Whether non-finite gradients count as an overflow of the loss scale."""
     probe: BatchProbe | None = None
     """The batch at other weights, where a balancer wants it."""
     loss_weights: tf.Tensor = dataclasses.field(init=False)

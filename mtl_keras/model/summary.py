@@ -52,7 +52,7 @@ def with_column(text: str, cells: Sequence[tuple[str, str]]) -> str:
     """Returns the text of Keras's summary with one column more.
 
     Args:
-        text: What Keras prints.
+        text: The summary that Keras prints.
         cells: Names of layers and what stands in the column, in Keras's order, of
             which it may leave out the first and the last.
     """

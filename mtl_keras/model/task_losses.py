@@ -1,4 +1,4 @@
-"""Task losses that average over what is labelled and not masked."""
+"""Task losses that average over labelled, unmasked elements."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ _MEANS_OF_ELEMENTS = (
 
 
 class Tracked(NamedTuple):
-    """What the metric that logs one loss is to be given."""
+    """Update of the metric that logs one loss."""
 
     output: int
     tracker: keras.metrics.Metric
     value: tf.Tensor
     """This replica's share of the loss; of a group of tasks, of each column's."""
     count: Any
-    """How many elements it stands for; None where Keras does not know the batch."""
+    """Number of its elements; None where Keras does not know the batch."""
 
 
 class TaskLosses(NamedTuple):
@@ -63,7 +63,7 @@ class TaskLosses(NamedTuple):
     tracked: list[Tracked]
     """The losses that are logged."""
     scale: tf.Tensor | None
-    """What `values` are multiples of their means by; None for 1."""
+    """Factor of `values` over their means, a scalar; None for 1."""
 
     def total_over_replicas(self) -> tf.Tensor:
         """Returns the losses of the whole batch, float32 `[T]`, without gradient."""
@@ -122,17 +122,17 @@ class TaskLosses(NamedTuple):
 
 
 class _Value(NamedTuple):
-    """A loss as Keras gives it, and what it is an average over, on this replica."""
+    """A loss as Keras computes it, with its divisors, on this replica."""
 
     value: tf.Tensor
     divisor: tf.Tensor | None = None
-    """What Keras divided by; None for reductions that do not divide."""
+    """Keras's divisor; None for reductions that do not divide."""
     wanted: tf.Tensor | None = None
-    """What to divide by, to be summed over replicas."""
+    """The divisor over labelled elements, to be summed over replicas."""
     labelled: tf.Tensor | None = None
-    """How many elements are labelled and not masked."""
+    """Number of elements that are labelled and not masked."""
     elements: tf.Tensor | None = None
-    """How many are not masked; these four are None without sample weights."""
+    """Number of unmasked elements; these four are None without sample weights."""
 
 
 def task_losses(
@@ -245,15 +245,19 @@ def element_values(
 
 
 def has_value_by_element(loss: keras.losses.Loss) -> bool:
-    """Returns whether a loss has a value for each element of an output."""
-    return getattr(loss, "fn", None) in _MEANS_OF_ELEMENTS
+    """Returns whether a loss has a value for each element of an output.
+
+    Losses of other modules say so by an attribute `is_mean_over_elements`.
+    """
+    is_mean = getattr(loss, "fn", None) in _MEANS_OF_ELEMENTS
+    return is_mean or getattr(loss, "is_mean_over_elements", False)
 
 
 def check_axes(kind: str, task: str, values: tf.Tensor, *weights: Any) -> None:
     """Raises `InputError` for weights or masks with more axes than the values.
 
     Args:
-        kind: What the values are of, for the message.
+        kind: `"loss"`, or the metric with its name, for the message.
         task: The output.
         values: Values of a loss or metric.
         *weights: Sample weights or masks, or None.
@@ -285,7 +289,7 @@ def _value(task: str, loss: keras.losses.Loss, labels: Labels, y_pred: Any) -> _
     if weight is None:
         return _Value(tf.cast(loss(y, y_pred, None), "float32"))
     weight, labelled = fitted(_not_negative(weight), 1), fitted(labelled, 1)
-    # Of an absent label's loss nothing may reach the model: zero times NaN is NaN.
+    # Stop the gradient of absent labels: 0 × NaN is NaN.
     of_output = fitted(labelled, len(y_pred.shape))
     guarded = tf.where(of_output, y_pred, tf.stop_gradient(y_pred))
     reduces_itself = type(loss).__call__ is not keras.losses.Loss.__call__
@@ -338,8 +342,7 @@ def _column_values(
     Each as that of an output `[batch, 1]` of its own.
     """
     y, weight = labels.y[output], labels.weights[output]
-    function = getattr(loss, "fn", None)
-    if function not in _MEANS_OF_ELEMENTS or loss.reduction in (None, "none"):
+    if not has_value_by_element(loss) or loss.reduction in (None, "none"):
         raise InputError(
             f"Expected a loss of {output!r}, a group of tasks, that is a reduced mean "
             "over elements, as 'mse' or 'binary_crossentropy'. Received: "
@@ -357,7 +360,7 @@ def _column_values(
     else:
         weight = tf.cast(fitted(_not_negative(weight), 2), "float32") * ones
         labelled = tf.broadcast_to(fitted(labels.labelled[output], 2), tf.shape(y_pred))
-        # Of an absent label's loss nothing may reach the model: zero times NaN is NaN.
+        # Stop the gradient of absent labels: 0 × NaN is NaN.
         y_pred = tf.where(labelled, y_pred, tf.stop_gradient(y_pred))
     y_pred = keras.ops.convert_to_tensor(y_pred, dtype=loss.dtype)
     values = loss.call(tf.expand_dims(y, -1), tf.expand_dims(y_pred, -1))
@@ -428,7 +431,7 @@ def _joint(first: tf.Tensor | None, second: tf.Tensor | None) -> tf.Tensor | Non
 
 
 def _number(flags: tf.Tensor) -> tf.Tensor:
-    """Returns how many flags are set, as a float32 scalar."""
+    """Returns the number of flags that are set, a float32 scalar."""
     return tf.cast(tf.reduce_sum(tf.cast(flags, "int32")), "float32")
 
 
@@ -474,7 +477,7 @@ def _tracked(
     count: tf.Tensor | None,
     y_pred: Any,
 ) -> Tracked:
-    """Returns what a loss is logged by: its mean over labelled elements."""
+    """Returns the logged value of a loss: its mean over labelled elements."""
     if len(value.shape) and count is None:
         value = tf.reduce_mean(value) / float(replicas())
     elif len(value.shape):
@@ -486,7 +489,7 @@ def _tracked(
 
 
 def _scale(values: Sequence[tf.Tensor]) -> tf.Tensor | None:
-    """Returns what Keras multiplies every mean by where a loss is not reduced.
+    """Returns Keras's factor of every mean where a loss is not reduced, or None.
 
     It adds the losses with one value for each sample to the scalars, and
     differentiates the sum of the result.

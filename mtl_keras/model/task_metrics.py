@@ -1,4 +1,4 @@
-"""Metrics that leave absent labels out, and what is logged of them."""
+"""Metrics without absent labels, and their logged results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from mtl_keras.errors import InputError
 from mtl_keras.model.arguments import naming_output
-from mtl_keras.model.column_metrics import ColumnAUC, ColumnMean
+from mtl_keras.model.column_metrics import ColumnMetric
 from mtl_keras.model.keras_compat import (
     ResolvedMetrics,
     mask_of,
@@ -69,10 +69,10 @@ class LabelledBatches(keras.metrics.Metric):
 def update_metrics(
     metrics: dict[str, ResolvedMetrics], labels: Labels, y_pred: dict[str, Any]
 ) -> None:
-    """Updates `metrics` on what is labelled and `weighted_metrics` as Keras does.
+    """Updates `metrics` on labelled elements, and `weighted_metrics` as Keras does.
 
     Without sample weights both are Keras's. With them, Keras's own metrics get them
-    (`metrics`: 1 for what is labelled) in the form that each wants; a metric of one
+    (`metrics`: 1 for labelled elements) in the form that each wants; a metric of one
     number for a batch, and in `metrics` one that is not Keras's, sees the labelled
     samples or elements alone.
 
@@ -105,7 +105,7 @@ def where_computed(
     outputs: dict[str, str],
     batches: LabelledBatches,
 ) -> dict[str, Any]:
-    """Returns what is logged, NaN in place of 0 for what no batch had a label for.
+    """Returns the logged results, NaN in place of 0 where no batch had a label.
 
     Args:
         results: The results of all metrics by name.
@@ -135,7 +135,7 @@ def _update_weighted(
     """Updates a metric of Keras by weights; returns False for another metric."""
     weight = fitted(weight, 1)
     wrapped = metric_function(metric)
-    if isinstance(metric, (ColumnMean, ColumnAUC)):
+    if isinstance(metric, ColumnMetric):
         metric.update_state(y, y_pred, sample_weight=weight)
     elif wrapped is not None:
         _update_mean(task, metric, wrapped, y, y_pred, fitted(labelled, 1), weight)
@@ -199,7 +199,7 @@ def _update_mean(
 def _update_on_labelled(
     metric: keras.metrics.Metric, y: tf.Tensor, y_pred: Any, labelled: tf.Tensor
 ) -> None:
-    """Updates a metric on what is labelled alone; not at all where nothing is."""
+    """Updates a metric on labelled elements alone; not at all without any."""
     labelled = fitted(labelled, 1)
 
     def update() -> tf.Tensor:

@@ -1,4 +1,4 @@
-"""Which variables tasks share, by the functional graph and by a step's operations."""
+"""Shared and own variables of tasks, by the graph and by a step's operations."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def reached_in_step(
         no operation leads to the task's loss, and all others with a gradient.
     """
     flow = None if tf.executing_eagerly() else DataFlow(losses)
-    found = found_in_step(tape, losses, variables, reached, flow)
+    added = found_in_step(tape, losses, variables, reached, flow)
     return {
         task: ids
         | {
@@ -179,7 +179,7 @@ def reached_in_step(
             for v in variables
             if id(v) in reached[task] and (flow is None or flow.leads(v, task))
         }
-        for task, ids in found.items()
+        for task, ids in added.items()
     }
 
 
@@ -203,7 +203,7 @@ def found_in_step(
         known: Ids of the variables to leave out, by target.
         flow: The data flow to the targets; None in eager mode.
     """
-    found = {}
+    ids = {}
     for name, target in targets.items():
         others = [
             v
@@ -211,14 +211,14 @@ def found_in_step(
             if id(v) not in known[name] and (flow is None or flow.leads(v, name))
         ]
         gradients = tape.gradient(target, others) if others else []
-        found[name] = {
+        ids[name] = {
             id(v) for v, g in zip(others, gradients, strict=True) if g is not None
         }
-    return found
+    return ids
 
 
 class DataFlow:
-    """Which variables a traced graph reads on the way to some tensors.
+    """Data flow of a traced graph: the variables on the way to some tensors.
 
     Args:
         targets: `{name: tensor or list of tensors}` of one graph.

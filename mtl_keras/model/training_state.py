@@ -1,4 +1,4 @@
-"""Saving and loading what training needs to go on as before."""
+"""Saving and loading the state from which a training resumes."""
 
 from __future__ import annotations
 
@@ -133,8 +133,8 @@ class ModelWithTrainingState(MultiWorkerModel):
         a training that sets them resumes as if it had never stopped.
 
         Args:
-            epoch_means: Whether to add what the logs of the present epoch are means
-                of. Some metrics have it from the first batch on only.
+            epoch_means: Whether to add the variables of the means that the present
+                epoch logs. Some metrics have them from the first batch on only.
         """
         assert self._pipeline is not None
         variables = [*self.variables, *self.optimizer.variables]

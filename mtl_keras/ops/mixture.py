@@ -19,7 +19,7 @@ def mix_experts(
 
     Args:
         weights: Tensor of shape `[batch, experts]`, any floating dtype.
-        values: What the experts gave, `[batch, …, experts, width]` in the same
+        values: Outputs of the experts, `[batch, …, experts, width]`, in the same
             dtype.
         portable: Whether to use TensorFlow's own ops in any case. A graph that is
             saved to be served needs them, as the compiled library is not there.

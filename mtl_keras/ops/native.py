@@ -27,18 +27,18 @@ _log = logging.getLogger("mtl_keras")
 
 
 class _Choice:
-    """What is asked for; one for all threads, as replicas are traced in several."""
+    """Requested implementation, of all threads, as replicas are traced in several."""
 
     name = os.environ.get(_ENVIRONMENT, "auto")
 
 
 def native_available() -> bool:
-    """Whether the compiled ops are there and fit the TensorFlow that runs."""
+    """Returns whether the compiled ops are there and fit the TensorFlow that runs."""
     return library() is not None
 
 
 def native_in_use() -> bool:
-    """Whether ops called here and now run in C++; with a GPU, the solvers alone."""
+    """Returns whether ops called now run in C++; with a GPU, the solvers alone."""
     return solvers_in_use() is not None
 
 
@@ -109,7 +109,7 @@ def _check(name: str) -> None:
 
 
 def in_xla() -> bool:
-    """Whether a function with `jit_compile=True` is being traced.
+    """Returns whether a function with `jit_compile=True` is being traced.
 
     TensorFlow has no public way to ask. Which function compiles is written on the
     graphs around the present one.

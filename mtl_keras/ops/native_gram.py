@@ -27,7 +27,7 @@ class Group(NamedTuple):
 def split(
     columns: Sequence[Sequence[Any]], num_tasks: int, one_dtype: bool
 ) -> tuple[Group, Group, list[int]]:
-    """Sorts the variables by what the ops can do with them.
+    """Sorts the variables by the ops that support them.
 
     Args:
         columns: One sequence per variable, one entry per task.

@@ -58,7 +58,7 @@ def section(title: str, text: str, **content: Any) -> Section:
     Args:
         title: Its heading.
         text: The paragraph below.
-        **content: What follows: `command`, `legend`, `above` (a paragraph), a table
+        **content: The parts: `command`, `legend`, `above` (a paragraph), a table
             (`rows`, `heads`, and `best`, the cells `(row, column)` in bold) and
             `figures`.
     """

@@ -39,7 +39,7 @@ _NAME = re.compile(r"epoch-(\d{6})-step-(\d{9})\.npz")
 
 @dataclasses.dataclass
 class Progress:
-    """How far a training has come.
+    """Progress of a training.
 
     Attributes:
         epoch: Finished epochs.
@@ -68,7 +68,7 @@ class Checkpoint:
 
     Attributes:
         path: The file.
-        progress: How far the training had come.
+        progress: The progress of the training.
         values: The state by key; see `MultiTaskModel.state`.
     """
 
@@ -102,7 +102,7 @@ def save(folder: pathlib.Path, model: MultiTaskModel, progress: Progress) -> Non
     Args:
         folder: Where the checkpoints are.
         model: A compiled model with a built optimizer.
-        progress: How far its training has come.
+        progress: The progress of its training.
 
     Raises:
         InputError: If the file cannot be written.
@@ -150,7 +150,7 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _read(path: pathlib.Path) -> Checkpoint:
-    # First all checksums: what is not whole should not even be taken apart.
+    # First all checksums: an incomplete file is not decoded at all.
     with zipfile.ZipFile(path) as file:
         wrong = file.testzip()
     if wrong is not None:
@@ -162,7 +162,7 @@ def _read(path: pathlib.Path) -> Checkpoint:
 
 
 class Restore(keras.callbacks.Callback):
-    """Sets a checkpoint's state where nothing else changes it any more.
+    """Callback that restores a checkpoint once nothing else changes the state.
 
     After a whole epoch that is before the next one begins, as the balancing may
     close an epoch then; within an epoch it is right before the first step.
@@ -188,13 +188,13 @@ class Restore(keras.callbacks.Callback):
 
 
 class Save(keras.callbacks.Callback):
-    """Writes a checkpoint after every epoch, and within epochs on request.
+    """Callback that saves a checkpoint after every epoch, and within on request.
 
-    It has to be the last callback: what the others do in an epoch is then done.
+    It has to be the last callback: the others have then changed their state.
 
     Args:
         folder: Where the checkpoints are.
-        progress: How far the training has come; kept up to date.
+        progress: The progress of the training; kept up to date.
         every: Steps between checkpoints within an epoch; None for none.
     """
 
@@ -206,7 +206,7 @@ class Save(keras.callbacks.Callback):
         self._since = 0.0
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Notes the time."""
+        """Starts the clock."""
         self._since = time.monotonic()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -218,7 +218,7 @@ class Save(keras.callbacks.Callback):
             self._save()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Keeps the epoch's logs."""
+        """Adds the epoch's logs to the progress, and saves a checkpoint."""
         self._progress.add_epoch(logs or {})
         self._save()
 

@@ -1,4 +1,4 @@
-"""What a training run is made of, checked before anything is trained."""
+"""Configuration of a training run, validated before anything is trained."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class RunConfig(Decodable):
         learning_rate: The first learning rate.
         optimizer: A Keras optimizer: a name or a config dictionary; None means the
             application's own.
-        schedule: How the learning rate goes on: `"cosine"` (a decay to 0 over
+        schedule: Schedule of the learning rate: `"cosine"` (a decay to 0 over
             all steps), `"warmup_cosine"` (the same, after a rise from 0 over a
             twentieth of them) or `"constant"`.
         precision: A Keras dtype policy for the whole model, one of `PRECISIONS`;
@@ -128,18 +128,20 @@ class RunConfig(Decodable):
             "tasks": tuple(application.tasks),
             **dataclasses.asdict(application.defaults),
         }
-        given = {
+        settings = {
             field.name: getattr(self, field.name) for field in dataclasses.fields(self)
         }
-        given |= {k: v for k, v in defaults.items() if k in given and given[k] is None}
-        return decode(TrainingConfig, given)
+        settings |= {
+            k: v for k, v in defaults.items() if k in settings and settings[k] is None
+        }
+        return decode(TrainingConfig, settings)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig(Decodable):
     """The settings of one training, checked, with every default filled in.
 
-    `RunConfig.validate` makes it, or `decode` from what `config.json` holds. The
+    `RunConfig.validate` makes it, or `decode` from the values of `config.json`. The
     attributes are those of `RunConfig`.
 
     Raises:
@@ -208,6 +210,11 @@ class TrainingConfig(Decodable):
             raise unknown_name("schedule", self.schedule, SCHEDULES)
         if self.precision is not None and self.precision not in PRECISIONS:
             raise unknown_name("precision", self.precision, PRECISIONS)
+        if self.loss_weights and application.columns_of(self.tasks):
+            raise InputError(
+                f"Expected no loss_weights for {len(self.tasks)} tasks that are "
+                f"columns of one output. Received: {len(self.loss_weights)}."
+            )
         for task in self.loss_weights or {}:
             if task not in self.tasks:
                 raise unknown_name("task in loss_weights", task, self.tasks)
@@ -260,39 +267,40 @@ def _application(name: str, data: str | None) -> Application:
 
 
 def spec_name(spec: Any, write: Callable[[Any], str] = repr) -> str:
-    """Writes a name or config as people read it.
+    """Returns a name or config as readable text.
 
     `{"class_name": "dwa", "config": {"temperature": 1}}` is `dwa(temperature=1)`,
     and a list is its members with a plus between them.
 
     Args:
-        spec: What a registry's `get` takes.
+        spec: A name or configuration that a registry's `get` takes.
         write: How to write an argument's value.
     """
     if isinstance(spec, dict):
-        given = ", ".join(f"{k}={write(v)}" for k, v in spec.get("config", {}).items())
-        return f"{spec.get('class_name')}({given})"
+        config = spec.get("config", {})
+        arguments = ", ".join(f"{k}={write(v)}" for k, v in config.items())
+        return f"{spec.get('class_name')}({arguments})"
     if isinstance(spec, (list, tuple)):
         return " + ".join(spec_name(member, write) for member in spec)
     return str(spec)
 
 
 def _canonical_method(serialized: Any, spec: Any) -> Any:
-    """Returns a serialized method without what is drawn anew for each instance.
+    """Returns a serialized method without seeds drawn anew for each instance.
 
     Args:
-        serialized: What Keras's serialization gives for the method.
-        spec: What the method was made from. A seed that it does not give is drawn.
+        serialized: The method, serialized by Keras.
+        spec: The method's name or configuration. A seed that it lacks was drawn.
     """
     if not isinstance(serialized, dict) or "class_name" not in serialized:
         return serialized
-    given = (spec.get("config") or {}) if isinstance(spec, dict) else {}
+    arguments = (spec.get("config") or {}) if isinstance(spec, dict) else {}
     return {
         "class_name": serialized.get("registered_name") or serialized["class_name"],
         "config": {
-            key: _canonical_method(value, given.get(key))
+            key: _canonical_method(value, arguments.get(key))
             for key, value in serialized["config"].items()
-            if key != "seed" or given.get(key) is not None
+            if key != "seed" or arguments.get(key) is not None
         },
     }
 

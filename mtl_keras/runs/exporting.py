@@ -16,6 +16,7 @@ from rich.table import Table
 from mtl_keras import serving
 from mtl_keras.data import catalog
 from mtl_keras.encoding import encode
+from mtl_keras.errors import InputError
 from mtl_keras.files import read_json
 from mtl_keras.runs import folder
 from mtl_keras.runs.records import versions
@@ -38,7 +39,7 @@ def export(
         runs: The run folders.
         to: The folder of all versions of the model.
         tasks: The tasks to serve; None means all.
-        weights: `"float32"`, or what `serving.compress` takes.
+        weights: `"float32"`, or one of the weights of `serving.compress`.
         reuse: Whether to keep the latest version where it is of the same model.
         console: Where to show progress; None exports in silence.
 
@@ -61,9 +62,17 @@ def export(
     if version is not None and _is_of(version, identity):
         console.print(f"{version} is there already, of this very model: reused.")
         return version
+    if tasks is not None:
+        # As the command line takes them: the application's names or the model's.
+        titles: dict[str, str] = {}
+        for run in loaded:
+            known = run.config.get_application().tasks
+            titles |= {title: task.name for title, task in known.items()}
+        tasks = tuple(titles.get(task, task) for task in tasks)
     models: list[keras.Model] = []
     class_names: dict[str, Any] = {}
-    samples: list[dict[str, Any]] = []
+    missing_values: dict[str, float] = {}
+    samples: list[Any] = []
     metrics: dict[str, Any] = {}
     for run in loaded:
         application = run.config.get_application()
@@ -73,6 +82,7 @@ def export(
             model, measured = _compressed(run, model, weights, console)
         models.append(application.serving_model(model))
         class_names |= application.class_names()
+        missing_values |= application.missing_values()
         # Inputs, labels, and sample weights where there are any.
         with catalog.reading(run.config.data):
             samples.append(next(iter(load_split(run.config, "test")))[0])
@@ -84,6 +94,7 @@ def export(
         tasks=tasks,
         class_names=class_names,
         samples=_joined(samples),
+        missing_values=missing_values,
         source={
             **identity,
             **(settings[0] if len(settings) == 1 else {"runs": settings}),
@@ -95,8 +106,12 @@ def export(
     return version
 
 
-def _joined(batches: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+def _joined(batches: Sequence[Any]) -> Any:
     """Joins the inputs of several runs, as many samples as the smallest batch has."""
+    if len(batches) == 1:
+        return batches[0]
+    if not all(isinstance(batch, Mapping) for batch in batches):
+        raise InputError("Expected inputs with names, of runs to be served as one.")
     arrays = {name: np.asarray(x) for batch in batches for name, x in batch.items()}
     count = min(len(array) for array in arrays.values())
     return {name: array[:count] for name, array in arrays.items()}
@@ -124,7 +139,9 @@ def _compressed(
     config = run.config
     application = config.get_application()
     small.compile(
-        loss=application.losses(config.tasks), metrics=application.metrics(config.tasks)
+        loss=application.losses(config.tasks),
+        metrics=application.metrics(config.tasks),
+        columns=application.columns_of(config.tasks),
     )
     after = test_metrics(config, small, load_split(config, "test"))
     console.print(

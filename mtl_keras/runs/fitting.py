@@ -26,6 +26,7 @@ from mtl_keras.runs.progress import EpochTensorBoard, StepBar
 from mtl_keras.runs.records import made_with
 from mtl_keras.runs.stopping import EarlyStop
 from mtl_keras.runs.training import (
+    ColumnLogs,
     compiled_model,
     count_batches,
     full_batches,
@@ -36,7 +37,7 @@ from mtl_keras.runs.training import (
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """What a finished training gives.
+    """Results of a finished training.
 
     Attributes:
         path: The run folder.
@@ -73,7 +74,7 @@ def train(
     does so over all epochs of the new config, so that the learning rate rises again.
 
     Args:
-        config: What to train; None in a field means the application's default.
+        config: The settings; None in a field means the application's default.
         out: The run folder to make.
         checkpoint_steps: Steps between checkpoints within an epoch; None for none.
         deterministic: Whether TensorFlow may use deterministic ops only, for the
@@ -91,7 +92,8 @@ def train(
         InputError: If the config does not hold, the data cannot be had, `out` is
             in use, or an unfinished run with other settings is there, all before
             training; or if the disk is full.
-        KeyboardInterrupt: When interrupted; it says if the run can be resumed.
+        KeyboardInterrupt: When interrupted; the message says whether the run can be
+            resumed.
         WorkerError: If another worker has ended.
         NonFiniteError: If a loss or a gradient is not finite.
     """
@@ -129,7 +131,7 @@ def train(
 
 @contextlib.contextmanager
 def _out_of_room() -> Iterator[None]:
-    """Turns what TensorFlow raises where room runs out into an InputError."""
+    """Context manager: raises `InputError` where memory or disk space runs out."""
     try:
         yield
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:
@@ -143,7 +145,7 @@ class _Fitting:
     """One training: data and model, made the same way whether new or resumed.
 
     Args:
-        config: What `RunConfig.validate` returned.
+        config: Validated settings, from `RunConfig.validate`.
         folder: Where its checkpoints are.
         strategy: Over what to train.
         console: Where to show progress.
@@ -211,10 +213,10 @@ class _Fitting:
         Returns:
             The progress at the end, with the history of all epochs.
         """
-        found = self._newest()
-        if found is None and finished is not None:
-            found = self._end_of(finished, logs)
-        self._announce(found)
+        checkpoint = self._newest()
+        if checkpoint is None and finished is not None:
+            checkpoint = self._end_of(finished, logs)
+        self._announce(checkpoint)
         application = self._config.get_application()
         stop = None
         if self._config.patience is not None:
@@ -226,22 +228,25 @@ class _Fitting:
         if not self._console.quiet:
             tasks = application.tasks
             metrics = {task: tasks[task].objective for task in self._config.tasks}
+            if self.model.columns:
+                # The mean over tasks, by which the logs of one output go.
+                metrics = {f"{len(metrics)} tasks": next(iter(metrics.values()))}
             callbacks.append(TaskProgress(metrics, self._epochs, self._console))
         total = self._per_epoch * self._epochs
-        done = self._steps_done(found)
+        done = self._steps_done(checkpoint)
         with StepBar(self._console, "training", total=total, done=done) as bar:
             callbacks += bar.callbacks
-            if found is not None and found.progress.step:
+            if checkpoint is not None and checkpoint.progress.step:
                 # The rest of the epoch; the next ones begin at its own checkpoint.
                 self._build_metrics()
-                self._fit(callbacks, checkpoint_steps, found)
-                found = self._newest()
+                self._fit(callbacks, checkpoint_steps, checkpoint)
+                checkpoint = self._newest()
             if stop is not None:
-                if found is not None and stop.resume(found.progress.history):
-                    found.restore(self.model)
-                    return found.progress
+                if checkpoint is not None and stop.resume(checkpoint.progress.history):
+                    checkpoint.restore(self.model)
+                    return checkpoint.progress
                 callbacks.append(stop)
-            return self._fit(callbacks, checkpoint_steps, found)
+            return self._fit(callbacks, checkpoint_steps, checkpoint)
 
     def _end_of(self, run: folder.Run, logs: pathlib.Path) -> checkpoints.Checkpoint:
         """Returns the end of a finished run as a checkpoint, and copies its logs."""
@@ -264,7 +269,8 @@ class _Fitting:
         """Fits from a checkpoint to the end, or to the end of its epoch within one."""
         train, last = self._train, self._epochs
         progress = checkpoints.Progress(0, 0, self._per_epoch)
-        own: list[keras.callbacks.Callback] = [_SetEpoch(self._epoch)]
+        application = self._config.get_application()
+        own = [_SetEpoch(self._epoch), ColumnLogs(application)]
         if start is not None:
             progress = start.progress
             own.append(checkpoints.Restore(start))
@@ -284,16 +290,19 @@ class _Fitting:
         return progress
 
     def _newest(self) -> checkpoints.Checkpoint | None:
-        found, broken = checkpoints.newest(self._folder)
+        checkpoint, broken = checkpoints.newest(self._folder)
         for line in broken:
             self._warn(f"{line} Resuming from the one before it.")
-        if found is not None and found.progress.steps_per_epoch != self._per_epoch:
+        if (
+            checkpoint is not None
+            and checkpoint.progress.steps_per_epoch != self._per_epoch
+        ):
             raise InputError(
                 f"The unfinished run in {str(self._folder.parent)!r} had "
-                f"{found.progress.steps_per_epoch} steps in an epoch. Received: data "
-                f"of {self._per_epoch}. Remove it to train anew."
+                f"{checkpoint.progress.steps_per_epoch} steps in an epoch. Received: "
+                f"data of {self._per_epoch}. Remove it to train anew."
             )
-        return found
+        return checkpoint
 
     def _warn(self, line: str) -> None:
         if self._console.quiet:
@@ -302,15 +311,15 @@ class _Fitting:
             self._console.print(f"Warning: {line}", soft_wrap=True, markup=False)
 
     def _build_metrics(self) -> None:
-        """Has Keras make the metrics' variables, which a first batch else does."""
+        """Creates the metrics' variables, which else the first batch does."""
         self.model.evaluate(self._validation.take(1), verbose=0)
 
-    def _steps_done(self, found: checkpoints.Checkpoint | None) -> int:
-        if found is None:
+    def _steps_done(self, checkpoint: checkpoints.Checkpoint | None) -> int:
+        if checkpoint is None:
             return 0
-        return found.progress.epoch * self._per_epoch + found.progress.step
+        return checkpoint.progress.epoch * self._per_epoch + checkpoint.progress.step
 
-    def _announce(self, found: checkpoints.Checkpoint | None) -> None:
+    def _announce(self, checkpoint: checkpoints.Checkpoint | None) -> None:
         config = self._config
         self._console.print(
             f"Training {config.application} on {config.data}: {config.backbone} with "
@@ -319,18 +328,19 @@ class _Fitting:
             f"of {self._per_epoch} steps",
             soft_wrap=True,
         )
-        if found is not None:
-            within = f" and {found.progress.step} steps" if found.progress.step else ""
-            kind = "finished" if found.path.name == folder.MODEL else "unfinished"
+        if checkpoint is not None:
+            progress = checkpoint.progress
+            within = f" and {progress.step} steps" if progress.step else ""
+            kind = "finished" if checkpoint.path.name == folder.MODEL else "unfinished"
             self._console.print(
-                f"Resuming the {kind} run, after {found.progress.epoch} of "
+                f"Resuming the {kind} run, after {progress.epoch} of "
                 f"{self._epochs} epochs{within}.",
                 soft_wrap=True,
             )
 
 
 class _SetEpoch(keras.callbacks.Callback):
-    """Tells the data which epoch's order to give."""
+    """Callback that sets the epoch whose order the data give."""
 
     def __init__(self, variable: tf.Variable):
         super().__init__()

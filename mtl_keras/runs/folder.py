@@ -142,7 +142,7 @@ def read_history(path: pathlib.Path) -> dict[str, list[float]]:
 
 @contextlib.contextmanager
 def disk_errors(path: pathlib.Path) -> Iterator[None]:
-    """Turns what the system says while a folder is written into an InputError."""
+    """Context manager: raises `InputError` for errors of writing to a folder."""
     try:
         yield
     except ConnectionError:

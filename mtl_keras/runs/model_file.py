@@ -52,8 +52,8 @@ def check_model_file(path: pathlib.Path) -> None:
     ) as error:
         if isinstance(error, InputError):
             raise
-        words = " ".join(str(error).split()) or type(error).__name__
-        raise _refused(path, f"a broken file ({words})") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise _refused(path, f"a broken file ({reason})") from error
 
 
 def _check(path: pathlib.Path, file: zipfile.ZipFile) -> None:
@@ -68,7 +68,7 @@ def _check(path: pathlib.Path, file: zipfile.ZipFile) -> None:
         if stat.S_ISLNK(member.external_attr >> 16):
             raise _refused(path, f"a symbolic link, {name!r}")
         if member.compress_type != zipfile.ZIP_STORED:
-            # Keras compresses nothing, and what is not packed cannot burst.
+            # Keras compresses nothing, and members without compression cannot burst.
             raise _refused(path, f"a compressed member, {name!r}")
     for name in _NEEDED:
         if name not in members:
@@ -122,5 +122,7 @@ def _check_arrays(path: pathlib.Path, arrays: h5py.File, size: int) -> None:
                 raise _refused(path, f"weights larger than the file, {name!r}")
 
 
-def _refused(path: pathlib.Path, what: str) -> InputError:
-    return InputError(f"{path} cannot be loaded: expected a Keras model, found {what}.")
+def _refused(path: pathlib.Path, reason: str) -> InputError:
+    return InputError(
+        f"{path} cannot be loaded: expected a Keras model, found {reason}."
+    )

@@ -16,7 +16,7 @@ _WARMUP = 0.05  # of all steps
 
 
 def learning_rate_schedule(schedule: str, learning_rate: float, steps: int) -> Any:
-    """Returns what Keras's optimizers take as a learning rate.
+    """Returns the learning rate of an optimizer: a number or a Keras schedule.
 
     Args:
         schedule: One of `mtl_keras.runs.config.SCHEDULES`.
@@ -44,7 +44,7 @@ def learning_rate_schedule(schedule: str, learning_rate: float, steps: int) -> A
 def make_optimizer(
     spec: Spec | None, learning_rate: Any, application: Application | None = None
 ) -> keras.optimizers.Optimizer:
-    """Makes a new optimizer.
+    """Returns a new optimizer.
 
     Args:
         spec: A name, a config dictionary, or None for the application's own.

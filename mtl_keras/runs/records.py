@@ -1,4 +1,4 @@
-"""The record that a job of a scheduler leaves, and what it was made with."""
+"""Records of a scheduler's jobs, with the versions and device that made them."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from mtl_keras.files import read_json
 
 SETTINGS = "settings.json"
 RECORD = "record.json"
-# Raised when what a folder of a run, study or comparison holds is read otherwise.
+# Incremented when the format of a folder of a run, study or comparison changes.
 FORMAT = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome(Decodable):
-    """How a training ended.
+    """Outcome of a training.
 
     Attributes:
         status: `"COMPLETED"` or `"FAILED"`.
         seconds: Wall time.
         error: Why it failed; else empty.
         traceback: Where it failed.
-        made_with: What `made_with` returns.
+        made_with: Versions and device, as `made_with` returns them.
     """
 
     status: Literal["COMPLETED", "FAILED"]
@@ -51,10 +51,10 @@ class Outcome(Decodable):
 
 @dataclasses.dataclass(frozen=True)
 class Record(Outcome):
-    """What became of a scheduler's job.
+    """Record of a scheduler's job: its outcome and result.
 
     Attributes:
-        result: What the job's function returned; None of a failed one.
+        result: Result of the job's function; None of a failed one.
     """
 
     result: Any
@@ -77,15 +77,15 @@ def read_record(path: pathlib.Path) -> Record:
 
 
 def check_format(made_with: Any, path: pathlib.Path) -> None:
-    """Raises an InputError unless what was read has the format of this version.
+    """Raises an InputError unless a record has the format of this version.
 
     Args:
-        made_with: What the file names as its makers.
+        made_with: The value of `made_with` in the file.
         path: The file.
     """
-    given = made_with if isinstance(made_with, dict) else {}
-    if given.get("format") != FORMAT:
-        version = given.get("mtl_keras")
+    stored = made_with if isinstance(made_with, dict) else {}
+    if stored.get("format") != FORMAT:
+        version = stored.get("mtl_keras")
         raise InputError(
             f"{path} is in the format of another version of mtl_keras "
             f"({version if isinstance(version, str) else 'unknown'}; this is "
@@ -94,7 +94,7 @@ def check_format(made_with: Any, path: pathlib.Path) -> None:
 
 
 def made_with(jobs: int = 1) -> dict[str, Any]:
-    """Returns what a result depends on: format, versions, commit, device, jobs.
+    """Returns the provenance of a result: format, versions, commit, device, jobs.
 
     Args:
         jobs: How many trainings shared the machine, this one included.

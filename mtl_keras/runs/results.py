@@ -6,12 +6,45 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from mtl_keras.applications.base import MANY_TASKS
+
 
 def metric_names(application: Any, tasks: Sequence[str]) -> dict[str, list[str]]:
     """Returns `{task: [metric, ...]}` for the tasks of an application."""
+    columns = application.columns_of(tasks)
+    names: dict[str, list[str]] = {}
+    for output, task in application.outputs_of(tasks).items():
+        # Once for a group of tasks: metrics take long to make.
+        own = [metric.name for metric in task.metrics()]
+        names |= dict.fromkeys(columns.get(output, (output,)), own)
     return {
-        name: [metric.name for metric in task.metrics()]
-        for name, task in application.select(tasks).items()
+        title: names[task.name] for title, task in application.select(tasks).items()
+    }
+
+
+def column_logs(model: Any, application: Any, prefix: str = "") -> dict[str, float]:
+    """Returns the metrics of tasks that are columns of an output, by task.
+
+    Args:
+        model: A compiled model, just evaluated.
+        application: The application that it is of.
+        prefix: What the names begin with.
+
+    Returns:
+        `{"<prefix><task>_<metric>": value}`, as Keras logs them of tasks with outputs
+        of their own; nothing for a model without groups of tasks.
+    """
+    if not model.columns:
+        return {}
+    titles = {task.name: title for title, task in application.tasks.items()}
+    return {
+        f"{prefix}{titles[name]}_{metric}": float(value)
+        for output, results in model.column_results().items()
+        for metric, values in results.items()
+        if metric != "weight"
+        for name, value in zip(model.columns[output], values, strict=True)
     }
 
 
@@ -21,7 +54,7 @@ def by_task(
     """Sorts Keras's logs by task.
 
     Args:
-        logs: What `evaluate(return_dict=True)` gives, or an epoch's logs. Keys
+        logs: Results of `evaluate(return_dict=True)`, or an epoch's logs. Keys
             are `<task>_<metric>`; Keras leaves the task out of models with one
             output.
         names: `{task: [metric, ...]}`, as `metric_names` gives it.
@@ -40,6 +73,23 @@ def by_task(
             if key in logs:
                 values[name] = float(logs[key])
     return results
+
+
+def means_of_many(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Returns the mean of each metric over tasks that have it, NaN left out.
+
+    Nothing for few tasks, or where not all have the same metrics.
+
+    Args:
+        results: `{task: {metric: value}}`.
+    """
+    names = {tuple(values) for values in results.values()}
+    if len(results) <= MANY_TASKS or len(names) > 1:
+        return {}
+    return {
+        name: float(np.nanmean([values[name] for values in results.values()]))
+        for name in next(iter(names))
+    }
 
 
 def main_metrics(

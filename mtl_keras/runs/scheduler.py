@@ -43,7 +43,7 @@ class Job:
     """A function to be called in a process of its own.
 
     Attributes:
-        label: What it is, for people.
+        label: Name in messages.
         folder: Its working directory: gets `settings.json`, `log.txt` with all that it
             prints, and `record.json`.
         function: `"module:name"` of a function of the working directory and the
@@ -71,8 +71,8 @@ class Scheduler:
     Args:
         slots: How many jobs run at a time. Cores are divided between them, and GPUs
             given in turn.
-        fresh: Whether each job gets a new process, so that what it measures of the
-            process is its own.
+        fresh: Whether each job gets a new process, so that measurements of the
+            process are its own.
     """
 
     def __init__(self, slots: int, *, fresh: bool = False):
@@ -102,7 +102,7 @@ class Scheduler:
 
     @property
     def free(self) -> int:
-        """How many jobs may be submitted before `wait` returns one."""
+        """Number of jobs that may be submitted before `wait` returns one."""
         return self.slots - len(self.running)
 
     def submit(self, job: Job) -> None:
@@ -201,7 +201,7 @@ class Scheduler:
 
 
 def _has_record(folder: pathlib.Path, settings: dict[str, Any]) -> bool:
-    """Whether a folder holds the record of a job with these very settings."""
+    """Returns whether a folder holds the record of a job with these very settings."""
     try:
         read_record(folder / RECORD)
         earlier = read_json(folder / SETTINGS)
@@ -238,7 +238,7 @@ class _Worker:
         return json.loads(line) if line.endswith(b"\n") else None
 
     def has_grown(self, answer: Mapping[str, Any]) -> bool:
-        """Whether it is time to replace the process, after a job's answer."""
+        """Returns whether it is time to replace the process, after a job's answer."""
         self._served += 1
         if answer["memory"] is None:
             return self._served >= _MOST_JOBS
@@ -246,7 +246,7 @@ class _Worker:
         return self._memory[-1] > _GROWTH * max(self._memory[:_FIRST_JOBS])
 
     def close(self) -> None:
-        """Lets the process end by itself, which it does with whatever it is at."""
+        """Closes the process's input, upon which it ends by itself."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()

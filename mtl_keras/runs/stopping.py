@@ -12,7 +12,7 @@ from mtl_keras.runs.results import by_task, main_metrics, metric_names, score
 
 
 class EarlyStop(keras.callbacks.Callback):
-    """Ends a training once its validation score has stopped improving.
+    """Callback that ends a training once its validation score stops improving.
 
     The score is the mean over tasks of the main metrics, as a study has it. What
     counts is all history of the run, so that a resumed run stops where a whole one
@@ -32,7 +32,7 @@ class EarlyStop(keras.callbacks.Callback):
         self._scores: list[float] = []
 
     def resume(self, history: Mapping[str, Sequence[float]]) -> bool:
-        """Takes up the finished epochs, and returns whether the training has ended.
+        """Resumes from the finished epochs; returns whether the training has ended.
 
         Args:
             history: `{name: [value of each finished epoch]}`.

@@ -21,7 +21,7 @@ _EXAMPLE = (
     '{"cluster": {"worker": ["host1:9901", "host2:9901"]}, '
     '"task": {"type": "worker", "index": 0}}'
 )
-# What TensorFlow raises where another process is gone, or said that it gives up.
+# Errors of TensorFlow where another process is gone or has aborted.
 _LOST = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
@@ -77,7 +77,7 @@ def _check_cluster(text: str | None) -> None:
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
-    """Whether this process writes what all have trained together."""
+    """Returns whether this process writes what all have trained together."""
     resolver = strategy.cluster_resolver
     return resolver is None or resolver.task_id in (None, 0)
 
@@ -89,7 +89,7 @@ def folders(
     config: TrainingConfig,
     replaces: bool = False,
 ) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
-    """Gives the folders of a run, as `unfinished.opened` does.
+    """Context manager: yields the folders of a run, as `unfinished.opened` does.
 
     Only the chief's become the run folder. The other workers get folders of their own
     with a copy of the checkpoints, and throw them away at the end; for them to find
@@ -110,7 +110,7 @@ def folders(
 
 
 def sharded(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Has every worker train on its own part of each batch, as one device would."""
+    """Returns the data set sharded within batches: each worker trains on a part."""
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = (
         tf.data.experimental.AutoShardPolicy.DATA
@@ -120,7 +120,7 @@ def sharded(dataset: tf.data.Dataset) -> tf.data.Dataset:
 
 @contextlib.contextmanager
 def one_for_all(strategy: tf.distribute.Strategy) -> Iterator[None]:
-    """Turns the loss of another worker into one clear error.
+    """Context manager: one clear error where another worker is lost.
 
     Raises:
         WorkerError: If another worker of this training has ended.

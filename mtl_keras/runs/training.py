@@ -1,11 +1,11 @@
-"""What a run trains and measures: its data, its model, its metrics."""
+"""Data, model and metrics of a run."""
 
 from __future__ import annotations
 
 import contextlib
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
@@ -15,7 +15,10 @@ from mtl_keras.data import catalog
 from mtl_keras.runs import folder
 from mtl_keras.runs.config import TrainingConfig
 from mtl_keras.runs.optimizers import learning_rate_schedule, make_optimizer
-from mtl_keras.runs.results import by_task, metric_names
+from mtl_keras.runs.results import by_task, column_logs, metric_names
+
+if TYPE_CHECKING:
+    from mtl_keras.applications import Application
 
 # A trial on a GPU compiles for half a minute to two; so many steps take about as long.
 _STEPS_WORTH_COMPILING = 2_000
@@ -27,7 +30,7 @@ def load_split(
     """Loads one split as a validated config wants it.
 
     Args:
-        config: What `RunConfig.validate` returned.
+        config: Validated settings, from `RunConfig.validate`.
         split: `"train"` (shuffled, and cut to `limit`), `"validation"` or
             `"test"`.
         epoch: Number of the epoch to give; see `Application.load`.
@@ -63,7 +66,7 @@ def compiled_model(config: TrainingConfig, steps: int) -> keras.Model:
     Sets the global seeds, so that two calls give the same initial weights.
 
     Args:
-        config: What `RunConfig.validate` returned.
+        config: Validated settings, from `RunConfig.validate`.
         steps: Training steps in all, over which the learning rate decays as the
             config says.
     """
@@ -92,9 +95,30 @@ def compiled_model(config: TrainingConfig, steps: int) -> keras.Model:
         loss_weights=weights,
         metrics=application.metrics(config.tasks),
         balancing=config.balancing,
+        columns=application.columns_of(config.tasks),
         jit_compile=jit_compile(config.jit, steps),
     )
     return model
+
+
+class ColumnLogs(keras.callbacks.Callback):
+    """Adds the validation metrics of tasks that are columns to an epoch's logs.
+
+    By task, as the logs of tasks with outputs of their own have them. Comes before
+    the callbacks that read them.
+
+    Args:
+        application: The application that the model is of.
+    """
+
+    def __init__(self, application: Application):
+        super().__init__()
+        self._application = application
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Adds `"val_<task>_<metric>"`."""
+        if "val_loss" in logs:
+            logs |= column_logs(self.model, self._application, "val_")
 
 
 def jit_compile(jit: bool | str, steps: int) -> bool | str:
@@ -115,7 +139,7 @@ def full_batches(dataset: tf.data.Dataset, size: int) -> tf.data.Dataset:
 
 @contextlib.contextmanager
 def _dtype_policy(name: str | None) -> Iterator[None]:
-    """Makes a dtype policy Keras's global one for a while; None changes nothing."""
+    """Context manager: sets Keras's global dtype policy; None changes nothing."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(name or before)
     try:
@@ -148,12 +172,13 @@ def test_metrics(
     """Returns all metrics on the test split, `{task: {metric: value}}`.
 
     Args:
-        config: What `RunConfig.validate` returned.
+        config: Validated settings, from `RunConfig.validate`.
         model: The trained model.
         test: The test split, as `load_split` gives it.
     """
     application = config.get_application()
     logs = model.evaluate(test, return_dict=True, verbose=0)
+    logs |= column_logs(model, application)
     metrics = by_task(logs, metric_names(application, config.tasks))
     measured = application.measure(
         model,

@@ -35,7 +35,7 @@ _REPLACED = "replaced"
 
 
 def work_folder(out: pathlib.Path) -> pathlib.Path:
-    """Returns where a run is written until it is finished."""
+    """Returns the working directory of an unfinished run."""
     return out.with_name(f".{out.name}.partial")
 
 
@@ -44,7 +44,7 @@ def next_free(parent: str | os.PathLike, config: TrainingConfig) -> pathlib.Path
 
     Args:
         parent: Folder of run folders.
-        config: What is to be trained. An unfinished run of the very same settings
+        config: Validated settings. An unfinished run of the very same settings
             that no process holds is not taken: it will be resumed.
     """
     from mtl_keras.applications import label
@@ -73,15 +73,15 @@ def opened(
     config: TrainingConfig,
     replaces: bool = False,
 ) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
-    """Gives the folders of a new or unfinished run; `out` appears at the end.
+    """Context manager: the folders of a run, of which `out` appears at the end.
 
-    When the block raises and there is a checkpoint, the work folder stays, to be
-    resumed; without one it is removed, with the parent folders that had to be
+    When the block raises and there is a checkpoint, the working directory stays, to
+    be resumed; without one it is removed, with the parent folders that had to be
     made.
 
     Args:
         out: The run folder.
-        config: What is trained, from `RunConfig.validate`.
+        config: Validated settings, from `RunConfig.validate`.
         replaces: Whether `out` is a finished run, whose place the new one takes.
 
     Yields:
@@ -127,14 +127,14 @@ def opened(
 
 
 def _remove_leftover(work: pathlib.Path, out: pathlib.Path) -> None:
-    """Removes what a process leaves that ends right after its run has its name."""
+    """Removes the working directory of a process killed after it published its run."""
     if out.is_dir() and work.is_dir() and not (work / _RUN).exists():
         shutil.rmtree(work, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def held(work: pathlib.Path) -> Iterator[None]:
-    """Holds a work folder for this process; the system lets go when it dies."""
+    """Context manager: locks a working directory; the lock ends with the process."""
     with (work / _LOCK).open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -164,7 +164,7 @@ def _check_settings(
 
 
 def restore_replaced(out: str | os.PathLike) -> None:
-    """Gives a finished run its name back, where its replacement was interrupted.
+    """Moves a finished run back to its name, where its replacement was interrupted.
 
     Raises:
         InputError: If another process is about to give the replacement this name.
@@ -181,7 +181,7 @@ def with_fewer_epochs(out: str | os.PathLike, config: TrainingConfig) -> Run | N
 
     Args:
         out: The run folder.
-        config: What is to be trained, from `RunConfig.validate`.
+        config: Validated settings, from `RunConfig.validate`.
 
     Returns:
         The run; None where there is none, or one of other settings.

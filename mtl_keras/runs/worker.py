@@ -80,7 +80,7 @@ def _receive(jobs: queue.SimpleQueue[dict[str, Any]]) -> None:
 
 
 def _log_to(path: pathlib.Path) -> None:
-    """Has all that this process prints, native code included, go to a file."""
+    """Redirects all output of this process, native code's included, to a file."""
     with path.open("w", encoding="utf-8") as file:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(ValueError):

@@ -39,7 +39,7 @@ class Search:
         out: The study folder.
         scheduler: Runs the trials.
         console: Where to show progress.
-        name: What a chief knows this process by; None where the oracle is here.
+        name: Name of this process for a chief; None where the oracle is here.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Search:
         return next(name for name in names if name not in taken)
 
     def _start(self, tuner_id: str, trial: Any) -> None:
-        """Says what a trial tries, and has it run."""
+        """Reports a trial's settings, and submits it to the scheduler."""
         study, hp = self._study, trial.hyperparameters
         config = self._model.config(hp.copy())
         settings = records.flat_settings(config, short)
@@ -122,7 +122,7 @@ class Search:
         return self._out.absolute() / STATE / f"trial_{trial_id}"
 
     def _end(self, job: Job) -> None:
-        """Records a trial, says how it went, and tells the oracle."""
+        """Records a trial, reports its outcome, and tells the oracle."""
         _, trial, config = self._trials.pop(job.label)
         record, results = self._record(job, trial, config)
         # In this order: a trial that the oracle has noted as ended is not run

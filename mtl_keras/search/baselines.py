@@ -25,7 +25,7 @@ _PAUSE_SECONDS = 1.0
 
 
 def needs_baselines(study: Study) -> bool:
-    """Whether Δm is an objective."""
+    """Returns whether Δm is an objective."""
     return any(objective.label == DELTA_M for objective in study.objectives)
 
 

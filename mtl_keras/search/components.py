@@ -5,7 +5,7 @@
     sharing = { class_name = "ple", search = { num_levels = [1, 2] } }
     balancing = ["equal", { class_name = "dwa", search = true }] both kinds
 
-What `search` names is searched; arguments in `config` are fixed. The same forms hold
+Arguments in `search` are searched, those in `config` are fixed. The same forms hold
 for `optimizer`.
 """
 
@@ -58,7 +58,7 @@ class Component:
     """One method, with the arguments that are searched.
 
     Attributes:
-        label: What stands for it in KerasTuner.
+        label: Its value in KerasTuner.
         class_name: Its name; for a list of a loss balancer and a gradient
             balancer, all of it.
         config: Its fixed arguments.
@@ -71,7 +71,7 @@ class Component:
     arguments: Mapping[str, Dimension]
 
     def spec(self, drawn: Mapping[str, Any]) -> Any:
-        """Returns what the registry's `get` takes, with values of the arguments."""
+        """Returns the configuration for the registry's `get`, with these arguments."""
         config = {**self.config, **drawn}
         if not config:
             return self.class_name
@@ -130,7 +130,7 @@ def parse_components(setting: str, value: Any) -> Components:
 
     Args:
         setting: One of `SETTINGS`.
-        value: What the study file has for it.
+        value: Its value in the study file.
 
     Raises:
         InputError: If a key, type, name or argument is wrong.
@@ -206,7 +206,7 @@ def _searched(
     return searched
 
 
-def _check_arguments(name: str, cls: type, given: list[str]) -> None:
+def _check_arguments(name: str, cls: type, arguments: list[str]) -> None:
     """Raises an InputError for an argument that the method's class lacks."""
     known: dict[str, None] = {}
     # Without `object`, whose signature names nothing.
@@ -218,6 +218,6 @@ def _check_arguments(name: str, cls: type, given: list[str]) -> None:
             ):
                 known[parameter.name] = None
     known.pop("name", None)
-    for argument in given:
+    for argument in arguments:
         if argument not in known:
             raise unknown_name(f"argument of {name!r}", argument, known)

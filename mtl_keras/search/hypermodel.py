@@ -17,7 +17,12 @@ from mtl_keras.evaluation.pareto import pareto_front
 from mtl_keras.runs.config import TrainingConfig
 from mtl_keras.runs.optimizers import learning_rate_schedule, make_optimizer
 from mtl_keras.runs.results import by_task, metric_names
-from mtl_keras.runs.training import compiled_model, count_batches, load_split
+from mtl_keras.runs.training import (
+    ColumnLogs,
+    compiled_model,
+    count_batches,
+    load_split,
+)
 from mtl_keras.search.objectives import Objective, oriented, parse_objectives
 from mtl_keras.search.search_space import parse_space
 from mtl_keras.search.space import Fixed, LossWeights
@@ -138,7 +143,7 @@ class MultiTaskHyperModel(keras_tuner.HyperModel):
     def fit(
         self, hp: keras_tuner.HyperParameters, model: keras.Model, *args, **kwargs
     ) -> Any:
-        """Fits with the drawn batch size; returns what `model.fit` does.
+        """Fits with the drawn batch size; returns the history of `model.fit`.
 
         Where loss weights are searched, `"loss"` and `"val_loss"` of the history, and
         of the logs that callbacks get, are the sum of the tasks' losses without the
@@ -184,7 +189,7 @@ _TRAINING = (
 
 
 class StudyHyperModel(keras_tuner.HyperModel):
-    """Builds and trains what the hyperparameters of a study say.
+    """HyperModel that builds and trains the models of a study's hyperparameters.
 
     It brings its own data, so that KerasTuner's `search` needs none:
 
@@ -265,7 +270,7 @@ class StudyHyperModel(keras_tuner.HyperModel):
             )
         config = self.config(hp)
         results = _EpochResults(self)
-        own: list[keras.callbacks.Callback] = [results]
+        own: list[keras.callbacks.Callback] = [ColumnLogs(self._application), results]
         if self.study.settings.patience is not None:
             (objective,) = self.study.objectives
             own.append(
@@ -317,7 +322,7 @@ class _EpochResults(keras.callbacks.Callback):
     """Results of every epoch, and the objectives in its logs for later callbacks.
 
     Attributes:
-        epochs: What `StudyHyperModel.results` returns for each epoch so far.
+        epochs: `StudyHyperModel.results` of each epoch so far.
     """
 
     def __init__(self, hypermodel: StudyHyperModel):
@@ -341,7 +346,7 @@ def best_epoch(
     With one objective that is its best epoch (the first of equal ones, as Keras's
     callbacks have it), with several the last one that no other epoch dominates: a
     model that the trial had, and as its learning rate had decayed most. A training
-    that ended in what is no number has failed, whatever came before.
+    whose last epoch has a value that is no number has failed, whatever came before.
 
     Args:
         epochs: `{objective name: value, ...}` of every epoch.

@@ -50,13 +50,13 @@ vars(conditions)["print"] = lambda *values: None
 
 
 class StudyOracle(keras_tuner.Oracle):
-    """What a study asks of every oracle, beside its way to search.
+    """Base class of a study's oracles: state that outlives kills, and retries.
 
     KerasTuner's own loses trials when it is killed between two writes, raises in
-    the middle of a locked section when trials fail, and lets workers go home while
-    others may still die. Here state files appear whole, what they say of a trial is
-    put in order when they are read, failures in a row end the search, and a search
-    has ended only when no trial is under way.
+    the middle of a locked section when trials fail, and dismisses workers while
+    others may still die. Here state files are written atomically and reconciled when
+    they are read, failures in a row end the search, and a search has ended only when
+    no trial is under way.
 
     Attributes:
         stopped: Whether too many trials in a row failed.
@@ -77,7 +77,7 @@ class StudyOracle(keras_tuner.Oracle):
             return Trial(self.get_space(), trial_id="", status=TrialStatus.STOPPED)
         trial = super().create_trial(tuner_id)
         if trial.status == TrialStatus.STOPPED and self.ongoing_trials:
-            # Its worker may die, and somebody has to take it over then.
+            # Their workers may die, and another one has to run their trials then.
             trial.status = TrialStatus.IDLE
             self.tuner_ids.add(tuner_id)
         return trial
@@ -93,11 +93,11 @@ class StudyOracle(keras_tuner.Oracle):
         self.save()
 
     def ended(self, trial_id: str) -> bool:
-        """Whether a trial has its result."""
+        """Returns whether a trial has its result."""
         return trial_id in self.end_order
 
     def give_back(self, tuner_id: str) -> Any:
-        """Takes the trial of a worker that died, for another one; None without."""
+        """Requeues and returns the trial of a worker that died; None without one."""
         self.tuner_ids.discard(tuner_id)
         trial = self.ongoing_trials.pop(tuner_id, None)
         if trial is not None:
@@ -106,14 +106,14 @@ class StudyOracle(keras_tuner.Oracle):
         return trial
 
     def take_up(self, tuner_id: str, trial_id: str) -> None:
-        """Counts a trial as still under way with the worker that had it."""
+        """Assigns an orphaned trial to the worker that had it."""
         self._retry_queue = [i for i in self._retry_queue if i != trial_id]
         self.ongoing_trials[tuner_id] = self.trials[trial_id]
         self.tuner_ids.add(tuner_id)
 
     @property
     def waiting(self) -> bool:
-        """Whether trials wait for somebody to run them again."""
+        """Whether requeued trials wait for a worker."""
         return bool(self._retry_queue)
 
     def _check_consecutive_failures(self) -> None:
@@ -130,7 +130,7 @@ class StudyOracle(keras_tuner.Oracle):
         write_json(folder / _TRIAL, trial.get_state())
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Notes which worker had which trial; then as KerasTuner."""
+        """Keeps the running trials by worker; then as KerasTuner."""
         self.left_running = dict(state["ongoing_trials"])
         super().set_state(state)
 
@@ -141,7 +141,7 @@ class StudyOracle(keras_tuner.Oracle):
         them misses is put where it belongs, to be run again or to have ended.
 
         Raises:
-            InputError: If a file is not what an oracle of this kind has written.
+            InputError: If a file is no state of an oracle of this kind.
         """
         self._check_files()
         super().reload()
@@ -193,7 +193,7 @@ def _read_trial(path: pathlib.Path) -> str:
 
 @contextlib.contextmanager
 def _decoding(folder: pathlib.Path, name: str) -> Iterator[None]:
-    """Turns what KerasTuner raises at content that it did not write into one line."""
+    """Context manager: one line for KerasTuner's errors about foreign content."""
     try:
         yield
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -260,7 +260,7 @@ class _Bayesian(StudyOracle, keras_tuner.oracles.BayesianOptimizationOracle):
 
 
 def make(hypermodel: StudyHyperModel) -> StudyOracle:
-    """Makes the oracle of a study with the whole space registered in it."""
+    """Returns the oracle of a study, with the whole space registered in it."""
     study, settings = hypermodel.study, hypermodel.study.settings
     space = keras_tuner.HyperParameters()
     hypermodel.config(space)
@@ -299,7 +299,7 @@ def make(hypermodel: StudyHyperModel) -> StudyOracle:
 
 
 def open_state(oracle: StudyOracle, out: pathlib.Path, known: Sequence[str]) -> None:
-    """Gives an oracle its folder, and reads the state of an earlier run from it.
+    """Sets an oracle's folder, and loads the state of an earlier run from it.
 
     Args:
         oracle: The oracle, as `make` returns it.

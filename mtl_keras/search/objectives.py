@@ -1,4 +1,4 @@
-"""What a search looks for: one number, or several with a trade-off between them."""
+"""Objectives of a search: one, or several with a trade-off between them."""
 
 from __future__ import annotations
 

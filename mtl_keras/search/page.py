@@ -11,9 +11,9 @@ from mtl_keras.reports.rendering import write_html
 from mtl_keras.runs.progress import duration
 from mtl_keras.search.records import TrialRecord, flat_settings, front_of
 from mtl_keras.search.study import Study
-from mtl_keras.search.values import epochs, main_values, short
+from mtl_keras.search.values import epochs, main_values, short, shown_tasks
 
-# What the figures show, by the names of their files.
+# Captions of the figures, by the names of their files.
 _ABOUT = {
     "trade_off": "Every trial in each pair of objectives or, with one objective, of "
     "the tasks' metrics. A line joins the front of the pair, a ring marks the front "
@@ -40,7 +40,7 @@ def write_page(
     """
     application = study.application
     objectives = [objective.label for objective in study.objectives]
-    tasks = [f"{t}\n{application.tasks[t].objective}" for t in study.tasks]
+    tasks = [f"{t}\n{application.tasks[t].objective}" for t in shown_tasks(study)]
     settings = [flat_settings(record.config, short) for record in records]
     names = [
         name
@@ -83,7 +83,7 @@ def _row(
 ) -> dict[str, Any]:
     """Returns a trial's row of the table, as the template takes it."""
     failed = not record.completed
-    values = [""] * (len(study.objectives) + len(study.tasks))
+    values = [""] * (len(study.objectives) + len(shown_tasks(study)))
     if not failed:
         numbers = [*record.objectives.values(), *main_values(study, record)]
         values = [f"{number:.4f}" for number in numbers]

@@ -204,7 +204,7 @@ class ParetoOracle(keras_tuner.oracles.BayesianOptimizationOracle):
         mean, deviation = _predict(
             models, encoding.features(np.concatenate([starts, points]))
         )
-        # What two standard deviations hold possible somewhere.
+        # The lower confidence bound of two standard deviations, over all points.
         ideal = np.minimum((mean - 2.0 * deviation).min(axis=0), costs.min(axis=0))
         span = costs[front].max(axis=0) - ideal
         span[span <= 0.0] = 1.0
@@ -228,9 +228,9 @@ class ParetoOracle(keras_tuner.oracles.BayesianOptimizationOracle):
 
         near = points[rng.choice(front, _STARTS)]
         starts = np.concatenate([starts, _mutate(near, 0.1, rng)])
-        found = _maximise(improvement, starts, rng)
+        candidates = _maximise(improvement, starts, rng)
         known = [encoding.point(t.hyperparameters) for t in self.trials.values()]
-        return found[_distances(encoding, found, np.stack(known)) > _NEAR]
+        return candidates[_distances(encoding, candidates, np.stack(known)) > _NEAR]
 
     def _models(
         self, encoding: SpaceEncoding, points: np.ndarray, costs: np.ndarray
@@ -269,7 +269,7 @@ def check_bayesian(user: str) -> None:
     """Checks that KerasTuner's Gaussian processes can be had.
 
     Args:
-        user: What needs them, for the message.
+        user: The part that needs them, for the message.
 
     Raises:
         MissingExtraError: Without scikit-learn or SciPy.

@@ -20,7 +20,7 @@ from mtl_keras.search.records import (
     objective_points,
 )
 from mtl_keras.search.study import Study
-from mtl_keras.search.values import main_values, short
+from mtl_keras.search.values import main_values, short, shown_tasks
 
 with optional.extra("plots", "matplotlib", "The report of a study"):
     from matplotlib import colormaps
@@ -33,10 +33,10 @@ _MOST_OBJECTIVES = 5  # whose hypervolume is quick to compute
 def trade_offs(study: Study, records: Sequence[TrialRecord]) -> Figure | None:
     """Returns the objectives, or else the tasks' main metrics, against each other.
 
-    None for fewer than two of them, or without a finished trial.
+    None for fewer than two of them, many tasks, or without a finished trial.
     """
     application = study.application
-    tasks = list(study.tasks)
+    tasks = shown_tasks(study)
     done = finished(records)
     names = [f"{task} {application.tasks[task].objective}" for task in tasks]
     directions = [application.tasks[task].direction for task in tasks]

@@ -1,4 +1,4 @@
-"""What a study keeps of its trials: JSON per trial, one CSV, the best config."""
+"""Records of a study's trials: JSON per trial, one CSV, the best config."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TABLE = "results.csv"
 
 @dataclasses.dataclass(frozen=True)
 class TrialRecord(Outcome):
-    """A trial and what became of it.
+    """Record of a trial: its settings, and its results or failure.
 
     Attributes:
         trial: Its number, as text.
@@ -69,7 +69,7 @@ def read_records(out: pathlib.Path) -> list[TrialRecord]:
     best mean of their objectives, each scaled to the front's extent.
 
     Raises:
-        InputError: If a file is not what a study has written.
+        InputError: If a file is no record of a study.
     """
     records = [_read(path) for path in sorted((out / TRIALS).glob("*.json"))]
     for record in records[1:]:

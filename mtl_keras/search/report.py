@@ -13,7 +13,7 @@ from mtl_keras.runs.progress import duration
 from mtl_keras.search import page, plots
 from mtl_keras.search.records import TrialRecord, flat_settings, front_of
 from mtl_keras.search.study import Study
-from mtl_keras.search.values import main_values, short
+from mtl_keras.search.values import main_values, short, shown_tasks
 
 PLOT = "trade_off.png"
 PARALLEL = "parallel.png"
@@ -33,7 +33,7 @@ def leaderboard(study: Study, records: Sequence[TrialRecord], top: int = 10) -> 
         top: How many trials to show.
     """
     application = study.application
-    tasks = list(study.tasks)
+    tasks = shown_tasks(study)
     shown = records[:top]
     settings = [flat_settings(record.config, short) for record in shown]
     names = [name for name in study.searched if name != "loss_weights"]
@@ -71,7 +71,7 @@ def leaderboard(study: Study, records: Sequence[TrialRecord], top: int = 10) -> 
 
 def describe(study: Study, settings: dict[str, Any]) -> str:
     """Returns the searched settings of one trial in a few words."""
-    words = []
+    parts = []
     for name in study.searched:
         if name == "loss_weights":
             pairs = [
@@ -79,18 +79,18 @@ def describe(study: Study, settings: dict[str, Any]) -> str:
                 for key, value in settings.items()
                 if key.startswith("loss_weight/")
             ]
-            words.append("weights " + " ".join(pairs))
+            parts.append("weights " + " ".join(pairs))
         else:
-            words.append(f"{name.replace('_', ' ')} {short(settings[name])}")
-    return ", ".join(words)
+            parts.append(f"{name.replace('_', ' ')} {short(settings[name])}")
+    return ", ".join(parts)
 
 
 def outcome(study: Study, record: TrialRecord) -> str:
     """Returns how a finished trial went in a few words."""
-    main = zip(study.tasks, main_values(study, record), strict=True)
-    words = ", ".join(f"{task} {value:.4f}" for task, value in main)
+    main = zip(shown_tasks(study), main_values(study, record), strict=True)
+    metrics = ", ".join(f"{task} {value:.4f}" for task, value in main)
     score = ", ".join(f"{n} {v:.4f}" for n, v in record.objectives.items())
-    return f"{score}; {words}"
+    return f"{score}; {metrics}" if metrics else score
 
 
 def write(study: Study, records: Sequence[TrialRecord], out: pathlib.Path) -> None:

@@ -1,4 +1,4 @@
-"""Running a study: asking its oracle for trials, and telling it how they went."""
+"""Running a study: asking its oracle for trials, and telling it their results."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def run_study(
     The folder gets `study.json`, `trials/<id>.json`, `logs/` for TensorBoard and
     `state/` (KerasTuner's own, and the working directories of the trials) while the
     study runs, and `results.csv`, figures and `report.html` at its end. A trial that
-    fails is recorded with its error, and the study goes on.
+    fails is recorded with its error, and the study continues.
 
     Args:
         study: The study, as `load_study` returns it.
@@ -149,7 +149,7 @@ def run_worker(
         out: The study folder that the chief writes to; other machines reach it
             over a shared file system.
         chief: `"host:port"` of the chief, which may be started later.
-        name: What the chief knows this worker by; None makes one up.
+        name: Name of this worker for the chief; None makes one up.
         console: Where to show progress; None runs in silence.
 
     Raises:
@@ -228,7 +228,7 @@ def _open(study: Study, out: pathlib.Path) -> list[TrialRecord]:
 
 
 def _is_over(oracle: StudyOracle) -> bool:
-    """Whether no trial is left to run."""
+    """Returns whether no trial is left to run."""
     return not oracle.remaining_trials() and not oracle.waiting
 
 

@@ -24,10 +24,10 @@ KNOWN = (*components.SETTINGS, *SETTINGS, "loss_weights")
 
 @dataclasses.dataclass(frozen=True)
 class SearchSpace:
-    """Which settings are fixed, which are searched, and over what.
+    """The fixed settings of a search, and the searched ones with their ranges.
 
     Attributes:
-        dimensions: By setting; what is left out takes its default.
+        dimensions: By setting; settings left out take their defaults.
         loss_weights: How the losses are weighted; None means equally.
     """
 
@@ -69,7 +69,7 @@ def parse_space(table: Mapping[str, Any], *, others: bool = False) -> SearchSpac
     """Reads `[space]` of a study file.
 
     Args:
-        table: By setting, what the file has for it.
+        table: Values of the file, by setting.
         others: Whether settings of other names are allowed; their values may be
             of any type.
 

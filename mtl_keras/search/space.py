@@ -69,7 +69,7 @@ class Choice:
         """
         encoded = self._encoded()
         drawn = hp.Choice(name, encoded)
-        # KerasTuner gives None for what the conditions around it switch off.
+        # KerasTuner gives None for settings that their conditions switch off.
         return None if drawn is None else self.values[encoded.index(drawn)]
 
     def _encoded(self) -> list[Any]:
@@ -166,7 +166,7 @@ def parse_dimension(name: str, value: Any) -> Dimension:
 
     Args:
         name: The setting, a key of `SETTINGS`.
-        value: What the study file has for it.
+        value: Its value in the study file.
 
     Raises:
         InputError: If the type is wrong or the range is empty.
@@ -187,7 +187,7 @@ def parse_argument(name: str, value: Any) -> Dimension:
     """Reads a searched argument, whose values may be of any type.
 
     Args:
-        name: What to call it in messages.
+        name: Its name in messages.
         value: A list of values, `{ min = …, max = … }`, or one value.
 
     Raises:

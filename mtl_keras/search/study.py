@@ -1,4 +1,4 @@
-"""Study files: what a search explores, read and checked from TOML."""
+"""Study files: the definition of a search, read and checked from TOML."""
 
 from __future__ import annotations
 
@@ -90,11 +90,15 @@ class StudySettings(Decodable):
         if isinstance(space.loss_weights, Fixed):
             weights = space.loss_weights.value
             dataclasses.replace(base, loss_weights=weights).validate()
-        elif space.loss_weights is not None and len(validated.tasks) < 2:
-            raise InputError(
-                "Expected at least two tasks to search loss_weights over. "
-                f"Received: {', '.join(validated.tasks)}."
-            )
+        elif space.loss_weights is not None:
+            if len(validated.tasks) < 2:
+                raise InputError(
+                    "Expected at least two tasks to search loss_weights over. "
+                    f"Received: {', '.join(validated.tasks)}."
+                )
+            dataclasses.replace(
+                base, loss_weights=dict.fromkeys(validated.tasks, 1.0)
+            ).validate()
         if not space.searched:
             raise InputError(
                 "Expected [space] to leave something to search: a list of values, a "
@@ -122,9 +126,9 @@ class Study:
 
     Attributes:
         settings: The settings that it was made from.
-        base: What all trials share; the settings that are searched have their
+        base: Settings that all trials share; those that are searched have their
             defaults here.
-        space: What is fixed and searched.
+        space: The fixed and searched settings.
         objectives: One objective, or several.
     """
 
@@ -168,7 +172,8 @@ def load_study(path: str | pathlib.Path) -> Study:
         name = applications.canonical(table["application"], path.parent)
         table["application"] = applications.allow(name)
     if isinstance(table.get("data"), str):
-        table["data"] = applications.canonical(table["data"], path.parent)
+        name = applications.canonical(table["data"], path.parent)
+        table["data"] = applications.allow(name)
     try:
         return decode(StudySettings, table).validate()
     except InputError as error:

@@ -17,7 +17,7 @@ LOGS = "logs"
 def write_columns(out: pathlib.Path, study: Study) -> None:
     """Writes to `logs` which columns the table of trials has, and in which order.
 
-    These are what is searched, the objectives and then the tasks' main metrics.
+    These are the searched settings, the objectives and the tasks' main metrics.
     Without this the table would have all settings, and metrics in any order.
 
     Args:

@@ -1,4 +1,4 @@
-"""What worker processes run for a study: a trial, and a task trained alone."""
+"""Jobs of a study's worker processes: a trial, and a task trained alone."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def train_trial(
             and `start` (the working directory of the trial to start from, or None).
 
     Returns:
-        What `StudyHyperModel.fit` returns.
+        The results of `StudyHyperModel.fit`.
     """
     hypermodel = _hypermodel(json.dumps(settings["study"]))
     hypermodel.baselines = settings["baselines"]

@@ -77,7 +77,7 @@ class Chief:
             )
 
     def take_up(self) -> None:
-        """Gives workers that an earlier chief had the time to report again."""
+        """Adopts the workers of an earlier chief, as if they had just reported."""
         for tuner_id, trial_id in self._oracle.left_running.items():
             self._oracle.take_up(tuner_id, trial_id)
             self._servicer.seen[tuner_id] = time.monotonic()
@@ -87,7 +87,7 @@ class Chief:
         self._server.start()
 
     def ended(self) -> bool:
-        """Whether the search has ended; takes back trials of silent workers."""
+        """Returns whether the search has ended; takes back trials of silent workers."""
         now = time.monotonic()
         with self._servicer.lock:
             silent = [
@@ -105,7 +105,7 @@ class Chief:
         return over or self._oracle.stopped
 
     def stop(self) -> None:
-        """Tells the workers, for a while, that there is nothing left; then ends."""
+        """Announces the end of the search to the workers for a while, then ends."""
         end = time.monotonic() + _FAREWELL_SECONDS
         while self._oracle.tuner_ids and time.monotonic() < end:
             time.sleep(0.1)

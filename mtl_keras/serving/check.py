@@ -25,7 +25,7 @@ _PRODUCTS = {"BatchMatMulV2", "Conv2D", "DepthwiseConv2dNative", "Einsum", "MatM
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """How fast a signature answers, one request after the other.
+    """Latency and throughput of a signature, one request after the other.
 
     Attributes:
         batch_size: Samples in the request.
@@ -50,13 +50,13 @@ class Timing:
 
 @dataclasses.dataclass(frozen=True)
 class SignatureReport:
-    """What was found out about one signature.
+    """Results of the check of one signature.
 
     Attributes:
         records: Number of warm-up records that were run.
         difference: Largest difference from the Keras model's answers, relative to
             the answer where that is above 1.
-        problems: What differs, in words; empty where all is well.
+        problems: The differences, as text; empty where all is well.
         timings: One for each batch size.
 
     Example:
@@ -76,7 +76,7 @@ class SignatureReport:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What `check` gives.
+    """Results of `check`.
 
     Attributes:
         version: Folder of the version.
@@ -192,8 +192,8 @@ def _check_signature(
         except RefusedError as error:
             problems.append(f"batch of {size}: {str(error).splitlines()[0]}")
             continue
-        found, difference = compare(answer, expected, tolerance)
-        problems += [f"batch of {size}: {problem}" for problem in found]
+        differences, difference = compare(answer, expected, tolerance)
+        problems += [f"batch of {size}: {problem}" for problem in differences]
         worst = max(worst, difference)
         if seconds:
             timings.append(_measure(runtime, name, inputs, size, seconds))
@@ -211,7 +211,7 @@ def compare(
     else is to be equal, NaN and infinities in the same places.
 
     Returns:
-        What differs, in words, and the largest difference between floats.
+        The differences, as text, and the largest difference between floats.
     """
     if set(answer) != set(expected):
         return [f"outputs {sorted(answer)} instead of {sorted(expected)}"], np.inf

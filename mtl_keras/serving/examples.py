@@ -11,16 +11,19 @@ import tensorflow as tf
 from mtl_keras.errors import InputError
 
 
-def parsing_spec(inputs: Mapping[str, tf.TensorSpec]) -> dict[str, Any]:
+def parsing_spec(
+    inputs: Mapping[str, tf.TensorSpec], missing: Mapping[str, float] | None = None
+) -> dict[str, Any]:
     """Returns the feature of a `tf.train.Example` that each input is read from.
 
     Integers and booleans are int64 features, floats are float features, strings are
-    bytes features. A feature may be left out: it then counts as zeros, as empty
-    strings, or as a sequence of length 0. Sequences are padded in the same way to the
-    longest of the batch.
+    bytes features. A feature may be left out: it then counts as `missing` says, as
+    zeros, as empty strings, or as a sequence of length 0. Sequences are padded in the
+    same way to the longest of the batch.
 
     Args:
         inputs: Specs with a free batch dimension.
+        missing: What inputs of numbers are filled with where not with zeros.
 
     Raises:
         InputError: For an input with a free dimension other than its first two,
@@ -30,7 +33,7 @@ def parsing_spec(inputs: Mapping[str, tf.TensorSpec]) -> dict[str, Any]:
     for name, wanted in inputs.items():
         shape = wanted.shape[1:].as_list()
         dtype = _stored(wanted.dtype)
-        empty = "" if dtype == tf.string else 0
+        empty = "" if dtype == tf.string else (missing or {}).get(name, 0)
         if None not in shape:
             default = np.full(shape, empty, dtype.as_numpy_dtype)
             spec[name] = tf.io.FixedLenFeature(shape, dtype, default)
@@ -48,13 +51,15 @@ def parsing_spec(inputs: Mapping[str, tf.TensorSpec]) -> dict[str, Any]:
 
 
 def parse(
-    serialized: tf.Tensor, inputs: Mapping[str, tf.TensorSpec]
+    serialized: tf.Tensor,
+    inputs: Mapping[str, tf.TensorSpec],
+    missing: Mapping[str, float] | None = None,
 ) -> dict[str, tf.Tensor]:
     """Parses serialized examples, `[batch]`, into the model's inputs.
 
     Numbers beyond the range of an input's dtype become the nearest within.
     """
-    parsed = tf.io.parse_example(serialized, parsing_spec(inputs))
+    parsed = tf.io.parse_example(serialized, parsing_spec(inputs, missing))
     return {name: _restored(parsed[name], inputs[name].dtype) for name in inputs}
 
 

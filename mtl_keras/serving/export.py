@@ -31,6 +31,7 @@ def export(
     class_names: Mapping[str, Sequence[str]] | None = None,
     samples: Any = None,
     examples: bool = True,
+    missing_values: Mapping[str, float] | None = None,
     source: Mapping[str, Any] | None = None,
 ) -> pathlib.Path:
     """Writes a model as the next version under `path`, for TensorFlow Serving.
@@ -42,11 +43,11 @@ def export(
       and takes the inputs that it can use.
     - `features`: the representation that the outputs share, where they do.
     - `from_examples`: all outputs, for serialized `tf.train.Example`s in `inputs`; a
-      feature left out counts as zeros or as empty.
+      feature left out counts as `missing_values` says, as zeros or as empty.
     - `classify_<output>`: `scores` and `classes` for serialized examples, as
       TensorFlow Serving's Classify has them; for outputs with class names.
 
-    Outputs are what the model's are: probabilities, also where the model was compiled
+    Outputs are those of the model: probabilities, also where the model was compiled
     with a loss `from_logits=True`. An output `[batch, classes]` with class names is
     accompanied by `<output>_label`, the name of the likeliest class (of one
     probability `[batch, 1]`: the second name above 0.5).
@@ -55,6 +56,10 @@ def export(
     of dropout, and inputs and layers that no output needs when it is served. Layers
     with a method `serving_call` are called through it, as
     `mtl_keras.applications.Application.serving_model` tells.
+
+    An output that `compile` made a group of tasks (`columns`) is served as it is,
+    `[batch, T]`; the tasks' names are the lines of `assets/<output>.columns`. Those
+    that `tasks` names get outputs and signatures of their own.
 
     Beside the SavedModel lie warm-up records for each signature, the names of the
     classes in `assets/<output>.classes`, and `MODEL_CARD.md`; beside the versions
@@ -66,12 +71,15 @@ def export(
             then one input.
         path: The folder that holds the versions. TensorFlow Serving takes it as a
             model's base path; a version appears in it complete or not at all.
-        tasks: Outputs to serve; `None` for all.
+        tasks: Outputs to serve, and tasks that are columns of one; `None` for all.
         class_names: Names of the classes, `{output: [name, …]}`.
         samples: A batch of raw inputs by name, for the warm-up records, cast to the
             inputs' dtypes and ranks as `fit` does; an array alone for a model of one
             input; `None` for zeros and empty strings.
         examples: Whether to offer the signatures that take `tf.train.Example`s.
+        missing_values: `{input: value}` of numbers that count as this where an
+            example leaves them out, such as NaN for a model that knows what to do
+            with it.
         source: Where the model comes from, written beside it as `source.json` and
             into the card; `metrics` and `versions` become tables there.
 
@@ -93,7 +101,7 @@ def export(
     path = pathlib.Path(path)
     models = list(model) if isinstance(model, (list, tuple)) else [model]
     served = _served(models, tasks, class_names)
-    chosen = signatures(served, with_examples=examples)
+    chosen = signatures(served, with_examples=examples, missing_values=missing_values)
     with without_cudnn(models):
         functions = {signature.name: signature.function() for signature in chosen}
     for signature in chosen:
@@ -103,13 +111,13 @@ def export(
     source = dict(source or {})
 
     def write(version: pathlib.Path) -> None:
-        # What the SavedModel copies into its assets; outside of it.
+        # Files that the SavedModel copies into its assets; outside of it.
         assets = version.parent / "assets"
         assets.mkdir()
         root = _trackable(served, functions, assets)
         tf.saved_model.save(root, str(version), signatures=functions)
         write_records(version, name, chosen, batches)
-        write_model_card(version, name, chosen, functions, source)
+        write_model_card(version, name, chosen, functions, source, served.columns)
         text = json.dumps(source, indent=2, ensure_ascii=False) + "\n"
         (version / SOURCE).write_text(text, encoding="utf-8")
         write_server_files(path, name)
@@ -148,7 +156,7 @@ def _batches(default: Signature, samples: Any) -> list[dict[str, np.ndarray]]:
 def _trackable(
     served: ServedModel, functions: Mapping[str, Any], assets: pathlib.Path
 ) -> tf.Module:
-    """Returns an object that holds what the functions use, and nothing else."""
+    """Returns a module that tracks the captures of the functions, and nothing else."""
     root = tf.Module()
     captured = {
         id(tensor)
@@ -172,9 +180,17 @@ def _trackable(
     ]
     root.served_variables = [variables[key] for key in ordered]
     root.tables = tables
-    root.class_names = []
-    for name, names in served.class_names.items():
-        file = assets / f"{name}.classes"
-        file.write_text("\n".join(names) + "\n", encoding="utf-8")
-        root.class_names.append(tf.saved_model.Asset(str(file)))
+    root.class_names = [
+        _asset(assets / f"{name}.classes", names)
+        for name, names in served.class_names.items()
+    ]
+    root.columns = [
+        _asset(assets / f"{name}.columns", names)
+        for name, names in served.columns.items()
+    ]
     return root
+
+
+def _asset(file: pathlib.Path, names: Sequence[str]) -> tf.saved_model.Asset:
+    file.write_text("\n".join(names) + "\n", encoding="utf-8")
+    return tf.saved_model.Asset(str(file))

@@ -1,4 +1,4 @@
-"""`MODEL_CARD.md`: one page on what an exported model is and how to ask it."""
+"""`MODEL_CARD.md`: one page on an exported model and its requests."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def write_model_card(
     signatures: Sequence[Signature],
     functions: Mapping[str, Any],
     source: Mapping[str, Any],
+    columns: Mapping[str, Sequence[str]],
 ) -> None:
     """Writes the card.
 
@@ -29,6 +30,7 @@ def write_model_card(
         functions: The concrete function of each signature.
         source: Where the model comes from; `metrics`, `{task: {metric: value}}`, and
             `versions` become tables, the rest is listed.
+        columns: Names of the tasks, for outputs that are groups of them.
     """
     settings = {
         key: value
@@ -39,7 +41,7 @@ def write_model_card(
         f"# {model}",
         "A multi-task model, exported by mtl_keras for TensorFlow Serving.",
         "## Tasks",
-        _tasks(signatures[0], source.get("metrics") or {}),
+        _tasks(signatures[0], source.get("metrics") or {}, columns),
     ]
     if settings:
         parts += ["## Training", _list(settings)]
@@ -48,7 +50,7 @@ def write_model_card(
     parts += [
         "## Signatures",
         "The batch dimension is free. A feature that a `tf.train.Example` leaves out "
-        "counts as zeros or as empty.",
+        f"counts as {_missing(signatures)}zeros or as empty.",
         _signatures(signatures, functions),
         "## Requests",
         _requests(model, signatures[0]),
@@ -58,18 +60,29 @@ def write_model_card(
 
 
 def _tasks(
-    default: Signature, metrics: Mapping[str, Mapping[str, float | None]]
+    default: Signature,
+    metrics: Mapping[str, Mapping[str, float | None]],
+    columns: Mapping[str, Sequence[str]],
 ) -> str:
     rows = []
-    for name, output in default.model.output.items():
-        values = ", ".join(
-            f"{metric} {value:.4f}"
-            for metric, value in metrics.get(name, {}).items()
-            if value is not None
-        )
-        shape = _form(output.dtype, output.shape)
-        rows.append((f"`{name}`", shape, values or "not given"))
+    for output, tensor in default.model.output.items():
+        shape = _form(tensor.dtype, tensor.shape)
+        for index, name in enumerate(columns.get(output, (output,))):
+            values = ", ".join(
+                f"{metric} {value:.4f}"
+                for metric, value in metrics.get(name, {}).items()
+                if value is not None
+            )
+            form = f"`{output}[:, {index}]` of {shape}" if output in columns else shape
+            rows.append((f"`{name}`", form, values or "not given"))
     return _table(("task", "answer", "on the test split"), rows)
+
+
+def _missing(signatures: Sequence[Signature]) -> str:
+    values = {k: v for s in signatures for k, v in s.missing_values.items()}
+    inputs = signatures[0].inputs
+    named = ", ".join(f"`{name}` {values[name]:g}" for name in inputs if name in values)
+    return f"missing ({named}), as " if named else ""
 
 
 def _signatures(signatures: Sequence[Signature], functions: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """A SavedModel in a session, which runs the exported graph as TensorFlow Serving does.
 
 The graph and its variables come from the files of the export. Neither Keras nor a
-function that was traced in this process has a part in what it answers.
+function that was traced in this process has a part in its answers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TAG = "serve"
 
 
 class RefusedError(RuntimeError):
-    """What the runtime says when it refuses a model or a request.
+    """Error of the runtime for a refused model or request, with its message.
 
     Example:
 
@@ -130,7 +130,7 @@ class Runtime:
 def _check_input(
     name: str, value: np.ndarray, expected: tf.compat.v1.saved_model.TensorInfo
 ) -> None:
-    """Refuses what a server refuses; a session would cast the values."""
+    """Raises RefusedError for a wrong dtype or shape, which a session would cast."""
     dtype = tf.dtypes.as_dtype(expected.dtype)
     received = tf.dtypes.as_dtype(value.dtype)
     if received != dtype:
@@ -162,7 +162,7 @@ def _message(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Holds back that the loader is one of TensorFlow 1, and what it restores."""
+    """Context manager: hides the loader's messages on TensorFlow 1 and restoring."""
     logger = tf.get_logger()
     level = logger.level
     logger.setLevel(max(level, logging.ERROR))

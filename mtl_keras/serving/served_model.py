@@ -27,7 +27,7 @@ _UNNAMED = re.compile(r"keras_tensor(_\d+)?")
 
 @dataclasses.dataclass(frozen=True)
 class ServedModel:
-    """What signatures are made of.
+    """Symbolic inputs and outputs of a model, from which signatures are made.
 
     Attributes:
         inputs: Symbolic inputs that an output needs, by name.
@@ -35,12 +35,14 @@ class ServedModel:
         features: The shared representation: `features`, or where several tensors
             make it up `features_<layer>`; empty where outputs share nothing.
         class_names: Names of the classes, for outputs that have some.
+        columns: Names of the tasks, for outputs `[batch, T]` that are groups of them.
     """
 
     inputs: dict[str, keras.KerasTensor]
     outputs: dict[str, keras.KerasTensor]
     features: dict[str, keras.KerasTensor]
     class_names: dict[str, tuple[str, ...]]
+    columns: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def part(self, tensors: Mapping[str, keras.KerasTensor]) -> keras.Model:
         """Returns the model of these tensors alone.
@@ -71,7 +73,8 @@ def served_model(
     Args:
         model: A functional model whose outputs are a dict.
         tasks: Outputs to serve; `None` for all. What only the others need is left
-            out.
+            out. A task that is a column of an output gets one of its own,
+            `[batch, 1]`.
         class_names: `{output: [name, …]}`; entries for no output are ignored.
 
     Raises:
@@ -83,12 +86,20 @@ def served_model(
             "Expected a functional model whose outputs are a dict {task: output}. "
             f"Received: {model!r}."
         )
-    chosen = _chosen(model.output, tasks)
+    columns = getattr(model, "columns", {})
+    # {task that is a column: the output and its column there}.
+    owners = {
+        name: (output, index)
+        for output, names in columns.items()
+        for index, name in enumerate(names)
+    }
+    chosen = _chosen([*model.output, *owners], list(model.output), tasks)
     names = _input_names(model)
     _check_names([*names, *chosen])
     inputs = [_new_input(name, x) for name, x in zip(names, model.inputs, strict=True)]
     # A stock model of these outputs: no training state is on it.
-    stock = keras.Model(model.inputs, {name: model.output[name] for name in chosen})
+    sources = dict.fromkeys(owners.get(name, (name, 0))[0] for name in chosen)
+    stock = keras.Model(model.inputs, {name: model.output[name] for name in sources})
     called = keras.models.clone_model(
         stock,
         input_tensors=inputs,
@@ -96,10 +107,15 @@ def served_model(
         call_function=_call_for_service,
     )
     losses = getattr(model, "loss", None)
-    outputs = {
+    answers = {
         name: _as_float32(_probabilities(called.output[name], _loss_of(losses, name)))
-        for name in chosen
+        for name in sources
     }
+    outputs = {name: answers[name] for name in chosen if name in answers}
+    for name in chosen:
+        if name not in answers:
+            output, index = owners[name]
+            outputs[name] = answers[output][:, index : index + 1]
     final = keras.Model(inputs, outputs)
     needed = _needed(final, outputs.values())
     used = {x.name: x for x in inputs if id(x) in needed}
@@ -109,6 +125,7 @@ def served_model(
         outputs,
         _representation(final, outputs),
         _checked_classes(class_names or {}, outputs),
+        {name: tuple(n) for name, n in columns.items() if name in outputs},
     )
 
 
@@ -125,6 +142,7 @@ def merge(models: Sequence[ServedModel]) -> ServedModel:
     inputs: dict[str, keras.KerasTensor] = {}
     outputs: dict[str, keras.KerasTensor] = {}
     class_names: dict[str, tuple[str, ...]] = {}
+    columns: dict[str, tuple[str, ...]] = {}
     for index, model in enumerate(models):
         for name, x in model.inputs.items():
             known = inputs.setdefault(
@@ -143,21 +161,24 @@ def merge(models: Sequence[ServedModel]) -> ServedModel:
         part = keras.Model(model.inputs, model.outputs, name=f"model_{index}")
         outputs |= part({name: inputs[name] for name in model.inputs})
         class_names |= model.class_names
-    return ServedModel(inputs, outputs, {}, class_names)
+        columns |= model.columns
+    return ServedModel(inputs, outputs, {}, class_names, columns)
 
 
-def _chosen(outputs: Mapping[str, Any], tasks: Iterable[str] | None) -> list[str]:
+def _chosen(
+    known: Sequence[str], outputs: list[str], tasks: Iterable[str] | None
+) -> list[str]:
     if tasks is None:
-        return list(outputs)
+        return outputs
     wanted = [tasks] if isinstance(tasks, str) else list(tasks)
     for name in wanted:
-        if name not in outputs:
-            raise unknown_name("task of the model", name, outputs)
+        if name not in known:
+            raise unknown_name("task of the model", name, known)
     if not wanted:
         raise InputError(
-            f"Expected at least one task out of {list(outputs)}. Received: none."
+            f"Expected at least one task out of {list(known)}. Received: none."
         )
-    return [name for name in outputs if name in wanted]
+    return [name for name in known if name in wanted]
 
 
 def _input_names(model: keras.Model) -> list[str]:
@@ -282,5 +303,5 @@ def label_name(output: str) -> str:
 
 
 def tensor_spec(name: str, tensor: keras.KerasTensor) -> tf.TensorSpec:
-    """Returns what a client gives for a symbolic input, its batch dimension free."""
+    """Returns the spec of a symbolic input, with a free batch dimension."""
     return tf.TensorSpec((None, *tensor.shape[1:]), tensor.dtype, name=name)

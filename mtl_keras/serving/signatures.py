@@ -1,4 +1,4 @@
-"""The signatures of a served model, and what Keras answers to the same request."""
+"""The signatures of a served model, and Keras's answers to the same requests."""
 
 from __future__ import annotations
 
@@ -31,12 +31,14 @@ class Signature:
     """One signature: a part of the model, and the form of its requests and answers.
 
     Attributes:
-        name: What clients ask for.
+        name: Name in a client's request.
         model: From the inputs, by name, to the outputs, by name.
         class_names: Names of the classes, for outputs that have some.
         from_examples: Whether requests hold serialized `tf.train.Example`s.
         classify: Whether the answer is that of a Classify request: scores and
             classes of the one output.
+        missing_values: What the model is given for inputs that an example leaves out,
+            where not zeros.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Signature:
     class_names: Mapping[str, tuple[str, ...]]
     from_examples: bool = False
     classify: bool = False
+    missing_values: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def inputs(self) -> dict[str, tf.TensorSpec]:
@@ -69,7 +72,9 @@ class Signature:
 
             def serve(**tensors: tf.Tensor) -> dict[str, tf.Tensor]:
                 serialized = tf.ensure_shape(tensors[SERIALIZED], [None])
-                return self._answer(examples.parse(serialized, inputs))
+                return self._answer(
+                    examples.parse(serialized, inputs, self.missing_values)
+                )
 
         return tf.function(serve, autograph=False).get_concrete_function(**spec)
 
@@ -103,7 +108,7 @@ class Signature:
         return needed
 
     def keras_answer(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns what the Keras model answers; names and classes found by NumPy.
+        """Returns the Keras model's answer; names and classes found by NumPy.
 
         Args:
             inputs: At least the inputs that the signature's model needs.
@@ -127,7 +132,12 @@ class Signature:
         return answer
 
 
-def signatures(served: ServedModel, *, with_examples: bool = True) -> list[Signature]:
+def signatures(
+    served: ServedModel,
+    *,
+    with_examples: bool = True,
+    missing_values: Mapping[str, float] | None = None,
+) -> list[Signature]:
     """Returns the signatures of a model, `serving_default` first.
 
     One for each output, named after it; `features`, where outputs share a
@@ -137,6 +147,8 @@ def signatures(served: ServedModel, *, with_examples: bool = True) -> list[Signa
     Args:
         served: The model.
         with_examples: Whether to include those that take examples.
+        missing_values: What inputs are given that an example leaves out, where not
+            zeros.
 
     Raises:
         InputError: For inputs that no example can hold.
@@ -156,7 +168,12 @@ def signatures(served: ServedModel, *, with_examples: bool = True) -> list[Signa
         result.append(Signature(FEATURES, served.part(served.features), {}))
     if with_examples:
         examples.parsing_spec(result[0].inputs)
-        result.append(Signature(EXAMPLES, whole, named, from_examples=True))
+        missing = dict(missing_values or {})
+        result.append(
+            Signature(
+                EXAMPLES, whole, named, from_examples=True, missing_values=missing
+            )
+        )
         result += [
             Signature(
                 f"{CLASSIFY}{name}",
@@ -164,6 +181,7 @@ def signatures(served: ServedModel, *, with_examples: bool = True) -> list[Signa
                 {name: names},
                 from_examples=True,
                 classify=True,
+                missing_values=missing,
             )
             for name, names in named.items()
         ]

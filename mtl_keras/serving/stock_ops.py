@@ -1,4 +1,4 @@
-"""Whether a graph holds stock TensorFlow operations only."""
+"""Check that a graph holds stock TensorFlow operations only."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def nodes(graph: Any) -> list[Any]:
 
 
 def _foreign(node: Any, library: Mapping[str, Any], seen: set[str]) -> str | None:
-    """Returns the first operation that is not stock, in the node or what it calls."""
+    """Returns the first operation that is not stock, in a node or its functions."""
     called = [node.op] if node.op in library else []
     if not called and node.op not in stock_operations():
         return node.op
@@ -86,9 +86,9 @@ def _foreign(node: Any, library: Mapping[str, Any], seen: set[str]) -> str | Non
             continue
         seen.add(name)
         for inner in library[name]:
-            found = _foreign(inner, library, seen)
-            if found is not None:
-                return found
+            foreign = _foreign(inner, library, seen)
+            if foreign is not None:
+                return foreign
     return None
 
 

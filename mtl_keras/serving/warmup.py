@@ -166,7 +166,7 @@ def write_records(
     Args:
         version: Folder of the SavedModel.
         model: Name of the model on the server.
-        signatures: What to ask.
+        signatures: The signatures.
         batches: Raw inputs of the model.
     """
     file = version / FILE

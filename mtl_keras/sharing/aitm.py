@@ -17,7 +17,7 @@ _register = keras.saving.register_keras_serializable(package="mtl_keras")
 
 @_register
 class InformationTransfer(keras.layers.Layer):
-    """Attends to what an earlier task knows and to a task's own features.
+    """Attention over the features of an earlier task and a task's own.
 
     Called on `[earlier, own]`, both `[batch, …, d]`; returns `[batch, …, d]`.
     With p = relu(W earlier + b) and q = own, it is the sum over u in {p, q} of
@@ -62,7 +62,7 @@ class InformationTransfer(keras.layers.Layer):
 
 @_register
 class ExpectationCalibrator(keras.layers.Layer):
-    """Keeps a later step of a chain from being likelier than the one before.
+    """Penalty on a later step of a chain that is likelier than the one before.
 
     Called on `[earlier, later]` probabilities of one shape; returns `later` and
     adds the loss strength · mean(max(later − earlier, 0)). In float32 under mixed
@@ -107,8 +107,8 @@ class AITM(Sharing):
 
     For tasks that form a chain, where every step presupposes the one before
     (impression → click → purchase). A tower for each task, over inputs
-    (embeddings) that all share. From the second task on, attention weighs what the
-    task before knows against the tower's own features; and a loss
+    (embeddings) that all share. From the second task on, attention weighs the
+    features of the task before against the tower's own; and a loss
     (`connect_outputs`) asks that no step is likelier than the one before it. The
     outputs are therefore P(click), P(click and purchase): over all impressions,
     not given the step before. Tasks outside the chain have a tower and nothing

@@ -1,4 +1,4 @@
-"""What every way of sharing is: from backbone stages to features per task."""
+"""Base class of ways to share: backbone stages in, features per task out."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Sharing:
         """Connects the stages.
 
         Args:
-            inputs: What the first stage reads. For a backbone of several inputs a
+            inputs: Input of the first stage. For a backbone of several inputs a
                 dict of all of them by name, or a list of `keras.Input`s, as
                 `backbone.input` is.
             stages: The backbone in its order: any Keras layers, also
@@ -85,10 +85,10 @@ class Sharing:
         stages: list[keras.layers.Layer],
         tasks: list[str],
     ) -> dict[str, keras.KerasTensor]:
-        """Does what `__call__` says; the part that each method implements.
+        """Returns `{task: features}`, as `__call__`; each method implements it.
 
         Args:
-            inputs: What the first stage reads.
+            inputs: Input of the first stage.
             stages: The backbone's stages, at least one.
             tasks: Names of the tasks, each once.
         """
@@ -147,7 +147,7 @@ class Sharing:
 
 
 class Combination(keras.layers.Layer):
-    """Makes one tensor of several of one shape, `[batch, …, d]`: a base class.
+    """Base class of layers from several tensors of one shape, `[batch, …, d]`, to one.
 
     Args:
         **kwargs: See `keras.layers.Layer`.
@@ -220,7 +220,7 @@ def copy_stage(stage: Any, name: str, index: int = 0) -> Any:
 
 
 def reseeded(config: Any, index: int) -> Any:
-    """Returns the configuration of a layer that is like another, and is another.
+    """Returns the configuration of a fresh copy of a layer, with weights of its own.
 
     Every seed in it is raised by `index`; and it does not refer to parts that Keras
     knows already while it loads a model, or copies would have these in common.

@@ -38,7 +38,7 @@ class BoundStage:
         return self.layer.name
 
     def arguments(self, x: Any) -> Any:
-        """Returns what the layer is called on.
+        """Returns the arguments of the layer's call, a tensor or several.
 
         Args:
             x: Features, or the model's inputs for the first stage.
@@ -67,7 +67,7 @@ class BoundStage:
 def bound(
     stages: Sequence[keras.layers.Layer], inputs: Inputs
 ) -> tuple[list[Any], Any]:
-    """Returns stages that each take one tensor, and what the first of them takes.
+    """Returns stages that each take one tensor, and the input of the first of them.
 
     Args:
         stages: The backbone's stages.

@@ -89,7 +89,7 @@ class BranchChoice(Combination):
         return weighted_sum(weights, inputs)
 
     def serving_call(self, inputs: list[Any], training: bool | None = None) -> Any:
-        """Returns the chosen tensor itself: what else there was is not served."""
+        """Returns the chosen tensor itself: the others are not served."""
         del training
         return inputs[self.chosen]
 
@@ -116,7 +116,7 @@ class Branching(Sharing):
     Each stage has several copies. Every copy chooses its parent among the copies of
     the stage before, and every task one of the last stage's copies; choices and
     weights are trained together. `hard_branches` cuts the model down to the tree,
-    which is what is exported.
+    for export.
 
     Guo, Lee and Ulbricht, "Learning to Branch for Multi-Task Learning", ICML 2020,
     arXiv 2006.01895. Differs from the paper in that choices and weights are trained

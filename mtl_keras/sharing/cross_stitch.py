@@ -15,7 +15,7 @@ _register = keras.saving.register_keras_serializable(package="mtl_keras")
 
 @_register
 class CrossStitch(Combination):
-    """One task's linear combination Σ_j α_j x_j of what all tasks' columns give.
+    """One task's linear combination Σ_j α_j x_j of the outputs of all columns.
 
     Called on T tensors `[batch, …, d]`; returns one such tensor.
 
@@ -34,7 +34,7 @@ class CrossStitch(Combination):
 
     @property
     def sources(self) -> list[str]:
-        """Names of what is combined, for plots."""
+        """Names of the combined columns, for plots."""
         return self.tasks
 
     def build(self, input_shape: list[tuple[int | None, ...]]) -> None:
@@ -72,8 +72,8 @@ class CrossStitch(Combination):
 class CrossStitchNetwork(Sharing):
     """A column of stages for each task; after each stage, columns are combined.
 
-    What a task's next stage (after the last one: its head) reads is Σ_j α_j x_j
-    over the columns, with trained α, one number for each pair of tasks and stage.
+    A task's next stage (after the last one: its head) reads Σ_j α_j x_j over the
+    columns, with trained α, one number for each pair of tasks and stage.
     With own_weight=1 training starts from independent columns.
 
     Misra et al., "Cross-Stitch Networks for Multi-task Learning", CVPR 2016, arXiv

@@ -1,4 +1,4 @@
-"""Who uses what: expert utilisation and gate entropy, as metrics and by name."""
+"""Expert utilisation and gate entropy, as metrics and by name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _register = keras.saving.register_keras_serializable(package="mtl_keras")
 class GateEntropy(keras.metrics.Mean):
     """Mean entropy of a gate's weights, as a share of the largest, log E.
 
-    0 where every sample listens to one expert, 1 where all listen to all alike.
+    0 if each sample is routed to a single expert, 1 if all experts weigh the same.
     `update_state` takes weights `[batch, E]` that sum to 1.
 
     Args:
@@ -177,7 +177,7 @@ def gate_metrics(
 def usage(
     model: keras.Model, inputs: Iterable[Any] | None = None
 ) -> Mapping[str, Mapping[str, float]]:
-    """Returns who uses what, for `mtl_keras.evaluation.plots.expert_usage`.
+    """Returns usage by gate and unit, for `mtl_keras.evaluation.plots.expert_usage`.
 
     Rows are gates (mean weights over samples), cross-stitch and sluice units (size of
     the trained weights) and choices of branches (probabilities); each row sums to 1.
@@ -187,7 +187,7 @@ def usage(
         inputs: Batches of its inputs; needed where it has gates.
 
     Returns:
-        `{name of the layer: {name of what it uses: share}}`.
+        `{name of the layer: {name of the part that it uses: share}}`.
 
     Raises:
         InputError: For a model of which no part mixes others.

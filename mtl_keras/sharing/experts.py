@@ -185,7 +185,7 @@ def experts_of(stage: Any, num_experts: int, name: str, x: Any) -> keras.KerasTe
         stage: A Keras layer, or a `BoundStage`.
         num_experts: E.
         name: Name of the `Experts` layer.
-        x: What the stage reads.
+        x: The stage's input.
     """
     if isinstance(stage, BoundStage):
         stage, x = stage.layer, stage.arguments(x)

@@ -1,4 +1,4 @@
-"""Gates: which experts a task listens to, by sample."""
+"""Gates: weights of the experts for a task, by sample."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class Mixture(keras.layers.Layer):
 
 
 def can_gate(x: Any, stage: Any) -> bool:
-    """Returns whether a gate can read what a stage reads: floats of a known width.
+    """Returns whether a gate can read a stage's input: floats of a known width.
 
     Tokens are no such features, whatever their dtype: an embedding takes their place.
     """
@@ -126,7 +126,7 @@ def can_gate(x: Any, stage: Any) -> bool:
 
 
 def check_gate(method: str, x: Any, stage: Any) -> None:
-    """Raises `InputError` unless a gate can read what a stage reads."""
+    """Raises `InputError` unless a gate can read a stage's input."""
     if not can_gate(x, stage):
         received = f"inputs of the model, {sorted(x)}" if isinstance(x, dict) else ""
         received = received or f"{x.dtype} {tuple(x.shape)}"

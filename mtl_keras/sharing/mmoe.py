@@ -64,10 +64,10 @@ class MMoE(Sharing):
     def experts(
         self, inputs: keras.KerasTensor, stages: list[keras.layers.Layer]
     ) -> tuple[keras.KerasTensor, keras.KerasTensor]:
-        """Returns what gates and experts read, and the experts' outputs.
+        """Returns the input of gates and experts, and the experts' outputs.
 
         Args:
-            inputs: What the first stage reads.
+            inputs: Input of the first stage.
             stages: The backbone's stages, of which the last is copied.
 
         Raises:

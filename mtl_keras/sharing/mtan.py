@@ -15,10 +15,10 @@ _register = keras.saving.register_keras_serializable(package="mtl_keras")
 
 @_register
 class AttentionModule(layers.Layer):
-    """One task's choice among the channels that a shared stage gives.
+    """One task's attention mask over the channels of a shared stage.
 
-    Called on `[shared]`, or on `[shared, attended]` with what the task attended to
-    at the stage before: all `[batch, …, channels]`. Returns shared · mask with
+    Called on `[shared]`, or on `[shared, attended]` with the task's attended features
+    of the stage before: all `[batch, …, channels]`. Returns shared · mask with
     mask = σ(BN(W₂ relu(BN(W₁ [shared, attended])))) at every place alike, which for
     images are convolutions of 1x1. Where the shared stage made an image or a
     sequence smaller, attended is averaged to its size.
@@ -119,7 +119,7 @@ class MTAN(Sharing):
     """Multi-task attention network: a shared backbone, attention for each task.
 
     After each shared stage a task's attention module weighs the channels, place by
-    place, and hands what it attended to on to its next module.
+    place, and passes the attended features on to its next module.
 
     Liu et al., "End-to-End Multi-Task Learning with Attention", CVPR 2019, arXiv
     1803.10704. Differs from the paper in that modules read and mask a stage's

@@ -25,8 +25,8 @@ class PLE(Sharing):
     """Progressive layered extraction: shared and private experts in several levels.
 
     On each level a task's gate mixes its private experts with the shared ones, and
-    below the last level a further gate mixes all experts of all tasks into what the
-    next level's shared experts read. A level's experts are copies of one stage;
+    below the last level a further gate mixes all experts of all tasks into the input
+    of the next level's shared experts. A level's experts are copies of one stage;
     stages before the first level form a shared trunk.
 
     Tang et al., "Progressive Layered Extraction (PLE): A Novel Multi-Task Learning
@@ -111,7 +111,7 @@ class PLE(Sharing):
         suffix: str,
         last: bool,
     ) -> tuple[keras.KerasTensor, dict[str, keras.KerasTensor]]:
-        """Returns what the next level's shared and private experts read."""
+        """Returns the inputs of the next level's shared and private experts."""
         count = self.num_task_experts
         common = experts_of(
             stage, self.num_shared_experts, f"shared_experts{suffix}", shared

@@ -50,7 +50,7 @@ class SubspaceStitch(Combination):
 
     @property
     def sources(self) -> list[str]:
-        """Names of what is combined, for plots."""
+        """Names of the combined subspaces, for plots."""
         return [f"{task} {s}" for task in self.tasks for s in range(self.subspaces)]
 
     def build(self, input_shape: list[tuple[int | None, ...]]) -> None:

@@ -1,4 +1,4 @@
-"""The multimodal application: what its tasks read, and what they make of bad input."""
+"""The multimodal application: inputs of its tasks, and answers to bad input."""
 
 from __future__ import annotations
 
@@ -77,16 +77,16 @@ def test_labels_and_weights(application):
     inputs, labels, weights = zip(*load(application).as_numpy_iterator(), strict=True)
     for task, used in USES.items():
         weight = np.concatenate([w[task] for w in weights])
-        there = np.zeros(len(weight), bool)
+        present = np.zeros(len(weight), bool)
         for name in used:
             x = [b[name] for b in inputs]
-            there |= np.concatenate(
+            present |= np.concatenate(
                 [
                     np.reshape(p != (b"" if name == "text" else 0), (len(p), -1)).any(1)
                     for p in x
                 ]
             )
-        np.testing.assert_array_equal(weight > 0, there)
+        np.testing.assert_array_equal(weight > 0, present)
     digit = np.concatenate([w["digit"] for w in weights])
     assert sorted(set(digit.tolist())) == [0.0, 1.0, 4.0]
     for batch_labels in labels:
@@ -103,7 +103,7 @@ def test_samples_without_a_chosen_label_are_left_out(application):
 
 
 @pytest.mark.parametrize("task", list(USES))
-def test_a_task_depends_on_what_carries_its_label(model, task):
+def test_a_task_depends_on_the_modalities_that_carry_its_label(model, task):
     base, other = batch(), batch(1)
     before = model.predict_on_batch(base)[task]
     for name in base:
@@ -202,7 +202,7 @@ def loaded(model, application, tmp_path_factory):
     return tf.saved_model.load(str(version))
 
 
-def test_exported_tasks_take_what_they_use(model, loaded):
+def test_exported_tasks_take_the_inputs_that_they_use(model, loaded):
     inputs, _ = hard_input()
     inputs = {name: np.concatenate([x[:3], x]) for name, x in inputs.items()}
     inputs = {name: tf.constant(x) for name, x in inputs.items()}

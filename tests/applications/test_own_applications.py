@@ -1,4 +1,4 @@
-"""Applications by name: data files, plugins, own code, and what imports none."""
+"""Applications by name: data files, plugins, own code, and paths without import."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import subprocess
 import sys
 
 import keras
+import numpy as np
 import pytest
+import tensorflow as tf
 
 from mtl_keras import applications, runs
 from mtl_keras.applications import registry
+from mtl_keras.compare import Comparison
 from mtl_keras.errors import InputError
 from mtl_keras.runs.records import FORMAT
 from mtl_keras_cli.app import app
@@ -25,6 +28,32 @@ pathlib.Path(__file__).with_name("imported").touch()
 
 class Mine(applications.Vision):
     name = "mine"
+
+def compiled(tasks, width):
+    x = keras.Input((2,), name="x")
+    h = keras.layers.Dense(width, "relu")(x)
+    losses = {"a": "mse", "b": keras.losses.BinaryCrossentropy()}
+    metrics = {"a": [], "b": ["accuracy", keras.metrics.AUC(name="auc")]}
+    tasks = tasks or list(losses)
+    model = MultiTaskModel({"x": x}, {
+        t: keras.layers.Dense(1, "sigmoid" if t == "b" else None, name=t)(h)
+        for t in tasks
+    })
+    model.compile(
+        keras.optimizers.SGD(0.25, momentum=0.5),
+        loss={t: losses[t] for t in tasks},
+        metrics={t: metrics[t] for t in tasks},
+    )
+    return model
+
+def datasets(batch_size):
+    import numpy as np
+    import tensorflow as tf
+    def split(rows):
+        x = np.random.default_rng(rows).normal(size=(rows, 2)).astype("float32")
+        y = {"a": x[:, :1], "b": (x[:, 1:] > 0).astype("float32")}
+        return tf.data.Dataset.from_tensor_slices(({"x": x}, y)).batch(batch_size)
+    return split(48), split(24)
 
 def build(width):
     x = keras.Input((), name="x")
@@ -57,7 +86,7 @@ def imported(code):
 
 
 def run_folder(path, application, data="any"):
-    """Writes what a run folder from elsewhere may hold."""
+    """Writes a run folder as one from elsewhere may be."""
     config = runs.RunConfig("vision").validate()
     values = {**vars(config), "application": application, "data": data}
     values["made_with"] = {"format": FORMAT}
@@ -87,14 +116,14 @@ def test_a_run_folder_imports_no_code(code, capsys):
         assert app(command, standalone_mode=False) == 2
         assert "imported only if it is named" in capsys.readouterr().err
     assert not imported(code)
-    # Named on the command line it is; then what is wrong with the model is told.
+    # Named on the command line it is; then the error is that of the model.
     command = ["evaluate", str(run), "--code", name]
     assert app(command, standalone_mode=False) == 2
     assert "imported only" not in capsys.readouterr().err
     assert imported(code)
 
 
-def test_worker_processes_know_what_their_parent_was_told(code):
+def test_worker_processes_inherit_the_allowed_code(code):
     name = applications.allow(f"{code}:Mine")
     source = f"from mtl_keras import applications as a; print(a.get({name!r}).name)"
     done = subprocess.run(
@@ -125,7 +154,7 @@ def test_a_registered_name_is_known_in_worker_processes_too(code):
         applications.get("my_nam")
 
 
-def test_what_code_names_has_to_be_there_and_an_application(code):
+def test_named_code_has_to_exist_and_be_an_application(code):
     for name, message in (
         (f"{code}:Min", "Did you mean 'Mine'"),
         (f"{code}:pathlib", "Expected .* to be a subclass"),
@@ -137,7 +166,9 @@ def test_what_code_names_has_to_be_there_and_an_application(code):
             applications.get(name)
 
 
-def test_installed_packages_offer_applications_by_name(code, tmp_path, monkeypatch):
+def test_installed_packages_offer_applications_by_name(
+    code, tmp_path, monkeypatch, capsys
+):
     meta = tmp_path / "plug-1.0.dist-info"
     meta.mkdir()
     (meta / "METADATA").write_text("Metadata-Version: 2.1\nName: plug\nVersion: 1.0\n")
@@ -146,6 +177,12 @@ def test_installed_packages_offer_applications_by_name(code, tmp_path, monkeypat
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     assert "plugged" in applications.names()
+    # What a run folder names is not imported for that.
+    run = run_folder(tmp_path / "run", "plugged")
+    assert app(["evaluate", str(run)], standalone_mode=False) == 2
+    assert "imported only if it is named" in capsys.readouterr().err
+    assert not imported(code)
+    assert applications.allow("plugged") == "plugged"
     assert type(applications.get("plugged")).__name__ == "Mine"
 
 
@@ -159,3 +196,54 @@ def test_a_function_that_builds_a_model_is_trained_on_a_data_file(code, eagerly)
     assert list(results.metrics) == ["y", "z"]
     model = runs.load_run(results.path).model()
     assert keras.ops.shape(model.layers[-1].kernel) == (3, 1)
+
+
+def test_a_compiled_model_is_trained_on_data_sets_of_ones_own(code, eagerly):
+    named = {
+        key: f"{code}:{name}"
+        for key, name in (("build", "compiled"), ("data", "datasets"))
+    }
+    comparison = Comparison(balancing=("equal", "pcgrad"), seeds=1, **named)
+    plan = comparison.validate()
+    assert plan.tasks == ("a", "b")
+    base = plan.base
+    assert (base.application, base.data) == (named["build"], named["data"])
+    assert base.learning_rate == 0.25
+    application = base.get_application()
+    tasks = application.tasks
+    assert [(t.objective, t.direction) for t in tasks.values()] == [
+        ("loss", "min"),
+        ("accuracy", "max"),
+    ]
+    config = runs.RunConfig(
+        named["build"], data=named["data"], epochs=1, batch_size=16, width=3
+    )
+    results = runs.train(config, code.with_name("run"))
+    assert set(results.metrics["b"]) == {"accuracy", "auc", "loss"}
+    model = runs.load_run(results.path).model()
+    assert type(model.optimizer).__name__ == "SGD"
+    assert model.optimizer.momentum == 0.5
+    # Without a test split it is the one for validation that is tested on.
+    _, validation = registry.load_code(named["data"])(24)
+    x, y = next(iter(validation))
+    answer = model.predict(x, verbose=0)
+    error = np.mean((answer["a"] - y["a"].numpy()) ** 2)
+    np.testing.assert_allclose(results.metrics["a"]["loss"], error, rtol=1e-5)
+    right = (answer["b"] > 0.5) == y["b"].numpy()
+    np.testing.assert_allclose(results.metrics["b"]["accuracy"], right.mean())
+
+
+def test_what_no_other_process_can_import_is_refused(code):
+    name = applications.allow(f"{code}:build")
+    function = registry.load_code(name)
+    assert applications.allow(function) == name
+    data = str(code.with_name("t.toml"))
+    plan = Comparison(build=function, data=data, balancing=("equal",)).validate()
+    assert (plan.base.application, plan.base.data) == (name, data)
+    nested = type("Nested", (), {"build": lambda: None}).build
+    sets = tf.data.Dataset.range(3)
+    for given in ({"build": nested}, {"build": name, "data": (sets, sets)}):
+        with pytest.raises(InputError, match=r"to which no data sets go.* Received"):
+            Comparison(**given).validate()
+    with pytest.raises(InputError, match="or `build`"):
+        Comparison(data=data).validate()

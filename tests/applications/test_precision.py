@@ -17,7 +17,7 @@ CASES = [
 
 
 def computes_in(model):
-    """Counts the layers that own weights by kind and by what they compute in."""
+    """Counts the layers that own weights by kind and compute dtype."""
     return collections.Counter(
         (type(layer).__name__, layer.compute_dtype)
         for layer in model._flatten_layers()

@@ -1,4 +1,4 @@
-"""The recommendation application: what its models read, build and train."""
+"""The recommendation application: its inputs, models and trainings."""
 
 from __future__ import annotations
 
@@ -148,9 +148,7 @@ def test_fields_have_rows_of_their_own():
     assert features.FieldIndices.from_config(layer.get_config()).sizes == [3, 5, 2]
 
 
-def test_a_census_model_never_reads_what_its_labels_are_made_from(
-    tmp_path, monkeypatch
-):
+def test_a_census_model_never_reads_the_source_of_its_labels(tmp_path, monkeypatch):
     """On made-up rows: the application asks the metadata alone."""
     builder = CensusIncome(data_dir=tmp_path)
     names = [n for n in builder.info.features if n not in ("income", "college")]

@@ -16,8 +16,11 @@ from PIL import Image
 import mtl_keras
 from mtl_keras import applications, runs, serving, sharing
 from mtl_keras.applications.table import layers
+from mtl_keras.applications.table.tasks import make_columns
+from mtl_keras.data.tables.description import TaskStats
 from mtl_keras.errors import InputError
 from mtl_keras.serving.examples import serialize
+from mtl_keras.serving.served_model import served_model
 
 ROWS = 120
 TITLES = {"Preis (€)": "Preis", "verkauft?": "verkauft", "种类": "column"}
@@ -143,6 +146,7 @@ def test_an_export_gives_the_numbers_of_evaluate_in_the_files_units(run, tmp_pat
         tmp_path / "m",
         tasks=("Preis", "column"),
         class_names=table.class_names(),
+        missing_values=table.missing_values(),
     )
     served = tf.saved_model.load(str(version))
     (inputs, labels, weights), *others = table.load("test", batch_size=ROWS)
@@ -163,6 +167,15 @@ def test_an_export_gives_the_numbers_of_evaluate_in_the_files_units(run, tmp_pat
         accuracy = (classes == labels["column"].numpy()).mean()
         np.testing.assert_allclose(accuracy, run.metrics["种类"]["accuracy"], rtol=1e-5)
         assert set(answer["column_label"].numpy()) <= {b"flat", b"house", b"hut"}
+    # A number that is left out is missing, as an empty cell is; it is not 0.
+    answers = [
+        run.model()({**inputs, "x": np.full(len(inputs["x"]), x, "float32")})["Preis"]
+        for x in (np.nan, 0.0)
+    ]
+    del inputs["x"]
+    parsed = served.signatures["from_examples"](inputs=tf.constant(serialize(inputs)))
+    np.testing.assert_allclose(parsed["Preis"], answers[0], rtol=1e-5)
+    assert np.abs(parsed["Preis"] - answers[1]).max() > 1
 
 
 def test_predictions_stand_beside_the_rows(run, data_file, tmp_path):
@@ -304,3 +317,125 @@ def test_settings_of_a_run_name_tasks_as_the_table_does(data_file):
         "Preis": "Preis (€)",
         "column": "种类",
     }
+
+
+def schools(rows=700, tasks=35):
+    """Returns numbers of 35 schools, whose names no layer can have."""
+    rng = np.random.default_rng(0)
+    x, index = rng.normal(size=rows), np.arange(rows) % tasks
+    return pd.DataFrame(
+        {"x": x, "école": [f"é {i}" for i in index], "y": 50 + index + 5 * x}
+    )
+
+
+def test_many_tasks_are_the_columns_of_one_output(tmp_path, eagerly):
+    schools().to_csv(tmp_path / "schools.csv", index=False)
+    (tmp_path / "schools.toml").write_text(
+        """
+        data.files = "schools.csv"
+        features.x = "number"
+        tasks = { by = "école", label = "y", kind = "number" }
+        """,
+        encoding="utf-8",
+    )
+    config = runs.RunConfig(str(tmp_path / "schools.toml"), epochs=1, width=8, depth=1)
+    results = runs.train(config, tmp_path / "run")
+    assert results.metrics == runs.evaluate(tmp_path / "run")
+    history = pd.read_csv(tmp_path / "run" / "history.csv")
+    assert np.isfinite(history["val_rmse"]).all()
+    table = applications.Table(tmp_path / "schools.toml")
+    model = runs.load_run(tmp_path / "run").model()
+    assert list(model.columns) == list(model.output) == ["tasks"]
+    by_school = [history[f"val_{title}_rmse"] for title in table.tasks]
+    np.testing.assert_allclose(np.mean(by_school, 0), history["val_rmse"], rtol=1e-5)
+    # What the head makes of shared features belongs to its tasks.
+    shapes = [tuple(v.shape) for v in model.trainable_variables]
+    shared = [tuple(v.shape) for v in model.shared_variables]
+    assert [s for s in shapes if s not in shared] == [(8, 35), (35,)]
+
+    # Predictions and metrics by task, in the table's unit, by pandas.
+    test = next(iter(table.load("test", batch_size=700)))
+    names = [f"é {i}" for i in sorted(range(35), key=lambda i: f"é {i}")]
+    assert sorted(table.tasks) == names
+    rows = pd.DataFrame({"x": test[0]["x"].numpy()})
+    weight = test[2]["tasks"].numpy()
+    assert (weight.sum(1) == 1).all()
+    titles = np.array(list(table.tasks))[weight.argmax(1)]
+    rows.to_csv(tmp_path / "new.csv", index=False)
+    from mtl_keras.applications.table.predicting import predict_file
+
+    predict_file(model, table, tmp_path / "new.csv", tmp_path / "out.csv")
+    answers = pd.read_csv(tmp_path / "out.csv")
+    labels = test[1]["tasks"].numpy().sum(1)
+    number = np.array([int(title.removeprefix("é ")) for title in titles])
+    np.testing.assert_allclose(labels, 50 + number + 5 * rows["x"], rtol=1e-5)
+    for title in names[:3]:
+        own = titles == title
+        error = answers[f"{title}_prediction"][own] - labels[own]
+        expected = {"mae": error.abs().mean(), "rmse": np.sqrt((error**2).mean())}
+        for metric, value in expected.items():
+            np.testing.assert_allclose(results.metrics[title][metric], value, rtol=1e-4)
+
+    # Served whole, with the names beside it, or each task that is asked for.
+    version = serving.export(model, tmp_path / "whole", examples=False)
+    stated = (version / "assets" / "tasks.columns").read_text().split()
+    assert stated == [task.name for task in table.tasks.values()]
+    card = (version / "MODEL_CARD.md").read_text()
+    assert f"| `{stated[7]}` | `tasks[:, 7]` of float32 [batch, 35] |" in card
+    some = [table.tasks[title].name for title in ("é 3", "é 20")]
+    served = served_model(model, tasks=some)
+    answer = served.part(served.outputs)({"x": rows["x"].to_numpy()})
+    assert set(answer) == set(some)
+    assert served.columns == {}
+    np.testing.assert_allclose(
+        answer[some[0]].numpy()[:, 0], answers["é 3_prediction"], rtol=1e-5
+    )
+
+
+def test_many_columns_have_weights_by_class_and_by_what_is_missing():
+    rng = np.random.default_rng(0)
+    values = np.where(rng.random((60, 40)) < 0.3, np.nan, rng.random((60, 40)) < 0.3)
+    columns = pd.DataFrame(values, columns=[f"t{i}" for i in range(40)])
+    table = pd.DataFrame(
+        {"x": rng.normal(size=60), "part": ["train"] * 40 + ["validation", "test"] * 10}
+    ).join(columns)
+    tasks = dict.fromkeys(columns, "binary")
+    tasks["t7"] = {"kind": "binary", "class_weight": "balanced"}
+    own = applications.Table(
+        table, features={"x": "number"}, tasks=tasks, split={"column": "part"}
+    )
+    _, labels, weights = next(iter(own.load("train", batch_size=40)))
+    train = values[:40]
+    np.testing.assert_array_equal(labels["tasks"], np.nan_to_num(train))
+    expected = (~np.isnan(train)).astype("float32")
+    for value in (0, 1):
+        rows = train[:, 7] == value
+        expected[rows, 7] = (~np.isnan(train[:, 7])).sum() / (2 * rows.sum())
+    np.testing.assert_allclose(weights["tasks"], expected, rtol=1e-6)
+    # Fewer tasks, or of several kinds, have an output each.
+    assert own.columns_of([f"t{i}" for i in range(32)]) == {}
+    assert list(own.outputs_of(["t3", "t5"])) == ["t3", "t5"]
+    assert len(own.columns_of()["tasks"]) == 40
+    with pytest.raises(InputError, match="which connects outputs"):
+        own.build(sharing="aitm")
+
+
+def test_columns_of_features_of_their_own_read_these_alone():
+    stats = [
+        TaskStats(f"t{i}", f"t{i}", "number", "mae", {}, mean=10.0 * i, deviation=i + 1)
+        for i in range(3)
+    ]
+    features = {s.name: keras.Input((2,), name=s.name) for s in stats}
+    model = keras.Model(features, make_columns("tasks", stats, features))
+    x = {name: np.ones((1, 2), "float32") for name in features}
+    before = model.predict(x, verbose=0)
+    x["t1"] = 2 * x["t1"]
+    change = model.predict(x, verbose=0) - before
+    assert (change != 0).tolist() == [[False, True, False]]
+    # The loss of a column is that of its task alone, in its own deviations.
+    rng = np.random.default_rng(0)
+    y, p = rng.normal(size=(2, 8, 3, 1)).astype("float32")
+    group = layers.StandardisedError("mae", [1.0, 2.0, 3.0]).call(y, p)
+    for i in range(3):
+        alone = layers.StandardisedError("mae", i + 1.0).call(y[:, i], p[:, i])
+        np.testing.assert_allclose(group[:, i], alone, rtol=1e-6)

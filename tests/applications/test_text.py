@@ -1,4 +1,4 @@
-"""The text application: what it loads, builds, trains and serves."""
+"""The text application: its data, models, trainings and serving."""
 
 from __future__ import annotations
 
@@ -194,9 +194,9 @@ def test_measured_texts_are_those_of_the_serving_model(text):
         "text": tf.constant([row["context"] for row in rows]),
         "question": tf.constant([row["question"] for row in rows]),
     }
-    found = text.serving_model(model)(asked)["answer"].numpy()
+    answers = text.serving_model(model)(asked)["answer"].numpy()
     expected = answer_scores(
-        [answer.decode() for answer in found],
+        [answer.decode() for answer in answers],
         [[text.decode() for text in row["answers"]["text"]] for row in rows],
     )
     assert scores["answer"] == pytest.approx(expected)

@@ -119,13 +119,13 @@ def test_translations_are_written_as_people_write():
 
 def test_question_and_text_are_one_sequence():
     layer = QuestionAndText(text_length=4, question_length=3)
-    words, kinds = layer(
+    sequence, kinds = layer(
         [
             tf.constant(["The red cat saw it", "only text", ""]),
             tf.constant(["Who SAW the cat ?", "", ""]),
         ]
     )
-    assert [[w.decode() for w in row if w] for row in words.numpy()] == [
+    assert [[w.decode() for w in row if w] for row in sequence.numpy()] == [
         ["who", "saw", "the", "[SEP]", "the", "red", "cat", "saw"],
         ["only", "text"],
         [],
@@ -143,12 +143,12 @@ def test_vocabulary_is_that_of_keras():
     lookup.adapt([[word] for text in texts for word in text.split()])
     expected = lookup.get_vocabulary(include_special_tokens=False)
     dataset = tf.data.Dataset.from_tensor_slices(texts)
-    found = learn(dataset, 3, lowercase=True)
-    assert found.words[:2] == expected[:2] == ["b", "a"]
-    assert (len(found.words), found.texts) == (3, 10)
-    assert (found.counts, found.unknown) == ([10, 6, 3], 3)
-    # A decoder without weights but the bias says how frequent tokens are.
-    shares = np.exp(log_shares(found))
+    vocabulary = learn(dataset, 3, lowercase=True)
+    assert vocabulary.words[:2] == expected[:2] == ["b", "a"]
+    assert (len(vocabulary.words), vocabulary.texts) == (3, 10)
+    assert (vocabulary.counts, vocabulary.unknown) == ([10, 6, 3], 3)
+    # A decoder without weights but the bias predicts the frequencies of tokens.
+    shares = np.exp(log_shares(vocabulary))
     assert shares.sum() == pytest.approx(1, abs=1e-6)
     assert shares[len(SPECIAL)] / shares[END_ID] == pytest.approx(10 / 10.5)
 
@@ -170,16 +170,16 @@ def inputs_of_heads(lengths, questions, units=6, seed=0):
 def test_span_probabilities_are_over_the_texts_tokens():
     features, kinds = inputs_of_heads([9, 6, 5], [3, 1, 0])
     layer = SpanProbabilities(8, positions=12)
-    found = layer([features, kinds]).numpy()
-    np.testing.assert_allclose(found[:2].sum(axis=-1), 1, atol=1e-5)
-    assert (found[0, :, :5] > 0).all()
-    assert (found[0, :, 5:] == 0).all()
-    assert (found[1, :, :4] > 0).all()
-    assert (found[1, :, 4:] == 0).all()
-    assert (found[2] == 0).all()
-    # A sample alone has the same probabilities: no padding takes part.
+    probabilities = layer([features, kinds]).numpy()
+    np.testing.assert_allclose(probabilities[:2].sum(axis=-1), 1, atol=1e-5)
+    assert (probabilities[0, :, :5] > 0).all()
+    assert (probabilities[0, :, 5:] == 0).all()
+    assert (probabilities[1, :, :4] > 0).all()
+    assert (probabilities[1, :, 4:] == 0).all()
+    assert (probabilities[2] == 0).all()
+    # A sample alone has the same probabilities: padding is masked.
     alone = layer([features[1:2, :6], kinds[1:2, :6]]).numpy()
-    np.testing.assert_allclose(alone[0], found[1], atol=1e-5)
+    np.testing.assert_allclose(alone[0], probabilities[1], atol=1e-5)
 
 
 def test_best_span_is_the_most_probable_of_all_allowed():
@@ -243,7 +243,7 @@ def test_beam_search_with_room_for_all_finds_the_best(decoder):
         token for token in range(7) if token not in (0, UNKNOWN_ID, START_ID, END_ID)
     ]
     most = 3
-    found = decoder.search(
+    translations = decoder.search(
         tf.constant(features), tf.constant(kinds), beams=4**3, most=most
     )
     for index in range(2):
@@ -260,7 +260,7 @@ def test_beam_search_with_room_for_all_finds_the_best(decoder):
             ),
         )
         expected = [token for token in best if token != END_ID]
-        assert [token for token in found[index].numpy() if token] == expected
+        assert [token for token in translations[index].numpy() if token] == expected
 
 
 @pytest.mark.parametrize("name", ["sequence_rnn", "sequence_mlp", "transformer"])

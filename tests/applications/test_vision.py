@@ -1,4 +1,4 @@
-"""The vision application: what it loads, builds and trains."""
+"""The vision application: its data, models and trainings."""
 
 from __future__ import annotations
 

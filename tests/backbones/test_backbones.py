@@ -162,7 +162,7 @@ def check_training_and_files(mtl, path):
 
 
 @pytest.mark.parametrize("name", ["cross_stitch", "branching", "mtan"])
-def test_what_an_input_masks_changes_nothing_for_any_task(name):
+def test_masked_inputs_change_nothing_for_any_task(name):
     _, _, _, mtl = with_heads(sharing.get(name))
     x = tokens()
     other = x | {"ids": np.where(x["mask"], x["ids"], (x["ids"] + 1) % 20)}

@@ -21,8 +21,8 @@ RNG = np.random.default_rng(0)
 
 def complement(columns):
     """Returns a random orthonormal basis of the complement of orthonormal columns."""
-    size, given = columns.shape
-    drawn = RNG.normal(size=(size, size - given))
+    size, rank = columns.shape
+    drawn = RNG.normal(size=(size, size - rank))
     return np.linalg.qr(drawn - columns @ (columns.T @ drawn))[0]
 
 

@@ -1,4 +1,4 @@
-"""What holds for every method: scale, absent tasks, order, degenerate steps."""
+"""Conventions of every method: scale, absent tasks, order, degenerate steps."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ BY_TASK = ("equal", "static", "uncertainty", "imtl_l")
 @pytest.mark.parametrize(
     "method", [n for n in DETERMINISTIC if n not in BY_TASK], indirect=True
 )
-def test_a_task_without_loss_is_left_out_of_the_formula(method):
+def test_a_task_without_loss_is_excluded_from_the_formula(method):
     """A loss weight of 0: loss and gradient are zero, though there are labels."""
     balancer, run = method
     others = np.array([True, True, False, True])
@@ -194,22 +194,22 @@ def test_degenerate_steps_give_finite_weights_and_leave_no_trace(method):
     balancer, run = method
     of_gradients = isinstance(balancer, GradientBalancer)
     rows, losses = cases.rows_of(), cases.losses_of()
-    for what, bad_rows, bad_losses, present in degenerate():
+    for case, bad_rows, bad_losses, present in degenerate():
         weights, update = run(bad_rows, bad_losses, present)
-        assert np.isfinite(weights).all(), what
+        assert np.isfinite(weights).all(), case
         inputs = bad_rows[np.array(present)]
         if np.any(inputs) or (any(present) and not of_gradients):
-            assert np.any(weights != 0), what
+            assert np.any(weights != 0), case
         if np.isfinite(inputs).all():
-            assert np.isfinite(update).all(), what
+            assert np.isfinite(update).all(), case
         elif of_gradients:
             # A loss-scaling optimizer must see that the step overflowed.
-            assert not np.isfinite(update).all(), what
+            assert not np.isfinite(update).all(), case
         for key, value in cases.values(balancer).items():
-            assert np.isfinite(value).all(), (what, key)
+            assert np.isfinite(value).all(), (case, key)
         weights, update = run(rows, losses)
-        assert np.isfinite(update).all(), what
-        assert np.any(update != 0), what
+        assert np.isfinite(update).all(), case
+        assert np.any(update != 0), case
 
 
 def xla_cases():
@@ -294,7 +294,7 @@ def test_auto_lambda_takes_one_name(primary):
 
 
 @pytest.mark.parametrize("primary", ["ab", [], ["a", "e"]])
-def test_auto_lambda_names_the_tasks_that_there_are(primary):
+def test_auto_lambda_names_the_existing_tasks(primary):
     with pytest.raises(InputError, match=r"'a', 'b', 'c', 'd'.*Received: primary="):
         cases.make("auto_lambda", primary=primary)
 

@@ -106,7 +106,7 @@ def compiled(published):
 
 
 def objective(published, weights, gram):
-    """What MGDA and CAGrad minimise; their minimisers need not be unique."""
+    """The objectives of MGDA and CAGrad; their minimisers need not be unique."""
     if published == "mgda":
         return weights @ gram @ weights
     # The update's worst ⟨g_i, d⟩, maximal within the ball (the dual's value).
@@ -305,7 +305,7 @@ def priority_constrained(rows, averages, tau):
     """The update of the paper, by SciPy."""
     unit = rows / np.sqrt(averages)[:, None]
     auxiliary = np.delete(unit, 1, axis=0)
-    found = scipy.optimize.minimize(
+    solution = scipy.optimize.minimize(
         lambda d: 0.5 * np.sum((d - unit[1]) ** 2),
         unit[1],
         jac=lambda d: d - unit[1],
@@ -317,8 +317,8 @@ def priority_constrained(rows, averages, tau):
         },
         options={"ftol": 1e-14, "maxiter": 500},
     )
-    assert found.success
-    return found.x / np.linalg.norm(found.x) * np.linalg.norm(rows[1])
+    assert solution.success
+    return solution.x / np.linalg.norm(solution.x) * np.linalg.norm(rows[1])
 
 
 def test_priority_constrained_descent_is_slsqp():
@@ -346,13 +346,13 @@ def test_priority_constrained_descent_drops_contradictions():
 def projected(point):
     """The nearest point of the simplex, by SciPy."""
     point = np.asarray(point)
-    found = scipy.optimize.brentq(
+    threshold = scipy.optimize.brentq(
         lambda shift: np.maximum(point - shift, 0).sum() - 1,
         point.min() - 1,
         point.max(),
         xtol=1e-15,
     )
-    return np.maximum(point - found, 0)
+    return np.maximum(point - threshold, 0)
 
 
 def test_projection_onto_the_simplex():

@@ -1,4 +1,4 @@
-"""Loss methods against the gradient of what their papers minimise."""
+"""Loss methods against the gradients of their papers' objectives."""
 
 from __future__ import annotations
 
@@ -249,7 +249,7 @@ def test_random_weights_are_a_softmax_of_normal_numbers():
 
 
 class Losses:
-    """A probe that knows what the losses are after the step."""
+    """A probe with given losses after the step."""
 
     def __init__(self, after):
         self.after = after

@@ -142,7 +142,7 @@ def test_excess_risks_grow_weights():
         np.testing.assert_allclose(update, expected @ rows, rtol=1e-4, atol=1e-5)
 
 
-def test_trimmed_mean_of_the_tasks_that_are_there():
+def test_trimmed_mean_of_the_present_tasks():
     balancer = cases.make("trimmed_mean", scale="mean")
     rows, losses = cases.rows_of(), cases.losses_of()
     _, update = cases.step(balancer, rows, losses)

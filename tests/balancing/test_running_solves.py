@@ -117,7 +117,7 @@ def model_of(body, shape=(64,), dtype="float32", num_tasks=3):
 
 
 def products_of_a_step(monkeypatch, model, balancer, x, **options):
-    """Returns G w as a step has it, and the same step's Gram matrix times w."""
+    """Returns G w from a running step, and the same step's Gram matrix times w."""
     seen = {}
     follow = RunningBalancer.follow
 
@@ -246,12 +246,12 @@ def test_a_step_that_is_skipped_leaves_the_weights():
         ),
     ],
 )
-def test_what_running_solves_cannot_do_is_refused(make, message):
+def test_options_that_running_solves_do_not_support_are_refused(make, message):
     with pytest.raises(InputError, match=message):
         make()
 
 
-def test_compile_names_what_running_solves_cannot_do():
+def test_compile_names_options_that_running_solves_do_not_support():
     def resized(x):
         x = layers.Conv2D(2, 3)(layers.Reshape((8, 8, 1))(x))
         x = layers.UpSampling2D(interpolation="bilinear", name="enlarged")(x)

@@ -41,7 +41,7 @@ def test_committed_end_points(script):
     assert script.PICTURE.read_bytes().startswith(b"\x89PNG")
 
 
-def test_in_the_valley_the_mean_stands_and_cagrad_goes_on(script):
+def test_in_the_valley_the_mean_stalls_and_cagrad_progresses(script):
     config = {"steps": 1000, "record_every": 1000, "jit_compile": False}
     ends = {
         method: script.trajectories(method, starts=((5.06, 2.34),), **config)[0, -1]

@@ -72,7 +72,7 @@ def quick(names):
 
 
 @quick({"auto_lambda", "db_mtl", "dwa", "famo", "graddrop", "moco", "nash", "sdmgrad"})
-def test_a_saved_step_goes_on(name, tmp_path):
+def test_a_saved_step_resumes(name, tmp_path):
     x, y = data()
     whole = build(name, run_eagerly=True)
     whole.train_on_batch(x, y)
@@ -127,7 +127,7 @@ def test_a_task_that_is_the_mean_of_two_others_does_not_stop_the_training(name):
 
 
 @quick({"moco"})
-def test_trains_and_goes_on_after_a_stop(name, tmp_path):
+def test_trains_and_resumes_after_a_stop(name, tmp_path):
     x, y = data()
     whole = build(name)
     losses = whole.fit(x, y, epochs=4, **FIT).history["loss"]
@@ -185,13 +185,13 @@ for name, config in methods.items():
     ],
 )
 def test_xla_compiles_a_fit_once(tasks, methods):
-    given = [tasks, {name: cases.CONFIGS.get(name, {}) for name in methods}]
+    arguments = [tasks, {name: cases.CONFIGS.get(name, {}) for name in methods}]
     environment = os.environ | {
         "TF_CPP_MIN_LOG_LEVEL": "0",
         "TF_CPP_VMODULE": "device_compiler=1",
     }
     done = subprocess.run(
-        [sys.executable, "-c", COMPILATIONS, json.dumps(given)],
+        [sys.executable, "-c", COMPILATIONS, json.dumps(arguments)],
         env=environment,
         capture_output=True,
         text=True,

@@ -118,7 +118,7 @@ def test_keras_logs_weights_conflicts_and_fallbacks(tmp_path):
         )
 
 
-def test_the_colour_tells_the_sign():
+def test_colours_depend_on_the_sign():
     picture = heat_map(np.array([[1.0, -0.5], [-0.5, 1.0]]), ["a", "b"]).astype(int)
     red = (picture[..., 0] > picture[..., 2] + 40).sum()
     blue = (picture[..., 2] > picture[..., 0] + 40).sum()
@@ -128,11 +128,11 @@ def test_the_colour_tells_the_sign():
     assert (calm[..., 0] > calm[..., 2] + 40).sum() < red
 
 
-@pytest.mark.parametrize("what", ["no monitor", "stock model"])
-def test_needs_the_monitor(what, tmp_path):
+@pytest.mark.parametrize("kind", ["no monitor", "stock model"])
+def test_needs_the_monitor(kind, tmp_path):
     x, y = data()
     model = build(None)
-    if what == "stock model":
+    if kind == "stock model":
         model = keras.Model(model.input, model.output)
         model.compile("sgd", loss="mse")
     with pytest.raises(InputError, match=r"monitor|MultiTaskModel"):

@@ -37,7 +37,7 @@ def callback(path, **arguments):
 
 
 class Validated(keras.callbacks.Callback):
-    """Gives each epoch its validation metrics, and the model weights that tell it."""
+    """Sets each epoch's validation metrics, and model weights that identify it."""
 
     def on_epoch_end(self, epoch, logs=None):
         logs["val_a"], logs["val_b"] = EPOCHS[epoch]
@@ -94,7 +94,7 @@ def test_baselines_below_0_and_of_0(tmp_path):
     assert (keep.best_epoch, keep.best) == (1, pytest.approx(50.0))
 
 
-def test_goes_on_where_a_training_stopped(tmp_path):
+def test_resumes_where_a_training_stopped(tmp_path):
     path = tmp_path / "best.keras"
     fit(build(), callback(path), epochs=2)
     # Epoch 2 is worse than the best before the interruption, epoch 3 is better.

@@ -62,15 +62,15 @@ def test_equals_the_closed_form_and_leaves_the_model_alone(tmp_path):
     model.fit(x, y, epochs=2, **fit)
     np.testing.assert_array_equal(model.get_weights()[0], before[0])
     expected = [by_hand(*batch, (0.3, -0.2)) for batch in batches]
-    for what, index in (("cosines", 0), ("affinity", 1)):
-        tables = np.mean([found[index] for found in expected], axis=0)
-        np.testing.assert_allclose(measured.mean(what), tables, rtol=2e-3, atol=2e-5)
-    assert [found["epoch"] for found in measured.history] == [0, 1]
-    # A task's own step lowers its own loss; going on adds to what was measured.
+    for table, index in (("cosines", 0), ("affinity", 1)):
+        tables = np.mean([record[index] for record in expected], axis=0)
+        np.testing.assert_allclose(measured.mean(table), tables, rtol=2e-3, atol=2e-5)
+    assert [record["epoch"] for record in measured.history] == [0, 1]
+    # A task's own step lowers its own loss; a resumed training adds epochs.
     assert (np.diag(measured.mean("affinity")) > 0).all()
     again = TaskAffinity(batches, step_size=STEP, path=tmp_path / "affinity.json")
     model.fit(x, y, epochs=3, initial_epoch=1, **{**fit, "callbacks": [again]})
-    assert [found["epoch"] for found in again.history] == [0, 1, 2]
+    assert [record["epoch"] for record in again.history] == [0, 1, 2]
     assert again.history[0] == measured.history[0]
     # Stopped behind the last epoch, there is none left to train.
     ended = TaskAffinity(batches, step_size=STEP, path=tmp_path / "affinity.json")
@@ -83,11 +83,11 @@ def test_an_absent_task_is_unknown_not_zero():
     weights = {t: np.full(16, float(t != "b"), "float32") for t in SLOPES}
     measured = TaskAffinity([(x, y, weights)], step_size=STEP)
     build().fit(x, y, verbose=0, callbacks=[measured])
-    for what in ("cosines", "affinity"):
-        table = measured.mean(what)
-        assert np.isnan(table[1]).all()
-        assert np.isnan(table[:, 1]).all()
-        assert np.isfinite(table[np.ix_([0, 2], [0, 2])]).all()
+    for table in ("cosines", "affinity"):
+        values = measured.mean(table)
+        assert np.isnan(values[1]).all()
+        assert np.isnan(values[:, 1]).all()
+        assert np.isfinite(values[np.ix_([0, 2], [0, 2])]).all()
     assert measured.history[0]["affinity"][1][0] is None
 
 

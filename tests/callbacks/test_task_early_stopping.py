@@ -84,10 +84,10 @@ def test_a_stopped_task_moves_nothing_any_more(balancing):
     head = other.get_layer("a").get_weights()
     absent = {"a": np.zeros(8, "float32"), "b": np.ones(8, "float32")}
     fit(other, 4, initial_epoch=2, sample_weight=absent)
-    for found, expected in zip(model.get_weights(), other.get_weights(), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-    for found, expected in zip(model.get_layer("a").get_weights(), head, strict=True):
-        np.testing.assert_array_equal(found, expected)
+    for actual, expected in zip(model.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+    for actual, expected in zip(model.get_layer("a").get_weights(), head, strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 def test_tasks_not_watched_neither_stop_nor_hold_up():

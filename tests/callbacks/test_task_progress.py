@@ -1,4 +1,4 @@
-"""The table of a training: what it shows, where, and of which tasks."""
+"""The progress table of a training: its rows, columns and output."""
 
 from __future__ import annotations
 

@@ -46,23 +46,23 @@ def ok(result):
 
 def test_from_a_study_to_a_checked_export_and_again(run, tmp_path):
     (tmp_path / "small.toml").write_text(STUDY)
-    said = ok(run("tune small.toml"))
-    assert "trial 1 (2/2)" in said
-    assert "mtl-keras train --from-study runs/study-small" in said
+    output = ok(run("tune small.toml"))
+    assert "trial 1 (2/2)" in output
+    assert "mtl-keras train --from-study runs/study-small" in output
     assert "nothing left to run" in ok(run("tune small.toml"))
     again = ok(run("tune small.toml --workers 2"))  # which have nothing to do
     assert "nothing left to run" in again
-    said = ok(run("tune small.toml --from-trial 1 --run runs/other"))
-    assert "Training trial 1 in full" in said
+    output = ok(run("tune small.toml --from-trial 1 --run runs/other"))
+    assert "Training trial 1 in full" in output
     assert (tmp_path / "runs/other/model.keras").is_file()
     best = json.loads((tmp_path / "runs/study-small/trials/0.json").read_text())
     other = json.loads((tmp_path / "runs/study-small/trials/1.json").read_text())
     best = max(best, other, key=lambda record: record["score"])
 
     train = "train --from-study runs/study-small --epochs 3 --out runs/best --reuse"
-    said = ok(run(train))
-    assert f"trial {best['trial']}" in said
-    assert "3/3" in said
+    output = ok(run(train))
+    assert f"trial {best['trial']}" in output
+    assert "3/3" in output
     config = json.loads((tmp_path / "runs/best/config.json").read_text())
     assert config["width"] == best["config"]["width"]
     assert (config["epochs"], config["limit"]) == (3, None)
@@ -73,16 +73,16 @@ def test_from_a_study_to_a_checked_export_and_again(run, tmp_path):
     assert again["level"]["mae"] == pytest.approx(metrics["level"]["mae"], rel=1e-5)
     assert f"{metrics['level']['mae']:.4f}" in ok(run("evaluate runs/best"))
 
-    said = ok(run("export runs/best --to served --check"))
-    assert "served/1" in said
-    assert "Every answer is that of the Keras model" in said
+    output = ok(run("export runs/best --to served --check"))
+    assert "served/1" in output
+    assert "Every answer is that of the Keras model" in output
     assert "reused" in ok(run("export runs/best --to served --check --reuse"))
     assert "served/2" in ok(run("export runs/best --to served"))
     assert "served/2" in ok(run("serve-check served --seconds 0"))
 
-    said = ok(run("export runs/best --to served --weights int8 --tasks way --reuse"))
-    assert "served/3" in said
-    (line,) = [line for line in said.splitlines() if "mae" in line]
+    output = ok(run("export runs/best --to served --weights int8 --tasks way --reuse"))
+    assert "served/3" in output
+    (line,) = [line for line in output.splitlines() if "mae" in line]
     before, after, change = map(float, line.split()[2:])
     assert before == pytest.approx(metrics["level"]["mae"], abs=1e-4)
     assert change == pytest.approx(after - before, abs=2e-4)
@@ -95,8 +95,8 @@ def test_runs_of_one_task_are_served_together_and_checked(run, tmp_path):
     for task in ("way", "bright"):
         ok(run(f"train tiny --epochs 1 --tasks {task} --out runs/{task}"))
     ok(run("export runs/way runs/bright --to both"))
-    said = ok(run("serve-check both/1 --seconds 0"))
-    assert all(f"\n{task} " in said for task in ("serving_default", "way", "bright"))
+    output = ok(run("serve-check both/1 --seconds 0"))
+    assert all(f"\n{task} " in output for task in ("serving_default", "way", "bright"))
     result = run("export runs/way runs/way --to twice")
     assert result.exit_code == 2
     assert "Received twice: 'way'" in result.stderr
@@ -112,14 +112,14 @@ def test_runs_of_one_task_are_served_together_and_checked(run, tmp_path):
 
 
 def test_train_takes_options_and_numbers_its_runs(run, tmp_path):
-    said = ok(
+    output = ok(
         run(
             "train tiny --epochs 1 --tasks way,level --seed 4 --balancing "
             "'dwa(temperature=1) + mgda' --sharing 'mmoe(num_experts=2)' --patience 3"
         )
     )
-    assert "mmoe(num_experts=2) sharing, dwa(temperature=1) + mgda balancing" in said
-    assert "Wrote runs/tiny-1" in said
+    assert "mmoe(num_experts=2) sharing, dwa(temperature=1) + mgda balancing" in output
+    assert "Wrote runs/tiny-1" in output
     assert "Wrote runs/tiny-2" in ok(run("train tiny --epochs 1 --sharing mmoe"))
     config = json.loads((tmp_path / "runs/tiny-1/config.json").read_text())
     assert config["tasks"] == ["way", "level"]
@@ -129,7 +129,7 @@ def test_train_takes_options_and_numbers_its_runs(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("line", "message"),
     [
         ("train tinny", "Did you mean 'tiny'"),
         ("train", "Expected an application"),
@@ -178,7 +178,7 @@ def test_train_takes_options_and_numbers_its_runs(run, tmp_path):
         ("--verison", "--verison"),
     ],
 )
-def test_wrong_input_is_one_line_and_code_2(run, tmp_path, monkeypatch, line, words):
+def test_wrong_input_is_one_line_and_code_2(run, tmp_path, monkeypatch, line, message):
     monkeypatch.setattr(keras.Model, "fit", lambda *a, **k: pytest.fail("trained"))
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").write_text("kept")
@@ -187,29 +187,29 @@ def test_wrong_input_is_one_line_and_code_2(run, tmp_path, monkeypatch, line, wo
     before = sorted(tmp_path.rglob("*"))
     result = run(line)
     assert result.exit_code == 2, result.stderr
-    assert words in result.stderr
+    assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert result.stdout == ""
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_compare_says_how_it_goes_and_what_came_out(run, tmp_path):
+def test_compare_reports_progress_and_results(run, tmp_path):
     line = "compare tiny --tasks way,level --seeds 1"
     line += " --balancing 'equal, dwa(temperature=1)+pcgrad'"
     line += " --epochs 1 --limit 32 --out both"
-    said = ok(run(line))
-    assert "4/4  dwa(temperature=1) + pcgrad, seed 0: Δm" in said
-    assert "Wrote both: report.html" in said
+    output = ok(run(line))
+    assert "4/4  dwa(temperature=1) + pcgrad, seed 0: Δm" in output
+    assert "Wrote both: report.html" in output
     (path,) = (tmp_path / "both/cells").glob("hard-dwa*pcgrad-seed0-*/record.json")
     record = json.loads(path.read_text())
     name = "dwa(temperature=1) + pcgrad "
-    (row,) = [line for line in said.splitlines() if line.startswith(name)]
+    (row,) = [line for line in output.splitlines() if line.startswith(name)]
     assert f"{record['result']['test']['level']['mae']:.4f}" in row
     assert "Reused: 4 finished; none to go" in ok(run(line))
 
 
 @pytest.mark.parametrize("failing", ["all", "some"])
-def test_exit_code_1_tells_of_failed_trainings(run, monkeypatch, failing):
+def test_exit_code_1_reports_failed_trainings(run, monkeypatch, failing):
     fit = keras.Model.fit
 
     def failing_fit(self, *args, **kwargs):
@@ -225,7 +225,7 @@ def test_exit_code_1_tells_of_failed_trainings(run, monkeypatch, failing):
     assert "Wrote both: report.html" in result.stdout
 
 
-def test_exit_code_1_tells_of_a_study_in_which_no_trial_finished(
+def test_exit_code_1_reports_a_study_without_a_finished_trial(
     run, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(keras.Model, "fit", lambda *args, **kwargs: 1 / 0)
@@ -273,16 +273,16 @@ def test_an_interruption_is_one_line_and_leaves_nothing(run, tmp_path, monkeypat
 
 def test_datasets_are_listed(run, tmp_path, monkeypatch):
     monkeypatch.setenv("MTL_KERAS_DATA_DIR", str(tmp_path))
-    said = ok(run("datasets list"))
-    assert all(name in said for name in data.names())
+    output = ok(run("datasets list"))
+    assert all(name in output for name in data.names())
 
 
-def test_doctor_tells_versions_and_devices(run):
-    said = ok(run("doctor"))
-    assert keras.__version__ in said
-    assert "CPU" in said
-    assert "balancing ops" in said
-    assert "a trial's precision" in said
+def test_doctor_reports_versions_and_devices(run):
+    output = ok(run("doctor"))
+    assert keras.__version__ in output
+    assert "CPU" in output
+    assert "balancing ops" in output
+    assert "a trial's precision" in output
 
 
 def command(*arguments, **environment):
@@ -322,8 +322,8 @@ def test_a_shell_completes_commands_and_options(typed, offered):
         app, ["--show-completion", "bash"], prog_name="mtl-keras"
     )
     assert "complete -o default -F _mtl_keras_completion mtl-keras" in script.stdout
-    words = {"COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
-    completing = {"_MTL_KERAS_COMPLETE": "complete_bash", **words}
+    typed_words = {"COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    completing = {"_MTL_KERAS_COMPLETE": "complete_bash", **typed_words}
     code = (
         "import sys; sys.argv = ['mtl-keras']; import mtl_keras_cli, atexit; "
         "atexit.register(lambda: print('tensorflow' in sys.modules, file=sys.stderr)); "
@@ -352,7 +352,7 @@ def test_data_that_cannot_be_had_names_the_command_that_prepares_it(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_goes_wrong_while_tensorflow_is_loaded_is_still_said():
+def test_errors_while_tensorflow_is_loaded_are_still_printed():
     code = (
         "import os, sys; from mtl_keras_cli import tensorflow; "
         "manager = tensorflow._filtered_stderr(); manager.__enter__(); "

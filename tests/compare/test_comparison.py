@@ -411,3 +411,55 @@ def test_cells_run_in_processes_of_their_own(tmp_path):
     # Four cells, of which one was run again.
     assert len({worker._process.pid for worker in started}) == 5
     assert summary["methods"]["pcgrad"]["peak_memory_mb"]["mean"] > 100
+
+
+def test_without_single_tasks_the_first_method_is_the_reference(
+    tiny, inline, eagerly, tmp_path, trainings, monkeypatch
+):
+    # Many tasks are shown together.
+    monkeypatch.setattr("mtl_keras.compare.summary.MANY_TASKS", 1)
+    out = tmp_path / "out"
+    one = comparison(single_tasks=False, seeds=1, pairs=False)
+    summary = run_comparison(one, out)
+    assert len(trainings) == 2
+    equal, pcgrad = (records(out)[f"hard-{m}-seed0"] for m in ("equal", "pcgrad"))
+    gains = {
+        task: 100 * sign * (main(pcgrad)[task] / main(equal)[task] - 1)
+        for task, sign in (("way", 1), ("level", -1))
+    }
+    methods = summary["methods"]
+    assert methods["pcgrad"]["delta_m"]["mean"] == pytest.approx(
+        np.mean(list(gains.values()))
+    )
+    assert methods["equal"]["delta_m"]["values"] == [0.0]
+    # Its epoch is the best by the same measure, on validation.
+    base, history = equal["validation"], pcgrad["history"]
+    deltas = [
+        np.mean([(way / base["way"] - 1), (1 - level / base["level"])])
+        for way, level in zip(
+            history["val_way_accuracy"], history["val_level_mae"], strict=True
+        )
+    ]
+    assert pcgrad["epoch"] == 1 + int(np.argmax(deltas))
+    assert summary["single"] == {}
+    assert "against_single" not in summary["tests"]
+    page = (out / "report.html").read_text()
+    assert "gain over equal, %" in page
+    assert "single tasks" not in page
+    with (out / "summary.csv").open() as file:
+        assert [row["method"] for row in csv.DictReader(file)] == ["equal", "pcgrad"]
+    # Against another reference, or against single tasks, another epoch may be best.
+    names = [
+        {c.name for c in c.validate().cells()}
+        for c in (
+            one,
+            comparison(
+                single_tasks=False, seeds=1, pairs=False, balancing=("pcgrad", "equal")
+            ),
+            comparison(seeds=1, pairs=False),
+        )
+    ]
+    assert not names[0] & names[1]
+    assert not names[0] & names[2]
+    with pytest.raises(InputError, match="single_tasks=True with pairs=True"):
+        comparison(single_tasks=False).validate()

@@ -1,4 +1,4 @@
-"""Mixing: what is drawn how often, in which order, and what is filled."""
+"""Mixing: numbers and order of draws, and fillers."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ ALL = [
 
 @pytest.mark.parametrize("homogeneous", [False, True])
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_by_size_every_sample_is_there_once(homogeneous, shuffle):
+def test_by_size_every_sample_occurs_once(homogeneous, shuffle):
     mixture = mixed(homogeneous=homogeneous, shuffle=shuffle)
     for epoch in (0, 3):
         batches = read(mixture.epoch(epoch))
@@ -107,7 +107,7 @@ def test_the_longest_is_given_in_full_and_the_others_evenly_again(config):
 
 
 @pytest.mark.parametrize("config", ALL[2:4])
-def test_the_shortest_ends_it_and_epochs_go_on_where_the_last_one_stopped(config):
+def test_the_shortest_ends_it_and_epochs_resume_where_the_last_one_stopped(config):
     mixture = mixed(**config, ends="shortest")
     assert all(max(counts) == 1 for counts in drawn(read(mixture.epoch(0))).values())
     passes = [read(mixture.epoch(number)) for number in range(12)]
@@ -136,7 +136,7 @@ def test_the_seed_alone_gives_the_order(config):
 
 
 @pytest.mark.parametrize("config", ALL[1:5])
-def test_it_goes_on_in_mid_epoch_where_it_stopped(config):
+def test_it_resumes_within_an_epoch(config):
     whole = numbers(read(mixed(**config).epoch(1)))
     for step in (1, len(whole) // 2, len(whole) - 1):
         rest = mixed(**config).epoch(1, step)
@@ -167,10 +167,10 @@ def test_temperature_is_the_power_of_the_papers():
 
 
 def test_shapes_of_unknown_length_are_padded():
-    words = tf.data.Dataset.from_tensor_slices(
+    ragged = tf.data.Dataset.from_tensor_slices(
         ({"words": tf.ragged.constant([[1], [2, 3], [4]])}, {"a": [1, 2, 3]})
     ).map(lambda x, y: ({"words": x["words"] + 0}, y))
-    sources = {"a": words, "b": source("b")}
+    sources = {"a": ragged, "b": source("b")}
     for inputs, _, weights in read(mix(sources, batch_size=3, shuffle=False).epoch(0)):
         lengths = (inputs["words"] != 0).sum(axis=1)
         assert ((lengths > 0) == (weights["a"] == 1)).all()
@@ -253,7 +253,7 @@ EMPTY = tf.data.Dataset.from_tensor_slices(
         (None, {"batch_size": 0}, "`batch_size`"),
     ],
 )
-def test_what_cannot_be_mixed_is_one_clear_line(sources, config, message):
+def test_sources_that_cannot_be_mixed_are_one_clear_line(sources, config, message):
     if sources is None:
         sources = {name: source(name) for name in SIZES}
     with pytest.raises(InputError, match=message) as error:

@@ -16,7 +16,7 @@ def test_tasks_have_unit_length_and_the_cosine_asked_for(correlation):
     np.testing.assert_allclose(tasks @ tasks.T, expected, atol=1e-12)
 
 
-def test_noise_is_what_the_formula_leaves():
+def test_noise_is_the_residual_of_the_formula():
     rng = np.random.default_rng(0)
     tasks = mmoe_synthetic.draw_tasks(0.5, rng)
     x, y = mmoe_synthetic.draw_samples(tasks, 4000, rng)

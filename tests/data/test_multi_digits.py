@@ -1,4 +1,4 @@
-"""The scenes, checked against what their pixels alone say."""
+"""The scenes, checked against their pixels alone."""
 
 from __future__ import annotations
 

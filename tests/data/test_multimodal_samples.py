@@ -1,4 +1,4 @@
-"""Multimodal samples: what they hold, and that labels and contents agree."""
+"""Multimodal samples: their contents, and that labels agree with them."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def test_voices_have_their_pitch():
     for voice in speech.VOICES:
         periods = []
         for take in range(5):
-            said = speech.say(1, voice, np.random.default_rng(take)).astype(float)
-            middle = said[len(said) // 2 - 400 : len(said) // 2 + 400]
+            waveform = speech.say(1, voice, np.random.default_rng(take)).astype(float)
+            middle = waveform[len(waveform) // 2 - 400 : len(waveform) // 2 + 400]
             correlation = np.correlate(middle, middle, "full")[len(middle) - 1 :]
             low, high = (int(8_000 / (voice.pitch * f)) for f in (1.4, 0.7))
             periods.append(low + np.argmax(correlation[low:high]))

@@ -235,7 +235,7 @@ def test_streamed_samples_are_those_from_memory(tmp_path, monkeypatch):
     assert str(other) != str(orders[0])
 
 
-def test_labels_are_the_tables_and_weights_0_where_there_is_none():
+def test_labels_are_those_of_the_table_with_weight_0_where_missing():
     table = frame(60)
     data = mtl_keras.data.from_dataframe(table, tasks=TASKS, batch_size=60)
     inputs, y, weights = next(iter(data.train))
@@ -302,13 +302,13 @@ def test_names_that_layers_cannot_have_become_others_each_its_own():
     assert len(set(lower)) == len(titles)
     assert all(name.isascii() and ".." not in name for name in lower)
     assert "experts" not in lower
-    # What layers of tasks are called, and what they only resemble.
+    # Names of layers of tasks, and names that only resemble them.
     columns = ["y_hidden", "y_stitch_0", "shared_gate", "growth_stage", "y_label_2"]
     mapped = names.layer_names(columns, ["y"])
     assert [title for title in columns if mapped[title] == title] == columns[3:]
 
 
-def test_what_looks_wrong_is_told(folder):
+def test_suspicious_columns_are_warned_of(folder):
     table = frame()
     table["constant"] = 3
     table["id"] = [f"id{i}" for i in range(ROWS)]
@@ -443,7 +443,7 @@ def test_errors_of_a_data_file_name_the_key(tmp_path, values, message):
     assert str(caught.value).startswith(str(tmp_path / "t.toml"))
 
 
-def test_values_of_other_types_are_what_csv_would_hold():
+def test_values_of_other_types_equal_those_of_csv():
     table = pd.DataFrame(
         {
             "date": pd.to_datetime(["1970-01-03 00:00", None, "1970-01-01 12:00"]),

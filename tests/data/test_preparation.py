@@ -1,4 +1,4 @@
-"""Preparing and loading by name: the ways it goes and the ways it fails."""
+"""Preparing and loading data sets by name, and their errors."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_names_and_info(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "cls"), generated.BUILDERS.items())
-def test_the_names_of_what_is_generated_are_those_of_its_builder(name, cls):
+def test_names_of_generated_data_sets_are_those_of_their_builders(name, cls):
     builder = getattr(data, cls)
     assert builder.name == name
     names = {f"{name}/{config.name}" for config in builder.BUILDER_CONFIGS}
@@ -58,13 +58,13 @@ def test_the_names_of_what_is_generated_are_those_of_its_builder(name, cls):
     for config in builder.BUILDER_CONFIGS:
         description = catalog.find(f"{name}/{config.name}").description
         # Of multimodal, numbers of samples are by modality and not described.
-        for said in {"behaviour": ["samples"], "mmoe_synthetic": ["correlation"]}.get(
+        for field in {"behaviour": ["samples"], "mmoe_synthetic": ["correlation"]}.get(
             name, []
         ):
-            assert f"{getattr(config, said):,}" in description
+            assert f"{getattr(config, field):,}" in description
 
 
-def test_load_prepares_what_needs_no_files(
+def test_load_prepares_data_sets_that_need_no_files(
     tmp_path, few_scenes, no_network, capfd, monkeypatch
 ):
     monkeypatch.setenv("MTL_KERAS_DATA_DIR", str(tmp_path))
@@ -79,9 +79,9 @@ def test_load_prepares_what_needs_no_files(
     dataset = data.load("multi_digits", "train[:100]")
     assert len(dataset) == 100
     assert dataset.element_spec["image"].shape == (36, 36, 1)
-    said = capfd.readouterr()
-    assert set(said.out.splitlines()) == {"said meanwhile by another thread"}
-    assert set(said.err.splitlines()) == {"and on standard error"}
+    captured = capfd.readouterr()
+    assert set(captured.out.splitlines()) == {"said meanwhile by another thread"}
+    assert set(captured.err.splitlines()) == {"and on standard error"}
     info = data.info("multi_digits/digits")
     assert info.prepared
     assert tmp_path in info.path.parents

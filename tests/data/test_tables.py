@@ -27,7 +27,7 @@ def behaviour():
     return {name: np.concatenate([b[name] for b in blocks]) for name in blocks[0]}
 
 
-def test_behaviour_happens_as_often_as_its_probabilities_say(behaviour):
+def test_frequencies_of_behaviour_match_its_probabilities(behaviour):
     for event, probability in (
         ("click", "click_probability"),
         ("conversion_if_clicked", "conversion_probability"),
@@ -91,7 +91,7 @@ def small(tmp_path_factory):
     return folder
 
 
-def test_streaming_gives_what_tensorflow_datasets_gives(small):
+def test_streaming_equals_tensorflow_datasets(small):
     table = data.read_table("behaviour", "train", data_dir=small)
     dataset = data.load("behaviour/small", "train", data_dir=small)
     examples = next(iter(tfds.as_numpy(dataset.batch(1_000))))
@@ -136,7 +136,7 @@ def test_columns_come_back_from_metadata():
     assert columns.from_metadata(metadata) == described
 
 
-def test_ratings_know_only_what_came_before():
+def test_ratings_depend_on_earlier_ratings_only():
     rng = np.random.default_rng(0)
     count = 400
     table = {
@@ -151,11 +151,11 @@ def test_ratings_know_only_what_came_before():
         prior = table["rating"][earlier].mean() if earlier.any() else 0.0
         own = np.flatnonzero(earlier & (table["user_id"] == table["user_id"][row]))
         recent = own[-HISTORY:]
-        there = result["history_movies"][row] != ""
-        assert there[HISTORY - len(recent) :].all()
-        assert there.sum() == len(recent)
+        present = result["history_movies"][row] != ""
+        assert present[HISTORY - len(recent) :].all()
+        assert present.sum() == len(recent)
         expected = table["rating"][recent]
-        np.testing.assert_array_equal(result["history_ratings"][row][there], expected)
+        np.testing.assert_array_equal(result["history_ratings"][row][present], expected)
         assert result["user_count"][row] == len(own)
         same = earlier & (table["movie_id"] == table["movie_id"][row])
         mean = (table["rating"][same].sum() + 5 * prior) / (same.sum() + 5)

@@ -62,7 +62,7 @@ def test_sentences_keep_to_the_phrases_of_their_split():
                     assert thing in allowed[colour]
 
 
-def test_order_alone_tells_the_sentiment():
+def test_order_alone_determines_the_sentiment():
     verdicts = draw("train", "verdict")
     assert 0.4 < np.mean([verdict.label for verdict in verdicts]) < 0.6
     for text, label in verdicts:
@@ -89,7 +89,7 @@ def test_stories_answer_their_question_once():
         assert context[start : start + len(answer)] == answer
         facts = [fact.split() for fact in context.removesuffix(" .").split(" . ")]
         words = question.split()
-        found = []
+        answers = []
         for giver, verb, *thing, _, taker in facts:
             present = grammar.VERBS[verb]
             for asked, right in (
@@ -98,8 +98,8 @@ def test_stories_answer_their_question_once():
                 (["what", "did", giver, present, "to", taker, "?"], thing),
             ):
                 if words == asked:
-                    found.append(" ".join(right))
-        assert found == [answer]
+                    answers.append(" ".join(right))
+        assert answers == [answer]
 
 
 def test_translations_follow_the_rules():
@@ -187,8 +187,8 @@ def test_a_packed_file_is_unpacked(tmp_path, monkeypatch):
         variant = Variant(f"{name}.small.xz", checksum, "")
         monkeypatch.setitem(variants.VARIANTS, name, variant)
     data.prepare("squad/v1.1", downloads=tmp_path, data_dir=tmp_path / "data")
-    found = data.info("squad/v1.1", tmp_path / "data").splits
-    assert found == {"train": 1, "validation": 1}
+    splits = data.info("squad/v1.1", tmp_path / "data").splits
+    assert splits == {"train": 1, "validation": 1}
 
 
 def test_captions_are_paired_line_by_line(tmp_path, monkeypatch):

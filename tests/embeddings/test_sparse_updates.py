@@ -93,7 +93,7 @@ def test_options_that_touch_whole_tables_are_refused():
         LazyAdam(global_clipnorm=1.0)
 
 
-def test_a_model_with_it_goes_on_where_it_was_saved(tmp_path):
+def test_a_saved_model_with_it_resumes(tmp_path):
     """Moments and step count come back with the file, so that training agrees."""
     model = keras.Sequential(
         [keras.Input((2,), dtype="int32"), keras.layers.Embedding(ROWS, WIDTH)]
@@ -127,10 +127,10 @@ def test_lookup_is_keras_own_with_a_sparse_gradient():
 
 def all_operations(graph):
     """Those of a graph and of the functions that it calls, as branches are."""
-    found = list(graph.get_operations())
+    operations = list(graph.get_operations())
     for function in graph._functions.values():
-        found += all_operations(function.graph)
-    return found
+        operations += all_operations(function.graph)
+    return operations
 
 
 @pytest.mark.parametrize("balancing", ["pcgrad", "upgrad"])

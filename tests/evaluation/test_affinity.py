@@ -52,16 +52,16 @@ def mean_gain(affinity, split):
 @settings(max_examples=60, deadline=None)
 def test_groups_are_the_best_of_all_splits(count, most, seed):
     affinity = np.random.default_rng(seed).normal(size=(count, count))
-    found = suggest_groups(affinity, range(count), max_groups=most)
+    grouping = suggest_groups(affinity, range(count), max_groups=most)
     best = max(
         mean_gain(affinity, s) for s in splits(list(range(count))) if len(s) <= most
     )
-    assert found.score == pytest.approx(best, abs=1e-12)
-    assert mean_gain(affinity, found.groups) == pytest.approx(best, abs=1e-12)
-    assert sorted(task for group in found.groups for task in group) == list(
+    assert grouping.score == pytest.approx(best, abs=1e-12)
+    assert mean_gain(affinity, grouping.groups) == pytest.approx(best, abs=1e-12)
+    assert sorted(task for group in grouping.groups for task in group) == list(
         range(count)
     )
-    assert len(found.groups) <= most
+    assert len(grouping.groups) <= most
 
 
 def test_groups_of_two_camps_and_their_limits():

@@ -1,4 +1,4 @@
-"""Pictures and columns of what tasks share, against models known by hand."""
+"""Figures and columns of shared layers, against models known by hand."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_the_summary_has_a_column_of_tasks(monkeypatch):
     assert ranged["head_a"] == "a"
 
 
-def test_what_is_not_the_column_is_keras_own(monkeypatch):
+def test_the_summary_apart_from_the_column_is_keras_own(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     model = build()
     text: list[str] = []

@@ -24,7 +24,7 @@ POINTS = arrays(
 
 @given(POINTS)
 @settings(max_examples=50, deadline=None)
-def test_front_is_what_the_definition_says(points):
+def test_front_is_that_of_the_definition(points):
     front = pareto_front(points, ["max", "min"])
     for index, (gain, cost) in enumerate(points):
         dominated = any(
@@ -88,20 +88,20 @@ def test_delta_m_by_hand():
     ],
 )
 def test_better_than_a_baseline_below_0_is_a_gain(value, baseline, direction, expected):
-    found = delta_m({"a": value}, {"a": baseline}, {"a": direction})
-    assert found == pytest.approx(expected)
+    gain = delta_m({"a": value}, {"a": baseline}, {"a": direction})
+    assert gain == pytest.approx(expected)
     # The same gain, measured from 0 upwards.
     size = abs(baseline)
     shifted = delta_m({"a": value - baseline + size}, {"a": size}, {"a": direction})
-    assert found == pytest.approx(shifted)
+    assert gain == pytest.approx(shifted)
 
 
 @pytest.mark.parametrize("zero", [0, 0.0, -0.0, 1e-8, -1e-300, np.nan, np.inf, None])
 def test_tasks_without_a_relative_gain_are_excluded_with_a_warning(zero):
     directions = {"a": "max", "b": "max"}
     with pytest.warns(UserWarning, match=rf"excludes .*: b \({zero}\)\."):
-        found = delta_m({"a": 0.9, "b": 0.5}, {"a": 0.6, "b": zero}, directions)
-    assert found == pytest.approx(50.0)
+        gain = delta_m({"a": 0.9, "b": 0.5}, {"a": 0.6, "b": zero}, directions)
+    assert gain == pytest.approx(50.0)
     with pytest.raises(InputError, match="other than 0"):
         delta_m({"b": 0.5}, {"b": zero}, directions)
     pairs = {("a", "b"): {"a": 0.9, "b": 0.5}}

@@ -51,15 +51,15 @@ def test_paired_t_test_is_that_of_scipy():
     rng = np.random.default_rng(0)
     reference = rng.normal(size=5)
     values = {name: rng.normal(size=5) + 0.5 for name in "abc"}
-    found = paired_tests(values, reference)
+    results = paired_tests(values, reference)
     for name, sample in values.items():
         expected = stats.ttest_rel(sample, reference)
-        assert found[name].p == pytest.approx(expected.pvalue)
-        assert found[name].difference == pytest.approx(np.mean(sample - reference))
+        assert results[name].p == pytest.approx(expected.pvalue)
+        assert results[name].difference == pytest.approx(np.mean(sample - reference))
         interval = expected.confidence_interval()
-        assert (found[name].low, found[name].high) == pytest.approx(tuple(interval))
-    assert [f.p_corrected for f in found.values()] == holm(
-        [f.p for f in found.values()]
+        assert (results[name].low, results[name].high) == pytest.approx(tuple(interval))
+    assert [f.p_corrected for f in results.values()] == holm(
+        [f.p for f in results.values()]
     )
     against_zero = paired_tests({"a": values["a"]}, 0.0)["a"]
     assert against_zero.p == pytest.approx(stats.ttest_1samp(values["a"], 0).pvalue)
@@ -73,10 +73,10 @@ def test_wilcoxon_is_the_share_of_signs_that_are_as_extreme(differences):
     observed = abs(np.sum(ranks * np.sign(differences)))
     signs = itertools.product((-1, 1), repeat=len(differences))
     sums = np.array([abs(np.dot(ranks, s)) for s in signs])
-    found = paired_tests({"a": differences}, 0.0, test="wilcoxon")["a"]
-    assert found.p == pytest.approx(np.mean(sums >= observed))
-    # What the docstring says of few seeds.
-    assert found.p >= 2 / 2 ** len(differences)
+    result = paired_tests({"a": differences}, 0.0, test="wilcoxon")["a"]
+    assert result.p == pytest.approx(np.mean(sums >= observed))
+    # The bound of the docstring for few seeds.
+    assert result.p >= 2 / 2 ** len(differences)
 
 
 def test_without_spread_or_seeds_nothing_is_invented():
@@ -104,12 +104,12 @@ def test_differences_that_are_equal_up_to_round_off_have_no_variance(seeds):
     rng = np.random.default_rng(seeds)
     reference = rng.uniform(0.5, 0.9, seeds).astype("float32")
     shifted = (reference + np.float32(0.05)).astype("float64")
-    found = paired_tests({"shifted": shifted, "same": reference}, reference)
-    assert math.isnan(found["shifted"].p)
-    assert found["same"].p == 1.0
+    results = paired_tests({"shifted": shifted, "same": reference}, reference)
+    assert math.isnan(results["shifted"].p)
+    assert results["same"].p == 1.0
     # Signs need no variance: all seeds on one side are 2 of the 2ⁿ ways.
-    found = paired_tests({"shifted": shifted}, reference, "wilcoxon")["shifted"]
-    assert found.p == pytest.approx(2 / 2**seeds)
+    results = paired_tests({"shifted": shifted}, reference, "wilcoxon")["shifted"]
+    assert results.p == pytest.approx(2 / 2**seeds)
     # A difference that varies by more than that is tested as ever.
     varied = shifted + rng.normal(0, 1e-3, seeds)
     expected = stats.ttest_rel(varied, reference.astype("float64")).pvalue
@@ -125,7 +125,7 @@ def test_holm_by_hand():
     assert math.isnan(corrected[1])
 
 
-def test_detectable_difference_is_found_as_often_as_said():
+def test_detectable_difference_is_found_with_the_stated_power():
     effect = detectable_difference(seeds=3, comparisons=7)
     draws = np.random.default_rng(0).normal(effect, 1.0, (20_000, 3))
     p = stats.ttest_1samp(draws, 0.0, axis=1).pvalue

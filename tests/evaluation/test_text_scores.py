@@ -36,11 +36,14 @@ def test_the_best_reference_counts():
 
 
 def test_bleu_is_that_of_sacrebleu():
-    found = ["Ein Mann geht .", "Zwei Hunde spielen im Schnee."]
-    wanted = ["Ein Mann geht.", "Zwei Hunde rennen im Schnee."]
+    predictions = ["Ein Mann geht .", "Zwei Hunde spielen im Schnee."]
+    references = ["Ein Mann geht.", "Zwei Hunde rennen im Schnee."]
     metric = sacrebleu.metrics.BLEU()
-    assert bleu(found, wanted) == metric.corpus_score(found, [wanted]).score
-    assert bleu(wanted, wanted) == pytest.approx(100)
+    assert (
+        bleu(predictions, references)
+        == metric.corpus_score(predictions, [references]).score
+    )
+    assert bleu(references, references) == pytest.approx(100)
 
 
 def test_numbers_of_texts_have_to_agree():

@@ -1,4 +1,4 @@
-"""Ways to fuse: what they may and may not depend on."""
+"""Fusions: the inputs that they may and may not depend on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def masks(*rows):
 
 
 def everything():
-    """All ways for 3 modalities to be there or not, but for none."""
+    """All presence masks of 3 modalities, but for that without any."""
     return masks(*(tuple(map(int, f"{n:03b}")) for n in range(1, 8)))
 
 
@@ -39,8 +39,8 @@ def test_absent_features_do_not_matter(layer):
     present = everything()
     x, other = features(1), features(2)
     mixed = [
-        np.where(there[:, None], a, np.nan * b)
-        for a, b, there in zip(x, other, present, strict=True)
+        np.where(mask[:, None], a, np.nan * b)
+        for a, b, mask in zip(x, other, present, strict=True)
     ]
     np.testing.assert_array_equal(layer(mixed, present), layer(x, present))
 
@@ -55,13 +55,13 @@ def test_each_present_modality_matters(layer):
         assert np.all(np.any(layer(changed, present) != base, axis=1))
 
 
-def test_absence_is_told_from_zero_features(layer):
+def test_absence_differs_from_zero_features(layer):
     if layer.method == "gated":
         pytest.skip("gates say how much of a modality counts, not whether it is there")
     x = features(1)
     x[0] = np.zeros_like(x[0])
-    there, gone = masks(*[(1, 1, 1)] * 7), masks(*[(0, 1, 1)] * 7)
-    assert np.all(np.any(np.array(layer(x, there)) != layer(x, gone), axis=1))
+    present, absent = masks(*[(1, 1, 1)] * 7), masks(*[(0, 1, 1)] * 7)
+    assert np.all(np.any(np.array(layer(x, present)) != layer(x, absent), axis=1))
 
 
 def test_nothing_present_is_finite(layer):
@@ -99,8 +99,8 @@ def test_content_of_other_types():
     has_content = fusion.HasContent()
     values = np.array([[0, 0], [0, 3], [-1, 0]])
     for dtype in ("uint8", "int32", "float32"):
-        found = has_content(keras.ops.convert_to_tensor(values.astype(dtype)))
-        np.testing.assert_array_equal(found, [False, True, True])
+        mask = has_content(keras.ops.convert_to_tensor(values.astype(dtype)))
+        np.testing.assert_array_equal(mask, [False, True, True])
     # Too small to survive in half precision.
     assert has_content(np.array([[1e-12]], "float32")).numpy().all()
 

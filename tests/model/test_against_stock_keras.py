@@ -159,13 +159,9 @@ def test_a_step_is_traced_once(balancing):
     traced = []
 
     class Counting(mtl_keras.MultiTaskModel):
-        def train_step(self, data):
-            traced.append("train")
-            return super().train_step(data)
-
-        def test_step(self, data):
-            traced.append("test")
-            return super().test_step(data)
+        def compute_metrics(self, *args, **kwargs):
+            traced.append(len(traced))
+            return super().compute_metrics(*args, **kwargs)
 
     inputs = keras.Input((3,))
     hidden = keras.layers.Dense(4, "relu")(inputs)
@@ -174,7 +170,21 @@ def test_a_step_is_traced_once(balancing):
     model.compile("adam", "mse", metrics={"a": ["mae"]}, balancing=balancing)
     x, y = np.ones((8, 3)), {task: np.ones((8, 1)) for task in "ab"}
     model.fit(x, y, batch_size=4, epochs=2, validation_data=(x, y), verbose=0)
-    assert traced == ["train", "test"]
+    assert len(traced) == 2  # The training step, and that of the validation.
+
+
+def test_a_step_of_a_subclass_may_rearrange_labels():
+    class Packed(mtl_keras.MultiTaskModel):
+        def train_step(self, data):
+            x, y = data
+            return super().train_step((x, {"a": y[:, :1], "b": y[:, 1:]}))
+
+    inputs = keras.Input((3,))
+    outputs = {task: keras.layers.Dense(1, name=task)(inputs) for task in "ab"}
+    model = Packed(inputs, outputs)
+    model.compile("sgd", "mse", metrics={"a": ["mae"]})
+    logs = model.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0).history
+    assert {"a_loss", "b_loss", "a_mae"} <= set(logs)
 
 
 def test_predict_and_train_on_batch_are_stock_keras():
@@ -215,12 +225,12 @@ def test_several_losses_and_losses_not_reduced_are_stock_keras(loss, loss_weight
         keras.utils.set_random_seed(3)
         # Keras cannot add a scalar to losses that are not reduced.
         model = cls(*network(regularizer=None))
-        given = loss
+        losses = loss
         if cls is keras.Model and isinstance(loss, list):  # of a dict it takes none
-            given = dict(zip(("kind", "size"), loss, strict=True))
+            losses = dict(zip(("kind", "size"), loss, strict=True))
         model.compile(
             keras.optimizers.SGD(0.01),
-            loss=given,
+            loss=losses,
             loss_weights=loss_weights,
             run_eagerly=True,
         )
@@ -442,7 +452,7 @@ def classifier(cls=mtl_keras.MultiTaskModel, tasks=None, run_eagerly=True, **arg
 def test_class_weights_by_output_are_sample_weights_to_the_bit(source, run_eagerly):
     x, y, class_weight, by_hand = labels_of_classes()
     outcomes = []
-    for weight, given in ((None, class_weight), (by_hand, None)):
+    for weight, by_class in ((None, class_weight), (by_hand, None)):
         model = classifier(balancing="pcgrad", run_eagerly=run_eagerly)
         arguments = {"x": x, "y": y, "sample_weight": weight, "batch_size": 64}
         if source == "dataset":
@@ -451,12 +461,12 @@ def test_class_weights_by_output_are_sample_weights_to_the_bit(source, run_eager
         logs = model.fit(
             **arguments,
             validation_data=(x, y),
-            class_weight=given,
+            class_weight=by_class,
             shuffle=False,
             verbose=0,
         ).history
         batch = model.train_on_batch(
-            x, y, sample_weight=weight, class_weight=given, return_dict=True
+            x, y, sample_weight=weight, class_weight=by_class, return_dict=True
         )
         # Without them the step is made anew.
         model.fit(x, y, shuffle=False, verbose=0)
@@ -469,13 +479,13 @@ def test_class_weights_of_one_output_are_those_of_stock_keras(task):
     x, y, class_weight, _ = labels_of_classes()
     class_weight["id"].pop(4)  # Keras divides by absent labels too.
     weights = []
-    for cls, given in (
+    for cls, by_class in (
         (keras.Model, class_weight[task]),
         (mtl_keras.MultiTaskModel, {task: class_weight[task]}),
     ):
         model = classifier(cls, [task])
         labels = y[task] if cls is keras.Model else {task: y[task]}
-        model.fit(x, labels, class_weight=given, shuffle=False, verbose=0)
+        model.fit(x, labels, class_weight=by_class, shuffle=False, verbose=0)
         weights.append(model.get_weights())
     for one, two in zip(*weights, strict=True):
         np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-7)

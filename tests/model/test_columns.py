@@ -9,6 +9,7 @@ import pytest
 import mtl_keras
 from mtl_keras import balancing
 from mtl_keras.errors import InputError
+from mtl_keras.model.column_metrics import with_column_metrics
 
 NAMES = ["t0", "t1", "t2", "t3"]
 LABELS = (np.random.default_rng(2).random((32, 4)) < 0.4).astype("float32")
@@ -107,11 +108,11 @@ def test_a_group_trains_as_outputs_of_their_own(case):
     method, options = CASES[case]
     models, histories = [], []
     for is_group in (True, False):
-        given = dict(options)
-        if "loss_weights" in given and not is_group:
-            given["loss_weights"] = dict.fromkeys(NAMES, 2.0)
+        arguments = dict(options)
+        if "loss_weights" in arguments and not is_group:
+            arguments["loss_weights"] = dict.fromkeys(NAMES, 2.0)
         eager = not is_group or case != "running"
-        model = compiled(build(is_group), method, run_eagerly=eager, **given)
+        model = compiled(build(is_group), method, run_eagerly=eager, **arguments)
         histories.append(model.fit(**batches(is_group), **FIT).history)
         models.append(model)
     for one, two in zip(*map(weights_of, models), strict=True):
@@ -131,20 +132,20 @@ def test_a_group_trains_as_outputs_of_their_own(case):
 
 def test_one_column_can_be_stopped_or_not_finite():
     model = compiled(build(True), "equal", on_nonfinite="skip_task", run_eagerly=True)
-    given = {key: value for key, value in batches(True).items() if key != "x"}
-    y = {**given["y"], "assay": given["y"]["assay"].copy()}
+    batch = {key: value for key, value in batches(True).items() if key != "x"}
+    y = {**batch["y"], "assay": batch["y"]["assay"].copy()}
     row = int(np.flatnonzero(LABELLED[:, 1])[0])
     y["assay"][row, 1] = np.nan
     model.stop_tasks(["t3"])
     before = model.get_layer("assay").get_weights()[0]
-    logs = model.train_on_batch(X, y, given["sample_weight"], return_dict=True)
+    logs = model.train_on_batch(X, y, batch["sample_weight"], return_dict=True)
     after = model.get_layer("assay").get_weights()[0]
     assert (before != after).any(axis=0).tolist() == [True, False, True, False]
     assert logs["assay_nonfinite"] == 0.25
     assert logs["skipped_steps"] == 0
 
 
-def test_a_saved_group_goes_on(tmp_path):
+def test_a_saved_group_resumes(tmp_path):
     method = balancing.FairGrad(solve="running")
     whole, first = (compiled(build(True), method, run_eagerly=True) for _ in range(2))
     fit = {**FIT, "epochs": 1}
@@ -157,6 +158,38 @@ def test_a_saved_group_goes_on(tmp_path):
     assert second.tasks == whole.tasks
     for one, two in zip(whole.get_weights(), second.get_weights(), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-7)
+
+
+def test_metrics_of_columns_are_those_of_each_alone():
+    rng = np.random.default_rng(5)
+    p = rng.random((60, 4)).astype("float32")
+    y = (rng.random((60, 4)) < p).astype("float32")
+    labelled = (rng.random((60, 4)) < 0.7).astype("float32")
+    labelled[:, 2] = 0.0  # a column without a label
+    makers = {
+        "rmse": keras.metrics.RootMeanSquaredError,
+        "mae": keras.metrics.MeanAbsoluteError,
+        "r2": keras.metrics.R2Score,
+        "roc": keras.metrics.AUC,
+        "pr": lambda **options: keras.metrics.AUC(curve="PR", **options),
+    }
+    given = {"assay": [make(name=name) for name, make in makers.items()]}
+    metrics = with_column_metrics(given, ["assay"], {"assay": NAMES})["assay"]
+    for metric in metrics:
+        for rows in (slice(0, 25), slice(25, 60)):
+            metric.update_state(y[rows], p[rows], labelled[rows])
+        expected = []
+        for column in (0, 1, 3):
+            alone = makers[metric.name]()
+            rows = labelled[:, column] > 0
+            alone.update_state(y[rows, column, None], p[rows, column, None])
+            expected.append(float(alone.result()))
+        values = metric.by_column().numpy()
+        assert np.isnan(values[2])
+        np.testing.assert_allclose(values[[0, 1, 3]], expected, rtol=1e-5)
+        np.testing.assert_allclose(metric.result(), np.mean(expected), rtol=1e-5)
+        metric.reset_state()
+        assert not np.isfinite(metric.by_column()).any()
 
 
 @pytest.mark.parametrize(
@@ -172,7 +205,7 @@ def test_columns_that_do_not_fit_are_refused(columns, message):
         build(True).compile("sgd", loss="mse", columns=columns)
 
 
-def test_what_groups_do_not_go_with_is_refused():
+def test_options_that_groups_do_not_support_are_refused():
     columns = {"assay": NAMES}
     model = build(True)
     with pytest.raises(InputError, match="gradients_of='shared'"):
@@ -183,7 +216,7 @@ def test_what_groups_do_not_go_with_is_refused():
             balancing=balancing.MGDA(gradients_of="representation"),
         )
     metrics = {"assay": [keras.metrics.Precision()]}
-    with pytest.raises(InputError, match="means over samples or AUC"):
+    with pytest.raises(InputError, match="means over samples, their square roots"):
         model.compile("sgd", loss="mse", columns=columns, metrics=metrics)
     model.compile("sgd", loss="categorical_crossentropy", columns=columns)
     with pytest.raises(InputError, match="mean over elements"):

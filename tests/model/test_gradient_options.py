@@ -1,4 +1,4 @@
-"""Where task gradients are taken, how often, and what is watched."""
+"""Options of task gradients: their place, `update_every` and monitors."""
 
 from __future__ import annotations
 

@@ -510,7 +510,7 @@ def test_no_filler_changes_anything(loss, head, dtype, fillers):
             np.testing.assert_array_equal(two, one)
 
 
-def test_a_usable_filler_is_what_the_loss_sees():
+def test_a_usable_filler_reaches_the_loss():
     seen = []
 
     def loss(y, p):
@@ -545,7 +545,7 @@ def test_labels_and_weights_that_cannot_be_name_the_task(
         assert "\n" not in str(raised.value)
 
 
-def test_what_xla_cannot_check_is_not_finite():
+def test_losses_that_xla_cannot_check_are_not_finite():
     loss = "sparse_categorical_crossentropy"
     model = heads(loss, dense(4, "softmax"), run_eagerly=False, jit_compile=True)
     for label, weight, fits in ((0, 0.5, True), (0, -0.5, False), (4, 0.5, False)):
@@ -703,10 +703,14 @@ def test_nan_is_a_sample_weight_of_zero(arguments, replicas, mirrored, tmp_path)
 
 def test_nan_is_absent_beside_sample_weights():
     x, y, filled, weights = with_nan()
-    given = {task: np.linspace(0.5, 1.5, len(x), dtype="float32") for task in y}
-    given["labels"] = given["labels"][:, None] * np.ones((1, 3), "float32")
-    fitted = given | {
-        task: weight.reshape(given[task].shape) * given[task]
+    sample_weights = {
+        task: np.linspace(0.5, 1.5, len(x), dtype="float32") for task in y
+    }
+    sample_weights["labels"] = sample_weights["labels"][:, None] * np.ones(
+        (1, 3), "float32"
+    )
+    fitted = sample_weights | {
+        task: weight.reshape(sample_weights[task].shape) * sample_weights[task]
         for task, weight in weights.items()
     }
     arguments = {"verbose": 0, "return_dict": True}
@@ -714,7 +718,10 @@ def test_nan_is_absent_beside_sample_weights():
         kinds(missing, run_eagerly=True).evaluate(
             x, labels, sample_weight=weight, **arguments
         )
-        for missing, labels, weight in (("nan", y, given), (None, filled, fitted))
+        for missing, labels, weight in (
+            ("nan", y, sample_weights),
+            (None, filled, fitted),
+        )
     ]
     np.testing.assert_equal(*results)
 

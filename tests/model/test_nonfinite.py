@@ -100,7 +100,7 @@ def test_an_error_names_task_step_and_batch(value, blamed, method, arguments):
     # Nothing of the failed step or those after it is in the weights.
     before = weights_before(build(method, statistics=False), x, y, batches=2)
     assert_equal_weights(before, model, rtol=1e-4, atol=1e-6)
-    # The model can go on.
+    # The model trains on.
     model.fit(x[:32], {task: label[:32] for task, label in y.items()}, **FIT)
 
 

@@ -1,4 +1,4 @@
-"""Stopping and resuming is the same as never having stopped."""
+"""A resumed training is the same as one that was never interrupted."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def assert_same(model, other):
 
 
 @pytest.mark.parametrize("balancing", METHODS, ids=str)
-def test_a_saved_model_goes_on_as_if_never_stopped(balancing, tmp_path):
+def test_a_saved_model_resumes_like_an_uninterrupted_training(balancing, tmp_path):
     x, y = data()
     whole = build(balancing)
     whole.fit(x, y, epochs=6, **FIT)
@@ -68,7 +68,7 @@ def test_a_saved_model_goes_on_as_if_never_stopped(balancing, tmp_path):
 
 
 @pytest.mark.parametrize("balancing", ["dwa", METHODS[2]], ids=str)
-def test_backup_and_restore_goes_on_as_if_never_stopped(balancing, tmp_path):
+def test_backup_and_restore_resume_like_an_uninterrupted_training(balancing, tmp_path):
     x, y = data()
     whole = build(balancing)
     whole.fit(x, y, epochs=4, **FIT)
@@ -159,7 +159,9 @@ def test_weights_files_pass_between_stock_keras_and_multi_task_models(tmp_path):
         np.testing.assert_array_equal(one, two)
 
 
-def test_what_keras_resolves_for_a_machine_is_not_saved(tmp_path, monkeypatch):
+def test_arguments_that_keras_resolves_for_a_machine_are_not_saved(
+    tmp_path, monkeypatch
+):
     model = build("dwa")
     monkeypatch.setattr(type(model), "_resolve_auto_jit_compile", lambda self: True)
     model.compile("sgd", "mse", auto_scale_loss=False)

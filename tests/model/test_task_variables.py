@@ -1,4 +1,4 @@
-"""Shared and task-specific variables, and what trains them."""
+"""Shared and task-specific variables, and their gradients."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def model_with_a_branch(**kwargs):
     return model
 
 
-def test_the_graph_tells_what_is_shared():
+def test_the_graph_shows_the_shared_variables():
     model = model_with_a_branch(optimizer="sgd")
     split = split_variables(model, model._reached)
     owners = {v.path: "shared" for v in split.shared}
@@ -290,7 +290,7 @@ def test_every_method_moves_hidden_variables_or_names_them(name):
         ),
     ],
 )
-def test_a_representation_is_refused_where_heads_share_what_the_graph_hides(
+def test_a_representation_is_refused_where_heads_share_hidden_variables(
     case, run_eagerly
 ):
     method = Ones(gradients_of="representation")

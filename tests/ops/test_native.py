@@ -93,7 +93,7 @@ def test_solvers_agree(name, kind):
             assert bool(first) == bool(second)
             for a, b in zip(compiled, composed, strict=True):
                 scale = np.abs(b).max(initial=1e-300)
-                # What an ill-conditioned matrix makes of rounding errors.
+                # Round-off, amplified by an ill-conditioned matrix.
                 slack = 1e-6 if kind == "nearly dependent" else 1e-9
                 np.testing.assert_allclose(a, b, rtol=slack, atol=slack * scale)
 
@@ -117,21 +117,21 @@ def degenerate():
 
 @pytest.mark.parametrize("name", [n for n in SOLVERS if n != "dual_cone"])
 def test_solvers_agree_on_degenerate_gradients(name):
-    for what, rows in degenerate():
+    for case, rows in degenerate():
         with np.errstate(all="ignore"):
             gram = rows @ rows.T
         compiled, *_, first = traced(name, "native")(gram)
         composed, *_, second = traced(name, "tensorflow")(gram)
-        assert bool(first) == bool(second), what
-        assert np.isfinite(compiled).all(), what
+        assert bool(first) == bool(second), case
+        assert np.isfinite(compiled).all(), case
         if not first:
-            np.testing.assert_array_equal(compiled, composed, what)
+            np.testing.assert_array_equal(compiled, composed, case)
             continue
         # Weights of dependent gradients are not unique; the update is, down to the
-        # square root of rounding where its length is what is minimised.
+        # square root of rounding where its length is minimised.
         one, other = compiled.numpy() @ rows, composed.numpy() @ rows
         parts = np.abs(composed.numpy()) @ np.linalg.norm(rows, axis=1)
-        assert np.linalg.norm(one - other) <= 1e-6 * parts, what
+        assert np.linalg.norm(one - other) <= 1e-6 * parts, case
 
 
 SHAPES = [(), (5,), (300, 7), (1,), (0, 3), (40_000,)]
@@ -301,9 +301,9 @@ def test_gramian_of_more_tasks_than_are_multiplied_at_once(tasks):
     ]
     rows[::3, 30:] = 0
     with ops.implementation("native"):
-        found = ops.gramian(gradients)
+        gram = ops.gramian(gradients)
     exact = rows.astype("float64") @ rows.astype("float64").T
-    np.testing.assert_allclose(found, exact, atol=1e-12)
+    np.testing.assert_allclose(gram, exact, atol=1e-12)
 
 
 def test_a_gradient_that_is_not_finite():

@@ -243,7 +243,7 @@ def best_in_ball(rows, c):
     radius = c * np.linalg.norm(mean)
     best = -np.inf
     for start in (mean, 0.5 * mean, mean + 0.5 * radius * rows[0]):
-        found = scipy.optimize.minimize(
+        solution = scipy.optimize.minimize(
             lambda x: -x[-1],
             np.append(start, (rows @ start).min()),
             jac=lambda x: np.append(np.zeros(len(x) - 1), -1.0),
@@ -257,7 +257,7 @@ def best_in_ball(rows, c):
             ],
             options={"ftol": 1e-13, "maxiter": 500},
         )
-        best = max(best, found.x[-1] if found.success else -np.inf)
+        best = max(best, solution.x[-1] if solution.success else -np.inf)
     return best
 
 
@@ -437,7 +437,7 @@ def test_non_conflicting(rows):
     for weights, converged in (exact, projected, least):
         assert converged or not rows.any()
         update = weights.numpy() @ rows
-        parts = np.abs(weights) @ norms  # what the update may have cancelled from
+        parts = np.abs(weights) @ norms  # terms that may have cancelled in the update
         assert (rows @ update >= -1e-9 * norms * parts).all()
 
 
@@ -503,17 +503,17 @@ def degenerate():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_degenerate_gradients_give_finite_updates(name):
-    for what, rows in degenerate():
+    for case, rows in degenerate():
         with np.errstate(all="ignore"):
             gram = rows @ rows.T
         weights, converged = compiled(name)(tf.constant(gram))
-        assert np.isfinite(weights).all(), what
+        assert np.isfinite(weights).all(), case
         present = np.diag(gram) != 0
-        np.testing.assert_array_equal(weights.numpy()[~present], 0.0, what)
-        if what in ("all zero", "underflow", "infinite", "not a number"):
-            assert not converged, what
+        np.testing.assert_array_equal(weights.numpy()[~present], 0.0, case)
+        if case in ("all zero", "underflow", "infinite", "not a number"):
+            assert not converged, case
             count = 1.0 if name in SUM_SCALE else max(present.sum(), 1)
-            np.testing.assert_allclose(weights, present / count, err_msg=what)
+            np.testing.assert_allclose(weights, present / count, err_msg=case)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -561,7 +561,7 @@ def test_dual_cone_takes_a_batch():
         np.testing.assert_allclose(row, solvers.dual_cone(gram, u)[0], rtol=1e-12)
 
 
-def test_nonnegative_qp_says_when_there_is_no_minimum():
+def test_nonnegative_qp_reports_a_missing_minimum():
     matrix = tf.constant([[1.0, -1.0], [-1.0, 1.0]], tf.float64)
     _, solved = solvers.nonnegative_qp(matrix, tf.constant([[1.0, 1.0]], tf.float64))
     assert not solved[0]

@@ -30,8 +30,8 @@ def run(tiny, eagerly, trained, tmp_path):
     return shutil.copytree(trained, tmp_path / "run")
 
 
-def refused(path, words):
-    with pytest.raises(InputError, match=words) as caught:
+def refused(path, message):
+    with pytest.raises(InputError, match=message) as caught:
         load_run(path).model()
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
@@ -49,7 +49,7 @@ def rewrite(path, contents, compression=zipfile.ZIP_STORED):
 
 
 def with_layer(path, layer):
-    """Puts a layer into the model's config, between the input and the rest."""
+    """Inserts a layer into the model's config, between the input and the rest."""
     contents = members(path)
     config = json.loads(contents["config.json"])
     layers = config["config"]["layers"]
@@ -77,7 +77,7 @@ class Canary:
         return open, (str(self.path), "w")
 
 
-def test_what_train_writes_is_taken(run):
+def test_folders_of_train_are_accepted(run):
     assert isinstance(load_run(run).model(), keras.Model)
 
 
@@ -138,7 +138,7 @@ def test_links_are_refused(run, tmp_path):
     load_run(run)
 
 
-def test_what_would_take_all_memory_is_refused(run):
+def test_files_that_would_take_all_memory_are_refused(run):
     whole = members(run)
     rewrite(run, whole, zipfile.ZIP_DEFLATED)
     refused(run, "a compressed member")
@@ -176,14 +176,14 @@ def test_weights_out_of_other_files_are_refused(run, tmp_path):
         layout[:] = h5py.VirtualSource(str(secret), "a", (16,))
         file.create_virtual_dataset("more", layout)
 
-    for change, words in (
+    for change, message in (
         (stored_elsewhere, "weights in another file"),
         (external_link, "a link to other weights"),
         (virtual, "weights in another file"),
     ):
         rewrite(run, whole)
         with_weights(run, change)
-        refused(run, words)
+        refused(run, message)
 
 
 @pytest.mark.parametrize(

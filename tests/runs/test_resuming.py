@@ -23,7 +23,7 @@ from mtl_keras.runs.stopping import EarlyStop
 
 
 class Killed(BaseException):
-    """Stands for the end of the process."""
+    """Raised in place of the end of the process."""
 
 
 def stop_at(monkeypatch, save):
@@ -66,7 +66,7 @@ def config(**changes):
 @pytest.mark.parametrize(
     ("balancing", "steps", "stops"),
     [
-        ("dwa", None, [(2, False)]),
+        pytest.param("dwa", None, [(2, False)], marks=pytest.mark.slow),
         (["uncertainty", "pcgrad"], 2, [(2, False), (2, True), (3, False)]),
     ],
     ids=str,
@@ -111,9 +111,9 @@ def test_a_finished_run_trained_further_is_one_training(
     assert not out.exists()
     with pytest.raises(InputError, match="an unfinished run with another epochs"):
         train(config(**settings, epochs=4), out)
-    said = io.StringIO()
-    train(further, out, console=Console(file=said, width=200))
-    assert "Resuming the unfinished run, after 3 of 3 epochs." in said.getvalue()
+    output = io.StringIO()
+    train(further, out, console=Console(file=output, width=200))
+    assert "Resuming the unfinished run, after 3 of 3 epochs." in output.getvalue()
     assert_same(out, tmp_path / "whole")
     assert names(tmp_path) == ["run", "whole"]
     assert logged < set(names(out / "logs/train"))
@@ -172,8 +172,8 @@ def stopped(tiny, eagerly, tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("broken", [1, 2])
-def test_broken_checkpoints_are_told_of_and_left_out(stopped, broken):
+@pytest.mark.parametrize("broken", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_broken_checkpoints_are_reported_and_skipped(stopped, broken):
     train(config(), stopped / "whole")
     saved = sorted((stopped / ".run.partial/checkpoints").iterdir())
     assert [path.name[:12] for path in saved] == ["epoch-000001", "epoch-000002"]
@@ -188,7 +188,7 @@ def test_broken_checkpoints_are_told_of_and_left_out(stopped, broken):
     assert_same(stopped / "run", stopped / "whole")
 
 
-def test_an_interrupted_run_says_that_it_can_be_gone_on_with(
+def test_an_interrupted_run_says_that_it_can_be_resumed(
     tiny, eagerly, tmp_path, monkeypatch
 ):
     real = checkpoints.save
@@ -202,13 +202,13 @@ def test_an_interrupted_run_says_that_it_can_be_gone_on_with(
         train(config(), tmp_path / "run")
 
 
-def test_what_cannot_be_gone_on_with_is_refused_and_kept(stopped, monkeypatch):
+def test_runs_that_cannot_be_resumed_are_refused_and_kept(stopped, monkeypatch):
     monkeypatch.setattr(keras.Model, "fit", lambda *a, **k: pytest.fail("trained"))
     work = stopped / ".run.partial"
     before = {p: p.read_bytes() for p in work.rglob("*") if p.is_file()}
 
-    def refused(words, settings):
-        with pytest.raises(InputError, match=words) as caught:
+    def refused(message, settings):
+        with pytest.raises(InputError, match=message) as caught:
             train(settings, stopped / "run")
         assert "\n" not in str(caught.value)
 
@@ -224,7 +224,7 @@ def test_what_cannot_be_gone_on_with_is_refused_and_kept(stopped, monkeypatch):
     assert {p: p.read_bytes() for p in work.rglob("*") if p.is_file()} == before
 
 
-def test_runs_are_numbered_past_what_cannot_be_gone_on_with(stopped):
+def test_runs_are_numbered_past_those_that_cannot_be_resumed(stopped):
     settings = config().validate()
     (stopped / ".run.partial").rename(stopped / ".tiny-1.partial")
     assert unfinished.next_free(stopped, settings).name == "tiny-1"
@@ -253,15 +253,15 @@ def test_a_full_disk_is_one_line_and_costs_nothing_that_was_saved(
             train(config(), tmp_path / "run")
     saved = tmp_path / ".run.partial" / "checkpoints"
     assert names(saved) == ["epoch-000001-step-000000000.npz"]
-    said = io.StringIO()
-    train(config(), tmp_path / "run", console=Console(file=said, width=200))
-    assert "Resuming the unfinished run, after 1 of 3 epochs." in said.getvalue()
+    output = io.StringIO()
+    train(config(), tmp_path / "run", console=Console(file=output, width=200))
+    assert "Resuming the unfinished run, after 1 of 3 epochs." in output.getvalue()
     train(config(), tmp_path / "whole")
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
 class StateOf:
-    """Stands for a model of which only the state matters."""
+    """A model with nothing but state."""
 
     def __init__(self, values):
         self._values = values
@@ -287,11 +287,11 @@ def test_a_checkpoint_with_any_bytes_changed_is_broken_or_the_same(tmp_path, dra
         content[place] = draw.draw(strategies.integers(0, 255))
     end = draw.draw(strategies.none() | strategies.integers(0, len(content)))
     path.write_bytes(content[:end])
-    found, broken = checkpoints.newest(tmp_path)
-    if found is None:
+    checkpoint, broken = checkpoints.newest(tmp_path)
+    if checkpoint is None:
         assert len(broken) == 1
         return
-    assert found.progress == progress
-    assert {key: value.tolist() for key, value in found.values.items()} == {
+    assert checkpoint.progress == progress
+    assert {key: value.tolist() for key, value in checkpoint.values.items()} == {
         key: value.tolist() for key, value in values.items()
     }

@@ -1,4 +1,4 @@
-"""What a training run writes, and that it writes all of it or nothing."""
+"""Files of a training run, which it writes all or none of."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_subset_of_tasks_down_to_one(tiny, eagerly, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"application": "tinny"}, "Did you mean 'tiny'"),
         ({"tasks": ("way", "brigth")}, "Did you mean 'bright'"),
@@ -95,9 +95,11 @@ def test_a_subset_of_tasks_down_to_one(tiny, eagerly, tmp_path):
         ({"data": "stripe"}, "Did you mean 'stripes'"),
     ],
 )
-def test_wrong_settings_are_one_line_and_write_nothing(tiny, tmp_path, changes, words):
+def test_wrong_settings_are_one_line_and_write_nothing(
+    tiny, tmp_path, changes, message
+):
     config = RunConfig(**{"application": "tiny", **changes})
-    with pytest.raises(InputError, match=words) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         train(config, tmp_path / "new" / "run")
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
@@ -130,7 +132,7 @@ def test_a_training_that_fails_before_a_checkpoint_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_others_put_beside_a_failed_run_is_kept(tiny, tmp_path):
+def test_files_of_others_beside_a_failed_run_are_kept(tiny, tmp_path):
     def fail():
         config = RunConfig("tiny").validate()
         with opened(tmp_path / "runs" / "a", config) as (run, _):

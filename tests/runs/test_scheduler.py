@@ -1,4 +1,4 @@
-"""Jobs in processes of their own: what they leave, and how they end."""
+"""Jobs in processes of their own: their records, and how they end."""
 
 from __future__ import annotations
 
@@ -62,11 +62,16 @@ def test_one_process_serves_jobs_until_one_of_them_kills_it(run, tmp_path):
     assert pids[0] != pids[1]
     assert os.getpid() not in pids
     assert not any(map(alive, pids))
-    # What has its record is not run again, with other settings it is.
+    # What has its record is not run again.
     again = run({"a": "pid"}, settings={"x": [1]})
     assert again["a"] == records["a"]
-    again = run({"a": "pid"}, settings={"x": [2]})
-    assert again["a"].result["pid"] != records["a"].result["pid"]
+
+
+@pytest.mark.slow
+def test_a_job_with_other_settings_is_run_again(run):
+    first, again = (run({"a": "pid"}, settings={"x": [x]})["a"] for x in (1, 2))
+    assert again.result["settings"] == {"x": [2], "jobs": 1}
+    assert again.result["pid"] != first.result["pid"]
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ _SPECS = _METHODS | st.lists(_METHODS, min_size=2, max_size=3)
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(_SPECS, min_size=1, max_size=3))
-def test_what_spec_name_writes_is_read_back(specs):
+def test_spec_names_are_read_back(specs):
     assert [read_spec(spec_name(spec)) for spec in specs] == specs
     assert read_specs(", ".join(map(spec_name, specs))) == specs
 
@@ -74,13 +74,13 @@ def test_people_write_methods_as_they_like(text, spec):
         *("a(b=f(1))", "a(b='x)", "(b=1)", "a(b=1)c", "a(b=__import__('os'))"),
     ],
 )
-def test_what_is_no_method_is_refused_in_one_line(text):
+def test_malformed_specs_are_refused_in_one_line(text):
     with pytest.raises(InputError, match=r"^Expected NAME or NAME\(ARGUMENT") as raised:
         read_spec(text)
     assert "\n" not in str(raised.value)
 
 
-def test_the_registries_take_what_is_read():
+def test_the_registries_take_specs_as_read():
     assert balancing.get(read_spec("cagrad(c=0.25)")).c == 0.25
     assert (
         sharing.get(read_spec("mmoe(num_experts=3)")).get_config()["num_experts"] == 3

@@ -36,12 +36,12 @@ def main() -> None:
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("seconds")
     parser.add_argument("--chief", default="127.0.0.1:0")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     sys.path.insert(0, str(PLACE.parent))
     # For the worker processes.
     os.environ["PYTHONPATH"] = str(PLACE)
-    os.environ["STARTED"] = str(given.folder / "started")
-    os.environ["SECONDS"] = given.seconds
+    os.environ["STARTED"] = str(arguments.folder / "started")
+    os.environ["SECONDS"] = arguments.seconds
 
     from tiny_application import Tiny
 
@@ -57,13 +57,13 @@ def main() -> None:
     tiny = Tiny()
     applications.get = lambda name: tiny
     ask_and_tell._TRIAL = "search_process:quick"
-    study, out = load_study(given.folder / "study.toml"), given.folder / "out"
-    if given.role == "chief":
-        run_chief(study, out, address=given.chief, silence=5.0)
-    elif given.role == "worker":
-        run_worker(study, out, chief=given.chief)
+    study, out = load_study(arguments.folder / "study.toml"), arguments.folder / "out"
+    if arguments.role == "chief":
+        run_chief(study, out, address=arguments.chief, silence=5.0)
+    elif arguments.role == "worker":
+        run_worker(study, out, chief=arguments.chief)
     else:
-        run_study(study, out, workers=2 if given.role == "local" else 1)
+        run_study(study, out, workers=2 if arguments.role == "local" else 1)
 
 
 if __name__ == "__main__":

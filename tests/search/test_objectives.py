@@ -1,4 +1,4 @@
-"""What a study looks for, and what its trials cost."""
+"""Objectives of a study, and the cost of its trials."""
 
 from __future__ import annotations
 
@@ -78,10 +78,10 @@ def test_a_worker_reads_the_baselines_when_it_has_a_trial(
     oracle = keras_tuner_compat.make(StudyHyperModel(study))
     (tmp_path / "out").mkdir()
     keras_tuner_compat.open_state(oracle, tmp_path / "out", [])
-    given = []
+    received = []
 
     def noted(folder, settings):
-        given.append(settings["baselines"])
+        received.append(settings["baselines"])
         return {"val_delta_m": 1.0}
 
     monkeypatch.setattr("mtl_keras.search.trial.train_trial", noted)
@@ -91,7 +91,7 @@ def test_a_worker_reads_the_baselines_when_it_has_a_trial(
         baselines = {"way": 0.5, "bright": 0.6, "level": 0.7}
         (tmp_path / "out" / "baselines.json").write_text(json.dumps(baselines))
         search.run()
-    assert given == [baselines]
+    assert received == [baselines]
 
 
 def test_several_objectives_give_a_front(study_of, tmp_path, monkeypatch):
@@ -186,11 +186,11 @@ def test_one_epoch_stands_for_several_objectives():
     assert chosen((1.0, 0.2), (2.0, 0.5), (1.5, 0.7)) == 1
     assert chosen((1.0, 0.2), (2.0, 0.5), (2.5, 0.7)) == 2
     assert chosen((np.nan, 0.2), (2.0, 0.5)) == 1
-    # What ends in no number has failed.
+    # A trial whose last value is no number has failed.
     assert chosen((1.0, 0.2), (2.0, np.nan)) == 1
 
 
-def test_hyperband_goes_on_from_the_checkpoint(study_of, tmp_path, monkeypatch):
+def test_hyperband_resumes_from_the_checkpoint(study_of, tmp_path, monkeypatch):
     study = study_of('trials = 8\nepochs = 4\noracle = "hyperband"')
     seen = []
     fit = keras.Model.fit
@@ -256,7 +256,7 @@ def test_the_page_stands_alone_and_escapes_what_users_named(
         rows[folder.name] = events.Tags()["tensors"]
     assert set(rows) == {"0", "1"}
     assert "objective/mean" in rows["1"]
-    # What is searched, and what for, come first in the table.
+    # Searched settings and objectives come first in the table.
     columns = EventAccumulator(str(next((out / "logs").glob("events.*"))))
     columns.Reload()
     (content,) = columns.PluginTagToContent("hparams").values()
@@ -266,16 +266,16 @@ def test_the_page_stands_alone_and_escapes_what_users_named(
     assert names == ["objective/mean", "way/accuracy", "bright/auc", "level/mae"]
 
 
-def test_a_folder_that_does_not_hold_is_told_in_one_line_and_kept(study_of, tmp_path):
+def test_a_broken_folder_is_one_line_and_kept(study_of, tmp_path):
     study = study_of("trials = 1\nepochs = 1")
     out = tmp_path / "study"
     run_study(study, out)
 
-    def refused(path, text, words):
+    def refused(path, text, message):
         kept = path.read_text()
         path.write_text(text)
         files = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
-        with pytest.raises(InputError, match=words) as caught:
+        with pytest.raises(InputError, match=message) as caught:
             run_study(study_of("trials = 2\nepochs = 1"), out)
         assert "\n" not in str(caught.value)
         assert files == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}

@@ -1,4 +1,4 @@
-"""The Pareto oracle: what it finds, what it never does, and its state."""
+"""The Pareto oracle: its front, its proposals and its state."""
 
 from __future__ import annotations
 
@@ -73,10 +73,10 @@ def test_it_finds_the_middle_of_a_concave_front(tmp_path):
     oracle = oracle_of(continuous(), tmp_path, 20)
     run(oracle, concave, 20)
     points = [oracle.objectives_of(t) for t in oracle.trials.values()]
-    found = hypervolume(points, [1.5, -1.5], ["min", "max"])
+    volume = hypervolume(points, [1.5, -1.5], ["min", "max"])
     # All of the box but the quarter disc; its two ends alone would give 1.25.
-    assert found > 1.32
-    assert found < 1.5**2 - np.pi / 4
+    assert volume > 1.32
+    assert volume < 1.5**2 - np.pi / 4
     front = oracle.pareto_trials()
     assert oracle.get_best_trials(len(front)) != []
     assert {t.trial_id for t in oracle.get_best_trials(len(front))} == {
@@ -85,7 +85,7 @@ def test_it_finds_the_middle_of_a_concave_front(tmp_path):
     assert max(abs(t.hyperparameters.values["y"] - 0.3) for t in front) < 0.5
 
 
-def test_the_state_is_json_and_goes_on_as_if_never_stopped(tmp_path):
+def test_the_state_is_json_and_resumes_with_the_same_trials(tmp_path):
     whole = run(oracle_of(continuous(), tmp_path / "whole", 10), concave, 10)
     first = oracle_of(continuous(), tmp_path / "cut", 10)
     begun = run(first, concave, 7)
@@ -147,7 +147,7 @@ def test_nothing_is_tried_almost_again(tmp_path):
     assert min(near) > 0.009
 
 
-def test_features_do_not_tell_apart_what_trains_the_same_model():
+def test_settings_that_train_the_same_model_have_the_same_features():
     space = keras_tuner.HyperParameters()
     space.Choice("method", ["a", "b", "c"])
     with space.conditional_scope("method", ["b"]):

@@ -127,17 +127,17 @@ def test_an_architecture_is_searched_with_its_own_arguments(tiny, tmp_path):
         directory=tmp_path / "kt",
         seed=1,
     ).search(verbose=0)
-    found = {"hard": set(), "mmoe": set(), "ple": set()}
+    configs = {"hard": set(), "mmoe": set(), "ple": set()}
     for values, sharing in drawn[1:]:
         name = sharing if isinstance(sharing, str) else sharing["class_name"]
         config = {} if isinstance(sharing, str) else sharing["config"]
-        found[name].add(tuple(config.items()))
+        configs[name].add(tuple(config.items()))
         own = {k.split("/")[-1] for k in values if k.startswith(f"sharing/{name}/")}
         assert own <= set(config)
-    assert len(found["mmoe"]) > 1
-    assert len(found["ple"]) > 1
-    assert {dict(c)["num_shared_experts"] for c in found["ple"]} == {1}
-    assert {dict(c)["num_levels"] for c in found["ple"]} <= {1, 2}
+    assert len(configs["mmoe"]) > 1
+    assert len(configs["ple"]) > 1
+    assert {dict(c)["num_shared_experts"] for c in configs["ple"]} == {1}
+    assert {dict(c)["num_levels"] for c in configs["ple"]} <= {1, 2}
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,9 @@ def test_numbers_of_both_kinds_are_searched(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("setting", ["balancing", "sharing"])
-def test_what_a_class_declares_is_searched_by_all_of_its_names(tiny, tmp_path, setting):
+def test_the_search_space_of_a_class_is_searched_by_all_of_its_names(
+    tiny, tmp_path, setting
+):
     registry = {"balancing": balancing, "sharing": sharing_methods}[setting]
     declaring = 0
     for name in registry.names():
@@ -226,7 +228,7 @@ def test_arguments_that_have_no_default_may_be_fixed_or_searched(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         (
             HEAD + "[space]\nbalancing = { class_name = 'cagrad', "
@@ -321,16 +323,16 @@ def test_arguments_that_have_no_default_may_be_fixed_or_searched(tmp_path):
     ],
 )
 def test_a_wrong_study_is_one_line_that_names_the_file(
-    tiny, tmp_path, monkeypatch, text, words
+    tiny, tmp_path, monkeypatch, text, message
 ):
     monkeypatch.setattr(keras.Model, "fit", lambda *a, **k: pytest.fail("trained"))
     path = write(tmp_path, text)
     with pytest.raises(InputError) as caught:
         load_study(path)
-    message = str(caught.value)
-    assert words in message
-    assert str(path) in message
-    assert "\n" not in message
+    received = str(caught.value)
+    assert message in received
+    assert str(path) in received
+    assert "\n" not in received
 
 
 def test_the_shipped_studies_hold():

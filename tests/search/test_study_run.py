@@ -1,4 +1,4 @@
-"""Studies: what they leave, how they resume, what a failed trial does."""
+"""Studies: their files, resuming, and failed trials."""
 
 from __future__ import annotations
 
@@ -97,9 +97,7 @@ def test_a_study_leaves_trials_table_and_plot(study_of, tmp_path, console):
     assert f"{best.score:.4f}" in text
 
 
-def test_a_study_goes_on_where_it_was_interrupted(
-    study_of, tmp_path, monkeypatch, console
-):
+def test_an_interrupted_study_resumes(study_of, tmp_path, monkeypatch, console):
     whole = run_study(study_of(3), tmp_path / "whole")
 
     with monkeypatch.context() as patch:

@@ -67,7 +67,7 @@ def finish(oracle, trial, value=1.0):
     oracle.end_trial(trial)
 
 
-def test_what_a_kill_between_two_writes_leaves_is_put_in_order(oracle_of, tmp_path):
+def test_state_torn_by_a_kill_between_two_writes_is_reconciled(oracle_of, tmp_path):
     oracle = oracle_of(4)
     finish(oracle, oracle.create_trial("a"))
     kept = (tmp_path / "state" / "oracle.json").read_text()
@@ -101,7 +101,7 @@ def test_a_restarted_chief_takes_the_result_of_a_trial_begun_before(oracle_of):
     assert again.create_trial("a").trial_id == "1"
 
 
-def test_a_grid_goes_on_wherever_it_was_stopped(oracle_of, tmp_path):
+def test_a_grid_resumes_wherever_it_was_stopped(oracle_of, tmp_path):
     def run(oracle, count):
         drawn = []
         for _ in range(count):
@@ -162,8 +162,8 @@ def test_failures_in_a_row_stop_the_search(oracle_of):
 
 def test_a_silent_worker_loses_its_trial_to_another(oracle_of, monkeypatch, capsys):
     oracle = oracle_of(3, "bayesian")
-    said = []
-    chief = Chief(oracle, "127.0.0.1:0", silence=0.5, say=said.append)
+    messages = []
+    chief = Chief(oracle, "127.0.0.1:0", silence=0.5, say=messages.append)
     chief.start()
     monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")
     monkeypatch.setenv("KERASTUNER_ORACLE_PORT", str(chief.port))
@@ -184,7 +184,7 @@ def test_a_silent_worker_loses_its_trial_to_another(oracle_of, monkeypatch, caps
     while "silent" in oracle.ongoing_trials:
         time.sleep(0.05)
         assert not chief.ended()
-    assert said == [f"silent died; its trial {lost.trial_id} goes back"]
+    assert messages == [f"silent died; its trial {lost.trial_id} goes back"]
 
     monkeypatch.setenv("KERASTUNER_TUNER_ID", "busy")
     busy = WorkerClient(oracle)

@@ -38,7 +38,7 @@ def answers(program, version, requests, folder):
     """Answers requests by the program.
 
     Args:
-        program: What `build` gave.
+        program: `build`'s result.
         version: Folder of the SavedModel.
         requests: `[(signature, {input: array})]`.
         folder: For its files.

@@ -20,13 +20,13 @@ def shop_model():
     title = keras.Input((), dtype="string", name="title")
     price = keras.Input((1,), name="price")
     history = keras.Input((None,), dtype="int64", name="history")
-    words = layers.TextVectorization(
+    tokens = layers.TextVectorization(
         vocabulary=["red", "blue", "big"], output_sequence_length=3, name="words"
     )(title)
     x = layers.Concatenate(name="joined")(
         [
             layers.Flatten(name="pixels")(layers.Rescaling(1 / 255)(image)),
-            layers.Flatten()(layers.Embedding(6, 2, name="word")(words)),
+            layers.Flatten()(layers.Embedding(6, 2, name="word")(tokens)),
             price,
         ]
     )

@@ -37,7 +37,15 @@ def raw(specs, count):
     return batch
 
 
-@pytest.mark.parametrize("name", applications.names())
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, marks=pytest.mark.slow if name in ("multimodal", "text") else ()
+        )
+        for name in applications.names()
+    ],
+)
 def test_a_c_program_gets_the_answers_of_the_keras_model(name, program, tmp_path):
     application = applications.get(name)
     model = application.serving_model(application.build(width=8))

@@ -1,4 +1,4 @@
-"""What lies in and beside an export, what stays out, and how it is checked."""
+"""Files in and beside an export, parts that stay out, and its check."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mtl_keras.serving.check import compare
 from mtl_keras.serving.warmup import read_records
 
 
-def test_what_training_needs_alone_stays_out(shop, tiny, tmp_path):
+def test_parts_for_training_alone_stay_out(shop, tiny, tmp_path):
     model = compiled_model(RunConfig("tiny", balancing="uncertainty").validate(), 6)
     model.fit(tiny.load("train", batch_size=16), epochs=1, verbose=0, shuffle=False)
     version = serving.export(model, tmp_path)
@@ -130,11 +130,11 @@ def test_samples_are_cast_as_fit_casts_them(tmp_path, samples):
     version = serving.export(model, tmp_path, samples=samples)
     # The server's own loader refuses a record of another dtype or rank.
     assert serving.check(version, seconds=0).problems == []
-    # What Keras makes of the same samples is what the first record holds.
+    # The first record holds Keras's answer to the same samples.
     first = read_records(version)[0]
-    given = {name: np.asarray(samples[name]) for name in ("size", "room")}
+    inputs = {name: np.asarray(samples[name]) for name in ("size", "room")}
     model.compile("sgd", "mse")
-    answer = model.predict({k: v[:1] for k, v in given.items()}, verbose=0)["y"]
+    answer = model.predict({k: v[:1] for k, v in inputs.items()}, verbose=0)["y"]
     stored = tf.make_ndarray(first.response.outputs["y"])
     np.testing.assert_allclose(stored, answer, rtol=1e-5)
 
@@ -143,7 +143,7 @@ SIZE = np.ones((2, 2))
 
 
 @pytest.mark.parametrize(
-    ("samples", "words"),
+    ("samples", "message"),
     [
         ({"size": SIZE}, r"none of \['room'\]"),
         (SIZE, "samples by input"),
@@ -162,9 +162,9 @@ SIZE = np.ones((2, 2))
     ],
 )
 def test_samples_that_fit_no_input_are_refused_before_anything_is_written(
-    tmp_path, samples, words
+    tmp_path, samples, message
 ):
-    with pytest.raises(InputError, match=words) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         serving.export(two_inputs(), tmp_path / "served", samples=samples)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "served").exists()
@@ -172,8 +172,8 @@ def test_samples_that_fit_no_input_are_refused_before_anything_is_written(
 
 def test_one_input_takes_an_array_alone_and_strings_of_any_type(tmp_path):
     title = keras.Input((), dtype="string", name="title")
-    words = layers.TextVectorization(vocabulary=["red"], output_sequence_length=2)
-    x = layers.Embedding(4, 2)(words(title))
+    tokens = layers.TextVectorization(vocabulary=["red"], output_sequence_length=2)
+    x = layers.Embedding(4, 2)(tokens(title))
     model = keras.Model(title, {"y": layers.GlobalAveragePooling1D(name="y")(x)})
     for samples in (["red", "größer"], np.array([["red"]]), tf.constant(["red"])):
         version = serving.export(model, tmp_path, samples=samples)
@@ -186,12 +186,12 @@ def test_one_input_takes_an_array_alone_and_strings_of_any_type(tmp_path):
 def test_check_measures_each_signature_and_batch_size(shop):
     report = serving.check(shop.version, seconds=0.001)
     assert report.problems == []
-    for name, found in report.signatures.items():
-        assert [timing.batch_size for timing in found.timings] == [1, 8, 32], name
-        for timing in found.timings:
+    for name, signature in report.signatures.items():
+        assert [timing.batch_size for timing in signature.timings] == [1, 8, 32], name
+        for timing in signature.timings:
             assert 0 < timing.median_ms <= timing.p95_ms
             assert timing.samples_per_second > 0
-    assert max(found.difference for found in report.signatures.values()) < 1e-5
+    assert max(signature.difference for signature in report.signatures.values()) < 1e-5
 
 
 def test_check_sees_other_weights_and_lost_records(shop, tmp_path):
@@ -225,7 +225,7 @@ def test_check_sees_other_weights_and_lost_records(shop, tmp_path):
         serving.check(lost)
 
 
-def test_check_of_what_is_no_export_is_one_line(shop, tmp_path):
+def test_check_without_an_export_is_one_line(shop, tmp_path):
     for path in (tmp_path / "absent", tmp_path):
         with pytest.raises(InputError, match="export"):
             serving.check(path)

@@ -66,7 +66,7 @@ def test_messages_of_tensorflow_serving_carry_the_same_answers(shop):
     assert answer["kind_label"].tolist() == names
 
 
-def test_warm_up_records_are_what_the_server_reads(shop):
+def test_warm_up_records_have_the_format_of_the_server(shop):
     file = shop.version / "assets.extra" / "tf_serving_warmup_requests"
     seen = {}
     for data in tf.data.TFRecordDataset(str(file)):
@@ -130,7 +130,7 @@ def test_a_feature_left_out_counts_as_zeros_or_empty(shop):
     assert_same(shop.runtime.predict("from_examples", requested), expected)
 
 
-def test_the_model_card_tells_requests_that_work(shop, monkeypatch):
+def test_requests_of_the_model_card_work(shop, monkeypatch):
     card = (shop.version / "MODEL_CARD.md").read_text()
     assert "accuracy 0.7500" in card
     for name in shop.runtime.signatures:
@@ -198,7 +198,7 @@ def malformed(rng, number):
     elif kind == 4:
         good["more"] = value
     elif kind == 5:
-        good = {key: given[:0] for key, given in good.items()}
+        good = {key: array[:0] for key, array in good.items()}
     elif kind == 6:
         good["price"][:] = rng.choice([np.nan, np.inf, -np.inf])
     elif kind == 7:
@@ -273,7 +273,7 @@ def test_a_huge_batch_is_answered(shop):
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"price": np.zeros((2, 1))}, "float"),
         ({"price": np.zeros((2, 2), "float32")}, r"\[2,2\].*\[\?,1\]"),
@@ -282,7 +282,7 @@ def test_a_huge_batch_is_answered(shop):
         ({"history": np.full((2, 1), 10)}, "not in"),
     ],
 )
-def test_what_is_wrong_is_said(shop, changes, words):
+def test_malformed_requests_are_refused_with_the_cause(shop, changes, message):
     inputs = {**shop_inputs(2), **changes}
-    with pytest.raises(serving.RefusedError, match=words):
+    with pytest.raises(serving.RefusedError, match=message):
         shop.runtime.predict("serving_default", inputs)

@@ -1,4 +1,4 @@
-"""What each signature takes, runs and answers."""
+"""Inputs, layers and answers of each signature."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def forms(tensors):
 
 
 def test_names_dtypes_and_shapes_are_the_model_s_own(shop):
-    found = shop.runtime.signatures
-    assert set(found) == {
+    by_name = shop.runtime.signatures
+    assert set(by_name) == {
         *("serving_default", "kind", "sold", "amount", "features"),
         *("from_examples", "classify_kind", "classify_sold"),
     }
@@ -39,22 +39,22 @@ def test_names_dtypes_and_shapes_are_the_model_s_own(shop):
         "price": ("float32", [-1, 1]),
     }
     everything = {**trunk_inputs, "history": ("int64", [-1, -1])}
-    assert forms(found["serving_default"].inputs) == everything
+    assert forms(by_name["serving_default"].inputs) == everything
     for name in ("kind", "sold", "features"):
-        assert forms(found[name].inputs) == trunk_inputs, name
-    assert forms(found["amount"].inputs) == everything
-    assert forms(found["features"].outputs) == {"features": ("float32", [-1, 8])}
+        assert forms(by_name[name].inputs) == trunk_inputs, name
+    assert forms(by_name["amount"].inputs) == everything
+    assert forms(by_name["features"].outputs) == {"features": ("float32", [-1, 8])}
     kind = {"kind": ("float32", [-1, 3]), "kind_label": ("string", [-1])}
-    assert forms(found["kind"].outputs) == kind
-    assert forms(found["serving_default"].outputs) == {
+    assert forms(by_name["kind"].outputs) == kind
+    assert forms(by_name["serving_default"].outputs) == {
         **kind,
         "sold": ("float32", [-1, 1]),
         "sold_label": ("string", [-1]),
         "amount": ("float32", [-1, 1]),
     }
     for name in ("from_examples", "classify_kind"):
-        assert forms(found[name].inputs) == {"inputs": ("string", [-1])}
-    assert forms(found["classify_kind"].outputs) == {
+        assert forms(by_name[name].inputs) == {"inputs": ("string", [-1])}
+    assert forms(by_name["classify_kind"].outputs) == {
         "scores": ("float32", [-1, 3]),
         "classes": ("string", [-1, 3]),
     }
@@ -124,8 +124,8 @@ def test_features_of_several_tensors_bear_the_names_of_their_layers():
     features = mtl_keras.sharing.get("mmoe")(x, stages, ["a", "b"])
     outputs = {t: layers.Dense(1, name=t)(features[t]) for t in ("a", "b")}
     served = served_model(mtl_keras.MultiTaskModel(x, outputs))
-    (found,) = [s for s in signatures(served) if s.name == "features"]
-    answer = found.function()(x=tf.eye(4))
+    (signature,) = [s for s in signatures(served) if s.name == "features"]
+    answer = signature.function()(x=tf.eye(4))
     assert {name: value.shape.as_list() for name, value in answer.items()} == {
         "features_trunk": [4, 5],
         "features_experts": [4, 4, 3],
@@ -143,7 +143,7 @@ class Choose(layers.Layer):
         return second
 
 
-def test_layers_are_called_as_they_say_when_served(tmp_path):
+def test_layers_are_served_by_their_serving_call(tmp_path):
     teacher, x = keras.Input((2,), name="teacher"), keras.Input((2,), name="x")
     first = layers.Dense(3, name="first")(teacher)
     second = layers.Dense(3, name="second")(x)
@@ -202,8 +202,8 @@ def test_inputs_without_names_get_stable_ones():
 def test_mixed_precision_answers_in_float32():
     x = keras.Input((3,), name="x")
     half = layers.Dense(4, dtype="mixed_float16", name="y")(x)
-    found = signatures(served_model(keras.Model(x, {"y": half})))[0].function()
-    assert found.structured_outputs["y"].dtype == tf.float32
+    function = signatures(served_model(keras.Model(x, {"y": half})))[0].function()
+    assert function.structured_outputs["y"].dtype == tf.float32
 
 
 def test_several_models_are_served_as_one():
@@ -276,7 +276,7 @@ def test_a_layer_that_needs_more_than_tensorflow_is_named(
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
+    ("make", "message"),
     [
         (lambda x, y: (keras.Model(x, y), {}), "outputs are a dict"),
         (lambda x, y: (keras.Model(x, {"a b": y}), {}), "'a b'"),
@@ -297,10 +297,10 @@ def test_a_layer_that_needs_more_than_tensorflow_is_named(
         (lambda x, y: (keras.Model(x, {"y": y}), {"samples": {"z": 1}}), "samples"),
     ],
 )
-def test_what_cannot_be_served_is_one_line(tmp_path, make, words):
+def test_models_that_cannot_be_served_are_one_line(tmp_path, make, message):
     x = keras.Input((2,), name="x")
     model, options = make(x, layers.Dense(2, name="y")(x))
-    with pytest.raises(InputError, match=words) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         serving.export(model, tmp_path / "served", **options)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "served").exists()

@@ -60,7 +60,7 @@ def bit_by_bit(source, told=None):
     return write
 
 
-def test_killed_at_any_moment_there_is_no_half_version(shop, tmp_path):
+def test_a_kill_at_any_moment_leaves_no_partial_version(shop, tmp_path):
     whole = files(shop.version)
     chunks = sum(-(-len(data) // CHUNK) for data in whole.values())
     rng = np.random.default_rng(3)
@@ -132,13 +132,13 @@ def test_an_export_of_a_model_killed_leaves_nothing_or_all(tmp_path):
         for number in serving.versions(to):
             assert set(files(to / str(number))) == whole
             assert serving.check(to / str(number), seconds=0).problems == []
-        # What is left has no name that a server takes for a version.
+        # The leftovers have no name that a server takes for a version.
         left = {path.name for path in to.iterdir()} if to.exists() else set()
         left -= {"1", "models.config", "batching.config"}
         assert all(name.startswith(".partial-") for name in left)
 
 
-def test_what_a_killed_export_left_is_removed_a_day_later(tmp_path):
+def test_leftovers_of_a_killed_export_are_removed_a_day_later(tmp_path):
     old, new = tmp_path / ".partial-old", tmp_path / ".partial-new"
     for folder in (old, new):
         folder.mkdir()
@@ -188,7 +188,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_versions_count_up_past_what_else_is_there(tmp_path):
+def test_versions_count_up_past_other_files(tmp_path):
     (tmp_path / "7").mkdir()
     (tmp_path / "notes").mkdir()
     (tmp_path / "models.config").write_text("mine")
@@ -196,7 +196,7 @@ def test_versions_count_up_past_what_else_is_there(tmp_path):
     assert version == tmp_path / "8"
     assert (version / "source.json").read_text() == '{\n  "run": "a"\n}\n'
     assert serving.latest_version(tmp_path) == version
-    # What somebody has changed for his server stays.
+    # Files changed for a server stay.
     assert (tmp_path / "models.config").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *("7", "8", "batching.config", "models.config", "notes")

@@ -1,4 +1,4 @@
-"""Who uses what."""
+"""Usage of experts and gates, and their metrics."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_metrics_have_their_closed_form():
     np.testing.assert_allclose(usage.result(), expected, rtol=1e-6)
 
 
-def test_an_epoch_logs_what_the_gates_do():
+def test_an_epoch_logs_gate_metrics():
     model = model_of("mmoe", dense, run_eagerly=True)
     x, y = batch(model)
     callback = sharing_lib.ExpertMetrics([(x, y)])
@@ -60,6 +60,6 @@ def test_usage_is_a_table_of_shares_and_a_picture(name, user, used, tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_model_in_which_nothing_mixes_is_told():
+def test_a_model_without_mixing_layers_is_refused():
     with pytest.raises(ValueError, match="none does"):
         sharing_lib.usage(functional("hard", *dense()))

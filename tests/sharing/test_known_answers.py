@@ -1,4 +1,4 @@
-"""Ways to share against answers that are known otherwise."""
+"""Ways to share against known answers."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def image_block():
 @pytest.mark.parametrize(
     ("stage", "shape"), [(tower, (3, 4)), (image_block, (7, 6, 2))]
 )
-def test_experts_side_by_side_are_what_single_stages_are(stage, shape):
+def test_grouped_experts_equal_single_stages(stage, shape):
     experts = Experts(stage(), 3)
     x = np.random.default_rng(0).normal(size=(8, *shape)).astype("float32")
     together = np.asarray(experts(x, training=True))
@@ -309,15 +309,15 @@ SHARED = "shared"
         ),
     ],
 )
-def test_shared_and_private_parts_are_told_apart(name, parts):
+def test_shared_and_private_parts_are_split(name, parts):
     model = model_of(name, dense)
     split = split_variables(model, model._reached)
     assert not split.unused
     owners = {id(v): SHARED for v in split.shared}
     owners |= {id(v): task for task, own in split.own.items() for v in own}
     for part, owner in parts.items():
-        found = {owners[id(v)] for v in model.get_layer(part).trainable_variables}
-        assert found == {owner}, part
+        owned_by = {owners[id(v)] for v in model.get_layer(part).trainable_variables}
+        assert owned_by == {owner}, part
 
 
 GRAM = [

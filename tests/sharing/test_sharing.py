@@ -1,4 +1,4 @@
-"""What every way to share has to do, over three kinds of backbone."""
+"""Properties of every way to share, over three kinds of backbone."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_trains_under_xla_in_mixed_precision_and_is_exported(name, backbone, tmp
 
 @pytest.mark.parametrize("length", [None, 7])
 @pytest.mark.parametrize("name", NAMES)
-def test_tokens_are_embedded_before_anything_gates_on_them(name, length):
+def test_tokens_are_embedded_before_gates_read_them(name, length):
     inputs = keras.Input((length,), dtype="int32")
     embedding = keras.layers.Embedding(20, 6, name="embedding")
     recurrent = keras.layers.GRU(4, return_sequences=True, name="recurrent")

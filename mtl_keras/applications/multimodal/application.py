@@ -44,11 +44,11 @@ _DROPOUT = 0.3
 
 
 class _Data(NamedTuple):
-    """What the samples of a data set hold.
+    """Modalities, text lengths and sample weights of a data set.
 
     Attributes:
         uses: By the tasks that it labels: the modalities that carry the label.
-        tokens: What its texts are cut into, `"word"` or `"character"`.
+        tokens: Unit of the tokens of its texts, `"word"` or `"character"`.
         length: Tokens of a text that are read.
         window: Tokens that the text encoder reads at a time.
         weights: Sample weight of a digit that is seen alone, and of one that is
@@ -215,7 +215,7 @@ class Multimodal(BoundApplication):
         if limit is not None:
             examples = examples.take(limit)
         examples = examples.map(arrange, num_parallel_calls=tf.data.AUTOTUNE).cache()
-        # What a filter leaves is not known before it has run.
+        # The cardinality of filtered data is not known before a pass over them.
         count = int(examples.reduce(0, lambda total, *_: total + 1))
         examples = examples.apply(tf.data.experimental.assert_cardinality(count))
         if shuffle:
@@ -276,7 +276,7 @@ class Multimodal(BoundApplication):
     def _encode(
         self, modality: str, x: keras.KerasTensor, width: int
     ) -> tuple[keras.KerasTensor, keras.KerasTensor]:
-        """Returns a modality's vectors and where it is present."""
+        """Returns a modality's vectors, `[batch, units]`, and its presence mask."""
         units = _UNITS_BY_WIDTH * width
         if modality == "image":
             x = keras.layers.Rescaling(1 / 255, name="rescaling")(x)

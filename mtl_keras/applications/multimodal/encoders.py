@@ -31,7 +31,7 @@ _DROPOUT = 0.3
 
 @_register
 class FixedLength(keras.layers.Layer):
-    """Cleans waveforms and brings them to one length.
+    """Cleans waveforms, and crops or pads them to one length.
 
     Longer ones are cut at the end, shorter ones followed by silence. A sample that
     is NaN or infinite becomes silence. `[batch, samples]` to `[batch, length]`.
@@ -50,7 +50,7 @@ class FixedLength(keras.layers.Layer):
         """Returns the waveforms."""
         x = inputs[:, : self.length]
         x = ops.where(ops.isfinite(x), x, ops.zeros_like(x))
-        # First long enough whatever there is, then cut.
+        # Pad to at least the length, then crop.
         return ops.pad(x, [[0, 0], [0, self.length]])[:, : self.length]
 
     def compute_output_shape(
@@ -66,7 +66,7 @@ class FixedLength(keras.layers.Layer):
 
 @_register
 class Loudness(keras.layers.Layer):
-    """Brings each waveform to the same loudness, a root mean square of 1.
+    """Scales each waveform to a root mean square of 1.
 
     Args:
         **kwargs: See `keras.layers.Layer`.
@@ -106,7 +106,7 @@ class Decibels(keras.layers.Layer):
 
 @_register
 class Tokens(keras.layers.Layer):
-    """Cleans texts and cuts them into tokens in lower case, and to one length.
+    """Cleans texts and returns lower-case tokens, cropped or padded to one length.
 
     Control characters and white space of any kind are a space, and bytes that are
     not UTF-8 are U+FFFD.
@@ -158,7 +158,7 @@ def lookup(texts: tf.data.Dataset, cut: Tokens, size: int) -> keras.layers.Strin
 
 
 def image(width: int, units: int, shape: tuple[int, int, int]) -> keras.Sequential:
-    """Reads images by a `cnn`.
+    """Returns an image encoder, a `cnn`, to `[batch, units]`.
 
     Args:
         width: Channels of the first convolution.
@@ -178,7 +178,7 @@ def image(width: int, units: int, shape: tuple[int, int, int]) -> keras.Sequenti
 
 
 def audio(width: int, units: int, length: int, rate: int) -> keras.Sequential:
-    """Reads recordings by a `cnn` over their mel spectrogram.
+    """Returns an audio encoder, a `cnn` over mel spectrograms, to `[batch, units]`.
 
     Loudness, logarithm and a standardisation of each mel band come first. While
     training, spectrograms are shifted in time at random. All before the convolutions
@@ -234,7 +234,7 @@ def audio(width: int, units: int, length: int, rate: int) -> keras.Sequential:
 def text(
     width: int, units: int, length: int, vocabulary_size: int, window: int
 ) -> keras.Sequential:
-    """Reads tokens by an `rnn`.
+    """Returns a text encoder, an `rnn` over token ids, to `[batch, units]`.
 
     Args:
         width: Units of the recurrent layer in each direction.

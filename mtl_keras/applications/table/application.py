@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,15 +13,22 @@ import keras
 from mtl_keras import backbones as backbone_registry
 from mtl_keras import errors
 from mtl_keras.applications.base import (
+    MANY_TASKS,
     Application,
     Task,
     TrainingDefaults,
     check_split,
 )
 from mtl_keras.applications.table import encoders
-from mtl_keras.applications.table.tasks import make_head, make_task
+from mtl_keras.applications.table.tasks import (
+    make_columns,
+    make_group,
+    make_head,
+    make_task,
+)
 from mtl_keras.applications.table.titled import TitledModel
-from mtl_keras.data.tables.description import Description
+from mtl_keras.data.tables.description import Description, TaskStats
+from mtl_keras.data.tables.names import layer_names
 from mtl_keras.data.tables.samples import Samples
 from mtl_keras.data.tables.schema import DataFile
 from mtl_keras.data.tables.sources import open_source
@@ -27,12 +36,12 @@ from mtl_keras.data.tables.summary import summarise
 from mtl_keras.data.tables.table import OpenTable, identity, open_table
 from mtl_keras.embeddings import LazyAdam
 from mtl_keras.model import MultiTaskModel
+from mtl_keras.sharing.base import Sharing
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
 _HIDDEN = 32
-_MANY_TASKS = 32
 _LARGE = 50_000
 
 
@@ -43,6 +52,9 @@ class Table(Application):
     cell in a task's column is a missing label: its sample weight is 0. Rows without
     any label of the chosen tasks are not read.
 
+    More than 32 tasks that are all numbers, or all yes and no, are the columns of one
+    output `[batch, T]`: pass `columns=table.columns_of()` to `compile`.
+
     Args:
         source: A data file (TOML), which says the rest; or a CSV, TSV or Parquet
             file, a `pandas.DataFrame` or a `pyarrow.Table`.
@@ -52,6 +64,8 @@ class Table(Application):
             kind}` where each row labels the task that a column names.
         split: What a data file has under `data.split`; None means 80, 10 and 10 % of
             the rows, at random.
+        group_tasks: Whether many tasks of one kind are one output; else each has its
+            own, whatever that costs.
 
     Raises:
         InputError: If the data file or the table is not as it should be, with file
@@ -74,7 +88,9 @@ class Table(Application):
         features: Mapping[str, Any] | None = None,
         tasks: Mapping[str, Any] | None = None,
         split: Mapping[str, Any] | None = None,
+        group_tasks: bool = True,
     ):
+        self._group_tasks = group_tasks
         self._file, self._table = open_source(source, features, tasks, split)
         self.default_data = _data_name(self._file, self._table)
 
@@ -95,7 +111,7 @@ class Table(Application):
         """Inputs, tasks and splits, as the training rows have them."""
         return self.table.description
 
-    @property
+    @functools.cached_property
     def tasks(self) -> Mapping[str, Task]:  # type: ignore[override]
         """All tasks, by their columns, or by the values that tell them apart."""
         return {s.title: make_task(s) for s in self.description.tasks.values()}
@@ -167,10 +183,36 @@ class Table(Application):
         del data_dir
         check_split(split)
         self.for_data(data)
-        names = [task.name for task in self.select(tasks).values()]
-        stats = {name: self.description.tasks[name] for name in names}
-        samples = Samples(self.table, split, stats, limit)
+        stats = {stats.name: stats for stats in self._stats(tasks)}
+        samples = Samples(
+            self.table, split, stats, limit, next(iter(self.columns_of(tasks)), None)
+        )
         return samples.dataset(batch_size, shuffle, seed, epoch)
+
+    def _stats(self, tasks: Iterable[str] | None) -> list[TaskStats]:
+        chosen = self.select(tasks).values()
+        return [self.description.tasks[task.name] for task in chosen]
+
+    def outputs_of(self, tasks: Iterable[str] | None = None) -> dict[str, Task]:
+        """See `Application.outputs_of`: many tasks of one kind have one output."""
+        stats = self._stats(tasks)
+        if self._group_tasks and len(stats) > MANY_TASKS:
+            # No feature has this name, as inputs and outputs are layers.
+            name = layer_names(["tasks"], self.description.features)["tasks"]
+            group = make_group(name, stats)
+            if group is not None:
+                return {name: group}
+        return super().outputs_of(tasks)
+
+    def columns_of(
+        self, tasks: Iterable[str] | None = None
+    ) -> dict[str, tuple[str, ...]]:
+        """See `Application.columns_of`: the tasks of the one output of many."""
+        stats = self._stats(tasks)
+        outputs = self.outputs_of(tasks)
+        if len(outputs) == len(stats):
+            return {}
+        return {name: tuple(s.name for s in stats) for name in outputs}
 
     def inputs(self) -> dict[str, keras.KerasTensor]:
         """See `Application.inputs`: one a column, with its raw values."""
@@ -200,8 +242,39 @@ class Table(Application):
     def head(self, task: Task, features: keras.KerasTensor) -> keras.KerasTensor:
         """See `Application.head`; of many tasks without a hidden layer each."""
         stats = self.description.tasks
-        hidden = _HIDDEN if len(stats) <= _MANY_TASKS else 0
+        hidden = _HIDDEN if len(stats) <= MANY_TASKS else 0
         return make_head(stats[task.name], features, hidden)
+
+    def connect(
+        self,
+        inputs: Mapping[str, keras.KerasTensor],
+        stages: Sequence[keras.layers.Layer],
+        share: Sharing,
+        tasks: Mapping[str, Task],
+        *,
+        backbone: str,
+        width: int,
+    ) -> dict[str, keras.KerasTensor]:
+        """See `Application.connect`: a group of tasks has one head.
+
+        Raises:
+            InputError: For a group and a way to share that connects outputs.
+        """
+        stats = [self.description.tasks[name] for name in tasks]
+        columns = self.columns_of([s.title for s in stats])
+        if not columns:
+            return super().connect(
+                inputs, stages, share, tasks, backbone=backbone, width=width
+            )
+        if type(share).connect_outputs is not Sharing.connect_outputs:
+            raise errors.InputError(
+                f"Expected at most {MANY_TASKS} tasks for the sharing "
+                f"{share.method!r}, which connects outputs of theirs. Received: "
+                f"{len(stats)} tasks, which are columns of one output."
+            )
+        encoded = self.encode(inputs, backbone, width)
+        features = share(encoded, stages=stages, tasks=list(tasks))
+        return {name: make_columns(name, stats, features) for name in columns}
 
     def assemble(
         self,
@@ -209,7 +282,7 @@ class Table(Application):
         outputs: Mapping[str, keras.KerasTensor],
     ) -> MultiTaskModel:
         """See `Application.assemble`: logs name the tasks as the table does."""
-        stats = [self.description.tasks[name] for name in outputs]
+        stats = [s for name, s in self.description.tasks.items() if name in outputs]
         titles = {s.name: s.title for s in stats if s.title != s.name}
         if not titles:
             return MultiTaskModel(inputs, outputs)
@@ -222,6 +295,11 @@ class Table(Application):
             for name, stats in self.description.tasks.items()
             if stats.classes
         }
+
+    def missing_values(self) -> Mapping[str, float]:
+        """See `Served.missing_values`: numbers are missing, as in an empty cell."""
+        features = self.description.features.items()
+        return {n: math.nan for n, s in features if s.kind in ("number", "vector")}
 
 
 def _data_name(file: DataFile, table: OpenTable | None) -> str:

@@ -14,6 +14,13 @@ _register = keras.saving.register_keras_serializable(package="mtl_keras")
 # Standard deviations from the mean: a capital gain may lie hundreds away.
 _CLIP = 5.0
 
+# Of one task, or of each task of a group.
+Units = float | Sequence[float]
+
+
+def _tensor(units: Units) -> Any:
+    return ops.convert_to_tensor(units, "float32")
+
 
 @_register
 class FilledNumbers(keras.layers.Layer):
@@ -218,19 +225,22 @@ class InUnits(keras.layers.Layer):
     """Turns standardised numbers into those of the table: x · deviation + mean.
 
     Args:
-        mean: Mean of the training labels.
-        deviation: Their standard deviation.
+        mean: Mean of the training labels; of a group of tasks one for each column.
+        deviation: Their standard deviation, likewise.
         **kwargs: See `keras.layers.Layer`.
     """
 
-    def __init__(self, mean: float, deviation: float, **kwargs: Any):
+    # Columns stay tasks of their own; see `columns` of `MultiTaskModel.compile`.
+    entrywise = True
+
+    def __init__(self, mean: Units, deviation: Units, **kwargs: Any):
         super().__init__(**{"dtype": "float32", **kwargs})
         self.mean = mean
         self.deviation = deviation
 
     def call(self, inputs: Any) -> Any:
         """Returns the numbers in their own units."""
-        return inputs * self.deviation + self.mean
+        return inputs * _tensor(self.deviation) + _tensor(self.mean)
 
     def compute_output_shape(
         self, input_shape: tuple[int | None, ...]
@@ -249,11 +259,14 @@ class StandardisedError(keras.losses.Loss):
 
     Args:
         error: `"mse"`, `"mae"` or `"huber"` (quadratic up to one deviation).
-        deviation: Standard deviation of the training labels.
+        deviation: Standard deviation of the training labels; of a group of tasks one
+            for each column.
         **kwargs: See `keras.losses.Loss`.
     """
 
-    def __init__(self, error: str, deviation: float, **kwargs: Any):
+    is_mean_over_elements = True
+
+    def __init__(self, error: str, deviation: Units, **kwargs: Any):
         super().__init__(**kwargs)
         self.error = error
         self.deviation = deviation
@@ -262,7 +275,11 @@ class StandardisedError(keras.losses.Loss):
         """Returns the loss of each sample, `[batch]`."""
         y_pred = ops.convert_to_tensor(y_pred)
         y_true = ops.cast(y_true, y_pred.dtype)
-        difference = (y_pred - y_true) / self.deviation
+        deviation = _tensor(self.deviation)
+        if len(deviation.shape):
+            # Columns are the second axis: each may have one of length 1 of its own.
+            deviation = ops.reshape(deviation, (-1, *[1] * (len(y_pred.shape) - 2)))
+        difference = (y_pred - y_true) / ops.cast(deviation, y_pred.dtype)
         function = {
             "mse": keras.losses.mean_squared_error,
             "mae": keras.losses.mean_absolute_error,
@@ -311,21 +328,22 @@ class R2(keras.metrics.R2Score):
     differences would be of nothing but rounding errors.
 
     Args:
-        mean: Mean of the training labels.
-        deviation: Their standard deviation.
+        mean: Mean of the training labels; of a group of tasks one for each column.
+        deviation: Their standard deviation, likewise.
         **kwargs: See `keras.metrics.R2Score`.
     """
 
-    def __init__(self, mean: float, deviation: float, **kwargs: Any):
+    def __init__(self, mean: Units, deviation: Units, **kwargs: Any):
         super().__init__(**kwargs)
         self.mean = mean
         self.deviation = deviation
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Takes a batch."""
+        mean, deviation = _tensor(self.mean), _tensor(self.deviation)
         super().update_state(
-            (ops.cast(y_true, "float32") - self.mean) / self.deviation,
-            (ops.cast(y_pred, "float32") - self.mean) / self.deviation,
+            (ops.cast(y_true, "float32") - mean) / deviation,
+            (ops.cast(y_pred, "float32") - mean) / deviation,
             sample_weight,
         )
 

@@ -89,9 +89,22 @@ def _predicted(
                     )
             answers = model.predict(batches, verbose=0)
             columns = dict(chunk.columns)
-            for name, answer in answers.items():
-                columns |= _columns(table.description.tasks[name], np.asarray(answer))
+            for name, answer in _by_task(model, answers).items():
+                columns |= _columns(table.description.tasks[name], answer)
             yield pa.table(columns)
+
+
+def _by_task(
+    model: keras.Model, answers: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Returns a model's answers by task: of a group each column, `[rows, 1]`."""
+    groups = getattr(model, "columns", {})
+    by_task: dict[str, np.ndarray] = {}
+    for output, answer in answers.items():
+        names = groups.get(output, (output,))
+        parts = np.split(answer, len(names), axis=1) if output in groups else [answer]
+        by_task |= dict(zip(names, parts, strict=True))
+    return by_task
 
 
 def _columns(task: TaskStats, answer: np.ndarray) -> Mapping[str, pa.Array]:

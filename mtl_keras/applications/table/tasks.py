@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import keras
 
 from mtl_keras.applications.base import Task
@@ -11,6 +13,7 @@ from mtl_keras.applications.table.layers import (
     MacroF1,
     SparseFocalCrossentropy,
     StandardisedError,
+    Units,
 )
 from mtl_keras.data.tables.description import TaskStats
 
@@ -20,34 +23,58 @@ _THRESHOLDS = 1_000
 
 def make_task(stats: TaskStats) -> Task:
     """Returns the task that a column, or a value of the tasks' column, is."""
-    make = {"number": _number, "binary": _binary, "multiclass": _multiclass}
-    return make[stats.kind](stats)
+    if stats.kind == "number":
+        return _number(stats.name, stats.loss, stats.mean, stats.deviation)
+    return (
+        _binary(stats.name, stats.loss)
+        if stats.kind == "binary"
+        else _multiclass(stats)
+    )
 
 
-def _number(stats: TaskStats) -> Task:
+def make_group(name: str, tasks: Sequence[TaskStats]) -> Task | None:
+    """Returns the group that tasks are, each a column of one output.
+
+    None where they cannot be one: they are not all numbers, or not all yes and no, or
+    differ in their losses.
+
+    Args:
+        name: Name of the output.
+        tasks: The tasks.
+    """
+    kinds = {(stats.kind, stats.loss) for stats in tasks}
+    (kind, loss), *others = kinds
+    if others or kind == "multiclass":
+        return None
+    if kind == "binary":
+        return _binary(name, loss)
+    return _number(name, loss, [s.mean for s in tasks], [s.deviation for s in tasks])
+
+
+def _number(name: str, loss: str, mean: Units, deviation: Units) -> Task:
     return Task(
-        stats.name,
+        name,
         kind="number",
-        loss=lambda: StandardisedError(stats.loss, stats.deviation),
+        loss=lambda: StandardisedError(loss, deviation),
         metrics=lambda: [
             keras.metrics.MeanAbsoluteError(name="mae"),
             keras.metrics.RootMeanSquaredError(name="rmse"),
-            R2(stats.mean, stats.deviation, name="r2"),
+            R2(mean, deviation, name="r2"),
         ],
         objective="rmse",
         direction="min",
     )
 
 
-def _binary(stats: TaskStats) -> Task:
+def _binary(name: str, loss: str) -> Task:
     losses = {
         "crossentropy": keras.losses.BinaryCrossentropy,
         "focal": keras.losses.BinaryFocalCrossentropy,
     }
     return Task(
-        stats.name,
+        name,
         kind="binary",
-        loss=losses[stats.loss],
+        loss=losses[loss],
         metrics=lambda: [
             keras.metrics.AUC(num_thresholds=_THRESHOLDS, name="auc"),
             keras.metrics.BinaryAccuracy(name="accuracy"),
@@ -112,3 +139,35 @@ def make_head(
         dtype="float32",
         name=name,
     )(x)
+
+
+def make_columns(
+    name: str, tasks: Sequence[TaskStats], features: Mapping[str, keras.KerasTensor]
+) -> keras.KerasTensor:
+    """Returns the output of a group of tasks, `[batch, T]`, in a layer of its name.
+
+    Args:
+        name: Name of the output.
+        tasks: The tasks, which `make_group` takes.
+        features: What the way to share gave for each, by name.
+    """
+    is_number = tasks[0].kind == "number"
+    inner = f"{name}...standardised" if is_number else name
+    # float32 under mixed precision too: losses take logarithms of this.
+    options = {"activation": None if is_number else "sigmoid", "dtype": "float32"}
+    first, *others = (features[stats.name] for stats in tasks)
+    if all(x is first for x in others):
+        x = keras.layers.Dense(len(tasks), name=inner, **options)(first)
+    else:
+        heads = [
+            keras.layers.Dense(1, name=f"{stats.name}_standardised", **options)
+            for stats in tasks
+        ]
+        columns = [
+            head(features[stats.name]) for head, stats in zip(heads, tasks, strict=True)
+        ]
+        x = keras.layers.Concatenate(dtype="float32", name=inner)(columns)
+    if not is_number:
+        return x
+    means, deviations = [s.mean for s in tasks], [s.deviation for s in tasks]
+    return InUnits(means, deviations, name=name)(x)

@@ -29,6 +29,9 @@ class TitledModel(MultiTaskModel):
         super().__init__(*args, **kwargs)
         self.titles = dict(titles or {})
 
+    def _takes_data_as_it_is(self) -> bool:
+        return True
+
     def get_metrics_result(self) -> dict[str, Any]:
         """See `keras.Model.get_metrics_result`."""
         return self._titled(super().get_metrics_result())

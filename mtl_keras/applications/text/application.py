@@ -100,7 +100,7 @@ class Text(BoundApplication):
         self.tasks = {name: _TASKS[name] for name in sources.find(self.data)}
 
     def stages(self, backbone: str, width: int, depth: int) -> list[keras.layers.Layer]:
-        """See `Application.stages`; each reads and gives a sequence."""
+        """See `Application.stages`; each maps a sequence to a sequence."""
         return _BACKBONES[backbone](width, depth)
 
     def load(
@@ -183,12 +183,12 @@ class Text(BoundApplication):
         """See `Application.connect`: learns the vocabularies from the data."""
         del backbone
         read, written = _vocabularies(self.data, tuple(tasks), _as_text(self.data_dir))
-        words, kinds = QuestionAndText(sources.POSITIONS, name="tokens")(
+        tokens, kinds = QuestionAndText(sources.POSITIONS, name="tokens")(
             [inputs["text"], inputs["question"]]
         )
         lookup = vocabulary.source_lookup(read.words, _BUCKETS)
         x = TokenEmbedding(lookup.vocabulary_size(), width, name="embedding")(
-            [lookup(words), kinds]
+            [lookup(tokens), kinds]
         )
         x = keras.layers.Dropout(_DROPOUT, name="embedding_dropout")(x)
         features = share(x, stages=stages, tasks=list(tasks))
@@ -215,7 +215,7 @@ class Text(BoundApplication):
             return SpanProbabilities(
                 2 * width, sources.POSITIONS, _DROPOUT, dtype="float32", name=task
             )([features, kinds])
-        # Measured at the end of a training, and missed there too late.
+        # Needed by the metrics after the training: fail before it instead.
         with optional.extra("text", "sacrebleu", "The task 'translation'"):
             import sacrebleu  # noqa: F401
         assert written is not None
@@ -232,7 +232,7 @@ class Text(BoundApplication):
         """Returns the model that clients are to ask.
 
         Args:
-            model: What `build` gave, trained.
+            model: A trained model of `build`.
 
         Returns:
             A model from `text` and `question` (which may be empty), strings `[batch]`,
@@ -249,10 +249,10 @@ class Text(BoundApplication):
         if "translation" in model.output_names:
             decoder = model.get_layer("translation")
             features, kinds, _ = decoder.input
-            words = model.get_layer("target_ids").get_vocabulary()
-            outputs["translation"] = Translation(decoder, words, name="translated")(
-                [features, kinds]
-            )
+            target_tokens = model.get_layer("target_ids").get_vocabulary()
+            outputs["translation"] = Translation(
+                decoder, target_tokens, name="translated"
+            )([features, kinds])
         return keras.Model(inputs, outputs)
 
     def class_names(self) -> Mapping[str, Sequence[str]]:

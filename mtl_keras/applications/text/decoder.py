@@ -19,7 +19,7 @@ SPECIAL = ["", UNKNOWN, START, END]
 
 @_register
 class Decoder(keras.layers.Layer):
-    """Scores a given translation, token by token, and finds the best one.
+    """Attention decoder: scores a given translation, and finds the best one.
 
     A GRU over the tokens so far, which starts from the mean of the features;
     attention to the features; softmax over the vocabulary. Luong et al., "Effective
@@ -87,13 +87,13 @@ class Decoder(keras.layers.Layer):
         """Returns the scores of the given translations."""
         features, kinds, ids = inputs
         ids = tf.cast(ids, tf.int32)
-        there = kinds > 0
+        mask = kinds > 0
         begun = tf.pad(ids[:, :-1], [[0, 0], [1, 0]], constant_values=START_ID)
         states = self.gru(
             self.dropout(self.embedding(begun), training=training),
-            initial_state=self._first_state(features, there),
+            initial_state=self._first_state(features, mask),
         )
-        hidden = self._attend(states, features, there)
+        hidden = self._attend(states, features, mask)
         # Only positions that hold a token go through the softmax.
         places = tf.where(ids > PADDING_ID)
         hidden = self.dropout(tf.gather_nd(hidden, places), training=training)
@@ -125,7 +125,7 @@ class Decoder(keras.layers.Layer):
         """
         batch = tf.shape(features)[0]
         features = tf.repeat(features, beams, axis=0)
-        there = tf.repeat(kinds > 0, beams, axis=0)
+        mask = tf.repeat(kinds > 0, beams, axis=0)
         # All hypotheses are the same at first: only one of them counts.
         first = tf.one_hot(0, beams, on_value=0.0, off_value=-1e9)
         start = _Beams(
@@ -135,36 +135,36 @@ class Decoder(keras.layers.Layer):
             tf.tile(first[None], [batch, 1]),
             tf.zeros([batch, beams], tf.bool),
             tf.reshape(
-                self._first_state(features, there), [batch, beams, 2 * self.units]
+                self._first_state(features, mask), [batch, beams, 2 * self.units]
             ),
         )
 
-        def goes_on(*loop: Any) -> tf.Tensor:
+        def unfinished(*loop: Any) -> tf.Tensor:
             now = _Beams(*loop)
             return (now.step < most) & ~tf.reduce_all(now.finished)
 
         def step(*loop: Any) -> _Beams:
-            return self._extend(_Beams(*loop), features, there)
+            return self._extend(_Beams(*loop), features, mask)
 
-        last = _Beams(*tf.while_loop(goes_on, step, start))
+        last = _Beams(*tf.while_loop(unfinished, step, start))
         lengths = tf.reduce_sum(tf.cast(last.ids > PADDING_ID, tf.float32), axis=-1)
         best = tf.argmax(last.scores / tf.maximum(lengths, 1.0), axis=-1)
         ids = tf.gather(last.ids, best, batch_dims=1)
         return tf.where(tf.equal(ids, END_ID), PADDING_ID, ids)
 
-    def _extend(self, now: _Beams, features: Any, there: Any) -> _Beams:
+    def _extend(self, now: _Beams, features: Any, mask: Any) -> _Beams:
         """Extends every hypothesis by one token, and keeps the best of all."""
         batch, beams = tf.shape(now.scores)[0], now.scores.shape[1]
         state = tf.reshape(now.states, [-1, 2 * self.units])
         vectors = self.embedding(tf.reshape(now.tokens, [-1]))
         _, (state,) = self.gru.cell(vectors, [state])
-        hidden = self._attend(state[:, None], features, there)[:, 0]
+        hidden = self._attend(state[:, None], features, mask)[:, 0]
         logits = tf.reshape(self.scores(hidden), [batch, beams, self.vocabulary_size])
         forbidden = tf.reduce_sum(
             tf.one_hot([PADDING_ID, UNKNOWN_ID, START_ID], self.vocabulary_size), 0
         )
         fresh = tf.nn.log_softmax(logits) - 1e9 * forbidden
-        # A finished hypothesis goes on with padding, which costs nothing.
+        # A finished hypothesis is continued by padding of log-likelihood 0.
         rest = tf.one_hot(PADDING_ID, self.vocabulary_size, 0.0, -1e9)
         fresh = tf.where(now.finished[..., None], rest, fresh)
         total = tf.reshape(now.scores[..., None] + fresh, [batch, -1])
@@ -183,15 +183,15 @@ class Decoder(keras.layers.Layer):
             tf.gather(states, origin, batch_dims=1),
         )
 
-    def _first_state(self, features: Any, there: Any) -> Any:
-        weights = tf.cast(there, features.dtype)[..., None]
+    def _first_state(self, features: Any, mask: Any) -> Any:
+        weights = tf.cast(mask, features.dtype)[..., None]
         count = tf.maximum(tf.reduce_sum(weights, axis=1), 1)
         return self.bridge(tf.reduce_sum(features * weights, axis=1) / count)
 
-    def _attend(self, states: Any, features: Any, there: Any) -> Any:
+    def _attend(self, states: Any, features: Any, mask: Any) -> Any:
         scores = tf.matmul(self.query(states), features, transpose_b=True)
         lowest = tf.cast(-1e4, scores.dtype)
-        weights = tf.nn.softmax(tf.where(there[:, None, :], scores, lowest))
+        weights = tf.nn.softmax(tf.where(mask[:, None, :], scores, lowest))
         context = tf.matmul(weights, features)
         return self.combine(tf.concat([context, states], axis=-1))
 
@@ -206,7 +206,7 @@ class Decoder(keras.layers.Layer):
 
 
 class _Beams(NamedTuple):
-    """What beam search carries from step to step, `[batch, beams, …]`."""
+    """State of beam search, tensors `[batch, beams, …]`."""
 
     step: tf.Tensor
     tokens: tf.Tensor

@@ -1,4 +1,4 @@
-"""Between tokens and stages, and between stages and heads."""
+"""Embedding of tokens before the stages, and pooling before the heads."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class TokenEmbedding(keras.layers.Layer):
 
 @_register
 class MeanAndMaximum(keras.layers.Layer):
-    """The mean and the maximum over positions that are no padding.
+    """The mean and the maximum over positions without padding.
 
     Called on `[features, kinds]`, `[batch, length, d]` and `[batch, length]`; returns
     `[batch, 2 d]`.
@@ -78,14 +78,14 @@ class MeanAndMaximum(keras.layers.Layer):
         """Ends the mask: the result has no positions."""
 
     def call(self, inputs: list[Any]) -> Any:
-        """Returns both, side by side."""
+        """Returns mean and maximum, concatenated, `[batch, 2 d]`."""
         features, kinds = inputs
-        there = (kinds > 0)[..., None]
-        weights = ops.cast(there, features.dtype)
+        mask = (kinds > 0)[..., None]
+        weights = ops.cast(mask, features.dtype)
         count = ops.maximum(ops.sum(weights, axis=1), 1)
         mean = ops.sum(features * weights, axis=1) / count
         lowest = ops.cast(-1e4, features.dtype)
-        maximum = ops.max(ops.where(there, features, lowest), axis=1)
+        maximum = ops.max(ops.where(mask, features, lowest), axis=1)
         return ops.concatenate([mean, maximum], axis=-1)
 
     def compute_output_shape(

@@ -23,7 +23,7 @@ def score(
     """Predicts texts and compares them with their references.
 
     Args:
-        serving_model: What `Text.serving_model` gave.
+        serving_model: A model of `Text.serving_model`.
         chosen: The sources by task.
         split: The application's split.
         batch_size: Samples per batch.
@@ -62,8 +62,8 @@ def _predict(
         "question": tf.constant([questions[index] for index in order]),
     }
     batches = tf.data.Dataset.from_tensor_slices(inputs).batch(batch_size)
-    found = _decoded(model.predict(batches, verbose=0))
-    return [text for _, text in sorted(zip(order, found, strict=True))]
+    predicted = _decoded(model.predict(batches, verbose=0))
+    return [text for _, text in sorted(zip(order, predicted, strict=True))]
 
 
 def _decoded(strings: Iterable[bytes]) -> list[str]:

@@ -82,18 +82,18 @@ def find(name: str) -> dict[str, Source]:
     names = [part.strip() for part in name.split(",")]
     if names == [DEFAULT]:
         names = [f"{DEFAULT}/{task}" for task in TASKS]
-    found: dict[str, Source] = {}
+    by_task: dict[str, Source] = {}
     for part in names:
         if part not in _SOURCES:
             raise errors.unknown_name("data set of 'text'", part, [DEFAULT, *_SOURCES])
         source = _SOURCES[part]
-        if source.task in found:
+        if source.task in by_task:
             raise errors.InputError(
                 f"Expected one data set for {source.task!r}. Received: "
-                f"{found[source.task].name} and {part}."
+                f"{by_task[source.task].name} and {part}."
             )
-        found[source.task] = source
-    return {task: found[task] for task in TASKS if task in found}
+        by_task[source.task] = source
+    return {task: by_task[task] for task in TASKS if task in by_task}
 
 
 def chosen(name: str, tasks: Iterable[str]) -> dict[str, Source]:
@@ -102,14 +102,14 @@ def chosen(name: str, tasks: Iterable[str]) -> dict[str, Source]:
     Raises:
         InputError: A name is unknown, or no data set labels a task.
     """
-    found = find(name)
+    by_task = find(name)
     for task in tasks:
-        if task not in found:
+        if task not in by_task:
             raise errors.InputError(
                 f"Expected a data set that labels {task!r}. Received: {name!r}, which "
-                f"labels {', '.join(found)}."
+                f"labels {', '.join(by_task)}."
             )
-    return {task: found[task] for task in tasks}
+    return {task: by_task[task] for task in tasks}
 
 
 def examples(
@@ -209,7 +209,7 @@ def _answer(row: Mapping[str, Any], source: Source, crop: bool) -> Any:
 def _translation(row: Mapping[str, Any], source: Source, crop: bool) -> Any:
     del crop
     assert source.target is not None
-    # The decoder reads the reference, and scores it; the label only says it is there.
+    # The decoder reads the reference, and scores it; the label only marks presence.
     return _inputs(row["en"], target=row[source.target]), {
         "translation": tf.ones((), tf.float32)
     }

@@ -17,7 +17,7 @@ _MOST_TOKENS = 30
 
 @_register
 class SpanProbabilities(keras.layers.Layer):
-    """Where an answer starts and ends.
+    """Probabilities of the first and last token of an answer.
 
     Called on `[features, kinds]`, `[batch, length, d]` and int32 `[batch, length]`;
     returns probabilities `[batch, 2, positions]`: first of the start, then of the
@@ -77,11 +77,11 @@ class SpanProbabilities(keras.layers.Layer):
         features, kinds = inputs
         # Batches of other data sets ask nothing: their samples cost nothing here.
         rows = tf.where(tf.reduce_any(tf.equal(kinds, QUESTION), axis=1))
-        found = self._probabilities(
+        probabilities = self._probabilities(
             tf.gather_nd(features, rows), tf.gather_nd(kinds, rows), training
         )
         shape = tf.stack([tf.shape(kinds)[0], 2, self.positions])
-        return tf.scatter_nd(tf.cast(rows, tf.int32), found, shape)
+        return tf.scatter_nd(tf.cast(rows, tf.int32), probabilities, shape)
 
     def _probabilities(self, features: Any, kinds: Any, training: bool) -> Any:
         features = self.dropout(features, training=training)
@@ -103,7 +103,7 @@ class SpanProbabilities(keras.layers.Layer):
         return self._over_text(scores, kinds)
 
     def _over_text(self, scores: Any, kinds: Any) -> Any:
-        """Moves each text to the front, and gives probabilities over its tokens."""
+        """Returns probabilities over the tokens of each text, aligned to position 0."""
         is_text = kinds >= TEXT
         lengths = ops.sum(ops.cast(is_text, "int32"), axis=1)
         first = ops.sum(ops.cast((kinds > 0) & ~is_text, "int32"), axis=1)
@@ -133,7 +133,7 @@ class AnswerText(keras.layers.Layer):
     """The answer as the text has it, character by character.
 
     Called on `[text, probabilities]`, raw strings `[batch]` and what
-    `SpanProbabilities` gives; returns strings `[batch]`: the most probable span of
+    `SpanProbabilities` returns; returns strings `[batch]`: the most probable span of
     at most 30 tokens, or an empty one where nothing is asked.
     """
 
@@ -169,8 +169,8 @@ def best_span(probabilities: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return first, first + best // positions
 
 
-def _softmax(scores: Any, there: Any) -> Any:
-    """Returns the softmax over the places that are there; zeros if there is none."""
+def _softmax(scores: Any, mask: Any) -> Any:
+    """Returns the softmax over unmasked places; zeros where all are masked."""
     lowest = ops.cast(-1e4, scores.dtype)
-    weights = ops.softmax(ops.where(there, scores, lowest), axis=-1)
-    return weights * ops.cast(there, scores.dtype)
+    weights = ops.softmax(ops.where(mask, scores, lowest), axis=-1)
+    return weights * ops.cast(mask, scores.dtype)

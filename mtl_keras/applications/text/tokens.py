@@ -22,7 +22,7 @@ PADDING, QUESTION, BOUNDARY, TEXT, MATCH = range(5)
 
 
 def cleaned(text: tf.Tensor) -> tf.Tensor:
-    """Makes strings what tokens can be cut from.
+    """Returns strings normalised for tokenisation.
 
     HTML line breaks, control characters and white space of any kind are a space each,
     and bytes that are not UTF-8 are U+FFFD.
@@ -35,7 +35,7 @@ def cleaned(text: tf.Tensor) -> tf.Tensor:
 
 
 def pieces(text: tf.Tensor) -> tf.RaggedTensor:
-    """Cuts strings into tokens, each with the white space before it.
+    """Returns the tokens of strings, each with the white space before it.
 
     Joined again, the pieces are the cleaned string, less white space at its end.
 
@@ -66,7 +66,7 @@ def tokens(text: tf.Tensor, lowercase: bool) -> tf.RaggedTensor:
 
 
 def joined(words: tf.Tensor) -> tf.Tensor:
-    """Writes tokens as people do: no space before a comma, none around a hyphen.
+    """Returns tokens as text: no space before a comma, none around a hyphen.
 
     Args:
         words: Strings, `[batch, length]`, empty where there is no token.
@@ -119,8 +119,8 @@ class QuestionAndText(keras.layers.Layer):
             ],
             axis=1,
         )
-        words = tf.concat([asked, boundary, body], axis=1)
-        return _at_least_one(words.to_tensor("")), _at_least_one(kinds.to_tensor(0))
+        sequence = tf.concat([asked, boundary, body], axis=1)
+        return _at_least_one(sequence.to_tensor("")), _at_least_one(kinds.to_tensor(0))
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -159,15 +159,17 @@ class TargetTokens(keras.layers.Layer):
         return {**super().get_config(), "length": self.length}
 
 
-def _constant(words: tf.RaggedTensor, kind: int) -> tf.RaggedTensor:
-    return words.with_flat_values(tf.fill(tf.shape(words.flat_values), kind))
+def _constant(ragged: tf.RaggedTensor, kind: int) -> tf.RaggedTensor:
+    return ragged.with_flat_values(tf.fill(tf.shape(ragged.flat_values), kind))
 
 
 def _matches(body: tf.RaggedTensor, asked: tf.RaggedTensor) -> tf.Tensor:
     """Returns 1 for each flat token of the body that is in its question, else 0."""
     hashed = [
-        words.with_flat_values(tf.strings.to_hash_bucket_fast(words.flat_values, 2**31))
-        for words in (body, asked)
+        ragged.with_flat_values(
+            tf.strings.to_hash_bucket_fast(ragged.flat_values, 2**31)
+        )
+        for ragged in (body, asked)
     ]
     rows = body.value_rowids()
     # -1 is no hash: padding of the questions matches nothing.
@@ -177,7 +179,7 @@ def _matches(body: tf.RaggedTensor, asked: tf.RaggedTensor) -> tf.Tensor:
 
 
 def _at_least_one(dense: tf.Tensor) -> tf.Tensor:
-    """Gives a batch of empty strings one position of padding."""
+    """Returns `[batch, 1 or more]`: a batch of length 0 gets one padding position."""
     return tf.pad(
         dense,
         [[0, 0], [0, tf.maximum(1 - tf.shape(dense)[1], 0)]],

@@ -44,14 +44,14 @@ def learn(texts: tf.data.Dataset, size: int, lowercase: bool) -> Vocabulary:
     """
 
     def count(batch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        found, _, counts = tf.unique_with_counts(tokens(batch, lowercase).flat_values)
-        return found, counts, tf.size(batch)
+        unique, _, counts = tf.unique_with_counts(tokens(batch, lowercase).flat_values)
+        return unique, counts, tf.size(batch)
 
     batches = texts.batch(_BATCH).map(count, num_parallel_calls=tf.data.AUTOTUNE)
     total: collections.Counter[bytes] = collections.Counter()
     number = 0
-    for found, counts, batch in batches.as_numpy_iterator():
-        total.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
+    for unique, counts, batch in batches.as_numpy_iterator():
+        total.update(dict(zip(unique.tolist(), counts.tolist(), strict=True)))
         number += int(batch)
     # Equally frequent ones in an order of their own: that of the alphabet.
     order = sorted(total, key=lambda token: (-total[token], token))

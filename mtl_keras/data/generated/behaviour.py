@@ -29,7 +29,7 @@ _BOUNDS = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}
 
 @dataclasses.dataclass(kw_only=True)
 class BehaviourConfig(tfds.core.BuilderConfig):
-    """What a configuration of `behaviour` is made from.
+    """Configuration of `behaviour`: its numbers of impressions and items.
 
     Attributes:
         samples: Impressions in all splits together.

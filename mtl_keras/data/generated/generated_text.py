@@ -24,7 +24,7 @@ TARGET = "art"
 
 @dataclasses.dataclass(kw_only=True)
 class GeneratedTextConfig(tfds.core.BuilderConfig):
-    """What a configuration of `generated_text` is made of.
+    """Configuration of `generated_text`: its number of examples.
 
     Attributes:
         examples: Number of examples in each split.

@@ -133,9 +133,9 @@ class World:
             clicked = everyone[click]
             history[clicked, :-1] = history[clicked, 1:]
             history[clicked, -1] = item[clicked]
-        there = np.arange(len(steps))[None] < lengths[:, None]
+        mask = np.arange(len(steps))[None] < lengths[:, None]
         return {
-            name: np.stack([step[name] for step in steps], axis=1)[there]
+            name: np.stack([step[name] for step in steps], axis=1)[mask]
             for name in steps[0]
         }
 

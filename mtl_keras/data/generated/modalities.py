@@ -1,6 +1,6 @@
 """Images, recordings and texts that multimodal samples are made from, by split.
 
-What one split uses, no other one does. Pure NumPy around other data sets; the
+The splits have no source in common. Pure NumPy around other data sets; the
 TensorFlow Datasets builder is in `multimodal.py`.
 """
 
@@ -90,7 +90,7 @@ def drawn_digits(sizes: dict[str, int], seed: int) -> dict[str, scenes.Pool]:
 
 
 def synthetic_speech(sizes: dict[str, int], seed: int) -> dict[str, Recordings]:
-    """Says digits with the synthetic voices of `speech`.
+    """Returns digits by the synthetic voices of `speech`, `{split: Recordings}`.
 
     Args:
         sizes: Number of recordings in each split.
@@ -99,7 +99,7 @@ def synthetic_speech(sizes: dict[str, int], seed: int) -> dict[str, Recordings]:
     # The synthesiser needs SciPy, which nothing else here does.
     from mtl_keras.data.generated import speech
 
-    said = {}
+    recordings = {}
     for number, (split, count) in enumerate(sizes.items()):
         rng = np.random.default_rng([seed, number])
         digits = np.arange(count) % 10
@@ -108,8 +108,8 @@ def synthetic_speech(sizes: dict[str, int], seed: int) -> dict[str, Recordings]:
             speech.say(int(digit), speech.VOICES[speaker], rng)
             for digit, speaker in zip(digits, speakers, strict=True)
         ]
-        said[split] = Recordings(waveforms, digits, speakers)
-    return said
+        recordings[split] = Recordings(waveforms, digits, speakers)
+    return recordings
 
 
 def spoken_digits(data_dir: str | os.PathLike) -> dict[str, Recordings]:
@@ -128,7 +128,7 @@ def spoken_digits(data_dir: str | os.PathLike) -> dict[str, Recordings]:
     builder = sources.prepared(
         "spoken_digit", data_dir, made="multimodal", to_run="spoken_digit"
     )
-    found: dict[str, list[tuple[tuple[int, int, int], np.ndarray]]] = {
+    by_split: dict[str, list[tuple[tuple[int, int, int], np.ndarray]]] = {
         split: [] for split in SPLITS
     }
     for example in tfds.as_numpy(builder.as_dataset(split="train")):
@@ -136,9 +136,9 @@ def spoken_digits(data_dir: str | os.PathLike) -> dict[str, Recordings]:
         digit, speaker, index = name.removesuffix(".wav").split("_")
         split = ("test", "validation")[int(index) // 5] if int(index) < 10 else "train"
         key = (int(index), int(digit), SPEAKERS.index(speaker))
-        found[split].append((key, example["audio"].astype(np.int16)))
+        by_split[split].append((key, example["audio"].astype(np.int16)))
     recordings = {}
-    for split, entries in found.items():
+    for split, entries in by_split.items():
         entries.sort(key=lambda entry: entry[0])
         keys = np.array([key for key, _ in entries])
         waveforms = [waveform for _, waveform in entries]

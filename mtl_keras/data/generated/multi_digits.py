@@ -40,7 +40,7 @@ _SEED = 36
 
 @dataclasses.dataclass(kw_only=True)
 class MultiDigitsConfig(tfds.core.BuilderConfig):
-    """What a configuration of `multi_digits` is made from.
+    """Configuration of `multi_digits`: its source and number of scenes.
 
     Attributes:
         source: `"bundled"` (scikit-learn) or `"mnist"` (TensorFlow Datasets).

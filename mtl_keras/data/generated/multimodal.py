@@ -55,7 +55,7 @@ _LABELS = ("digit", "sentiment", "speaker", "even")
 
 @dataclasses.dataclass(kw_only=True)
 class MultimodalConfig(tfds.core.BuilderConfig):
-    """What a configuration of `multimodal` is made from.
+    """Configuration of `multimodal`: its sources and numbers of samples.
 
     Attributes:
         generated: Whether its sources are made here, rather than read from

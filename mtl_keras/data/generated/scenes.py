@@ -111,7 +111,7 @@ def compose(
 
 
 def generate(pool: Pool, count: int, rng: np.random.Generator) -> Iterator[Scene]:
-    """Makes scenes from the digits of one pool, and from no others.
+    """Yields scenes of the digits of one pool, and of no others.
 
     Args:
         pool: The source digits.

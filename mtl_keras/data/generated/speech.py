@@ -46,7 +46,7 @@ class Voice(NamedTuple):
 
     Attributes:
         pitch: Pulses per second.
-        tract: What the formants are multiplied by; short vocal tracts have more.
+        tract: Factor of the formants, larger for shorter vocal tracts.
         breath: Noise beside the pulses.
     """
 
@@ -101,8 +101,7 @@ _DIGITS = (
 
 
 def say(digit: int, voice: Voice, rng: np.random.Generator) -> np.ndarray:
-    """Says one digit, as no two recordings are the same: by chance faster or
-    slower, higher or lower, louder or softer, and with more or less noise.
+    """Returns a recording of one digit, of random speed, pitch, loudness and noise.
 
     Args:
         digit: 0 to 9.

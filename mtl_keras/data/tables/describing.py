@@ -1,4 +1,4 @@
-"""One pass over a table: its description, and what looks wrong in it."""
+"""One pass over a table: its description, with warnings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def count_rows(file: DataFile, reader: Reader) -> dict[Unit, int]:
 def split_chunks(
     file: DataFile, reader: Reader, splitter: Splitter, units: Sequence[Unit]
 ) -> Iterator[tuple[Chunk, np.ndarray]]:
-    """Gives the chunks of units, with the split of each row, int8 `[rows]`."""
+    """Yields the chunks of units, each with the splits of its rows, int8 `[rows]`."""
     for unit in units:
         row = 0
         for chunk in reader.read(unit, file.columns):
@@ -42,14 +42,14 @@ def split_chunks(
 
 
 def describe(file: DataFile, reader: Reader) -> tuple[Description, Splitter]:
-    """Learns what a model has to know of a table.
+    """Returns the statistics of a table and its splits, from one pass over it.
 
     Args:
         file: The data file.
         reader: Reads its table.
 
     Returns:
-        The description, and what tells the split of each row.
+        The description, and the splitter that assigns rows to splits.
 
     Raises:
         InputError: If a cell is not what its column's kind says, with file and row,
@@ -127,11 +127,11 @@ def _tasks(file: DataFile, counted: list[table_labels.Tally]) -> dict[str, TaskS
 def _features(
     collectors: list[Collector], tasks: dict[str, TaskStats]
 ) -> dict[str, FeatureStats]:
-    found = [collector.result() for collector in collectors]
-    names = layer_names([stats.title for stats in found], tasks)
+    collected = [collector.result() for collector in collectors]
+    names = layer_names([stats.title for stats in collected], tasks)
     return {
         names[stats.title]: dataclasses.replace(stats, name=names[stats.title])
-        for stats in found
+        for stats in collected
     }
 
 

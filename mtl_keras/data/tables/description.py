@@ -1,4 +1,4 @@
-"""What a model has to know of a table, learnt from its training rows."""
+"""Statistics of a table's inputs and tasks, learnt from its training rows."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ class Description(Decodable):
         features: Inputs by the model's name.
         tasks: Tasks by the model's name.
         unit_rows: Number of rows of each unit of the reader.
-        bounds: What tells the splits apart; see `Splitter`.
-        warnings: What looks wrong, a line each.
+        bounds: Bounds between the splits; see `Splitter`.
+        warnings: Warnings, a line each.
     """
 
     rows: Mapping[str, int]

@@ -30,7 +30,7 @@ _UNSPACED = re.compile("[\u3040-\u30ff\u3400-\u9fff]")  # Chinese and Japanese
 
 @dataclasses.dataclass(frozen=True)
 class Guess:
-    """What a column seems to be.
+    """Guessed kinds of a column.
 
     Attributes:
         column: Its name.
@@ -40,7 +40,7 @@ class Guess:
         by: Of texts: `"word"` or `"character"`.
         missing: Share of empty cells.
         distinct: Number of distinct values.
-        note: What the values look like, for a comment.
+        note: Description of the values, for a comment.
     """
 
     column: str
@@ -54,12 +54,12 @@ class Guess:
 
 
 def guess(chunk: Chunk, column: str, folder: pathlib.Path) -> Guess:
-    """Returns what a column seems to be, by some rows.
+    """Returns the guessed kinds of a column, from some rows.
 
     Args:
         chunk: The rows.
         column: Name of the column.
-        folder: What paths of images are relative to.
+        folder: The folder that paths of images are relative to.
     """
     array = chunk.columns[column]
     missing = array.null_count / max(1, len(array))

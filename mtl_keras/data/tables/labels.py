@@ -54,7 +54,7 @@ def raw_labels(
     Args:
         chunk: The rows.
         column: The labels' column.
-        settings: What the data file says of the task.
+        settings: The task's settings in the data file.
         dates: Whether numbers are dates in text.
 
     Returns:
@@ -74,7 +74,7 @@ class Tally:
 
     Args:
         column: The labels' column.
-        settings: What the data file says of the tasks.
+        settings: The tasks' settings in the data file.
         path: The data file, for messages.
     """
 
@@ -92,7 +92,7 @@ class Tally:
     def add(
         self, chunk: Chunk, splits: np.ndarray, owner: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Takes a chunk.
+        """Adds the labels of a chunk.
 
         Args:
             chunk: The rows.
@@ -100,7 +100,7 @@ class Tally:
             owner: Title of each row's task; None where the column is one task.
 
         Returns:
-            What `raw_labels` gives.
+            Labels and their presence, as `raw_labels` returns them.
         """
         if self.dates is None and self.settings.kind == "number":
             self.dates = is_dated(chunk.columns[self.column])
@@ -207,7 +207,7 @@ class Tally:
         deviation = float(np.sqrt(self.numbers.variance))
         return {
             "mean": self.numbers.mean,
-            # A constant label has nothing to be standardised by.
+            # A constant label has no deviation to be standardised by.
             "deviation": deviation if deviation > 0 else 1.0,
             "low": float(self.low),
             "high": float(self.high),

@@ -1,4 +1,4 @@
-"""Features that tell a label: the label itself under another name."""
+"""Label leakage: features that are the label under another name."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Sample:
         self._labels: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
 
     def add(self, chunk: Chunk, train: np.ndarray) -> None:
-        """Takes the chunk's training rows until there are enough."""
+        """Adds the chunk's training rows until there are enough."""
         kept = np.flatnonzero(train)[: _ROWS - self._rows]
         self._rows += len(kept)
         if not len(kept):
@@ -53,7 +53,7 @@ class Sample:
             self._labels.setdefault(tally.column, []).append(part)
 
     def warnings(self) -> Iterator[str]:
-        """Gives a line for each feature that tells a label."""
+        """Yields a line for each feature that leaks a label."""
         features = {title: np.concatenate(v) for title, v in self._features.items()}
         for column, parts in self._labels.items():
             label = np.concatenate([values for values, _ in parts])
@@ -70,7 +70,7 @@ class Sample:
 
 
 def _tells(values: np.ndarray, label: np.ndarray) -> bool:
-    """Whether equal values of a feature go with equal labels, and the other way."""
+    """Returns whether values of a feature and labels determine each other."""
     if values.dtype.kind == "f" and label.dtype.kind == "f":
         known = ~np.isnan(values)
         values, label = values[known], label[known]

@@ -53,14 +53,14 @@ def layer_names(titles: Iterable[str], taken: Iterable[str] = ()) -> dict[str, s
 
 
 def _candidates(base: str) -> Iterator[str]:
-    """Gives names without end, the best first."""
+    """Yields candidate names without end, the best first."""
     yield from (base, f"{base}_2", f"{base}_3", f"column_{base}", f"{base}_column")
     for number in itertools.count(1):
         yield f"column_{number}"
 
 
 def _is_of(name: str, tasks: Iterable[str]) -> bool:
-    """Whether a layer of one of the tasks may have this name."""
+    """Returns whether a layer of one of the tasks may have this name."""
     lower = name.lower()
     return any(
         lower.startswith(f"{task}_") and _OF_TASK.fullmatch(lower[len(task) + 1 :])

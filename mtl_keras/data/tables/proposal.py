@@ -95,7 +95,7 @@ def reading_of(paths: Sequence[str], folder: pathlib.Path) -> tuple[Data, list[s
 
     Args:
         paths: The files.
-        folder: What they are relative to.
+        folder: The folder that they are relative to.
     """
     files: Any = paths[0] if len(paths) == 1 else tuple(paths)
     by_split = _by_split(paths)
@@ -125,14 +125,14 @@ def reading_of(paths: Sequence[str], folder: pathlib.Path) -> tuple[Data, list[s
 
 def _by_split(paths: Sequence[str]) -> dict[str, Any]:
     """Returns the files by split, where their names tell."""
-    found: dict[str, list[str]] = {}
+    files: dict[str, list[str]] = {}
     for path in paths:
         name = os.path.basename(path).lower()
         split = next((s for s, p in _SPLIT_NAMES.items() if p.search(name)), "train")
-        found.setdefault(split, []).append(path)
-    if "train" not in found or len(found) < 2:
+        files.setdefault(split, []).append(path)
+    if "train" not in files or len(files) < 2:
         return {}
-    return {s: p[0] if len(p) == 1 else tuple(p) for s, p in found.items()}
+    return {s: p[0] if len(p) == 1 else tuple(p) for s, p in files.items()}
 
 
 def _open(path: pathlib.Path) -> pa.NativeFile:
@@ -178,7 +178,7 @@ def _delimiter(lines: Sequence[str]) -> str:
 
 
 def _has_header(lines: Sequence[str], delimiter: str) -> bool:
-    """Whether the first row holds names: no number, and none twice."""
+    """Returns whether the first row holds names: no number, and none twice."""
     rows = list(csv.reader(io.StringIO("\n".join(lines)), delimiter=delimiter))
     if len(rows) < 2:
         return True
@@ -220,7 +220,7 @@ def _first_rows(reader: FileReader, paths: Sequence[str]) -> Chunk:
 
 def _markers(chunk: Chunk) -> tuple[str, ...]:
     """Returns usual marks of missing cells that stand among numbers or other text."""
-    found = []
+    markers = []
     for array in chunk.columns.values():
         if not pa.types.is_string(array.type):
             continue
@@ -230,8 +230,8 @@ def _markers(chunk: Chunk) -> tuple[str, ...]:
         for mark in marks:
             # Only "?" is no word of its own among texts.
             if mark == "?" or (rest and all(_is_number(value) for value in rest)):
-                found.append(mark)
-    return tuple(dict.fromkeys(found))
+                markers.append(mark)
+    return tuple(dict.fromkeys(markers))
 
 
 def _choose(

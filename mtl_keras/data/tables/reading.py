@@ -105,7 +105,7 @@ class FileReader:
             _check_names(str(path), self.header(path), columns)
 
     def read(self, unit: Unit, columns: Sequence[str]) -> Iterator[Chunk]:
-        """Gives the rows of a unit, in order.
+        """Yields the rows of a unit in chunks, in order.
 
         Raises:
             InputError: If the file is damaged, with the row.
@@ -220,7 +220,7 @@ class FileReader:
 
 
 class MemoryReader:
-    """Gives a table that is in memory, as `FileReader` gives files.
+    """Reader of a table in memory, with the interface of `FileReader`.
 
     Args:
         chunks: The rows.
@@ -244,7 +244,7 @@ class MemoryReader:
         _check_names("data frame", self.names, columns)
 
     def read(self, unit: Unit, columns: Sequence[str]) -> Iterator[Chunk]:
-        """Gives the rows of a unit, in one chunk."""
+        """Yields the rows of a unit, in one chunk."""
         chunk = self._parts[unit.split]
         arrays = {name: chunk.columns[name] for name in columns}
         yield Chunk(arrays, chunk.places, chunk.split)
@@ -335,11 +335,11 @@ def _resolve(file: DataFile) -> list[tuple[pathlib.Path, str | None]]:
     by_split: dict[str | None, Any] = {None: files}
     if isinstance(files, Files):
         by_split = {k: v for k, v in dataclasses.asdict(files).items() if v is not None}
-    found: list[tuple[pathlib.Path, str | None]] = []
+    resolved: list[tuple[pathlib.Path, str | None]] = []
     for split, patterns in by_split.items():
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            found += [(path, split) for path in _matching(pattern, file.path.parent)]
-    return found
+            resolved += [(path, split) for path in _matching(pattern, file.path.parent)]
+    return resolved
 
 
 def _matching(pattern: str, folder: pathlib.Path) -> list[pathlib.Path]:
@@ -368,7 +368,7 @@ def _plain(array: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 @contextlib.contextmanager
 def _readable(path: pathlib.Path) -> Iterator[None]:
-    """Turns what pyarrow says of a file into one line with the row."""
+    """Context manager: raises `InputError`, with the row, for errors of pyarrow."""
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeError, LookupError, EOFError) as error:

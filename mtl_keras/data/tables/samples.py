@@ -34,7 +34,7 @@ def feature_values(
     Args:
         chunk: The rows.
         features: Inputs by name.
-        folder: What paths of images are relative to.
+        folder: The folder that paths of images are relative to.
     """
     values = {}
     for name, stats in features.items():
@@ -59,6 +59,8 @@ class Samples:
         split: One of `SPLITS`.
         tasks: The tasks by name.
         limit: Number of samples, spread over the split; None for all.
+        output: Name of the one output of which the tasks are columns; None where each
+            has its own.
     """
 
     def __init__(
@@ -67,8 +69,10 @@ class Samples:
         split: str,
         tasks: Mapping[str, TaskStats],
         limit: int | None = None,
+        output: str | None = None,
     ):
         self._table = table
+        self._output = output
         self._split = SPLITS.index(split)
         self._tasks = dict(tasks)
         self._by = isinstance(table.file.tasks, TaskBy)
@@ -146,7 +150,7 @@ class Samples:
         return by_epoch(one_epoch, -(-self.count // batch_size), epoch)
 
     def chunks(self, units: Sequence[Unit]) -> Iterator[Arrays]:
-        """Gives the split's samples in order, `{"features": …, "labels": …}`."""
+        """Yields the split's samples in order, `{"features": …, "labels": …}`."""
         seen = 0
         table = self._table
         for chunk, splits in split_chunks(
@@ -166,7 +170,7 @@ class Samples:
     def _shuffled_chunks(
         self, seed: int, epoch: int, batch_size: int
     ) -> Iterator[Arrays]:
-        """Gives the samples in an order that depends on seed and epoch alone.
+        """Yields the samples in an order that depends on seed and epoch alone.
 
         Units come in a random order, several at a time, and pass through a buffer.
         """
@@ -226,6 +230,11 @@ class Samples:
                 labels[f"label {name}"] = values
                 labels[f"present {name}"] = present
                 labelled |= present
+            if self._output is not None:
+                labels = {
+                    part: np.stack([labels[f"{part} {n}"] for n in self._tasks], axis=1)
+                    for part in ("label", "present")
+                }
         return {"features": features, "labels": labels}, labelled
 
     def _count(self, split: str) -> int:
@@ -241,6 +250,10 @@ class Samples:
         for name, stats in self._table.description.features.items():
             if stats.kind == "image":
                 inputs[name] = tf.map_fn(read_image, inputs[name])
+        if self._output is not None:
+            label, weight = self._columns(arrays["labels"])
+            labels, weights = {self._output: label}, {self._output: weight}
+            return (inputs, labels, weights) if self._weighted() else (inputs, labels)
         labels, weights = {}, {}
         for index, (name, task) in enumerate(self._tasks.items()):
             if self._by:
@@ -260,8 +273,25 @@ class Samples:
             return inputs, labels, weights
         return inputs, labels
 
+    def _columns(self, labels: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns labels and sample weights of all tasks, float32 `[batch, T]`."""
+        label = labels["label"]
+        if self._by:
+            owner = labels["owner"][:, None]
+            present = tf.equal(owner, tf.range(len(self._tasks)))
+            label = tf.where(present, label[:, None], 0.0)
+        else:
+            present = labels["present"]
+        weight = tf.cast(present, tf.float32)
+        tasks = self._tasks.values()
+        if self._split == 0 and any(task.balanced for task in tasks):
+            weighted = [class_weights(t) if t.balanced else [1.0, 1.0] for t in tasks]
+            negative, positive = np.transpose(weighted).astype(np.float32)
+            weight *= tf.where(label > 0.5, positive, negative)
+        return label, weight
+
     def _weighted(self) -> bool:
-        """Whether samples have weights: labels are absent, or classes balanced."""
+        """Returns whether samples have weights: absent labels or balanced classes."""
         rows = self._table.description.rows
         return any(
             task.balanced or dict(task.labels) != dict(rows)
@@ -315,7 +345,7 @@ def _concatenated(parts: Sequence[Arrays]) -> Arrays:
 
 
 def _rebatched(chunks: Iterator[Arrays], batch_size: int) -> Iterator[Arrays]:
-    """Gives the same samples in batches of one size, the last one smaller."""
+    """Yields the same samples in batches of one size, the last one smaller."""
     rest: list[Arrays] = []
     for arrays in chunks:
         joined = _concatenated([*rest, arrays])

@@ -1,4 +1,4 @@
-"""Data files: what a TOML file says of a table, decoded and checked."""
+"""Data files: TOML descriptions of tables, decoded and checked."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Names = StrictStr | tuple[StrictStr, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Split(Decodable):
-    """Which rows are for training, validation and test.
+    """The split of the rows into training, validation and test.
 
     Attributes:
         by: `"random"`; one of `column`, `group` and `time` takes its place. Where a
@@ -90,7 +90,7 @@ class Files(Decodable):
 
 @dataclasses.dataclass(frozen=True)
 class Data(Decodable):
-    """Which files hold the table, how to read them, and their split.
+    """The files of the table, the options of reading them, and their split.
 
     Attributes:
         files: Paths or glob patterns, relative to the data file; or those by split.
@@ -174,7 +174,7 @@ class TaskBy:
     Attributes:
         column: Column that names the row's task.
         label: Column of the labels.
-        settings: What all these tasks are like.
+        settings: Settings of all these tasks.
     """
 
     column: str
@@ -184,7 +184,7 @@ class TaskBy:
 
 @dataclasses.dataclass(frozen=True)
 class ModelSettings(Decodable):
-    """How features are joined.
+    """Settings of the model that joins the features.
 
     Attributes:
         fusion: Name in `mtl_keras.fusion`, for features of several modalities.

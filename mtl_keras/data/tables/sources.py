@@ -29,7 +29,7 @@ def open_source(
         features: `{column: kind}`, or what a data file has in place of a kind; None
             takes all columns that are no task, of the kinds that they seem to be.
         tasks: `{column: kind}`, likewise, or `by`, `label` and `kind`.
-        split: What a data file has under `data.split`.
+        split: The values of `data.split` in a data file.
 
     Raises:
         InputError: If the source cannot be read, or arguments do not go with it.

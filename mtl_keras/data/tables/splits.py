@@ -1,4 +1,4 @@
-"""Which rows of a table are for training, validation and test."""
+"""Splits of a table's rows into training, validation and test."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _ALIASES = {
 
 
 class Splitter:
-    """Tells the split of each row, the same one in every pass over the table.
+    """Assigns rows to splits, each to the same one in every pass over the table.
 
     Args:
         file: The data file.
         reader: Reads its table.
         counts: Number of rows of each unit.
-        bounds: What `bounds` was for the same table; None finds them.
+        bounds: `bounds` of an earlier pass over the same table; None finds them.
 
     Attributes:
         bounds: Draws or times between the splits.
@@ -75,7 +75,7 @@ class Splitter:
             return np.full(len(chunk), SPLITS.index(chunk.split), np.int8)
         if self._split.column is not None:
             splits = _named(chunk, self._split.column)
-            # What the column does not tell apart is drawn from the training rows.
+            # Splits that the column lacks are drawn from the training rows.
             draws = _draws(self._split.seed, self._first[unit] + row, len(chunk))
             drawn = _drawn(draws, self.bounds)
             return np.where(splits == TRAIN, drawn, splits).astype(np.int8)

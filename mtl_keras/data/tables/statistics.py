@@ -36,7 +36,7 @@ class Numbers:
         self._offset = 0
 
     def add(self, values: np.ndarray) -> None:
-        """Takes float64 `[n]`, NaN where missing."""
+        """Adds numbers, float64 `[n]`, NaN where missing."""
         present = values[~np.isnan(values)]
         self.missing += len(values) - len(present)
         if not len(present):
@@ -87,8 +87,8 @@ class Collector:
     Args:
         name: Name of the model's input.
         title: Name of the column.
-        feature: What the data file says of it.
-        folder: What paths of images are relative to.
+        feature: Its settings in the data file.
+        folder: The folder that paths of images are relative to.
     """
 
     def __init__(self, name: str, title: str, feature: Feature, folder: pathlib.Path):
@@ -104,7 +104,7 @@ class Collector:
         self._sums: list[np.ndarray] = []
 
     def add(self, chunk: Chunk, train: np.ndarray) -> None:
-        """Takes a chunk; only the training rows count, but all values are checked."""
+        """Adds a chunk; only the training rows count, but all values are checked."""
         title = self._base.title
         if self._feature.kind == "number":
             if self._dates is None:
@@ -148,7 +148,7 @@ class Collector:
                 )
 
     def result(self) -> FeatureStats:
-        """Returns what was gathered."""
+        """Returns the statistics."""
         kind = self._feature.kind
         if kind == "number":
             return dataclasses.replace(

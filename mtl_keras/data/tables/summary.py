@@ -1,4 +1,4 @@
-"""The summary of a table: rows, labels, classes, ranges, and what looks wrong."""
+"""The summary of a table: rows, labels, classes, ranges and warnings."""
 
 from __future__ import annotations
 

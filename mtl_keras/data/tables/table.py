@@ -25,7 +25,7 @@ from mtl_keras.files import atomic_write, make_folder, read_json
 
 STREAMED_BYTES = 2 << 30
 KEPT_BYTES = 8 << 20  # of a table whose description is kept on disk
-_VERSION = 1  # of what is kept on disk
+_VERSION = 1  # of the cache on disk
 
 
 class OpenTable:
@@ -34,14 +34,14 @@ class OpenTable:
     Args:
         file: The data file.
         reader: Reads its table.
-        description: What `describe` gave for this very table; None describes it.
+        description: `describe`'s result for this very table; None describes it.
 
     Attributes:
         file: The data file.
         reader: Reads the table.
         description: Inputs, tasks, splits.
-        splitter: Tells the split of each row.
-        folder: What paths in the table are relative to.
+        splitter: Assigns rows to splits.
+        folder: The folder that paths in the table are relative to.
     """
 
     def __init__(

@@ -46,7 +46,7 @@ def numbers(chunk: Chunk, column: str, dates: bool = False) -> np.ndarray:
 
 
 def is_dated(array: pa.Array) -> bool | None:
-    """Whether the first value of a column is a date in text; None without a value."""
+    """Returns whether a column's first value is a date in text; None without one."""
     if not pa.types.is_string(array.type):
         return False
     present = array.drop_null()

@@ -1,7 +1,7 @@
 """Task weights from a Gram matrix, one module per family of methods.
 
-All solvers run eagerly, in `tf.function` and under XLA, in float64. What they have
-in common, absent tasks and failures above all, is told in `problem`.
+All solvers run eagerly, in `tf.function` and under XLA, in float64. Their common
+conventions, absent tasks and failures above all, are stated in `problem`.
 """
 
 from __future__ import annotations

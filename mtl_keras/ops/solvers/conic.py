@@ -95,11 +95,11 @@ def cagrad(
         step = (length - radius) * length
         t = t - tf.math.divide_no_nan(step, tf.reduce_sum(y * reciprocal))
         linear = t * reciprocal - products
-        (y, free), found = nonnegative_qp(
+        (y, free), converged = nonnegative_qp(
             cosines, linear[tf.newaxis], ActiveSet(y, free)
         )
         length = tf.sqrt(tf.maximum(tf.reduce_sum(y * tf.matmul(y, cosines)), 0.0))
-        return t, y, free, length, before, found[0]
+        return t, y, free, length, before, converged[0]
 
     def solve(
         t: tf.Tensor, y: tf.Tensor, length: tf.Tensor
@@ -121,10 +121,10 @@ def cagrad(
         square = tf.reduce_sum(nearest * tf.matmul(nearest, cosines))
         length = tf.sqrt(tf.maximum(square, 0.0))
         inside = ~solved | (length <= radius * (1.0 + 1e-9))
-        y, found = solve(
+        y, converged = solve(
             tf.zeros([], tf.float64), nearest, tf.where(inside, radius, length)
         )
-        return tf.where(inside, nearest, y), solved & (inside | found)
+        return tf.where(inside, nearest, y), solved & (inside | converged)
 
     none = tf.zeros([1, cosines.shape[0]], tf.float64)
     y, solved = solve(upper, none, tf.constant(math.inf, tf.float64))

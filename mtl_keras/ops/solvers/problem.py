@@ -1,10 +1,10 @@
-"""What all solvers share: a scaled Gram matrix, and what to do when they fail.
+"""Common part of all solvers: a scaled Gram matrix, and the fallback on failure.
 
 Conventions of every solver in this package:
 
 - It takes a Gram matrix of static shape `[tasks, tasks]` and works in float64.
-- A task whose diagonal entry is exactly zero takes no part: it is taken out and
-  gets weight 0. `1/T` means one over the number of tasks that take part.
+- A task whose diagonal entry is exactly zero is excluded (weight 0). `1/T` means one
+  over the number of active tasks.
 - Where it decides whether gradients are dependent, in conflict or cancel, it takes
   `precision`, the spacing at 1 of the dtype in which they were computed, and leaves
   differences within their noise out of account. The default is float64's.
@@ -41,7 +41,7 @@ def noise_of(precision: float) -> float:
 
 
 class Problem(NamedTuple):
-    """A Gram matrix, taken apart into cosines and norms.
+    """A Gram matrix, decomposed into cosines and norms.
 
     With `n = scale * norms`, the matrix is `n_i * cosines_ij * n_j`. Tasks that
     take no part have norm 1 and a row of the unit matrix, which keeps all linear
@@ -67,7 +67,7 @@ class Problem(NamedTuple):
 
     @property
     def gramian(self) -> tf.Tensor:
-        """The Gram matrix over `scale**2`, zero for tasks that take no part."""
+        """The Gram matrix over `scale**2`, zero for excluded tasks."""
         norms = self.norms * self.active
         return norms[:, tf.newaxis] * self.cosines * norms
 
@@ -90,7 +90,7 @@ def square(gramian: Any) -> tf.Tensor:
 
 
 def prepare(gramian: Any) -> Problem:
-    """Takes a Gram matrix apart, after removing what no solver can work with.
+    """Decomposes a Gram matrix into cosines and norms, without unusable entries.
 
     Args:
         gramian: `[T, T]` tensor with static T.
@@ -104,8 +104,8 @@ def prepare(gramian: Any) -> Problem:
     gramian = square(gramian)
     diagonal = tf.linalg.diag_part(gramian)
     finite = tf.reduce_all(tf.math.is_finite(gramian))
-    takes_part = tf.logical_not(tf.equal(diagonal, 0.0))
-    active = tf.cast(takes_part, tf.float64)
+    is_active = tf.logical_not(tf.equal(diagonal, 0.0))
+    active = tf.cast(is_active, tf.float64)
     total = tf.reduce_sum(active)
     count = tf.maximum(total, 1.0)
     mean = active / count
@@ -114,8 +114,8 @@ def prepare(gramian: Any) -> Problem:
     unit = tf.eye(gramian.shape[0], dtype=tf.float64)
     gramian = tf.where(solvable, gramian, unit)
     active = tf.where(solvable, active, tf.ones_like(active))
-    takes_part = active > 0.0
-    norms = tf.where(takes_part, tf.sqrt(tf.linalg.diag_part(gramian)), 1.0)
+    is_active = active > 0.0
+    norms = tf.where(is_active, tf.sqrt(tf.linalg.diag_part(gramian)), 1.0)
     largest = tf.reduce_max(norms * active)
 
     # One division after the other: the product of two small norms may underflow.
@@ -125,7 +125,7 @@ def prepare(gramian: Any) -> Problem:
     cosines = 0.5 * (cosines + tf.transpose(cosines))
     both = active[:, tf.newaxis] * active
     cosines = tf.linalg.set_diag(cosines * both, tf.ones_like(norms))
-    norms = tf.where(takes_part, norms / largest, 1.0)
+    norms = tf.where(is_active, norms / largest, 1.0)
     return Problem(cosines, norms, largest, active, count, mean, solvable)
 
 

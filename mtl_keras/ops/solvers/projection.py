@@ -105,8 +105,8 @@ def gradvac(
             less has cosines of 0.
 
     Returns:
-        `[T]` float64 weights, the new averages (float64; unchanged for pairs in
-        which a task takes no part, and where not converged), and a scalar bool.
+        `[T]` float64 weights, the new averages (float64; unchanged for pairs with an
+        excluded task, and where not converged), and a scalar bool.
 
     Raises:
         ValueError: If `goals` or `orders` has another shape.

@@ -93,7 +93,7 @@ def nonnegative_qp(
         hit = blocking & ((room <= length) | (moved <= 0.0))
         kept = free & ~hit
         moved = tf.where(kept, tf.maximum(moved, 0.0), 0.0)
-        # An entry that leaves as soon as it was let in came in by a rounding error.
+        # An entry that leaves the free set at once entered it by round-off.
         barred |= hit & (length <= 0.0)
 
         # At the minimum over the free entries: let in the steepest of the others.
@@ -217,7 +217,7 @@ def dual_cone(
     # v = u + z / norms with z >= 0.
     bounds = tf.reshape(present, [-1, size]) * problem.norms
     linear = -tf.matmul(bounds, problem.cosines) * problem.active
-    # Where the bounds' own gradients cancel, what is left is noise: no conflict.
+    # Where the bounds' own gradients cancel, the rest is noise: no conflict.
     parts = tf.matmul(tf.abs(bounds), tf.abs(problem.cosines))
     linear = tf.where(tf.abs(linear) > noise * parts, linear, 0.0)
     solution, solved = nonnegative_qp(problem.cosines, linear, noise=noise)
@@ -305,7 +305,7 @@ def _cone_projection(
         preference = [] if preference is None else preference
         return tuple(op(gramian, preference, reg_eps, precision))
     problem = prepare(gramian)
-    # Divided by the trace, plus `reg_eps` where tasks take part.
+    # Divided by the trace, plus `reg_eps` for active tasks.
     matrix = problem.gramian
     matrix /= tf.linalg.trace(matrix)
     matrix += tf.linalg.diag(reg_eps * problem.active)

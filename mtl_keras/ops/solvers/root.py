@@ -12,7 +12,7 @@ from mtl_keras.ops.solvers.problem import EPS, finish, noise_of, prepare, square
 
 _MAX_STEPS = 200
 # A sum of gradients shorter than this, for a largest term of length 1, counts as zero:
-# roots beyond are the work of rounding errors.
+# larger roots are numerical artifacts.
 _CANCELLED = 1e-5
 # Keeps the system regular where gradients are dependent and their terms underflow.
 _RIDGE = 1e-13
@@ -67,8 +67,8 @@ def power_root(
     identity = tf.eye(size, dtype=tf.float64)
     shares = tf.constant(_FRACTIONS, tf.float64)[:, tf.newaxis]
 
-    # With y = norms * w: cosines y = target * y^-p. Tasks that take no part are
-    # equations of their own, y = y^-p.
+    # With y = norms * w: cosines y = target * y^-p. Excluded tasks are equations of
+    # their own, y = y^-p.
     log_target = (p - 1.0) * tf.math.log(problem.norms)
     common = tf.reduce_mean(log_target)
     log_target -= common

@@ -63,7 +63,7 @@ def krum(
     noise = max(noise_of(precision) ** 2, 4.0 * EPS)
     distances = tf.where(distances > noise * sums, distances, 0.0)
     distances = distances if squared else tf.sqrt(distances)
-    # Tasks that take no part are no neighbours, and no task is its own.
+    # Excluded tasks are no neighbours, and no task is its own.
     absent = problem.active <= 0.0
     far = absent[:, tf.newaxis] | absent | tf.eye(size, dtype=tf.bool)
     distances = tf.sort(tf.where(~far, distances, math.inf))

@@ -74,7 +74,7 @@ def aligned(
 
     With `G = V diag(l) V'`, over the eigenvalues above `l_max * T * 2^-52`:
     `w = sqrt(s) V diag(l)^(-1/2) V' (1/T)`. Mean scale. Weights may be negative.
-    Directions in which the unit gradients differ by their noise are taken out of `G`
+    Directions in which the unit gradients differ by their noise are removed from `G`
     first: rounding is relative to the norm of each gradient. In bfloat16, norms of
     dependent gradients that spread over four decades leave the update undetermined:
     that of the same gradients rounded otherwise is off by up to a half.
@@ -90,7 +90,7 @@ def aligned(
 
     Args:
         gramian: `[T, T]` Gram matrix.
-        scale_mode: What `s` is: `"min"`, the least eigenvalue (the paper's);
+        scale_mode: Choice of `s`: `"min"`, the least eigenvalue (the paper's);
             `"median"`, the lower median; or `"rmse"`, the mean.
         precision: That of the gradients, see `problem`.
 
@@ -135,7 +135,7 @@ def _equal_cosines(problem: Problem, precision: float) -> tf.Tensor:
 
 
 class _Spectrum(NamedTuple):
-    """`V' A V` for nearly exact eigenvectors: its diagonal and what is left.
+    """`V' A V` for nearly exact eigenvectors: its diagonal and the remainder.
 
     XLA's eigenvectors are orthogonal to rounding but diagonalise to about 1e-9 only,
     which small eigenvalues would magnify. Functions of the matrix take the rest
@@ -162,7 +162,7 @@ def _without_noise(problem: Problem, precision: float) -> tuple[tf.Tensor, tf.Te
     size = problem.cosines.shape[0]
     projection = tf.eye(size, dtype=tf.float64) - tf.matmul(cut, cut, transpose_b=True)
     cosines = tf.matmul(projection, tf.matmul(problem.cosines, projection))
-    # Tasks that take no part have eigenvalues of their own.
+    # Excluded tasks have eigenvalues of their own.
     absent = size - tf.cast(tf.reduce_sum(problem.active), tf.int32)
     rank = tf.reduce_sum(tf.cast(spectrum.kept, tf.int32)) - absent
     return problem._replace(cosines=cosines).gramian, rank
