@@ -5,14 +5,17 @@
 
 Each case starts from a whole input and damages it: bytes are changed, moved, cut off
 and repeated; values are put in the place of others; command lines are drawn out of
-commands, options, names and odd text. A reader may then give a result or raise an
+commands, options, names and odd text; tables are those of
+`tests/data/damaged_tables.py`, and every tenth that is read also trains a model for a
+step. A reader may then give a result or raise an
 `InputError` of one line; a command may end with code 0, or with code 2, one line on
 standard error, and nothing written. Anything else is a defect, and so is a case that
 takes more than 20 seconds of processor time.
 
 What would take long on inputs that are right after all (the training itself, a search,
 preparing data) is left out: a command line that gets so far counts as accepted.
-Writes benchmarks/results/fuzz.json; a defect ends the script with code 1.
+Writes benchmarks/results/fuzz.json, where the results of kinds that are not run again
+(`--only`) stay; a defect ends the script with code 1.
 """
 
 from __future__ import annotations
@@ -48,7 +51,16 @@ from scipy.io import wavfile
 from tensorflow_serving.apis import prediction_log_pb2
 from typer.testing import CliRunner
 
-from mtl_keras import balancing, callbacks, compare, data, runs, search, sharing
+from mtl_keras import (
+    applications,
+    balancing,
+    callbacks,
+    compare,
+    data,
+    runs,
+    search,
+    sharing,
+)
 from mtl_keras.data import catalog
 from mtl_keras.decoding import decode
 from mtl_keras.encoding import encode
@@ -60,9 +72,14 @@ from mtl_keras.runs.scheduler import Job, Scheduler
 from mtl_keras.serving import warmup
 from mtl_keras_cli.app import app
 
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "data"))
+
+import damaged_tables  # noqa: E402
+
 RESULTS = pathlib.Path(__file__).parent / "results"
 SECONDS = 20
-# How many of 10,000 cases go to each kind.
+# How many cases each kind has, or which share of `--cases`.
 SHARES = {
     "study": 2_300,
     "study_folder": 400,
@@ -78,6 +95,7 @@ SHARES = {
     "originals": 300,
     "prepared": 100,
     "command": 1_000,
+    "table": 1_000,
 }
 
 WORDS = (
@@ -579,6 +597,40 @@ def command(rng: random.Random, place: Place) -> None:
         raise InputError(result.stderr.strip())
 
 
+def table(rng: random.Random, place: Place) -> None:
+    """Proposes a data file for a table; opens, reads and trains with another one."""
+    folder = place.renew()
+    damaged_tables.write(rng.randrange(1 << 32), folder)
+    lines = []
+    accepted = mock.Mock(side_effect=typer.Exit(0))
+    with (
+        contextlib.chdir(folder),
+        mock.patch("mtl_keras.runs.fitting._Fitting", accepted),
+    ):
+        for line in (["init", "t.csv", "--to", "new.toml"], ["train", "t.toml"]):
+            result = CliRunner().invoke(app, line)
+            check_command(line, result.exit_code, result.stderr, result.exception)
+            lines.append(result.stderr.strip())
+    if lines[-1]:
+        assert "t.csv" in lines[-1] or "t.toml" in lines[-1], lines[-1]
+        raise InputError(lines[-1])
+    opened = applications.Table(folder / "t.toml")
+    samples = opened.load("train", batch_size=16)
+    for batch in samples:
+        assert all(np.isfinite(label).all() for label in batch[1].values())
+    if rng.random() < 0.1:
+        model = opened.build(width=4)
+        model.compile(
+            "sgd", opened.losses(), metrics=opened.metrics(), run_eagerly=True
+        )
+        logs = model.fit(samples.take(1), shuffle=False, verbose=0).history
+        titles = [name for name in opened.tasks if f"{name}_loss" in logs]
+        assert titles or len(opened.tasks) == 1, f"{list(logs)} lack the tasks' names"
+        for inputs, *_ in samples.take(1):
+            answers = model.predict_on_batch(inputs)
+        assert all(np.isfinite(answer).all() for answer in answers.values())
+
+
 def check_command(
     line: list[str], code: int, errors: str, error: BaseException | None = None
 ) -> None:
@@ -624,6 +676,7 @@ CASES: dict[str, Case] = {
     "originals": originals,
     "prepared": prepared,
     "command": command,
+    "table": table,
 }
 
 
@@ -690,42 +743,52 @@ def real_processes(folder: pathlib.Path) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--cases", type=int, default=sum(SHARES.values()))
+    parser.add_argument("--cases", type=int)
     parser.add_argument("--only", choices=SHARES)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     kinds = [arguments.only] if arguments.only else list(SHARES)
     whole = sum(SHARES[kind] for kind in kinds)
-    results, defects = {}, []
+    cases = arguments.cases or whole
+    path = RESULTS / "fuzz.json"
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    results = {kind: kept["by_kind"].get(kind, {}) for kind in SHARES}
+    defects = [defect for defect in kept["defects"] if defect["kind"] not in kinds]
+    processes = kept["processes"]
     keras.utils.disable_interactive_logging()
     with tempfile.TemporaryDirectory() as folder:
         place = Place(pathlib.Path(folder))
         check_whole(place)
         for kind in kinds:
             counts: collections.Counter[str] = collections.Counter()
-            for number in range(max(1, arguments.cases * SHARES[kind] // whole)):
+            for number in range(max(1, cases * SHARES[kind] // whole)):
                 what = outcome(kind, number, arguments.seed, place)
                 if what not in ("read", "refused"):
                     defects.append({"kind": kind, "number": number, "what": what})
                     print(kind, number, what, flush=True)
                     what = "defect"
                 counts[what] += 1
-            results[kind] = dict(counts)
+            results[kind] = {**counts, "made_with": made_with()}
             print(kind, dict(counts), flush=True)
-        processes = [] if arguments.only else real_processes(place.renew())
-    if not arguments.only:
+        if not arguments.only:
+            processes = real_processes(place.renew())
+    if cases == whole:
         summary = {
             "command": "python benchmarks/fuzz.py",
             "seed": arguments.seed,
-            "made_with": made_with(),
-            "cases": sum(sum(counts.values()) for counts in results.values()),
+            "cases": sum(
+                count
+                for counts in results.values()
+                for outcome, count in counts.items()
+                if outcome != "made_with"
+            ),
             "by_kind": results,
             "processes": processes,
             "defects": defects,
         }
         text = json.dumps(summary, indent=2, ensure_ascii=False)
-        RESULTS.joinpath("fuzz.json").write_text(text + "\n", encoding="utf-8")
-    sys.exit(bool(defects))
+        path.write_text(text + "\n", encoding="utf-8")
+    sys.exit(any(defect["kind"] in kinds for defect in defects))
 
 
 if __name__ == "__main__":

@@ -166,12 +166,16 @@ class TaskProgress(keras.callbacks.Callback):
 
 
 def _first_metrics(model: keras.Model) -> dict[str, str]:
-    """Returns the first metric of each task that `compile` was given, or `"loss"`."""
+    """Returns the first metric of each task that `compile` was given, or `"loss"`.
+
+    Tasks have the names that the logs have.
+    """
     outputs = dict(model.output)
     resolved = resolved_metrics(model, outputs, outputs)
+    titles = getattr(model, "titles", {})
     names = {}
     for task in model.tasks:
         of_task = resolved.get(task, ResolvedMetrics([], []))
         metrics = [*of_task.unweighted, *of_task.weighted]
-        names[task] = metrics[0].name if metrics else "loss"
+        names[titles.get(task, task)] = metrics[0].name if metrics else "loss"
     return names

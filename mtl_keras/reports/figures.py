@@ -131,6 +131,17 @@ def save_png(figure: Figure, path: pathlib.Path) -> pathlib.Path:
     return path
 
 
+class ShownFigure(Figure):
+    """A figure that notebooks show, also before pyplot has made one there."""
+
+    @styled
+    def _repr_png_(self) -> bytes:
+        """Returns the picture as IPython asks for it."""
+        content = io.BytesIO()
+        self.savefig(content, format="png", dpi=72)
+        return content.getvalue()
+
+
 def new_figure(width: float, height: float, **kwargs: Any) -> tuple[Figure, Any]:
     """Returns a figure and its axes; to be called by `styled` functions.
 
@@ -139,7 +150,7 @@ def new_figure(width: float, height: float, **kwargs: Any) -> tuple[Figure, Any]
         height: Inches.
         **kwargs: Passed on to `Figure.subplots`.
     """
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = ShownFigure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(**kwargs)
 
 

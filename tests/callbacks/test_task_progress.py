@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 import mtl_keras
+from mtl_keras.applications.table.titled import TitledModel
 from mtl_keras.callbacks import TaskProgress
 from mtl_keras.errors import InputError
 
@@ -102,3 +103,22 @@ def test_a_notebook_has_one_table_that_grows(monkeypatch):
     notebook = Console(file=io.StringIO(), force_jupyter=True)
     shown(TaskProgress({"a": "loss"}, console=notebook), {"loss": 1.0, "a_loss": 1.0})
     assert rows == [1, 2]
+
+
+def test_a_task_has_the_name_that_the_logs_have():
+    inputs = keras.Input((3,))
+    outputs = {name: keras.layers.Dense(1)(inputs) for name in ("other", "price_k")}
+    model = TitledModel(inputs, outputs, titles={"price_k": "price (k€)"})
+    model.compile("sgd", "mse", metrics={"price_k": ["mae"]}, run_eagerly=True)
+    output = console()
+    x, y = np.ones((4, 3)), np.ones((4, 1))
+    history = model.fit(
+        x,
+        {"other": y, "price_k": y},
+        verbose=0,
+        callbacks=[TaskProgress(console=output)],
+    ).history
+    titles, metrics, row = output.file.getvalue().splitlines()
+    assert "price (k€)" in titles
+    assert metrics.split()[2:4] == ["loss", "mae"]
+    assert row.split()[3] == f"{history['price (k€)_mae'][0]:.4f}"

@@ -25,6 +25,7 @@ CASES = {
     "records": 30,
     "originals": 6,
     "command": 60,
+    "table": 8,
 }
 
 

@@ -20,6 +20,18 @@ CELLS = (
 )
 KINDS = ("number", "category", "text")
 TASKS = ("number", "binary", "multiclass")
+# Values of a column, and the kinds that suit them as a feature and as a task.
+COLUMNS = (
+    ([str(n) for n in range(9)], "number", "number"),
+    ([str(n) for n in range(9)], "category", "multiclass"),
+    (["0", "1"], "number", "binary"),
+    (["a", "b", "c"], "category", "multiclass"),
+    (["", "1", "2.5"], "number", "number"),
+    (["same"], "category", "multiclass"),
+    ([""], "category", "number"),
+    (["2024-01-01", "2024-05-03"], "number", "number"),
+    ([f"some words {n} and more" for n in range(50)], "text", "multiclass"),
+)
 
 
 def quoted(rng: random.Random, cell: str, delimiter: str) -> str:
@@ -31,28 +43,20 @@ def quoted(rng: random.Random, cell: str, delimiter: str) -> str:
     return cell
 
 
-def content_of(rng: random.Random) -> tuple[list[str], str, str]:
-    """Returns a table's names, its text, and its delimiter."""
+def content_of(
+    rng: random.Random,
+) -> tuple[list[tuple[str, str, str]], str, str]:
+    """Returns `(name, feature kind, task kind)` of columns, the text, the delimiter."""
     count = rng.randrange(2, 6)
     draw = rng.choices if rng.random() < 0.1 else rng.sample
     names = draw(NAMES, k=count)
     delimiter = rng.choice(",,,;\t")
     rows = rng.choice((0, 1, 3, 30, 60, 60, 60))
     awkward = rng.choice((0.0, 0.0, 0.02, 0.3))
-    columns = []
-    for _ in names:
-        values = rng.choice(
-            (
-                [str(n) for n in range(9)],
-                ["0", "1"],
-                ["a", "b", "c"],
-                ["", "1", "2.5"],
-                ["same"],
-                [""],
-                ["2024-01-01", "2024-05-03"],
-                [f"some words {n} and more" for n in range(50)],
-            )
-        )
+    columns, suited = [], []
+    for name in names:
+        values, *kinds = rng.choice(COLUMNS)
+        suited.append((name, *kinds))
         cells = rng.choices(values, k=rows)
         columns.append(
             [rng.choice(CELLS) if rng.random() < awkward else c for c in cells]
@@ -64,7 +68,7 @@ def content_of(rng: random.Random) -> tuple[list[str], str, str]:
     if rng.random() < 0.1 and len(lines) > 1:
         place = rng.randrange(len(lines))
         lines[place] += delimiter.join(["", "x"][: rng.randrange(3)])
-    return names, rng.choice(("\n", "\r\n")).join(lines) + "\n", delimiter
+    return suited, rng.choice(("\n", "\r\n")).join(lines) + "\n", delimiter
 
 
 def damaged(rng: random.Random, content: bytes) -> bytes:
@@ -86,18 +90,24 @@ def damaged(rng: random.Random, content: bytes) -> bytes:
 def write(number: int, folder: pathlib.Path) -> pathlib.Path:
     """Writes the table of a number and a data file for it; returns the latter."""
     rng = random.Random(f"table {number}")
-    names, text, delimiter = content_of(rng)
+    columns, text, delimiter = content_of(rng)
     encoding = rng.choice(("utf-8", "utf-8", "utf-8", "latin1", "utf-16"))
     content = damaged(rng, text.encode(encoding, errors="replace"))
     (folder / "t.csv").write_bytes(content)
-    task = rng.choice(names)
-    features = [name for name in names if name != task] or names
+    task, _, task_kind = rng.choice(columns)
+    features = {
+        name: kind for name, kind, _ in columns if name != task or rng.random() < 0.02
+    }
+    if rng.random() < 0.2:
+        # Kinds that may suit the column or not.
+        features = {name: rng.choice(KINDS) for name in features}
+        task_kind = rng.choice(TASKS)
     lines = ["[data]", 'files = "t.csv"', f"delimiter = {toml(delimiter)}"]
-    if rng.random() < 0.5:
+    if encoding != "utf-8" or rng.random() < 0.5:
         lines.append(f"encoding = {toml(encoding)}")
     lines += ["[features]"]
-    lines += [f"{toml(n)} = {toml(rng.choice(KINDS))}" for n in dict.fromkeys(features)]
-    lines += ["[tasks]", f"{toml(task)} = {toml(rng.choice(TASKS))}"]
+    lines += [f"{toml(name)} = {toml(kind)}" for name, kind in features.items()]
+    lines += ["[tasks]", f"{toml(task)} = {toml(task_kind)}"]
     (folder / "t.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder / "t.toml"
 

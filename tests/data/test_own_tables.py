@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import tomllib
+import tracemalloc
 
 import damaged_tables
 import numpy as np
@@ -12,7 +13,16 @@ import pytest
 import tensorflow as tf
 
 import mtl_keras
-from mtl_keras.data.tables import labels, names, proposal, reading, schema, splits
+from mtl_keras.data.tables import (
+    labels,
+    names,
+    proposal,
+    reading,
+    schema,
+    splits,
+    table,
+    values,
+)
 from mtl_keras.data.tables.describing import describe
 from mtl_keras.data.tables.reading import FileReader, in_memory
 from mtl_keras.data.tables.samples import Samples
@@ -161,6 +171,30 @@ def columns_of(batches):
             )
         )
     return rows
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_table_is_described_once_for_all_processes(tmp_path, monkeypatch, stream):
+    frame().to_csv(tmp_path / "t.csv", index=False)
+    monkeypatch.setenv("MTL_KERAS_DATA_DIR", str(tmp_path / "kept"))
+    monkeypatch.setattr(table, "KEPT_BYTES", 0)
+    table._opened.cache_clear()
+    file = data_file(tmp_path, stream=stream)
+    first = table.open_table(file)
+    rows = columns_of(Samples(first, "test", first.description.tasks).dataset(16))
+    # As another process would, which has opened no table.
+    table._opened.cache_clear()
+    monkeypatch.setattr(table, "describe", None)
+    again = table.open_table(file)
+    assert again.description == first.description
+    samples = Samples(again, "test", again.description.tasks)
+    assert columns_of(samples.dataset(16)) == rows
+    # Nothing can be kept below a file: the pass is made again.
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MTL_KERAS_DATA_DIR", str(tmp_path / "file"))
+    monkeypatch.setattr(table, "describe", describe)
+    table._opened.cache_clear()
+    assert table.open_table(file).description == first.description
 
 
 def test_streamed_samples_are_those_from_memory(tmp_path, monkeypatch):
@@ -427,6 +461,18 @@ def test_values_of_other_types_equal_those_of_csv():
     assert labels.class_name("1.0") == labels.class_name("1") == "1"
 
 
+def test_one_long_text_costs_its_own_length_alone():
+    # Strings of one width, as NumPy has them, would take 8 GB here.
+    texts = np.array(["b", "a", "", "a", "x" * 1_000_000] * 400, object)
+    tracemalloc.start()
+    distinct, index = values.factorised(texts)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 50e6
+    assert distinct[:3].tolist() == ["", "a", "b"]
+    assert (distinct[index] == texts).all()
+
+
 def outcome_of_damaged(number, folder):
     """Opens the table of a number as training does, and proposes a file for it."""
     path = damaged_tables.write(number, folder)
@@ -437,16 +483,17 @@ def outcome_of_damaged(number, folder):
             outcomes.append("read")
         except InputError as error:
             lines = len(str(error).splitlines())
-            outcomes.append("refused" if lines == 1 else f"{lines} lines: {error}")
+            named = "t.csv" in str(error) or "t.toml" in str(error)
+            outcomes.append("refused" if lines == 1 and named else str(error))
     return outcomes
 
 
 def _opened_whole(path):
-    table = mtl_keras.applications.Table(path)
-    assert table.summary()
-    for batch in table.load("train", batch_size=16).take(1):
+    application = mtl_keras.applications.Table(path)
+    assert application.summary()
+    for batch in application.load("train", batch_size=16).take(1):
         assert all(np.isfinite(y).all() for y in batch[1].values())
-    table.inputs()
+    application.inputs()
 
 
 def _proposed(folder):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import re
 
 import keras
 import numpy as np
 import pytest
+from IPython.core.formatters import DisplayFormatter
 from PIL import Image
 
 import mtl_keras
@@ -123,6 +125,9 @@ def test_the_picture_has_the_colours_of_the_tasks(tmp_path, monkeypatch):
         rgb = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
         np.testing.assert_allclose(texts[name][:3], rgb)
     assert Image.open(tmp_path / "tasks.png").size[0] > 300
+    # IPython's own formatters, in a process where pyplot is not a notebook's.
+    data, _ = DisplayFormatter().format(figure)
+    assert Image.open(io.BytesIO(data["image/png"])).size[0] > 300
     with pytest.raises(InputError, match="Received: a Functional"):
         plot_tasks(keras.Model(model.input, model.output))
 

@@ -12,7 +12,13 @@ import numpy as np
 
 from mtl_keras.data.tables.arrow import pa
 from mtl_keras.data.tables.reading import Chunk
-from mtl_keras.data.tables.values import LARGEST, class_name, is_dated, texts
+from mtl_keras.data.tables.values import (
+    LARGEST,
+    class_name,
+    factorised,
+    is_dated,
+    texts,
+)
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
 _WORDS = 4
@@ -64,9 +70,9 @@ def guess(chunk: Chunk, column: str, folder: pathlib.Path) -> Guess:
         kind = "vector" if is_list or pa.types.is_large_list(array.type) else None
         return Guess(column, kind, None, missing=missing, note=str(array.type))
     values = texts(chunk, column)
-    present = values[values != ""].astype(str)
+    present = values[values != ""]
     missing = 1 - len(present) / max(1, len(values))
-    distinct = np.unique(present).astype(object)
+    distinct, _ = factorised(present)
     count = len(distinct)
     if count <= 1:
         note = f"always {distinct[0]!r}" if count else "empty"

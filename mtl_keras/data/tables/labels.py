@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import pathlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from mtl_keras.data.tables.statistics import Numbers
 from mtl_keras.data.tables.values import (
     class_name,
     class_order,
+    factorised,
     is_dated,
     numbers,
     texts,
@@ -62,7 +64,7 @@ def raw_labels(
         values = numbers(chunk, column, dates)
         return values, ~np.isnan(values)
     values = texts(chunk, column)
-    distinct, rows = np.unique(values.astype(str), return_inverse=True)
+    distinct, rows = factorised(values)
     named = np.array([class_name(str(text)) for text in distinct], object)[rows]
     return named, values != ""
 
@@ -73,10 +75,12 @@ class Tally:
     Args:
         column: The labels' column.
         settings: The tasks' settings in the data file.
+        path: The data file, for messages.
     """
 
-    def __init__(self, column: str, settings: TaskSettings):
+    def __init__(self, column: str, settings: TaskSettings, path: pathlib.Path):
         self.column = column
+        self.path = path
         self.settings = settings
         self.dates: bool | None = None
         self.numbers = Numbers()
@@ -157,8 +161,8 @@ class Tally:
             labels = self.labels.get(title, [0, 0, 0])
             if not labels[0]:
                 raise InputError(
-                    f"Expected labels of the task {title!r} in the training rows. "
-                    "Received: empty cells only."
+                    f"{self.path}: Expected labels of the task {title!r} in the "
+                    "training rows. Received: empty cells only."
                 )
             results[name] = TaskStats(
                 name,
@@ -178,15 +182,15 @@ class Tally:
         classes = sorted(self.classes, key=class_order)
         if len(classes) == 1:
             raise InputError(
-                f"Expected at least two classes in the column {self.column!r}. "
-                f"Received: {classes[0]!r} in every row with a label."
+                f"{self.path}: Expected at least two classes in the column "
+                f"{self.column!r}. Received: {classes[0]!r} in every row with a label."
             )
         if self.settings.positive is not None:
             positive = class_name(str(self.settings.positive))
             if positive not in classes:
                 raise InputError(
-                    f"Expected `positive` of {self.column!r} to be one of "
-                    f"{classes}. Received: {positive!r}."
+                    f"{self.path}: Expected `positive` of {self.column!r} to be one "
+                    f"of {classes}. Received: {positive!r}."
                 )
             classes.sort(key=lambda name: name == positive)
         return tuple(classes)
@@ -213,8 +217,10 @@ class Tally:
 def tallies(file: DataFile) -> list[Tally]:
     """Returns a new tally for each column of labels."""
     if isinstance(file.tasks, TaskBy):
-        return [Tally(file.tasks.label, file.tasks.settings)]
-    return [Tally(column, settings) for column, settings in file.tasks.items()]
+        return [Tally(file.tasks.label, file.tasks.settings, file.path)]
+    return [
+        Tally(column, settings, file.path) for column, settings in file.tasks.items()
+    ]
 
 
 def owners(file: DataFile, chunk: Chunk) -> np.ndarray | None:
@@ -256,7 +262,7 @@ def _codes(
 ) -> np.ndarray:
     """Returns the number of each label's class."""
     index = {name: code for code, name in enumerate(task.classes)}
-    distinct, rows = np.unique(values.astype(str), return_inverse=True)
+    distinct, rows = factorised(values)
     for code, value in enumerate(distinct):
         row = np.flatnonzero((rows == code) & present)
         if row.size and value not in index:

@@ -9,7 +9,7 @@ import numpy as np
 from mtl_keras.data.tables import labels as table_labels
 from mtl_keras.data.tables.reading import Chunk
 from mtl_keras.data.tables.schema import DataFile, TaskBy
-from mtl_keras.data.tables.values import is_dated, numbers, texts
+from mtl_keras.data.tables.values import factorised, is_dated, numbers, texts
 
 _ROWS = 20_000
 _ENOUGH = 20
@@ -40,7 +40,7 @@ class Sample:
                 dates = bool(is_dated(chunk.columns[title]))
                 values = numbers(chunk, title, dates)
             elif feature.kind == "category":
-                values = texts(chunk, title).astype(str)
+                values = texts(chunk, title)
             else:
                 continue
             self._features.setdefault(title, []).append(values[kept])
@@ -79,7 +79,11 @@ def _tells(values: np.ndarray, label: np.ndarray) -> bool:
         return abs(np.corrcoef(values, label)[0, 1]) > _SAME
     if values.dtype.kind == "f" and np.isnan(values).any():
         return False
-    distinct, rows = np.unique(values, return_inverse=True)
+    distinct, rows = (
+        np.unique(values, return_inverse=True)
+        if values.dtype.kind == "f"
+        else factorised(values)
+    )
     classes, of_label = np.unique(label.astype(str), return_inverse=True)
     if len(distinct) != len(classes) or len(classes) < 2:
         return False

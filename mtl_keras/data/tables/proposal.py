@@ -57,14 +57,14 @@ def propose(
     file = DataFile(folder / "x.toml", data, {}, {})
     reader = FileReader(file)
     reader.check(reader.names)
-    chunk = _first_rows(reader)
+    chunk = _first_rows(reader, paths)
     markers = _markers(chunk)
     if markers:
         data = dataclasses.replace(data, missing=markers)
         reader = FileReader(dataclasses.replace(file, data=data))
-        chunk = _first_rows(reader)
+        chunk = _first_rows(reader, paths)
     guesses = {name: guess(chunk, name, folder) for name in reader.names}
-    chosen = _choose(guesses, tasks, task_by)
+    chosen = _choose(guesses, tasks, task_by, paths)
     split = _split_column(chunk, guesses)
     return _write(data, notes, guesses, chosen, task_by, split, len(chunk))
 
@@ -205,13 +205,15 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _first_rows(reader: FileReader) -> Chunk:
+def _first_rows(reader: FileReader, paths: Sequence[str]) -> Chunk:
     chunk = next(
         (c for unit in reader.units for c in reader.read(unit, reader.names) if len(c)),
         None,
     )
     if chunk is None:
-        raise InputError("Expected a table with rows. Received: a header alone.")
+        raise InputError(
+            f"{paths[0]}: Expected a table with rows. Received: a header alone."
+        )
     columns = {name: array[:_ROWS] for name, array in chunk.columns.items()}
     return Chunk(columns, chunk.places, chunk.split)
 
@@ -233,7 +235,10 @@ def _markers(chunk: Chunk) -> tuple[str, ...]:
 
 
 def _choose(
-    guesses: Mapping[str, Guess], tasks: Iterable[str] | None, task_by: str | None
+    guesses: Mapping[str, Guess],
+    tasks: Iterable[str] | None,
+    task_by: str | None,
+    paths: Sequence[str],
 ) -> list[str]:
     """Returns the columns that are tasks, or the one of the labels."""
     named = list(tasks or ())
@@ -259,8 +264,8 @@ def _choose(
     chosen = partly if len(partly) > 1 else possible[-1:]
     if not chosen:
         raise InputError(
-            "Expected a column that can be a task: numbers or classes. Received: "
-            f"{', '.join(guesses)}."
+            f"{paths[0]}: Expected a column that can be a task: numbers or classes. "
+            f"Received: {', '.join(map(repr, guesses))}."
         )
     return chosen
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from mtl_keras.data.tables.reading import Chunk, MemoryReader, Reader, Unit
 from mtl_keras.data.tables.schema import SPLITS, DataFile, Files, Split, TaskBy
-from mtl_keras.data.tables.values import is_dated, numbers, texts
+from mtl_keras.data.tables.values import factorised, is_dated, numbers, texts
 from mtl_keras.errors import InputError, unknown_name
 
 TRAIN, VALIDATION, TEST = range(3)
@@ -204,7 +204,7 @@ def _draws(seed: int, first: int, count: int) -> np.ndarray:
 def _group_draws(chunk: Chunk, split: Split) -> np.ndarray:
     """Returns a uniform draw of [0, 1) for each row's group."""
     assert split.group is not None
-    values, rows = np.unique(texts(chunk, split.group).astype(str), return_inverse=True)
+    values, rows = factorised(texts(chunk, split.group))
     draws = np.array([_draw_of(f"{split.seed}:{value}") for value in values])
     return draws[rows]
 
@@ -215,7 +215,7 @@ def _draw_of(text: str) -> float:
 
 
 def _named(chunk: Chunk, column: str) -> np.ndarray:
-    values, rows = np.unique(texts(chunk, column).astype(str), return_inverse=True)
+    values, rows = factorised(texts(chunk, column))
     splits = np.empty(len(values), np.int8)
     for index, value in enumerate(values):
         if value.strip().lower() not in _ALIASES:

@@ -28,9 +28,9 @@ def summarise(description: Description) -> str:
         )
     kinds = collections.Counter(f.kind for f in description.features.values())
     counted = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    lines.append(f"{len(description.features)} features: {counted}.")
+    lines.append(f"{_counted(len(description.features), 'feature')}: {counted}.")
     lines += _missing(description)
-    lines.append(f"{len(description.tasks)} tasks:")
+    lines.append(f"{_counted(len(description.tasks), 'task')}:")
     heads = ("task", "kind", *(f"{s} labels" for s in SPLITS), "missing", "labels")
     tasks = list(description.tasks.values())
     cells = [heads, *(_task(task, description) for task in tasks[:_MOST_TASKS])]
@@ -46,6 +46,10 @@ def summarise(description: Description) -> str:
     if description.warnings:
         lines += ["Look at:", *(f"  {line}" for line in description.warnings)]
     return "\n".join(lines)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _missing(description: Description) -> list[str]:

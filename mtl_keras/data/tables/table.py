@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -20,9 +21,10 @@ from mtl_keras.data.tables.schema import SPLITS, DataFile
 from mtl_keras.data.tables.splits import Splitter
 from mtl_keras.decoding import decode
 from mtl_keras.encoding import encode
-from mtl_keras.files import atomic_write, make_folder
+from mtl_keras.files import atomic_write, make_folder, read_json
 
 STREAMED_BYTES = 2 << 30
+KEPT_BYTES = 8 << 20  # of a table whose description is kept on disk
 _VERSION = 1  # of the cache on disk
 
 
@@ -107,19 +109,22 @@ class _Key:
 
 @functools.lru_cache(maxsize=4)
 def _opened(key: _Key) -> OpenTable:
-    reader = FileReader(key.file)
+    files = FileReader(key.file)
     streams = key.file.data.stream
     if streams is None:
-        streams = reader.bytes > STREAMED_BYTES
-    if not streams:
-        return OpenTable(key.file, in_memory(reader, key.file.columns))
-    # A pass over a large table takes long; other processes are to find its result.
+        streams = files.bytes > STREAMED_BYTES
+    reader: Reader = files if streams else in_memory(files, key.file.columns)
+    if files.bytes < KEPT_BYTES:
+        return OpenTable(key.file, reader)
+    # The pass over the rows takes a while; other processes are to find its result.
     kept = resolve_data_dir() / "mtl_keras_tables" / f"{key.digest}.json"
     if kept.is_file():
-        values = json.loads(kept.read_text(encoding="utf-8"))
-        return OpenTable(key.file, reader, decode(Description, values, str(kept)))
+        description = decode(Description, read_json(kept), str(kept))
+        return OpenTable(key.file, reader, description)
     table = OpenTable(key.file, reader)
-    _keep(kept, table.description)
+    # Where nothing can be written there, each process makes the pass.
+    with contextlib.suppress(OSError):
+        _keep(kept, table.description)
     return table
 
 

@@ -83,6 +83,22 @@ def texts(chunk: Chunk, column: str) -> np.ndarray:
     return array.fill_null("").to_numpy(zero_copy_only=False)
 
 
+def factorised(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns distinct texts in order, str of objects, and each value's index there.
+
+    As `np.unique` does it, without an array of strings as wide as the longest text.
+
+    Args:
+        values: str `[n]`.
+    """
+    encoded = pa.array(values, pa.string()).dictionary_encode()
+    distinct = encoded.dictionary.to_numpy(zero_copy_only=False)
+    order = np.argsort(distinct)
+    index = np.empty(len(order), np.int64)
+    index[order] = np.arange(len(order))
+    return distinct[order], index[encoded.indices.to_numpy(zero_copy_only=False)]
+
+
 def vectors(chunk: Chunk, column: str, length: int | None) -> np.ndarray:
     """Returns a column of lists as float32 `[rows, length]`, NaN where it is empty.
 
