@@ -103,9 +103,9 @@ def solver_loop(solve, num_tasks: int, which: str, times: int):
     return call
 
 
-def empty_loop(num_tasks: int, times: int = LOOP):
+def empty_loop(num_tasks: int):
     """The loop around the solves alone."""
-    return solver_loop(lambda gram: (gram[0], None), num_tasks, "auto", times)
+    return solver_loop(lambda gram: (gram[0], None), num_tasks, "auto", LOOP)
 
 
 def less(times: Times, idle: Times) -> Times:

@@ -16,238 +16,95 @@ constexpr double kRidge = 1e-12;
 // objective has no minimum.
 constexpr double kLargest = 1e-2 / kRidge;
 
-// Sweeps of the guess at the free entries; further ones cost more than a pivot.
-constexpr int kSweeps = 3;
-// Beyond this square of a pivot's reciprocal the inverse has lost too many digits.
-constexpr double kLargestInverse = 1e6;
+// Whether all eigenvalues lie above minus half a ridge, up to rounding.
+bool IsNearlyDefinite(const Matrix& matrix) {
+  Matrix factor(matrix.size);
+  for (int i = 0; i < matrix.size; ++i) {
+    double* row = factor[i];
+    for (int j = 0; j < i; ++j) {
+      row[j] = (matrix[i][j] - Dot(row, factor[j], j)) * factor[j][j];
+    }
+    const double pivot = matrix[i][i] + 0.5 * kRidge - Dot(row, row, i);
+    if (!(pivot > 0.0)) return false;
+    row[i] = 1.0 / std::sqrt(pivot);
+  }
+  return true;
+}
 
 }  // namespace
 
 NonnegativeQp::NonnegativeQp(const Matrix& matrix, double noise)
     : size_(matrix.size),
-      stride_(matrix.size + kFactorPadding),
       noise_share_(std::max(noise, 4.0 * matrix.size * kEps)),
-      simd_(BestSimd()),
       matrix_(matrix),
-      factor_(size_ * stride_),
-      whole_(size_),
+      factor_(matrix.size),
       linear_(size_),
       goal_(size_),
       gain_(size_),
       noise_(size_),
       work_(size_),
-      rest_(size_),
-      magnitudes_(size_),
-      step_(size_),
-      pointers_(size_) {
+      rest_(size_) {
   order_.reserve(size_);
   // Rounding may leave eigenvalues below zero: they are lifted.
-  if (!IsNearlyDefinite()) {
-    invertible_ = false;
+  if (!IsNearlyDefinite(matrix)) {
     const double lift = 2.0 * std::max(-SmallestEigenvalue(matrix), 0.0);
     for (int i = 0; i < size_; ++i) matrix_[i][i] += lift;
   }
-  sizes_ = matrix_;
-  for (double& value : sizes_.data) value = std::abs(value);
 }
 
-// Whether all eigenvalues lie above minus half a ridge, up to rounding.
-bool NonnegativeQp::IsNearlyDefinite() {
-  for (int i = 0; i < size_; ++i) {
-    std::copy_n(matrix_[i], size_, &factor_[i * stride_]);
-    factor_[i * stride_ + i] += 0.5 * kRidge;
+// Makes the rows of the factor from `from` on; its diagonal holds reciprocals.
+void NonnegativeQp::Factor(std::size_t from) {
+  for (std::size_t i = from; i < order_.size(); ++i) {
+    double* row = factor_[static_cast<int>(i)];
+    const double* source = matrix_[order_[i]];
+    for (std::size_t j = 0; j < i; ++j) {
+      const double* other = factor_[static_cast<int>(j)];
+      row[j] = (source[order_[j]] - Dot(row, other, static_cast<int>(j))) * other[j];
+    }
+    const double pivot = source[order_[i]] + kRidge - Dot(row, row, static_cast<int>(i));
+    row[i] = 1.0 / std::sqrt(pivot);  // not a number where the pivot is negative
   }
-  simd_.factorise(factor_.data(), stride_, 0, size_);
-  for (int i = 0; i < size_; ++i) {
-    const double reciprocal = factor_[i * stride_ + i];
-    if (!std::isfinite(reciprocal)) return false;
-    if (reciprocal * reciprocal > kLargestInverse) invertible_ = false;
-  }
-  return true;
-}
-
-void NonnegativeQp::Invert() {
-  IsNearlyDefinite();  // makes the factor of the whole matrix
-  inverse_ = Matrix(size_);
-  for (int i = 0; i < size_; ++i) {
-    inverse_[i][i] = 1.0;
-    simd_.substitute(factor_.data(), stride_, size_, inverse_[i]);
-  }
-}
-
-// Makes the columns of the factor of a part of `matrix` from `from` on.
-void NonnegativeQp::Factor(const Matrix& matrix, const std::vector<int>& entries,
-                           double ridge, std::size_t from) {
-  const int n = static_cast<int>(entries.size()), first = static_cast<int>(from);
-  for (int i = 0; i < n; ++i) {
-    const double* source = matrix[entries[i]];
-    double* row = &factor_[i * stride_];
-    for (int j = std::max(i, first); j < n; ++j) row[j] = source[entries[j]];
-    if (i >= first) row[i] += ridge;
-  }
-  simd_.factorise(factor_.data(), stride_, first, n);
-}
-
-void NonnegativeQp::AddRows(const int* rows, const double* weights, int count,
-                            double* sum, double* sizes) {
-  if (count == 0) {
-    std::fill_n(sum, size_, 0.0);
-    std::fill_n(sizes, size_, 0.0);
-    return;
-  }
-  for (int k = 0; k < count; ++k) pointers_[k] = matrix_[rows[k]];
-  simd_.combine(pointers_.data(), weights, count, DType::kDouble, 0, size_, sum);
-  for (int k = 0; k < count; ++k) {
-    pointers_[k] = sizes_[rows[k]];
-    magnitudes_[k] = std::abs(weights[k]);
-  }
-  simd_.combine(pointers_.data(), magnitudes_.data(), count, DType::kDouble, 0, size_,
-                sizes);
 }
 
 // The minimum over the free entries, others held at zero.
 void NonnegativeQp::Goal() {
   const int n = static_cast<int>(order_.size());
-  std::fill(goal_.begin(), goal_.end(), 0.0);
-  if (n == 0) return;
+  auto substitute = [&](Vector* x) {
+    for (int i = 0; i < n; ++i) {
+      const double* row = factor_[i];
+      (*x)[i] = ((*x)[i] - Dot(row, x->data(), i)) * row[i];
+    }
+    for (int i = n - 1; i >= 0; --i) {
+      const double* row = factor_[i];
+      const double value = (*x)[i] *= row[i];
+      for (int j = 0; j < i; ++j) (*x)[j] -= row[j] * value;
+    }
+  };
+  for (int i = 0; i < n; ++i) work_[i] = linear_[order_[i]];
+  substitute(&work_);
   for (int i = 0; i < n; ++i) {
-    pointers_[i] = matrix_[order_[i]];
-    work_[i] = linear_[order_[i]];
+    const double* row = matrix_[order_[i]];
+    double rest = linear_[order_[i]];
+    for (int j = 0; j < n; ++j) rest -= row[order_[j]] * work_[j];
+    rest_[i] = rest;
   }
-  simd_.substitute(factor_.data(), stride_, n, work_.data());
-  simd_.combine(pointers_.data(), work_.data(), n, DType::kDouble, 0, size_,
-                gain_.data());
-  for (int i = 0; i < n; ++i) rest_[i] = linear_[order_[i]] - gain_[order_[i]];
-  simd_.substitute(factor_.data(), stride_, n, rest_.data());
+  substitute(&rest_);
+  std::fill(goal_.begin(), goal_.end(), 0.0);
   for (int i = 0; i < n; ++i) goal_[order_[i]] = work_[i] + rest_[i];
 }
 
-// The negative gradient, in `gain_`, and the size of its errors, in `noise_`.
-void NonnegativeQp::Slopes(const double* x) {
-  const int n = static_cast<int>(order_.size());
-  for (int i = 0; i < n; ++i) work_[i] = x[order_[i]];
-  AddRows(order_.data(), work_.data(), n, gain_.data(), noise_.data());
+// The negative gradient, and the size of its errors.
+void NonnegativeQp::Slopes(const double* x, Vector* gain, Vector* noise) const {
   for (int i = 0; i < size_; ++i) {
-    gain_[i] = linear_[i] - gain_[i];
-    noise_[i] = noise_share_ * (std::abs(linear_[i]) + noise_[i]);
-  }
-}
-
-// Adds the multiples of the inverse's rows to `x` that bring the held entries to 0,
-// which leaves the slopes at the free ones as they are. The multiples, in `rest_`, are
-// the slopes at the held entries, negated. The factor is that of the held entries.
-void NonnegativeQp::Release(Vector* x) {
-  const int n = static_cast<int>(held_.size());
-  if (n == 0) return;
-  for (int i = 0; i < n; ++i) {
-    pointers_[i] = inverse_[held_[i]];
-    rest_[i] = -(*x)[held_[i]];
-  }
-  simd_.substitute(factor_.data(), stride_, n, rest_.data());
-  simd_.combine(pointers_.data(), rest_.data(), n, DType::kDouble, 0, size_,
-                work_.data());
-  for (int i = 0; i < size_; ++i) (*x)[i] += work_[i];
-  for (int i : held_) (*x)[i] = 0.0;
-}
-// `Goal` and `Slopes` at it, up to the errors of the inverse.
-void NonnegativeQp::GoalFromInverse() {
-  goal_ = whole_;
-  Factor(inverse_, held_, 0.0, 0);
-  Release(&goal_);
-  std::fill(gain_.begin(), gain_.end(), 0.0);
-  for (int i = 0; i < size_; ++i) magnitudes_[i] = std::abs(goal_[i]);
-  for (std::size_t k = 0; k < held_.size(); ++k) {
-    const int i = held_[k];
-    gain_[i] = -rest_[k];
-    const double terms = std::abs(linear_[i]) +
-                         Dot(sizes_[i], magnitudes_.data(), size_);
-    noise_[i] = noise_share_ * terms;
-  }
-}
-
-// Takes the errors of the inverse out of the goal. Returns whether they have gone and
-// the goal is the solution.
-bool NonnegativeQp::Refine() {
-  Slopes(goal_.data());
-  for (std::size_t k = 0; k < order_.size(); ++k) {
-    pointers_[k] = inverse_[order_[k]];
-    work_[k] = gain_[order_[k]];
-  }
-  simd_.combine(pointers_.data(), work_.data(), static_cast<int>(order_.size()),
-                DType::kDouble, 0, size_, step_.data());
-  Release(&step_);
-  for (int i = 0; i < size_; ++i) goal_[i] += step_[i];
-  Slopes(goal_.data());
-  const double rounding = 4.0 * size_ * kEps / noise_share_;
-  for (int i : order_) {
-    if (!(goal_[i] > 0.0 && std::abs(gain_[i]) <= rounding * noise_[i])) return false;
-  }
-  for (int i : held_) {
-    if (!(gain_[i] <= noise_[i])) return false;
-  }
-  return true;
-}
-
-// Cyclic descent along each entry: the signs settle long before the values.
-void NonnegativeQp::Guess(char* free) {
-  std::fill(goal_.begin(), goal_.end(), 0.0);
-  std::copy(linear_.begin(), linear_.end(), gain_.begin());
-  std::fill_n(free, size_, 0);
-  int changed = 1;
-  for (int sweep = 0; sweep < kSweeps && changed > 0; ++sweep) {
-    simd_.descend(matrix_.data.data(), size_, goal_.data(), gain_.data());
-    changed = 0;
-    for (int i = 0; i < size_; ++i) {
-      const char positive = goal_[i] > 0.0;
-      changed += positive != free[i];
-      free[i] = positive;
+    double product = 0.0, size = 0.0;
+    for (int j : order_) {
+      const double term = matrix_[i][j] * x[j];
+      product += term;
+      size += std::abs(term);
     }
+    (*gain)[i] = linear_[i] - product;
+    (*noise)[i] = noise_share_ * (std::abs(linear_[i]) + size);
   }
-}
-
-// Block pivoting (Portugal, Judice and Vicente, Mathematics of Computation 63, 1994):
-// every entry that breaks a condition changes sides, all at once. Ends in a few steps
-// whatever the size, or goes in circles and gives up. Returns whether the minimum
-// over the free entries, in `goal_`, is the solution.
-bool NonnegativeQp::Exchange(char* free) {
-  constexpr int kPatience = 3;
-  int fewest = size_ + 1;
-  bool exact = !invertible_, started = false;
-  for (int patience = kPatience; patience > 0;) {
-    order_.clear();
-    held_.clear();
-    for (int i = 0; i < size_; ++i) (free[i] ? order_ : held_).push_back(i);
-    const bool by_inverse = !exact && 2 * held_.size() < order_.size();
-    if (by_inverse) {
-      if (!started) {
-        if (inverse_.size == 0) Invert();
-        for (int i = 0; i < size_; ++i) pointers_[i] = inverse_[i];
-        simd_.combine(pointers_.data(), linear_.data(), size_, DType::kDouble, 0, size_,
-                      whole_.data());
-        started = true;
-      }
-      GoalFromInverse();
-    } else {
-      Factor(matrix_, order_, kRidge, 0);
-      Goal();
-      Slopes(goal_.data());
-    }
-    int wrong = 0;
-    for (int i = 0; i < size_; ++i) {
-      const bool changes = free[i] ? !(goal_[i] > 0.0) : gain_[i] > noise_[i];
-      if (!changes) continue;
-      free[i] = !free[i];
-      ++wrong;
-    }
-    if (wrong == 0) {
-      if (!by_inverse || Refine()) return true;
-      exact = true;
-      continue;
-    }
-    patience = wrong < fewest ? kPatience : patience - 1;
-    fewest = std::min(fewest, wrong);
-  }
-  return false;
 }
 
 // Brings the linear term to size 1. Returns the unit of the solution.
@@ -259,10 +116,40 @@ double NonnegativeQp::Scale(const double* linear) {
   return unit;
 }
 
-// Scales the solution, whose slopes are known, back. Returns whether the optimality
-// conditions hold.
+// Block pivoting (Portugal, Judice and Vicente, Mathematics of Computation 63, 1994):
+// every entry that breaks a condition changes sides, all at once. Ends in a few steps
+// whatever the size, or goes in circles and gives up. Returns whether the minimum
+// over the free entries, in `goal_`, is the solution.
+bool NonnegativeQp::Exchange(char* free) {
+  constexpr int kPatience = 3;
+  int fewest = size_ + 1;
+  for (int patience = kPatience; patience > 0;) {
+    order_.clear();
+    for (int i = 0; i < size_; ++i) {
+      if (free[i]) order_.push_back(i);
+    }
+    Factor(0);
+    Goal();
+    Slopes(goal_.data(), &gain_, &noise_);
+    int wrong = 0;
+    for (int i = 0; i < size_; ++i) {
+      const bool changes = free[i] ? !(goal_[i] > 0.0) : gain_[i] > noise_[i];
+      if (!changes) continue;
+      free[i] = !free[i];
+      ++wrong;
+    }
+    if (wrong == 0) return true;
+    patience = wrong < fewest ? kPatience : patience - 1;
+    fewest = std::min(fewest, wrong);
+  }
+  return false;
+}
+
+// Scales the solution back. Returns whether the optimality conditions hold.
 bool NonnegativeQp::Conclude(double unit, double* x, const char* free) {
   bool solved = true;
+  for (int i = 0; i < size_; ++i) x[i] = free[i] ? std::max(x[i], 0.0) : 0.0;
+  Slopes(x, &gain_, &noise_);
   const double rounding = 4.0 * size_ * kEps / noise_share_;
   for (int i = 0; i < size_; ++i) {
     // Looser than the steps' own test by the error of one regular solve.
@@ -276,7 +163,6 @@ bool NonnegativeQp::Conclude(double unit, double* x, const char* free) {
 
 bool NonnegativeQp::SolveNear(const double* linear, double* x, char* free) {
   const double unit = Scale(linear);
-  Guess(free);
   if (Exchange(free)) {
     std::copy(goal_.begin(), goal_.end(), x);
     if (Conclude(unit, x, free)) return true;
@@ -301,7 +187,7 @@ bool NonnegativeQp::Solve(const double* linear, bool warm, double* x, char* free
       free[order_[0]] = 1;
     }
   }
-  Factor(matrix_, order_, kRidge, 0);
+  Factor(0);
   std::vector<char> barred(size_, 0);
   double best = 0.0;
   bool done = false;
@@ -338,7 +224,7 @@ bool NonnegativeQp::Solve(const double* linear, bool warm, double* x, char* free
       }
       if (kept == order_.size()) return false;  // not-a-numbers
       order_.resize(kept);
-      Factor(matrix_, order_, kRidge, first_gone);
+      Factor(first_gone);
       continue;
     }
     // At the minimum over the free entries: let in the steepest of the others.
@@ -348,7 +234,7 @@ bool NonnegativeQp::Solve(const double* linear, bool warm, double* x, char* free
       best = value;
       std::fill(barred.begin(), barred.end(), 0);
     }
-    Slopes(goal_.data());
+    Slopes(goal_.data(), &gain_, &noise_);
     int enters = -1;
     for (int i = 0; i < size_; ++i) {
       if (free[i] || barred[i] || !(gain_[i] > noise_[i])) continue;
@@ -359,11 +245,9 @@ bool NonnegativeQp::Solve(const double* linear, bool warm, double* x, char* free
     if (!done) {
       free[enters] = 1;
       order_.push_back(enters);
-      Factor(matrix_, order_, kRidge, order_.size() - 1);
+      Factor(order_.size() - 1);
     }
   }
-  for (int i = 0; i < size_; ++i) x[i] = free[i] ? std::max(x[i], 0.0) : 0.0;
-  Slopes(x);
   return Conclude(unit, x, free);
 }
 
@@ -400,27 +284,27 @@ bool DualCone(const double* gramian, int size, const double* lower, int batch,
   if (!problem.valid) return false;
   const double noise = std::max(Noise(precision), 4.0 * size * kEps);
   NonnegativeQp program(problem.cosines, noise);
-  Vector bounds(size), linear(size), parts(size);
+  Vector bounds(size), linear(size);
   Vector raised(static_cast<std::size_t>(batch) * size);
-  std::vector<int> bounded;
   std::vector<char> free(size);
   for (int b = 0; b < batch; ++b) {
     // v = u + z / norms with z >= 0.
     const double* u = out + b * size;
     double* z = raised.data() + b * size;
-    bounded.clear();
+    for (int i = 0; i < size; ++i) bounds[i] = u[i] * problem.norms[i];
     for (int i = 0; i < size; ++i) {
-      if (u[i] == 0.0) continue;
-      bounds[bounded.size()] = u[i] * problem.norms[i];
-      bounded.push_back(i);
-    }
-    program.AddRows(bounded.data(), bounds.data(), static_cast<int>(bounded.size()),
-                    linear.data(), parts.data());
-    for (int i = 0; i < size; ++i) {
+      double product = 0.0, parts = 0.0;
+      for (int j = 0; j < size; ++j) {
+        const double term = problem.cosines[i][j] * bounds[j];
+        product += term;
+        parts += std::abs(term);
+      }
       // Where the bounds' own gradients cancel, what is left is noise: no conflict.
-      const bool conflict = std::abs(linear[i]) > noise * parts[i];
-      linear[i] = conflict ? -linear[i] * problem.active[i] : 0.0;
+      const bool conflict = std::abs(product) > noise * parts;
+      linear[i] = conflict ? -product * problem.active[i] : 0.0;
     }
+    // The tasks that a bound conflicts with are a good guess at those to raise.
+    for (int i = 0; i < size; ++i) free[i] = linear[i] > 0.0;
     if (!program.SolveNear(linear.data(), z, free.data())) return false;
     for (int i = 0; i < size; ++i) {
       z[i] = (u[i] + z[i] / problem.norms[i]) * problem.active[i];

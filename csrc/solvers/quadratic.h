@@ -2,10 +2,8 @@
 #ifndef MTL_KERAS_SOLVERS_QUADRATIC_H_
 #define MTL_KERAS_SOLVERS_QUADRATIC_H_
 
-#include <cstdint>
 #include <vector>
 
-#include "kernels/simd.h"
 #include "solvers/problem.h"
 
 namespace mtl_keras {
@@ -14,10 +12,8 @@ namespace mtl_keras {
 // and Hanson (Solving Least Squares Problems, 1974, chapter 23). `A` is positive
 // semi-definite up to rounding, with diagonal entries near 1.
 //
-// The factor of the free entries is kept: an entry that comes in adds one column to
-// it, and one that leaves has the columns after its own made anew. Where few entries
-// are held at zero, the inverse of the whole matrix, which all programs share, gives
-// the minimum over the free ones by a system of the held ones.
+// The factor of the free entries is kept: an entry that comes in adds one row to
+// it, and one that leaves has the rows after its own made anew.
 class NonnegativeQp {
  public:
   // `noise` is the share of its terms below which a slope counts as zero; rounding
@@ -29,43 +25,24 @@ class NonnegativeQp {
   // optimality conditions hold; they fail where there is no minimum.
   bool Solve(const double* linear, bool warm, double* x, char* free);
 
-  // The same, from the guess at the free entries that some descent along each entry
-  // gives. Falls back on `Solve`.
+  // The same from a guess at the free entries, such as those for another `linear`,
+  // feasible or not. Falls back on `Solve`.
   bool SolveNear(const double* linear, double* x, char* free);
-
-  // Adds up `count` rows of the matrix, times weights, in `sum` [T], and their absolute
-  // values in `sizes`.
-  void AddRows(const int* rows, const double* weights, int count, double* sum,
-               double* sizes);
 
  private:
   double Scale(const double* linear);
-  void Guess(char* free);
-  bool IsNearlyDefinite();
   bool Exchange(char* free);
   bool Conclude(double unit, double* x, const char* free);
-  void Factor(const Matrix& matrix, const std::vector<int>& entries, double ridge,
-              std::size_t from);
+  void Factor(std::size_t from);
   void Goal();
-  void Slopes(const double* x);
-  void Invert();
-  void Release(Vector* x);
-  void GoalFromInverse();
-  bool Refine();
+  void Slopes(const double* x, Vector* gain, Vector* noise) const;
 
   int size_;
-  int64_t stride_;  // of the factor
   double noise_share_;
-  const Simd& simd_;
-  Matrix matrix_, sizes_;   // the latter of absolute values
-  Vector factor_;           // of the entries in `order_`, or in `held_`
+  Matrix matrix_;
+  Matrix factor_;           // rows in the order of `order_`
   std::vector<int> order_;  // the free entries as they came in
-  std::vector<int> held_;   // the others, where the inverse is used
-  bool invertible_ = true;  // well enough for the inverse to be of use
-  Matrix inverse_;          // of size 0 until needed
-  Vector whole_;            // the minimum over all entries
-  Vector linear_, goal_, gain_, noise_, work_, rest_, magnitudes_, step_;
-  std::vector<const void*> pointers_;
+  Vector linear_, goal_, gain_, noise_, work_, rest_;
 };
 
 // The functions below write [T] weights, and return whether they are the solution.

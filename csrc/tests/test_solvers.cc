@@ -132,8 +132,8 @@ void TestDegenerateInputStaysFinite() {
   }
 }
 
-// By block pivots, from the inverse where most entries are free, as by an active set.
-void TestQuadraticProgramByPivots() {
+// However wrong the guess, also where it makes the pivots go in circles.
+void TestQuadraticProgramFromAnyGuess() {
   std::mt19937 random(3);
   std::normal_distribution<double> normal;
   for (int size : {1, 4, 12, 40}) {
@@ -146,52 +146,15 @@ void TestQuadraticProgramByPivots() {
       NonnegativeQp program(matrix);
       Vector linear(size), expected(size), x(size);
       std::vector<char> free(size);
-      for (double mean : {-1.0, 0.0, 1.0, 5.0}) {
-        for (double& value : linear) value = mean + normal(random);
-        CHECK(program.Solve(linear.data(), false, expected.data(), free.data()));
+      for (double& value : linear) value = normal(random);
+      CHECK(program.Solve(linear.data(), false, expected.data(), free.data()));
+      for (int guess : {0, 1, 2}) {
+        for (int i = 0; i < size; ++i) {
+          free[i] = guess == 2 ? normal(random) > 0.0 : guess != 0;
+        }
         CHECK(program.SolveNear(linear.data(), x.data(), free.data()));
         for (int i = 0; i < size; ++i) {
           CHECK_CLOSE(x[i], expected[i], 1e-7 * (1.0 + std::abs(expected[i])));
-        }
-      }
-    }
-  }
-}
-
-// v >= u, G v >= 0, and of each task one is an equality: what defines a projection.
-void TestProjectionsAreComplementary() {
-  std::mt19937 random(4);
-  std::normal_distribution<double> normal;
-  for (int tasks : {2, 3, 9, 32, 128}) {
-    for (int kind = 0; kind < 5; ++kind) {
-      auto rows = Rows(&random, tasks, 3 * tasks, kind == 0);
-      for (int i = 0; i < tasks; ++i) {
-        // Agreeing, of norms over four decades, nearly dependent.
-        const double length = kind == 2 ? std::pow(10.0, 4.0 * i / tasks) : 1.0;
-        for (double& x : rows[i]) x *= length;
-        if (kind == 3) rows[i][0] += 10.0;
-        if (kind == 4 && i > 0) {
-          const Vector& other = rows[i - 1];
-          for (int k = 0; k < 3 * tasks; ++k) rows[i][k] = 1e-3 * rows[i][k] - other[k];
-        }
-      }
-      const Matrix gram = GramianOf(rows);
-      Matrix lower(tasks), raised(tasks);
-      for (int i = 0; i < tasks; ++i) lower[i][i] = 1.0 + std::abs(normal(random));
-      CHECK(DualCone(gram.data.data(), tasks, lower.data.data(), tasks, kEps,
-                     raised.data.data()));
-      Vector products(tasks);
-      for (int row = 0; row < tasks; ++row) {
-        Multiply(gram, raised[row], products.data());
-        double size = 0.0;
-        for (int i = 0; i < tasks; ++i) {
-          size += std::abs(raised[row][i]) * std::sqrt(gram[i][i]);
-        }
-        for (int i = 0; i < tasks; ++i) {
-          const double product = products[i] / std::sqrt(gram[i][i]) / size;
-          CHECK(raised[row][i] >= lower[row][i]);
-          CHECK(product >= -1e-10);
-          CHECK(raised[row][i] == lower[row][i] || product <= 1e-10);
         }
       }
     }
@@ -211,8 +174,7 @@ void TestSmallestEigenvalue() {
 int main() {
   mtl_keras::TestOptimalityConditions();
   mtl_keras::TestDegenerateInputStaysFinite();
-  mtl_keras::TestQuadraticProgramByPivots();
-  mtl_keras::TestProjectionsAreComplementary();
+  mtl_keras::TestQuadraticProgramFromAnyGuess();
   mtl_keras::TestSmallestEigenvalue();
   std::printf("solvers: all as expected\n");
 }
