@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "validation", "test")
 
-MANY_TASKS = 32
-"""Tables make one output of more tasks than these, and reports show them together."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Task:

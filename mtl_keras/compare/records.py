@@ -8,10 +8,10 @@ import pathlib
 from pydantic import StrictInt
 
 from mtl_keras import sharing
-from mtl_keras.applications.base import MANY_TASKS
 from mtl_keras.compare.comparison import COMBINATION, Cell
 from mtl_keras.decoding import Count, Decodable, Result, decode
 from mtl_keras.errors import InputError
+from mtl_keras.model.columns import MANY_TASKS
 from mtl_keras.runs.records import Record, read_record
 from mtl_keras.runs.results import metric_names
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from mtl_keras import evaluation, optional, sharing
-from mtl_keras.applications.base import MANY_TASKS
 from mtl_keras.callbacks.task_affinity import mean_over_epochs
 from mtl_keras.compare.comparison import COMBINATION, PAIR, SINGLE, Cell, Plan
 from mtl_keras.compare.records import CellResult
 from mtl_keras.encoding import encode
+from mtl_keras.model.columns import MANY_TASKS
 from mtl_keras.runs.records import Record
 from mtl_keras.runs.results import main_metrics
 

@@ -11,6 +11,9 @@ import tensorflow as tf
 from mtl_keras.errors import InputError, unknown_name
 from mtl_keras.model.keras_compat import GraphNode, inlined_graph_nodes
 
+MANY_TASKS = 32
+"""Tables make one output of more tasks than these, and reports show them together."""
+
 
 class TaskLayout:
     """The order of the tasks in every `[T]` tensor.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mtl_keras.applications.base import MANY_TASKS
+from mtl_keras.model.columns import MANY_TASKS
 
 
 def metric_names(application: Any, tasks: Sequence[str]) -> dict[str, list[str]]:

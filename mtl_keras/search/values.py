@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from mtl_keras.applications.base import MANY_TASKS
+from mtl_keras.model.columns import MANY_TASKS
 from mtl_keras.search.records import TrialRecord
 from mtl_keras.search.study import Study
 

@@ -13,7 +13,6 @@ import keras
 from mtl_keras import backbones as backbone_registry
 from mtl_keras import errors
 from mtl_keras.applications.base import (
-    MANY_TASKS,
     Application,
     Task,
     TrainingDefaults,
@@ -36,6 +35,7 @@ from mtl_keras.data.tables.summary import summarise
 from mtl_keras.data.tables.table import OpenTable, identity, open_table
 from mtl_keras.embeddings import LazyAdam
 from mtl_keras.model import MultiTaskModel
+from mtl_keras.model.columns import MANY_TASKS
 from mtl_keras.sharing.base import Sharing
 
 if TYPE_CHECKING:
