@@ -17,6 +17,7 @@ from mtl_keras import (
     evaluation,
     model,
     ops,
+    pareto,
     sharing,
 )
 from mtl_keras.model import MultiTaskModel
@@ -37,6 +38,7 @@ __all__ = [
     "evaluation",
     "model",
     "ops",
+    "pareto",
     "runs",
     "search",
     "serving",

@@ -160,7 +160,7 @@ class GLS(MeanScaleBalancer):
         return equal * tf.exp(tf.reduce_sum(equal * logs) - logs)
 
 
-class _PreferenceBalancer(MeanScaleBalancer):
+class PreferenceBalancer(MeanScaleBalancer):
     """A method with a preference vector; uniform by default."""
 
     def __init__(
@@ -180,11 +180,20 @@ class _PreferenceBalancer(MeanScaleBalancer):
         values = [1.0] * num_tasks
         if self.preference is not None:
             values = preference_per_task(self.preference, self.tasks)
-        self._normalised = [value / sum(values) for value in values]
+        self._normalised: Any = [value / sum(values) for value in values]
+
+    def follow(self, preference: keras.Variable) -> None:
+        """Reads the preference from a variable from now on; after `build`.
+
+        Args:
+            preference: float32 `[T]`, summing to 1.
+        """
+        self._normalised = preference
 
     def preferred(self, present: tf.Tensor) -> tf.Tensor:
         """Returns the preference over the present tasks, summing to 1, `[T]`."""
-        values = tf.where(present, tf.constant(self._normalised, "float32"), 0.0)
+        preference = tf.convert_to_tensor(self._normalised, "float32")
+        values = tf.where(present, preference, 0.0)
         return tf.math.divide_no_nan(values, tf.reduce_sum(values))
 
     def get_config(self) -> dict[str, Any]:
@@ -193,7 +202,7 @@ class _PreferenceBalancer(MeanScaleBalancer):
 
 
 @_register
-class STCH(_PreferenceBalancer):
+class STCH(PreferenceBalancer):
     """Smooth Tchebycheff scalarisation: μ log Σ exp(λ_i (f_i − z_i) / μ).
 
     Lin et al., "Smooth Tchebycheff Scalarization for Multi-Objective Optimization",
@@ -300,12 +309,13 @@ class STCH(_PreferenceBalancer):
 
 
 @_register
-class COSMOS(_PreferenceBalancer):
+class COSMOS(PreferenceBalancer):
     """Weighted sum that pulls the losses towards a preference: Σ r_i L_i − λ cos(r, L).
 
     Ruchte & Grabocka, "Scalable Pareto Front Approximation for Deep Multi-Objective
     Learning", ICDM 2021, arXiv 2103.13392. Differs from the paper in that r is
-    fixed: the paper draws it each step and feeds it to the network.
+    fixed: the paper draws it each step and feeds it to the network, as
+    `mtl_keras.pareto` does.
 
     Cost: 1 backward; needs: `preference`.
     Choose it when you have a trade-off in mind, by `preference`.
@@ -364,7 +374,7 @@ class COSMOS(_PreferenceBalancer):
 
 
 @_register
-class PBI(_PreferenceBalancer):
+class PBI(PreferenceBalancer):
     """Penalty-based boundary intersection: d₁ + θ d₂.
 
     d₁ is the length of the loss vector along the preference r, d₂ its distance from

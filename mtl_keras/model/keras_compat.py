@@ -8,6 +8,7 @@ to the resolved objects. Reading them here keeps every form that Keras accepts.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ from keras.src.models.functional import Functional, operation_fn
 from keras.src.saving.keras_saveable import KerasSaveable
 
 __all__ = ["KerasSaveable"]
+
+_UNNAMED = re.compile(r"keras_tensor(_\d+)?")
 
 
 class ResolvedLoss(NamedTuple):
@@ -316,19 +319,65 @@ def inlined_outputs(
     return {name: tensors[id(output)] for name, output in outputs.items()}
 
 
+def flattened_outputs(
+    model: keras.Model, inputs: Sequence[keras.KerasTensor]
+) -> dict[str, keras.KerasTensor]:
+    """Calls a model's layers, and those of models nested in it, on other inputs.
+
+    Args:
+        model: A functional model whose outputs are a dict.
+        inputs: `keras.Input`s in the order of `model.inputs`.
+
+    Returns:
+        `{name: KerasTensor}`, the outputs, made by the same layers one by one.
+    """
+    tensors = dict(zip(map(id, model.inputs), inputs, strict=True))
+    _call_inlined(model, tensors, None, _nested)
+    return {name: tensors[id(output)] for name, output in model.output.items()}
+
+
+def input_names(model: keras.Model) -> list[str]:
+    """Returns a name for each of `model.inputs` that is the same in every process.
+
+    A dict's keys, else the names that the inputs were given; Keras numbers those
+    without a name, which become `input`, or `input_0`, `input_1`, ….
+    """
+    if isinstance(model.input, dict):
+        by_id = {id(x): key for key, x in model.input.items()}
+        return [by_id[id(x)] for x in model.inputs]
+    unnamed = [x for x in model.inputs if _UNNAMED.fullmatch(x.name)]
+    names = {
+        id(x): "input" if len(unnamed) == 1 else f"input_{index}"
+        for index, x in enumerate(unnamed)
+    }
+    return [names.get(id(x), x.name) for x in model.inputs]
+
+
 def _call_inlined(
-    model: Functional, tensors: dict[int, keras.KerasTensor], training: bool | None
+    model: Functional,
+    tensors: dict[int, keras.KerasTensor],
+    training: bool | None,
+    inner_of: Callable[[keras.Operation], Functional | None] | None = None,
 ) -> None:
-    """Adds to `{id of a tensor of the model: tensor}`; its inputs are in it."""
+    """Adds to `{id of a tensor of the model: tensor}`; its inputs are in it.
+
+    Args:
+        model: A functional model.
+        tensors: The tensors in place of those of the model.
+        training: The mode that the model was called in, or None.
+        inner_of: From an operation to the nested model whose layers are called one by
+            one, or None; None for those of several outputs.
+    """
+    inner_of = inner_of or _of_several_outputs
     for node in _nodes(model):
         if node.is_input:
             continue
         arguments, options = node.arguments.fill_in(tensors)
-        if _has_several_outputs(node.operation):
-            inner: Functional = node.operation
+        inner = inner_of(node.operation)
+        if inner is not None:
             inputs = [tensors[id(t)] for t in _call_inputs(inner, node)]
             within = dict(zip(map(id, inner.inputs), inputs, strict=True))
-            _call_inlined(inner, within, options.get("training", training))
+            _call_inlined(inner, within, options.get("training", training), inner_of)
             results = [within[id(output)] for output in inner.outputs]
         elif all(tensors[id(t)] is t for t in node.input_tensors):
             results = node.outputs
@@ -348,9 +397,26 @@ def _nodes(model: keras.Model) -> list[Any]:
 def _has_several_outputs(operation: keras.Operation) -> bool:
     return (
         isinstance(operation, Functional)
-        and type(operation).call is Functional.call
+        and _calls_layers(operation)
         and len(operation.outputs) > 1
     )
+
+
+def _of_several_outputs(operation: keras.Operation) -> Functional | None:
+    return operation if _has_several_outputs(operation) else None
+
+
+def _nested(operation: keras.Operation) -> Functional | None:
+    """Returns the functional model that an operation is or, a `Sequential`, holds."""
+    if isinstance(operation, keras.Sequential):
+        stock = type(operation).call is keras.Sequential.call
+        return operation._functional if stock else None
+    is_functional = isinstance(operation, Functional)
+    return operation if is_functional and _calls_layers(operation) else None
+
+
+def _calls_layers(model: Functional) -> bool:
+    return type(model).call is Functional.call
 
 
 def _call_inputs(model: Functional, node: Any) -> list[keras.KerasTensor]:

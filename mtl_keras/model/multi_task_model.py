@@ -761,6 +761,7 @@ class MultiTaskModel(ModelWithTrainingState):
         """One step: forward, task losses, balanced gradients, update."""
         self._stepper.was_called = True
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        x = self._step_inputs(x)
         if self._class_weight:
             sample_weight = with_class_weight(
                 y, sample_weight, self._class_weight, self._outputs_by_task
@@ -815,6 +816,10 @@ class MultiTaskModel(ModelWithTrainingState):
             **pipeline.logs(),
             **guard.logs(),
         }
+
+    def _step_inputs(self, x: Any) -> Any:
+        """Returns the inputs of a training step; a subclass adds those of its own."""
+        return x
 
     def _step_on_one_loss(self, x: Any, y: Any, sample_weight: Any) -> dict[str, Any]:
         """One step on the loss of a subclass's `compute_loss`, as Keras takes it."""

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from mtl_keras.errors import InputError, unknown_name
-from mtl_keras.model.keras_compat import graph_nodes
+from mtl_keras.model.keras_compat import graph_nodes, input_names
 from mtl_keras.model.representation import split_at_representation
 from mtl_keras.model.task_variables import reached_nodes
 
@@ -22,7 +22,6 @@ DEFAULT, EXAMPLES, FEATURES, CLASSIFY = (
     "classify_",
 )
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_UNNAMED = re.compile(r"keras_tensor(_\d+)?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +93,7 @@ def served_model(
         for index, name in enumerate(names)
     }
     chosen = _chosen([*model.output, *owners], list(model.output), tasks)
-    names = _input_names(model)
+    names = input_names(model)
     _check_names([*names, *chosen])
     inputs = [_new_input(name, x) for name, x in zip(names, model.inputs, strict=True)]
     # A stock model of these outputs: no training state is on it.
@@ -179,23 +178,6 @@ def _chosen(
             f"Expected at least one task out of {list(known)}. Received: none."
         )
     return [name for name in known if name in wanted]
-
-
-def _input_names(model: keras.Model) -> list[str]:
-    """Returns a name for each of `model.inputs` that is the same in every process.
-
-    A dict's keys, else the names that the inputs were given; Keras numbers those
-    without a name, which become `input`, or `input_0`, `input_1`, ….
-    """
-    if isinstance(model.input, dict):
-        by_id = {id(x): key for key, x in model.input.items()}
-        return [by_id[id(x)] for x in model.inputs]
-    unnamed = [x for x in model.inputs if _UNNAMED.fullmatch(x.name)]
-    names = {
-        id(x): "input" if len(unnamed) == 1 else f"input_{index}"
-        for index, x in enumerate(unnamed)
-    }
-    return [names.get(id(x), x.name) for x in model.inputs]
 
 
 def _new_input(name: str, x: keras.KerasTensor) -> keras.KerasTensor:

@@ -1,0 +1,225 @@
+"""Conditioning of a functional model on a preference over its tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+from mtl_keras.errors import InputError, check_integer, unknown_name
+from mtl_keras.model import MultiTaskModel
+from mtl_keras.model.keras_compat import flattened_outputs, graph_nodes, input_names
+from mtl_keras.model.task_variables import reached_nodes
+from mtl_keras.pareto.layers import Simplex, conditioned, is_conditionable
+from mtl_keras.pareto.model import PREFERENCE, PreferenceModel
+
+
+def hypernetwork(
+    model: keras.Model,
+    hidden: Sequence[int] = (32, 32),
+    *,
+    num_tasks: int | None = None,
+) -> PreferenceModel:
+    """Returns the model with heads whose last kernels a hypernetwork makes.
+
+    A small network of `Dense` layers reads the preference p. The kernel of the last
+    `Dense` or convolution that belongs to one output alone is W + Σ_j h_j(p) D_j, its
+    bias likewise, with h its features: Navon et al., "Learning the Pareto Front with
+    Hypernetworks", ICLR 2021, arXiv 2010.04104 (PHN).
+
+    Differs from the paper, where the network makes all weights of the model, in that
+    it makes those of the heads; all trade-offs share the backbone. Its last layer
+    starts as the model's own kernel: at first the model answers as the given one at
+    every preference. The hidden widths are smaller than the paper's 100.
+
+    Cost: for each head a kernel of `hidden[-1]` times its size. Choose it when few
+    weights should depend on the preference, such as beside a frozen backbone.
+
+    Args:
+        model: A functional model whose outputs are a dict by task. Its layers are
+            taken over, those of nested models too, and train with the result; of the
+            conditioned ones the weights are copied.
+        hidden: Widths of the network's layers.
+        num_tasks: Entries of the preference; None for the tasks of a compiled
+            `MultiTaskModel`, else the number of outputs. The tasks that `compile`
+            finds must be as many.
+
+    Raises:
+        InputError: For another kind of model, an input named `preference`, or an
+            output without a layer of its own that can be conditioned.
+
+    Example:
+
+    ```python
+    conditioned = mtl_keras.pareto.hypernetwork(model)
+    conditioned.compile("adam", loss="mse")
+    conditioned.fit({"x": x}, y)
+    conditioned.predict(conditioned.with_preference({"x": x}, [0.9, 0.1]))
+    ```
+    """
+    if not hidden:
+        raise InputError(
+            f"Expected `hidden` to be at least one width. Received: hidden={hidden!r}."
+        )
+    layers = [
+        keras.layers.Dense(
+            check_integer("hidden", width, low=1),
+            "relu",
+            name=f"preference_hidden_{index}",
+        )
+        for index, width in enumerate(hidden)
+    ]
+
+    def features(preference: Any) -> Any:
+        for layer in layers:
+            preference = layer(preference)
+        return preference
+
+    return _conditioned_model(model, _last_of_heads, features, None, num_tasks)
+
+
+def manifold(
+    model: keras.Model,
+    rank: int | None = 4,
+    *,
+    layers: Sequence[str] | None = None,
+    num_tasks: int | None = None,
+) -> PreferenceModel:
+    """Returns the model with kernels that are mixed by the preference p.
+
+    Each `Dense` and convolution has the kernel W + Σ_i p_i B_i A_i with one low-rank
+    change for each task, and the bias b + Σ_i p_i b_i: Chen & Kwok, "Efficient Pareto
+    Manifold Learning with Low-Rank Structure", ICML 2024, arXiv 2407.20734
+    (LORPMAN). With `rank=None` the change is a full kernel D_i: Dimitriadis, Frossard
+    & Fleuret, "Pareto Manifold Learning: Tackling multiple tasks via ensembles of
+    single-task models", ICML 2023, arXiv 2210.09759 (PaMaL).
+
+    Differs from LORPMAN in that there is no orthogonal regularisation and no scaling
+    factor, and from PaMaL in that the T members are written as changes W + D_i of a
+    common kernel, from which they start, and that a step has one preference, without
+    the regularisation over several. Both: normalisation layers do not depend on the
+    preference. Changes start at 0: at first the model answers as the given one at
+    every preference.
+
+    Cost: per layer T · rank products of its input more, with `rank=None` T layers
+    more. Choose it when the backbone, too, should depend on the preference.
+
+    Args:
+        model: See `hypernetwork`. A frozen layer stays frozen, its changes train.
+        rank: Rank of each task's change; None for full kernels.
+        layers: Names of the layers to condition; None for every `Dense` and
+            convolution (not of subclasses, nor with channels first).
+        num_tasks: See `hypernetwork`.
+
+    Raises:
+        InputError: For another kind of model, an input named `preference`, an unknown
+            layer, or nothing to condition.
+
+    Example:
+
+    ```python
+    conditioned = mtl_keras.pareto.manifold(model, rank=2)
+    conditioned.compile("adam", loss="mse")
+    conditioned.fit({"x": x}, y)
+    conditioned.predict(conditioned.with_preference({"x": x}, {"a": 1.0}))
+    ```
+    """
+    if rank is not None:
+        check_integer("rank", rank, low=1)
+
+    def choose(flat: keras.Model) -> list[keras.layers.Layer]:
+        known = {x.name: x for x in flat.operations if is_conditionable(x)}
+        for name in layers if layers is not None else ():
+            if name not in known:
+                raise unknown_name("Dense or convolution of the model", name, known)
+        chosen = list(known) if layers is None else list(layers)
+        if not chosen:
+            raise InputError(
+                "Expected a model with Dense or convolutional layers to condition. "
+                f"Received: layers={layers}, a model of {sorted(known)}."
+            )
+        return [known[name] for name in chosen]
+
+    return _conditioned_model(model, choose, lambda p: p, rank, num_tasks)
+
+
+def _conditioned_model(
+    model: keras.Model,
+    choose: Callable[[keras.Model], Sequence[keras.layers.Layer]],
+    coefficients_of: Callable[[keras.KerasTensor], keras.KerasTensor],
+    rank: int | None,
+    num_tasks: int | None,
+) -> PreferenceModel:
+    """Returns the model with some layers conditioned.
+
+    Args:
+        model: The model.
+        choose: From the model without nesting to the layers to condition.
+        coefficients_of: From the normalised preference to the coefficients.
+        rank: See `Conditioned`.
+        num_tasks: Entries of the preference, or None.
+    """
+    if not isinstance(getattr(model, "output", None), dict):
+        raise InputError(
+            "Expected a functional model whose outputs are a dict {task: output}. "
+            f"Received: {model!r}."
+        )
+    names = input_names(model)
+    if PREFERENCE in names:
+        raise InputError(
+            f"Expected a model without an input {PREFERENCE!r}, the name of the "
+            f"preference. Received: inputs {names}."
+        )
+    if num_tasks is None:
+        is_ours = isinstance(model, MultiTaskModel)
+        num_tasks = len(model.tasks if is_ours else model.output)
+    inputs = {
+        name: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=name)
+        for name, x in zip(names, model.inputs, strict=True)
+    }
+    inputs[PREFERENCE] = keras.Input((num_tasks,), dtype="float32", name=PREFERENCE)
+    before = [inputs[name] for name in names]
+    flat = keras.Model(inputs, flattened_outputs(model, before))
+    by_layer = {id(layer): conditioned(layer, rank) for layer in choose(flat)}
+    simplex = Simplex(name="preference_simplex", dtype="float32")
+    coefficients = coefficients_of(simplex(inputs[PREFERENCE]))
+
+    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        if id(layer) in by_layer:
+            return by_layer[id(layer)](args[0], coefficients)
+        return layer(*args, **kwargs)
+
+    result = keras.models.clone_model(
+        flat,
+        input_tensors=inputs,
+        clone_function=lambda layer: layer,
+        call_function=call,
+    )
+    return PreferenceModel(inputs, result.output, name=model.name)
+
+
+def _last_of_heads(flat: keras.Model) -> list[keras.layers.Layer]:
+    """Returns for each output the last layer to condition that it alone depends on."""
+    nodes = graph_nodes(flat)
+    reached = {task: reached_nodes(nodes, x) for task, x in flat.output.items()}
+    users: dict[int, set[str]] = {}
+    for task, indices in reached.items():
+        for index in indices:
+            users.setdefault(id(nodes[index].operation), set()).add(task)
+    chosen = []
+    for task, indices in reached.items():
+        own = [
+            nodes[index].operation
+            for index in sorted(indices)
+            if is_conditionable(nodes[index].operation)
+            and users[id(nodes[index].operation)] == {task}
+        ]
+        if not own:
+            raise InputError(
+                f"Expected a Dense or convolutional layer that {task!r} alone depends "
+                "on, for the hypernetwork to make its kernel. Received a model in "
+                "which it has none."
+            )
+        chosen.append(own[-1])
+    return chosen
