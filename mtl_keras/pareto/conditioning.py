@@ -19,35 +19,46 @@ def hypernetwork(
     model: keras.Model,
     hidden: Sequence[int] = (32, 32),
     *,
+    rank: int | None = None,
+    layers: str | Sequence[str] | None = None,
     num_tasks: int | None = None,
 ) -> PreferenceModel:
-    """Returns the model with heads whose last kernels a hypernetwork makes.
+    """Returns the model with kernels that a hypernetwork makes of the preference.
 
-    A small network of `Dense` layers reads the preference p. The kernel of the last
-    `Dense` or convolution that belongs to one output alone is W + Σ_j h_j(p) D_j, its
-    bias likewise, with h its features: Navon et al., "Learning the Pareto Front with
-    Hypernetworks", ICLR 2021, arXiv 2010.04104 (PHN).
+    A small network of `Dense` layers reads the preference p. With h its features, the
+    kernel of each conditioned layer is W + Σ_j h_j(p) D_j, its bias likewise: Navon
+    et al., "Learning the Pareto Front with Hypernetworks", ICLR 2021, arXiv
+    2010.04104 (PHN). With `rank` the changes D_j are B_j A_j.
 
-    Differs from the paper, where the network makes all weights of the model, in that
-    it makes those of the heads; all trade-offs share the backbone. Its last layer
-    starts as the model's own kernel: at first the model answers as the given one at
-    every preference. The hidden widths are smaller than the paper's 100.
+    Differs from the paper in that the network's last layer starts as the model's own
+    kernels: at first the model answers as the given one at every preference; in that
+    its features end in a ReLU, and are fewer than the paper's 100; and in that
+    normalisation and recurrent layers do not depend on the preference.
 
-    Cost: for each head a kernel of `hidden[-1]` times its size. Choose it when few
-    weights should depend on the preference, such as beside a frozen backbone.
+    Cost: each full kernel `hidden[-1]` times more; products as before at one
+    preference for the batch, else `hidden[-1]` times as many. Choose it when
+    solutions change with the preference in ways that no mean of weights follows, or
+    for a few layers; `manifold` is smaller.
 
     Args:
         model: A functional model whose outputs are a dict by task. Its layers are
             taken over, those of nested models too, and train with the result; of the
-            conditioned ones the weights are copied.
+            conditioned ones the weights are copied, and of a frozen one the copy is
+            frozen while its changes train.
         hidden: Widths of the network's layers.
+        rank: Rank of each change; None for full kernels.
+        layers: Names of the layers to condition; None for every `Dense` and
+            convolution (not of subclasses, nor with channels first); `"heads"` for
+            the last of each output's own. Heads alone trade tasks off only as far as
+            they share weights: each could be best for its own task.
         num_tasks: Entries of the preference; None for the tasks of a compiled
             `MultiTaskModel`, else the number of outputs. The tasks that `compile`
             finds must be as many.
 
     Raises:
-        InputError: For another kind of model, an input named `preference`, or an
-            output without a layer of its own that can be conditioned.
+        InputError: For another kind of model, an input named `preference`, an unknown
+            layer, nothing to condition, or with `"heads"` an output without a layer
+            of its own.
 
     Example:
 
@@ -62,7 +73,7 @@ def hypernetwork(
         raise InputError(
             f"Expected `hidden` to be at least one width. Received: hidden={hidden!r}."
         )
-    layers = [
+    network = [
         keras.layers.Dense(
             check_integer("hidden", width, low=1),
             "relu",
@@ -72,18 +83,18 @@ def hypernetwork(
     ]
 
     def features(preference: Any) -> Any:
-        for layer in layers:
+        for layer in network:
             preference = layer(preference)
         return preference
 
-    return _conditioned_model(model, _last_of_heads, features, None, num_tasks)
+    return _conditioned_model(model, layers, features, rank, num_tasks)
 
 
 def manifold(
     model: keras.Model,
     rank: int | None = 4,
     *,
-    layers: Sequence[str] | None = None,
+    layers: str | Sequence[str] | None = None,
     num_tasks: int | None = None,
 ) -> PreferenceModel:
     """Returns the model with kernels that are mixed by the preference p.
@@ -102,19 +113,18 @@ def manifold(
     preference. Changes start at 0: at first the model answers as the given one at
     every preference.
 
-    Cost: per layer T · rank products of its input more, with `rank=None` T layers
-    more. Choose it when the backbone, too, should depend on the preference.
+    Cost: per layer a kernel of T · rank outputs and a product with a matrix from them;
+    with `rank=None` T kernels, whose products cost nothing more at one preference for
+    the batch. Choose it as the first; many tasks want a low rank.
 
     Args:
-        model: See `hypernetwork`. A frozen layer stays frozen, its changes train.
+        model: See `hypernetwork`.
         rank: Rank of each task's change; None for full kernels.
-        layers: Names of the layers to condition; None for every `Dense` and
-            convolution (not of subclasses, nor with channels first).
+        layers: See `hypernetwork`.
         num_tasks: See `hypernetwork`.
 
     Raises:
-        InputError: For another kind of model, an input named `preference`, an unknown
-            layer, or nothing to condition.
+        InputError: See `hypernetwork`.
 
     Example:
 
@@ -125,28 +135,12 @@ def manifold(
     conditioned.predict(conditioned.with_preference({"x": x}, {"a": 1.0}))
     ```
     """
-    if rank is not None:
-        check_integer("rank", rank, low=1)
-
-    def choose(flat: keras.Model) -> list[keras.layers.Layer]:
-        known = {x.name: x for x in flat.operations if is_conditionable(x)}
-        for name in layers if layers is not None else ():
-            if name not in known:
-                raise unknown_name("Dense or convolution of the model", name, known)
-        chosen = list(known) if layers is None else list(layers)
-        if not chosen:
-            raise InputError(
-                "Expected a model with Dense or convolutional layers to condition. "
-                f"Received: layers={layers}, a model of {sorted(known)}."
-            )
-        return [known[name] for name in chosen]
-
-    return _conditioned_model(model, choose, lambda p: p, rank, num_tasks)
+    return _conditioned_model(model, layers, lambda p: p, rank, num_tasks)
 
 
 def _conditioned_model(
     model: keras.Model,
-    choose: Callable[[keras.Model], Sequence[keras.layers.Layer]],
+    layers: str | Sequence[str] | None,
     coefficients_of: Callable[[keras.KerasTensor], keras.KerasTensor],
     rank: int | None,
     num_tasks: int | None,
@@ -155,11 +149,13 @@ def _conditioned_model(
 
     Args:
         model: The model.
-        choose: From the model without nesting to the layers to condition.
+        layers: Names of the layers to condition, `"heads"`, or None for all.
         coefficients_of: From the normalised preference to the coefficients.
         rank: See `Conditioned`.
         num_tasks: Entries of the preference, or None.
     """
+    if rank is not None:
+        check_integer("rank", rank, low=1)
     if not isinstance(getattr(model, "output", None), dict):
         raise InputError(
             "Expected a functional model whose outputs are a dict {task: output}. "
@@ -181,7 +177,7 @@ def _conditioned_model(
     inputs[PREFERENCE] = keras.Input((num_tasks,), dtype="float32", name=PREFERENCE)
     before = [inputs[name] for name in names]
     flat = keras.Model(inputs, flattened_outputs(model, before))
-    by_layer = {id(layer): conditioned(layer, rank) for layer in choose(flat)}
+    by_layer = {id(layer): conditioned(layer, rank) for layer in _chosen(flat, layers)}
     simplex = Simplex(name="preference_simplex", dtype="float32")
     coefficients = coefficients_of(simplex(inputs[PREFERENCE]))
 
@@ -197,6 +193,30 @@ def _conditioned_model(
         call_function=call,
     )
     return PreferenceModel(inputs, result.output, name=model.name)
+
+
+def _chosen(
+    flat: keras.Model, layers: str | Sequence[str] | None
+) -> list[keras.layers.Layer]:
+    """Returns the layers to condition of a model without nesting."""
+    if layers == "heads":
+        return _last_of_heads(flat)
+    if isinstance(layers, str):
+        raise InputError(
+            "Expected `layers` to be None, 'heads' or a list of names. "
+            f"Received: layers={layers!r}."
+        )
+    known = {x.name: x for x in flat.operations if is_conditionable(x)}
+    names = list(known) if layers is None else list(layers)
+    for name in names:
+        if name not in known:
+            raise unknown_name("Dense or convolution of the model", name, known)
+    if not names:
+        raise InputError(
+            "Expected Dense or convolutional layers to condition. "
+            f"Received: layers={layers}, a model with {sorted(known)}."
+        )
+    return [known[name] for name in names]
 
 
 def _last_of_heads(flat: keras.Model) -> list[keras.layers.Layer]:

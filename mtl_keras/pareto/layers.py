@@ -54,7 +54,8 @@ class Conditioned(keras.layers.Layer):
     σ(W x + b + Σ_j c_j (D_j x + d_j)): `layer` holds W and b; D_j and d_j start at 0
     and without effect. D_j is a kernel like W, or with `rank` B_j A_j, a kernel A_j
     of `rank` outputs followed by a matrix B_j. Coefficients are `[batch, m]`, or
-    `[1, m]` for the whole batch.
+    `[1, m]` for the whole batch: full changes then cost no more than the layer, with
+    coefficients of their own for the samples m times as much.
 
     Args:
         layer: The layer with a linear activation.
@@ -125,18 +126,49 @@ class Conditioned(keras.layers.Layer):
             coefficients: `[batch, m]` or `[1, m]`.
         """
         axes = len(inputs.shape)
-        changed = self._kernels(inputs)
-        if self._upward is None:
-            shape = (*ops.shape(changed)[:-1], self._count, self._size)
-            coefficient = ops.expand_dims(_with_axes(coefficients, axes), -1)
-            changed = ops.sum(ops.reshape(changed, shape) * coefficient, axis=-2)
+        if self._makes_kernel and coefficients.shape[0] == 1:
+            outputs = self._with_made_kernel(inputs, coefficients)
         else:
-            repeated = ops.repeat(coefficients, self.rank, axis=-1)
-            changed = self._upward(changed * _with_axes(repeated, axes))
-        outputs = self.layer(inputs) + changed
+            outputs = self.layer(inputs) + self._changed(inputs, coefficients, axes)
         if self._biases is not None:
             outputs += _with_axes(self._biases(coefficients), axes)
         return self.activation(outputs)
+
+    @property
+    def _makes_kernel(self) -> bool:
+        # `ops.conv` knows neither groups nor causal padding.
+        config = self.layer.get_config()
+        stock = config.get("padding") != "causal" and config.get("groups", 1) == 1
+        return self.rank is None and stock
+
+    def _with_made_kernel(self, inputs: Any, coefficients: Any) -> Any:
+        """Returns σ's input but for the bias's change, at the price of the layer."""
+        layer = self.layer
+        shape = (*layer.kernel.shape[:-1], self._count, self._size)
+        changes = ops.reshape(self._kernels.kernel, shape)
+        kernel = layer.kernel + ops.einsum("j,...jk->...k", coefficients[0], changes)
+        if isinstance(layer, keras.layers.Dense):
+            outputs = ops.matmul(inputs, kernel)
+        else:
+            outputs = ops.conv(
+                inputs,
+                kernel,
+                strides=layer.strides,
+                padding=layer.padding,
+                data_format=layer.data_format,
+                dilation_rate=layer.dilation_rate,
+            )
+        return outputs + layer.bias if layer.use_bias else outputs
+
+    def _changed(self, inputs: Any, coefficients: Any, axes: int) -> Any:
+        """Returns Σ_j c_j D_j x, each sample with coefficients of its own."""
+        changed = self._kernels(inputs)
+        if self._upward is not None:
+            repeated = ops.repeat(coefficients, self.rank, axis=-1)
+            return self._upward(changed * _with_axes(repeated, axes))
+        shape = (*ops.shape(changed)[:-1], self._count, self._size)
+        coefficients = ops.expand_dims(_with_axes(coefficients, axes), -1)
+        return ops.sum(ops.reshape(changed, shape) * coefficients, axis=-2)
 
     def compute_output_shape(self, inputs_shape: Any, coefficients_shape: Any) -> Any:
         """Returns the shape of the layer's output."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from mtl_keras import balancing as balancing_lib
@@ -122,7 +123,13 @@ class PreferenceModel(MultiTaskModel):
         return {**by_name, PREFERENCE: tf.tile(row, [size, 1])}
 
     def _by_name(self, x: Any) -> dict[str, Any]:
-        """Returns inputs by name, without the preference where data hold none."""
+        """Returns inputs by name, without the preference where data hold none.
+
+        Arrays become tensors, as Keras takes no mixture of both.
+        """
+        x = keras.tree.map_structure(
+            lambda v: tf.convert_to_tensor(v) if isinstance(v, np.ndarray) else v, x
+        )
         if isinstance(x, Mapping):
             return dict(x)
         values = list(x) if isinstance(x, (list, tuple)) else [x]
