@@ -159,7 +159,14 @@ def test_docstring(public):
     assert not flaws(public)
 
 
-_WITH_EXAMPLES = ("balancing", "callbacks", "evaluation", "serving", "sharing")
+_WITH_EXAMPLES = (
+    "balancing",
+    "callbacks",
+    "evaluation",
+    "pareto",
+    "serving",
+    "sharing",
+)
 
 
 @pytest.fixture(scope="module")
