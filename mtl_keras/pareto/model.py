@@ -96,12 +96,28 @@ class PreferenceModel(MultiTaskModel):
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Returns the outputs, at the uniform preference where inputs hold none."""
+        return super().__call__(self._completed(inputs), *args, **kwargs)
+
+    def stateless_call(
+        self, trainable: Any, non_trainable: Any, inputs: Any, **kwargs: Any
+    ) -> Any:
+        """See `keras.Model.stateless_call`; as `__call__`.
+
+        Args:
+            trainable: Values of the trainable variables.
+            non_trainable: Values of the others.
+            inputs: Inputs, with or without a preference.
+            **kwargs: Passed on.
+        """
+        inputs = self._completed(inputs)
+        return super().stateless_call(trainable, non_trainable, inputs, **kwargs)
+
+    def _completed(self, inputs: Any) -> dict[str, Any]:
+        """Returns inputs by name, the uniform preference where they hold none."""
         by_name = self._by_name(inputs)
-        if PREFERENCE not in by_name:
-            # Zeros count as uniform; one row for the batch.
-            width = self.input[PREFERENCE].shape[-1]
-            by_name[PREFERENCE] = keras.ops.zeros((1, width))
-        return super().__call__(by_name, *args, **kwargs)
+        # Zeros count as uniform; one row for the batch.
+        width = self.input[PREFERENCE].shape[-1]
+        return {PREFERENCE: keras.ops.zeros((1, width)), **by_name}
 
     def with_preference(self, x: Any, preference: PerTask) -> dict[str, Any]:
         """Returns a batch's inputs with a preference for all of its samples.
