@@ -7,9 +7,17 @@ to the resolved objects. Reading them here keeps every form that Keras accepts.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from typing import Any, NamedTuple
 
 import keras
@@ -261,19 +269,23 @@ def graph_nodes(model: keras.Model) -> list[GraphNode]:
     ]
 
 
-def inlined_graph_nodes(model: keras.Model) -> list[GraphNode]:
+def inlined_graph_nodes(model: keras.Model, *, every: bool = False) -> list[GraphNode]:
     """Returns the calls of a functional model and of models nested in it.
 
     A nested functional model of several outputs stands for the calls inside it, as
     an output of it depends on some of its layers only. The tensors inside are
     stand-ins, of which each call of the nested model has its own.
+
+    Args:
+        model: A functional model.
+        every: Whether nested models of one output stand for their calls, too.
     """
     nodes: list[GraphNode] = []
     for node, call in zip(graph_nodes(model), _nodes(model), strict=True):
-        if not _has_several_outputs(node.operation):
+        inner = functional_of(node.operation)
+        if inner is None or not (every or len(inner.outputs) > 1):
             nodes.append(node)
             continue
-        inner: Functional = node.operation
         tensors = dict(
             zip(map(id, inner.inputs), _call_inputs(inner, call), strict=True)
         )
@@ -285,7 +297,7 @@ def inlined_graph_nodes(model: keras.Model) -> list[GraphNode]:
             stand_in = keras.KerasTensor(tensor.shape, tensor.dtype)
             return tensors.setdefault(id(tensor), stand_in)
 
-        for within in inlined_graph_nodes(inner):
+        for within in inlined_graph_nodes(inner, every=every):
             if within.inputs:
                 nodes.append(
                     within._replace(
@@ -319,21 +331,59 @@ def inlined_outputs(
     return {name: tensors[id(output)] for name, output in outputs.items()}
 
 
-def flattened_outputs(
-    model: keras.Model, inputs: Sequence[keras.KerasTensor]
-) -> dict[str, keras.KerasTensor]:
-    """Calls a model's layers, and those of models nested in it, on other inputs.
+def _call_inlined(
+    model: Functional, tensors: dict[int, keras.KerasTensor], training: bool | None
+) -> None:
+    """Adds to `{id of a tensor of the model: tensor}`; its inputs are in it."""
+    for node in _nodes(model):
+        if node.is_input:
+            continue
+        arguments, options = node.arguments.fill_in(tensors)
+        inner = functional_of(node.operation)
+        if inner is not None and len(inner.outputs) > 1:
+            inputs = [tensors[id(t)] for t in _call_inputs(inner, node)]
+            within = dict(zip(map(id, inner.inputs), inputs, strict=True))
+            _call_inlined(inner, within, options.get("training", training))
+            results = [within[id(output)] for output in inner.outputs]
+        elif all(tensors[id(t)] is t for t in node.input_tensors):
+            results = node.outputs
+        else:
+            call = operation_fn(node.operation, training=training)
+            results = keras.tree.flatten(call(*arguments, **options))
+        tensors.update(zip(map(id, node.outputs), results, strict=True))
 
-    Args:
-        model: A functional model whose outputs are a dict.
-        inputs: `keras.Input`s in the order of `model.inputs`.
 
-    Returns:
-        `{name: KerasTensor}`, the outputs, made by the same layers one by one.
+def _nodes(model: keras.Model) -> list[Any]:
+    by_depth = model._nodes_by_depth
+    return [
+        node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]
+    ]
+
+
+def functional_of(operation: keras.Operation) -> Functional | None:
+    """Returns the functional model that an operation is, or that a `Sequential` holds.
+
+    None for other operations, and models with a `call` of their own.
     """
-    tensors = dict(zip(map(id, model.inputs), inputs, strict=True))
-    _call_inlined(model, tensors, None, _nested)
-    return {name: tensors[id(output)] for name, output in model.output.items()}
+    if isinstance(operation, keras.Sequential):
+        stock = type(operation).call is keras.Sequential.call
+        return operation._functional if stock else None
+    if isinstance(operation, Functional) and type(operation).call is Functional.call:
+        return operation
+    return None
+
+
+def _call_inputs(model: Functional, node: Any) -> list[keras.KerasTensor]:
+    """Returns the tensors of a nested model's call, in the order of its inputs."""
+    arguments, options = node.arguments.args, node.arguments.kwargs
+    return flat_inputs(model, arguments[0] if arguments else options["inputs"])
+
+
+def flat_inputs(model: keras.Model, inputs: Any) -> list[Any]:
+    """Returns the inputs of a functional model's call, in the order of its own."""
+    if isinstance(inputs, dict) and not isinstance(model.input, dict):
+        inputs = [inputs[tensor.name] for tensor in model.inputs]
+    return keras.tree.flatten(inputs)
 
 
 def input_names(model: keras.Model) -> list[str]:
@@ -351,81 +401,6 @@ def input_names(model: keras.Model) -> list[str]:
         for index, x in enumerate(unnamed)
     }
     return [names.get(id(x), x.name) for x in model.inputs]
-
-
-def _call_inlined(
-    model: Functional,
-    tensors: dict[int, keras.KerasTensor],
-    training: bool | None,
-    inner_of: Callable[[keras.Operation], Functional | None] | None = None,
-) -> None:
-    """Adds to `{id of a tensor of the model: tensor}`; its inputs are in it.
-
-    Args:
-        model: A functional model.
-        tensors: The tensors in place of those of the model.
-        training: The mode that the model was called in, or None.
-        inner_of: From an operation to the nested model whose layers are called one by
-            one, or None; None for those of several outputs.
-    """
-    inner_of = inner_of or _of_several_outputs
-    for node in _nodes(model):
-        if node.is_input:
-            continue
-        arguments, options = node.arguments.fill_in(tensors)
-        inner = inner_of(node.operation)
-        if inner is not None:
-            inputs = [tensors[id(t)] for t in _call_inputs(inner, node)]
-            within = dict(zip(map(id, inner.inputs), inputs, strict=True))
-            _call_inlined(inner, within, options.get("training", training), inner_of)
-            results = [within[id(output)] for output in inner.outputs]
-        elif all(tensors[id(t)] is t for t in node.input_tensors):
-            results = node.outputs
-        else:
-            call = operation_fn(node.operation, training=training)
-            results = keras.tree.flatten(call(*arguments, **options))
-        tensors.update(zip(map(id, node.outputs), results, strict=True))
-
-
-def _nodes(model: keras.Model) -> list[Any]:
-    by_depth = model._nodes_by_depth
-    return [
-        node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]
-    ]
-
-
-def _has_several_outputs(operation: keras.Operation) -> bool:
-    return (
-        isinstance(operation, Functional)
-        and _calls_layers(operation)
-        and len(operation.outputs) > 1
-    )
-
-
-def _of_several_outputs(operation: keras.Operation) -> Functional | None:
-    return operation if _has_several_outputs(operation) else None
-
-
-def _nested(operation: keras.Operation) -> Functional | None:
-    """Returns the functional model that an operation is or, a `Sequential`, holds."""
-    if isinstance(operation, keras.Sequential):
-        stock = type(operation).call is keras.Sequential.call
-        return operation._functional if stock else None
-    is_functional = isinstance(operation, Functional)
-    return operation if is_functional and _calls_layers(operation) else None
-
-
-def _calls_layers(model: Functional) -> bool:
-    return type(model).call is Functional.call
-
-
-def _call_inputs(model: Functional, node: Any) -> list[keras.KerasTensor]:
-    """Returns the tensors of a nested model's call, in the order of its inputs."""
-    arguments, options = node.arguments.args, node.arguments.kwargs
-    inputs = arguments[0] if arguments else options["inputs"]
-    if isinstance(inputs, dict) and not isinstance(model.input, dict):
-        inputs = [inputs[tensor.name] for tensor in model.inputs]
-    return keras.tree.flatten(inputs)
 
 
 def standardized_inputs(model: keras.Model, inputs: Any) -> list[Any]:
@@ -455,7 +430,11 @@ def with_mask(tensor: Any, mask: Any) -> Any:
     return tensor
 
 
-def call_again(model: keras.Model, inputs: Any) -> Any:
+def call_again(
+    model: keras.Model,
+    inputs: Any,
+    called_for: Callable[[keras.Operation], Callable[..., Any]] | None = None,
+) -> Any:
     """Calls a functional model's layers one by one on other symbolic inputs.
 
     Unlike `model(inputs)`, which is one node of a graph, this adds a node for each
@@ -464,11 +443,15 @@ def call_again(model: keras.Model, inputs: Any) -> Any:
     Args:
         model: A functional model.
         inputs: `keras.KerasTensor`s in the structure of its inputs.
+        called_for: From an operation to what is called in its place; None for the
+            operations themselves.
 
     Returns:
         `keras.KerasTensor`s in the structure of its outputs.
     """
-    return model._run_through_graph(inputs)
+    if called_for is None:
+        return model._run_through_graph(inputs)
+    return model._run_through_graph(inputs, operation_fn=called_for)
 
 
 def call_between(
@@ -521,6 +504,19 @@ def may_overflow(
     return loss_scale > 1.0
 
 
+def clips(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Returns whether an optimizer clips gradients, before it sums over replicas."""
+    inner = _inner(optimizer)
+    bounds = (inner.clipnorm, inner.clipvalue, inner.global_clipnorm)
+    return any(bound is not None for bound in bounds)
+
+
+def _inner(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return optimizer.inner_optimizer
+    return optimizer
+
+
 def batch_structure(iterator: Any, data_batch: Any) -> Any:
     """Returns a batch of `fit` or `train_on_batch` as `KerasTensor`s, or None.
 
@@ -565,6 +561,7 @@ def update_if(
     optimizer: keras.optimizers.Optimizer,
     gradients: list[Any],
     variables: list[keras.Variable],
+    summed: Collection[keras.Variable] = (),
 ) -> None:
     """Applies gradients where a condition holds; else nothing moves at all.
 
@@ -574,12 +571,16 @@ def update_if(
             graph may not create variables.
         gradients: By variable.
         variables: Variables to update; may be empty.
+        summed: Those whose gradients are already summed over replicas.
     """
     if not variables:
         return
     build_optimizer(optimizer, variables)
     if tf.__internal__.distribute.strategy_supports_no_merge_call():
-        tf.cond(condition, lambda: _apply(optimizer, gradients, variables), _nothing)
+        with _summing_all_but(summed, optimizer):
+            tf.cond(
+                condition, lambda: _apply(optimizer, gradients, variables), _nothing
+            )
         return
 
     # A replica may not branch around what synchronises it with the others, as the
@@ -588,9 +589,10 @@ def update_if(
         strategy: tf.distribute.Strategy, condition: Any, gradients: list[Any]
     ) -> None:
         def update() -> tf.Tensor:
-            strategy.extended.call_for_each_replica(
-                _apply, args=(optimizer, gradients, variables)
-            )
+            with _summing_all_but(summed, optimizer):
+                strategy.extended.call_for_each_replica(
+                    _apply, args=(optimizer, gradients, variables)
+                )
             return tf.constant(True)
 
         (first, *_) = strategy.experimental_local_results(condition)
@@ -599,6 +601,32 @@ def update_if(
     tf.distribute.get_replica_context().merge_call(
         of_all_replicas, args=(condition, gradients)
     )
+
+
+@contextlib.contextmanager
+def _summing_all_but(
+    summed: Collection[keras.Variable], optimizer: keras.optimizers.Optimizer
+) -> Iterator[None]:
+    """Has an optimizer take gradients of these variables as they are."""
+    optimizer, whole = _inner(optimizer), {id(v.value) for v in summed}
+    if not whole:
+        yield
+        return
+    sum_over_replicas = optimizer._all_reduce_sum_gradients
+
+    def of_others(pairs: Iterable[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+        pairs = list(pairs)
+        rest = [pair for pair in pairs if id(pair[1]) not in whole]
+        if any(gradient is not None for gradient, _ in rest):
+            rest = sum_over_replicas(rest)
+        others = iter(rest)
+        return [pair if id(pair[1]) in whole else next(others) for pair in pairs]
+
+    optimizer._all_reduce_sum_gradients = of_others
+    try:
+        yield
+    finally:
+        del optimizer._all_reduce_sum_gradients
 
 
 def _apply(

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 
 from mtl_keras.errors import InputError, check_integer, unknown_name
 from mtl_keras.model import MultiTaskModel
-from mtl_keras.model.keras_compat import flattened_outputs, graph_nodes, input_names
+from mtl_keras.model.keras_compat import (
+    call_again,
+    flat_inputs,
+    functional_of,
+    inlined_graph_nodes,
+    input_names,
+)
 from mtl_keras.model.task_variables import reached_nodes
 from mtl_keras.pareto.layers import Simplex, conditioned, is_conditionable
 from mtl_keras.pareto.model import PREFERENCE, PreferenceModel
@@ -47,8 +53,9 @@ def hypernetwork(
             frozen while its changes train.
         hidden: Widths of the network's layers.
         rank: Rank of each change; None for full kernels.
-        layers: Names of the layers to condition; None for every `Dense` and
-            convolution (not of subclasses, nor with channels first); `"heads"` for
+        layers: Names of the layers to condition, also in nested models; None for
+            every `Dense` and convolution there (not of subclasses, nor with channels
+            first); `"heads"` for
             the last of each output's own. Heads alone trade tasks off only as far as
             they share weights: each could be best for its own task.
         num_tasks: Entries of the preference; None for the tasks of a compiled
@@ -175,54 +182,95 @@ def _conditioned_model(
         for name, x in zip(names, model.inputs, strict=True)
     }
     inputs[PREFERENCE] = keras.Input((num_tasks,), dtype="float32", name=PREFERENCE)
-    before = [inputs[name] for name in names]
-    flat = keras.Model(inputs, flattened_outputs(model, before))
-    by_layer = {id(layer): conditioned(layer, rank) for layer in _chosen(flat, layers)}
+    chosen = _chosen(model, layers)
     simplex = Simplex(name="preference_simplex", dtype="float32")
     coefficients = coefficients_of(simplex(inputs[PREFERENCE]))
+    by_layer = {id(layer): conditioned(layer, rank) for layer in chosen}
+    before = keras.tree.pack_sequence_as(model.input, [inputs[name] for name in names])
+    outputs = call_again(model, before, _calls(coefficients, by_layer, {}))
+    return PreferenceModel(inputs, outputs, name=model.name)
 
-    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        if id(layer) in by_layer:
-            return by_layer[id(layer)](args[0], coefficients)
-        return layer(*args, **kwargs)
 
-    result = keras.models.clone_model(
-        flat,
-        input_tensors=inputs,
-        clone_function=lambda layer: layer,
-        call_function=call,
-    )
-    return PreferenceModel(inputs, result.output, name=model.name)
+def _calls(
+    coefficients: keras.KerasTensor,
+    by_layer: Mapping[int, keras.layers.Layer],
+    by_model: dict[int, keras.Model],
+) -> Callable[[keras.Operation], Callable[..., Any]]:
+    """Returns a function from an operation to what is called in its place.
+
+    Args:
+        coefficients: The coefficients of conditioned layers, in the present graph.
+        by_layer: The conditioned layers by the id of those that they replace.
+        by_model: Nested models with an input for the coefficients by the id of those
+            that they replace; this adds to them.
+    """
+
+    def nested(operation: keras.Operation, inner: keras.Model) -> keras.Model:
+        if id(operation) not in by_model:
+            inputs = [
+                keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in inner.inputs
+            ]
+            within = keras.Input(coefficients.shape[1:], dtype=coefficients.dtype)
+            packed = keras.tree.pack_sequence_as(inner.input, inputs)
+            outputs = call_again(inner, packed, _calls(within, by_layer, by_model))
+            by_model[id(operation)] = keras.Model(
+                [*inputs, within], outputs, name=operation.name
+            )
+        return by_model[id(operation)]
+
+    def called_for(operation: keras.Operation) -> Callable[..., Any]:
+        inner = functional_of(operation)
+        if id(operation) in by_layer:
+            layer = by_layer[id(operation)]
+            return lambda x, **options: layer(x, coefficients)
+        if inner is not None and any(id(x) in by_layer for x in _parts(inner)):
+            model = nested(operation, inner)
+            return lambda x, **options: model(
+                [*flat_inputs(inner, x), coefficients], **options
+            )
+        return operation
+
+    return called_for
+
+
+def _parts(model: keras.Model) -> list[keras.Operation]:
+    """Returns a model's operations and those of models nested in it."""
+    parts = []
+    for operation in model.operations:
+        inner = functional_of(operation)
+        parts += [operation] if inner is None else _parts(inner)
+    return parts
 
 
 def _chosen(
-    flat: keras.Model, layers: str | Sequence[str] | None
+    model: keras.Model, layers: str | Sequence[str] | None
 ) -> list[keras.layers.Layer]:
-    """Returns the layers to condition of a model without nesting."""
+    """Returns the layers to condition, of the model and of those nested in it."""
     if layers == "heads":
-        return _last_of_heads(flat)
+        return _last_of_heads(model)
     if isinstance(layers, str):
         raise InputError(
             "Expected `layers` to be None, 'heads' or a list of names. "
             f"Received: layers={layers!r}."
         )
-    known = {x.name: x for x in flat.operations if is_conditionable(x)}
-    names = list(known) if layers is None else list(layers)
-    for name in names:
-        if name not in known:
-            raise unknown_name("Dense or convolution of the model", name, known)
-    if not names:
+    known = [x for x in _parts(model) if is_conditionable(x)]
+    names = {x.name for x in known}
+    for name in layers if layers is not None else ():
+        if name not in names:
+            raise unknown_name("Dense or convolution of the model", name, names)
+    chosen = [x for x in known if layers is None or x.name in layers]
+    if not chosen:
         raise InputError(
             "Expected Dense or convolutional layers to condition. "
-            f"Received: layers={layers}, a model with {sorted(known)}."
+            f"Received: layers={layers}, a model with {sorted(names)}."
         )
-    return [known[name] for name in names]
+    return chosen
 
 
-def _last_of_heads(flat: keras.Model) -> list[keras.layers.Layer]:
+def _last_of_heads(model: keras.Model) -> list[keras.layers.Layer]:
     """Returns for each output the last layer to condition that it alone depends on."""
-    nodes = graph_nodes(flat)
-    reached = {task: reached_nodes(nodes, x) for task, x in flat.output.items()}
+    nodes = inlined_graph_nodes(model, every=True)
+    reached = {task: reached_nodes(nodes, x) for task, x in model.output.items()}
     users: dict[int, set[str]] = {}
     for task, indices in reached.items():
         for index in indices:
