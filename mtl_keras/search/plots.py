@@ -10,7 +10,6 @@ import numpy as np
 from mtl_keras import optional
 from mtl_keras.evaluation.plots import trade_off_figure
 from mtl_keras.reports.figures import new_figure, styled
-from mtl_keras.search.components import Components
 from mtl_keras.search.records import (
     TrialRecord,
     finished,
@@ -19,6 +18,7 @@ from mtl_keras.search.records import (
     hypervolume_curve,
     objective_points,
 )
+from mtl_keras.search.search_space import Components
 from mtl_keras.search.study import Study
 from mtl_keras.search.values import main_values, short, shown_tasks
 
