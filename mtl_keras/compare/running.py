@@ -11,23 +11,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from mtl_keras.compare.comparison import COMBINATION, SINGLE, Cell, Plan
 from mtl_keras.compare.records import read_cell
+from mtl_keras.decoding import decode
 from mtl_keras.encoding import encode
-from mtl_keras.errors import InputError, check_integer
+from mtl_keras.errors import check_integer
 from mtl_keras.evaluation import has_relative_gain
-from mtl_keras.files import (
-    check_free,
-    check_no_links,
-    make_folder,
-    read_json,
-    write_json,
-)
+from mtl_keras.files import make_folder, write_json
 from mtl_keras.runs.progress import duration
 from mtl_keras.runs.records import (
     RECORD,
     Record,
-    check_format,
+    check_same,
     failure,
     made_with,
+    open_folder,
 )
 from mtl_keras.runs.scheduler import Job, Scheduler
 
@@ -69,28 +65,12 @@ def run_cells(
 def _open(plan: Plan, out: pathlib.Path) -> None:
     """Makes the folder, or checks that its cells are of the same base settings."""
     now = {**encode(plan), "made_with": made_with()}
-    file = out / COMPARISON
-    if not file.is_file():
-        check_free(out)
-        make_folder(out)
-    else:
-        check_no_links(*out.rglob("*"))
-        earlier = read_json(file)
-        check_format(earlier.get("made_with"), file)
-        base = earlier.get("base")
-        if not isinstance(base, dict):
-            raise InputError(
-                f"{file} is broken: it has no settings under 'base'. Name another "
-                "folder with --out, or remove that one."
-            )
-        for key, value in now["base"].items():
-            if base.get(key) != value:
-                raise InputError(
-                    f"{str(out)!r} holds a comparison with another {key}: "
-                    f"{base.get(key)!r} there, {value!r} here. Name another "
-                    "folder with --out, or remove that one."
-                )
-    write_json(file, now)
+    earlier = open_folder(out, COMPARISON)
+    if earlier is not None:
+        base = decode(dict[str, Any], earlier.get("base"), f"{out / COMPARISON}, base")
+        check_same(out, "a comparison", base, now["base"])
+    make_folder(out)
+    write_json(out / COMPARISON, now)
 
 
 class _Cells:

@@ -13,7 +13,7 @@ import math
 import pathlib
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
@@ -22,10 +22,11 @@ from mtl_keras import optional
 from mtl_keras.files import atomic_write
 
 with optional.extra("plots", "matplotlib", "A figure"):
-    from matplotlib import rc_context
+    from matplotlib import colormaps, rc_context
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+    from matplotlib.patheffects import withStroke
     from matplotlib.ticker import MaxNLocator
 
 WIDTH = 340 / 72  # inches: 340 CSS pixels
@@ -327,6 +328,78 @@ def _spread_out(places: np.ndarray, axes: Axes) -> np.ndarray:
             mark = next(free, place)
         marks.append(mark)
     return np.array(marks).reshape(-1, 2)
+
+
+@styled
+def steps(values: Sequence[float], x_name: str, y_name: str) -> Figure:
+    """Returns values as steps, at 1, 2, … of the horizontal axis."""
+    figure, axes = new_figure(5.0, 3.2)
+    axes.step(range(1, len(values) + 1), values, where="post")
+    axes.set_xlabel(x_name)
+    axes.set_ylabel(y_name)
+    axes.grid()
+    return figure
+
+
+@styled
+def parallel(
+    columns: Mapping[str, Sequence[Any]],
+    scores: Sequence[float],
+    front: Sequence[int],
+    title: str,
+) -> Figure:
+    """Returns every row of a table as a line through its values, best on top.
+
+    Args:
+        columns: Values of N rows, by column: numbers by size, names spread evenly.
+        scores: N numbers, higher being better.
+        front: Indices of the rows on the front, whose lines are thick.
+        title: Text above.
+    """
+    figure, axes = new_figure(1.0 + 1.05 * len(columns), 4.4)
+    heights = np.stack([_heights(values) for values in columns.values()], axis=1)
+    colours = colormaps["viridis_r"](np.linspace(0.15, 1.0, len(scores)))
+    halo = [withStroke(linewidth=3, foreground="white")]
+    for rank, index in enumerate(np.argsort(scores, kind="stable")):
+        axes.plot(
+            heights[index],
+            color=colours[rank],
+            linewidth=2.2 if index in front else 1.0,
+            alpha=1.0 if index in front else 0.6,
+        )
+    for position, values in enumerate(columns.values()):
+        axes.axvline(position, color="0.7", linewidth=1, zorder=0)
+        for text, at in _ticks(values, heights[:, position]):
+            axes.text(
+                position + 0.05, at, text, fontsize=9, va="center", path_effects=halo
+            )
+    axes.set_xticks(range(len(columns)), list(columns), fontsize=9)
+    axes.set_yticks([])
+    axes.set_xlim(-0.1, len(columns) - 0.3)
+    axes.set_ylim(-0.06, 1.06)
+    axes.spines[:].set_visible(False)
+    axes.set_title(title, loc="left")
+    return figure
+
+
+def _heights(values: Sequence[Any]) -> np.ndarray:
+    """Returns the values' positions in [0, 1]; names are spread evenly."""
+    if all(isinstance(value, (int, float)) for value in values):
+        numbers = np.asarray(values, np.float64)
+        span = numbers.max() - numbers.min()
+        return (numbers - numbers.min()) / span if span else np.full(len(values), 0.5)
+    names = sorted(set(map(str, values)))
+    positions = np.linspace(0.0, 1.0, len(names)) if len(names) > 1 else [0.5]
+    return np.array([positions[names.index(str(value))] for value in values])
+
+
+def _ticks(values: Sequence[Any], heights: np.ndarray) -> list[tuple[str, float]]:
+    """Returns the labels of a column: its ends, or every name."""
+    texts = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in values]
+    if all(isinstance(value, (int, float)) for value in values):
+        ends = (int(np.argmin(heights)), int(np.argmax(heights)))
+        return [(texts[i], float(heights[i])) for i in ends]
+    return list(dict(zip(texts, map(float, heights), strict=True)).items())
 
 
 @styled

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ import tensorflow as tf
 
 from mtl_keras.decoding import Decodable, Result, decode
 from mtl_keras.errors import InputError, first_line, system_reason
-from mtl_keras.files import atomic_write, read_json, read_text
+from mtl_keras.files import read_json, read_text, write_csv
 from mtl_keras.runs.config import TrainingConfig
 from mtl_keras.runs.model_file import check_model_file
 from mtl_keras.runs.records import check_format
@@ -111,16 +112,8 @@ class _Metrics(Decodable):
 
 def write_history(path: pathlib.Path, history: Mapping[str, list[float]]) -> None:
     """Writes the epochs' logs as CSV, one row per epoch counted from 1."""
-    epochs = max((len(values) for values in history.values()), default=0)
-    with (
-        atomic_write(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(["epoch", *history])
-        for epoch in range(epochs):
-            row = [v[epoch] if epoch < len(v) else "" for v in history.values()]
-            writer.writerow([epoch + 1, *row])
+    rows = enumerate(itertools.zip_longest(*history.values()), start=1)
+    write_csv(path, [["epoch", *history], *([epoch, *row] for epoch, row in rows)])
 
 
 def read_history(path: pathlib.Path) -> dict[str, list[float]]:

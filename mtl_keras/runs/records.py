@@ -17,7 +17,7 @@ from pydantic import StrictStr
 
 from mtl_keras.decoding import Decodable, Finite, decode
 from mtl_keras.errors import InputError
-from mtl_keras.files import read_json
+from mtl_keras.files import check_free, check_no_links, read_json
 
 SETTINGS = "settings.json"
 RECORD = "record.json"
@@ -91,6 +91,37 @@ def check_format(made_with: Any, path: pathlib.Path) -> None:
             f"({version if isinstance(version, str) else 'unknown'}; this is "
             f"{_version()}). Use that version, or name another folder with --out."
         )
+
+
+def open_folder(out: pathlib.Path, file: str) -> dict[str, Any] | None:
+    """Returns the settings of earlier work in a folder; None where it is free.
+
+    Raises an InputError if it is neither, or holds links.
+
+    Args:
+        out: The folder.
+        file: Name of the file in it that holds the settings.
+    """
+    if not (out / file).is_file():
+        check_free(out)
+        return None
+    check_no_links(*out.rglob("*"))
+    earlier = read_json(out / file)
+    check_format(earlier.get("made_with"), out / file)
+    return earlier
+
+
+def check_same(
+    out: pathlib.Path, kind: str, earlier: Mapping[str, Any], now: Mapping[str, Any]
+) -> None:
+    """Raises an InputError for a setting that was another one in earlier work."""
+    for name, value in now.items():
+        if earlier.get(name) != value:
+            raise InputError(
+                f"{str(out)!r} holds {kind} with another {name}: "
+                f"{earlier.get(name)!r:.200} there, {value!r:.200} here. Give the same "
+                "settings to resume it, name another folder with --out, or remove it."
+            )
 
 
 def made_with(jobs: int = 1) -> dict[str, Any]:

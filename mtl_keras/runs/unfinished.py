@@ -26,6 +26,7 @@ from mtl_keras.files import (
 )
 from mtl_keras.runs.config import TrainingConfig
 from mtl_keras.runs.folder import CONFIG, Run, load_run
+from mtl_keras.runs.records import check_same
 
 CHECKPOINTS = "checkpoints"
 AGAIN = "The same command, started again, resumes the run."
@@ -105,7 +106,12 @@ def opened(
         ) from error
     check_no_links(work, *work.rglob("*"))
     with held(work):
-        _check_settings(work, config, out)
+        settings = encode(config)
+        if (work / CONFIG).is_file():
+            earlier = read_json(work / CONFIG)
+            check_same(work, "an unfinished run", earlier, settings)
+        else:
+            write_json(work / CONFIG, settings)
         try:
             for name in (_RUN, CHECKPOINTS):
                 make_folder(work / name)
@@ -144,23 +150,6 @@ def held(work: pathlib.Path) -> Iterator[None]:
                 "it, or name another --out."
             ) from None
         yield
-
-
-def _check_settings(
-    work: pathlib.Path, config: TrainingConfig, out: pathlib.Path
-) -> None:
-    """Writes the settings, or compares them with those of the unfinished run."""
-    if not (work / CONFIG).is_file():
-        write_json(work / CONFIG, config)
-        return
-    earlier, now = read_json(work / CONFIG), encode(config)
-    for name in now:
-        if earlier.get(name) != now[name]:
-            raise InputError(
-                f"{str(work)!r} holds an unfinished run with another {name}: "
-                f"{earlier.get(name)!r} there, {now[name]!r} here. Give the same "
-                f"settings to resume it, name another --out, or remove it."
-            )
 
 
 def restore_replaced(out: str | os.PathLike) -> None:

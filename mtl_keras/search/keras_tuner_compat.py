@@ -92,6 +92,13 @@ class StudyOracle(keras_tuner.Oracle):
         # KerasTuner's own state still names the trial as under way.
         self.save()
 
+    @keras_tuner.synchronized
+    def update_trial(self, trial_id: str, metrics: Any, step: int = 0) -> Any:
+        """Keeps a trial's results, unless it has ended; returns the trial."""
+        if self.ended(trial_id):
+            return self.trials[trial_id]
+        return super().update_trial(trial_id, metrics, step)
+
     def ended(self, trial_id: str) -> bool:
         """Returns whether a trial has its result."""
         return trial_id in self.end_order

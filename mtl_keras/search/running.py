@@ -11,29 +11,20 @@ from collections.abc import Iterator
 
 from rich.console import Console
 
-from mtl_keras.decoding import decode
 from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError, check_integer
-from mtl_keras.files import (
-    check_free,
-    check_no_links,
-    make_folder,
-    read_json,
-    write_json,
-)
+from mtl_keras.files import make_folder, write_json
 from mtl_keras.runs.folder import disk_errors
-from mtl_keras.runs.records import check_format, made_with
+from mtl_keras.runs.records import check_same, made_with, open_folder
 from mtl_keras.runs.scheduler import Scheduler
 from mtl_keras.runs.training import count_batches, load_split
 from mtl_keras.search import keras_tuner_compat as oracles
 from mtl_keras.search import records, report, tensorboard
-from mtl_keras.search.ask_and_tell import Search
-from mtl_keras.search.baselines import train_missing
+from mtl_keras.search.ask_and_tell import Search, train_missing
 from mtl_keras.search.hypermodel import StudyHyperModel
 from mtl_keras.search.keras_tuner_compat import StudyOracle
 from mtl_keras.search.records import TrialRecord
-from mtl_keras.search.study import Study, StudySettings
-from mtl_keras.search.values import epochs
+from mtl_keras.search.study import Study
 from mtl_keras.search.workers import (
     BEAT_SECONDS,
     CHIEF_SECONDS,
@@ -210,20 +201,11 @@ def _prepare(study: Study, out: pathlib.Path, console: Console) -> StudyOracle:
 
 def _open(study: Study, out: pathlib.Path) -> list[TrialRecord]:
     """Returns the records of an earlier run; InputError if it was another study."""
-    path = out / records.STUDY
-    if not path.is_file():
-        check_free(out)
+    earlier = open_folder(out, records.STUDY)
+    if earlier is None:
         return []
-    check_no_links(*out.rglob("*"))
-    values = read_json(path)
-    check_format(values.pop("made_with", None), path)
-    earlier = decode(StudySettings, values, str(path))
-    for key, now in vars(study.settings).items():
-        if key != "trials" and now != getattr(earlier, key):
-            raise InputError(
-                f"{str(out)!r} holds a study with another {key!r}. Name another "
-                "folder with --out, or remove that one."
-            )
+    now = encode(study.settings)
+    check_same(out, "a study", earlier | {"trials": now["trials"]}, now)
     return records.read_records(out)
 
 
@@ -238,7 +220,7 @@ def _announce(
     settings = study.settings
     console.print(
         f"Study of {settings.application} on {study.base.data}: up to "
-        f"{settings.trials} trials of {epochs(study)} by {settings.oracle} search over "
+        f"{settings.trials} trials of {study.epochs} by {settings.oracle} search over "
         f"{', '.join(study.searched)}",
         soft_wrap=True,
     )

@@ -147,6 +147,12 @@ class Study:
         """The names of the settings that differ between trials."""
         return self.space.searched
 
+    @property
+    def epochs(self) -> str:
+        """The number of epochs of a trial as text, such as `3 epochs`."""
+        epochs = self.settings.epochs
+        return f"{epochs} epoch{'s' if epochs > 1 else ''}"
+
     @functools.cached_property
     def application(self) -> Application:
         """The application, as it is for the study's data."""
