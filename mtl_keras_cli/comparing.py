@@ -102,7 +102,7 @@ def compare(
     from mtl_keras.compare import DEFAULT_BALANCING, Comparison, run_comparison
     from mtl_keras.compare.results import FILES
     from mtl_keras.runs import RunConfig
-    from mtl_keras.runs.specs import read_specs
+    from mtl_keras_cli.specs import read_specs
 
     console = make_console()
     ways: tuple[Any, ...] = DEFAULT_BALANCING

@@ -119,7 +119,7 @@ def leaderboard(study: Study, results: list[TrialRecord], top: int = 10) -> Tabl
 
     With several objectives a star marks the trials on the front.
     """
-    from mtl_keras.runs.progress import duration
+    from mtl_keras.callbacks.task_progress import duration
     from mtl_keras.search import records
 
     tasks = records.shown_tasks(study)

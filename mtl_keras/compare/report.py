@@ -11,10 +11,8 @@ from mtl_keras.compare.significance_text import significance
 from mtl_keras.compare.summary import Summary, corrected_p, metrics_of, shown_tasks
 from mtl_keras.evaluation import pareto_front
 from mtl_keras.reports import figures
-from mtl_keras.reports.figures import svg
 from mtl_keras.reports.rendering import (
     Section,
-    figure,
     is_finite,
     mean_and_std,
     number,
@@ -37,8 +35,8 @@ _MEASURES = {
     ),
     "pairs": (
         "Trained in pairs",
-        "What the column's task gains on the test split from being trained together "
-        "with the row's, against alone, in percent.",
+        "Gain of the column's task on the test split when it is trained together with "
+        "the row's, over alone, in percent.",
     ),
 }
 
@@ -48,7 +46,7 @@ def write_report(path: pathlib.Path, summary: Summary) -> None:
 
     Args:
         path: The file. An existing one is replaced.
-        summary: What `results.json` holds.
+        summary: The values of `results.json`.
     """
     write_html(path, "comparison.html", _Report(summary).context())
 
@@ -163,8 +161,8 @@ class _Report:
             4: ([method["rank"]["mean"] for method in methods], "min"),
         }
         shown = [metrics_of(self._summary, name) for name in self._methods]
-        for index, found in enumerate(zip(*shown, strict=True)):
-            means = [one["mean"] for one in found]
+        for index, spreads in enumerate(zip(*shown, strict=True)):
+            means = [one["mean"] for one in spreads]
             columns[5 + index] = (means, self._direction(self._tasks[index]))
         cells = set()
         for column, (means, direction) in columns.items():
@@ -189,7 +187,7 @@ class _Report:
             for name, method in self._methods.items()
         ]
         drawn = figures.bars(deltas, f"gain over {self._over}, %")
-        shown = [figure("Δm, all tasks", svg(drawn, "Δm of each method"))]
+        shown = [figures.chart("Δm, all tasks", drawn, "Δm of each method")]
         for task in self._shown:
             gains = [
                 figures.Bar(
@@ -202,8 +200,8 @@ class _Report:
             ]
             over = "the task alone" if self._summary["single"] else self._over
             drawn = figures.bars(gains, f"gain over {over}, %")
-            about = f"Gain of each method on {task}"
-            shown.append(figure(f"{task}, {self._axis(task)}", svg(drawn, about)))
+            title = f"{task}, {self._axis(task)}"
+            shown.append(figures.chart(title, drawn, f"Gain of each method on {task}"))
         return section(
             "Gain by task",
             f"Bars start at what is reached by {self._over}; to the right is better, "
@@ -227,13 +225,13 @@ class _Report:
             )
             axes = [f"{task} {self._axis(task)}" for task in (first, second)]
             drawn = figures.scatter(points, front, *axes)
-            about = f"Pareto front of {first} and {second}"
-            shown.append(figure(f"{first} and {second}", svg(drawn, about)))
+            title = f"{first} and {second}"
+            shown.append(figures.chart(title, drawn, f"Pareto front of {title}"))
         return section(
             "Pareto fronts",
             "Means over seeds, two tasks at a time. Ringed and joined: no other method "
-            "is better in one of the two and as good in the other. Arrows tell which "
-            "way is better.",
+            "is better in one of the two and as good in the other. Arrows point "
+            "to the better end.",
             legend=list(self._methods),
             figures=shown,
         )
@@ -248,13 +246,13 @@ class _Report:
                 if log in method["history"]
             ]
             if rows:
-                about = f"Validation loss of {title} by epoch"
                 drawn = figures.lines(rows, "epoch", "loss")
-                shown.append(figure(title, svg(drawn, about)))
+                about = f"Validation loss of {title} by epoch"
+                shown.append(figures.chart(title, drawn, about))
         return section(
             "Loss curves",
             "Validation loss, mean over seeds.",
-            legend=svg(figures.line_legend(list(self._methods)), "Methods"),
+            legend=figures.svg(figures.line_legend(list(self._methods)), "Methods"),
             figures=shown,
         )
 
@@ -267,12 +265,11 @@ class _Report:
                 if f"{task}_weight" in method["history"]
             ]
             drawn = figures.lines(rows, "epoch", "weight")
-            about = f"Task weights of {name} by epoch"
-            shown.append(figure(name, svg(drawn, about)))
+            shown.append(figures.chart(name, drawn, f"Task weights of {name} by epoch"))
         return section(
             "Task weights",
             "Mean weight of each task in the steps of an epoch, mean over seeds.",
-            legend=svg(figures.line_legend(self._tasks), "Tasks"),
+            legend=figures.svg(figures.line_legend(self._tasks), "Tasks"),
             figures=shown,
         )
 
@@ -284,12 +281,10 @@ class _Report:
         }
         largest = max(map(_largest_between, tables.values()), default=1.0)
         shown = [
-            figure(
+            figures.chart(
                 name,
-                svg(
-                    figures.heat(cosines, self._tasks, 2, largest),
-                    f"Gradient cosines of {name}",
-                ),
+                figures.heat(cosines, self._tasks, 2, largest),
+                f"Gradient cosines of {name}",
             )
             for name, cosines in tables.items()
         ]
@@ -320,9 +315,10 @@ class _Report:
             groups = affinity["groups"][name]["groups"]
             named = "; ".join(" + ".join(group) for group in groups)
             shown.append(
-                figure(
+                figures.chart(
                     title,
-                    svg(drawn, f"{title} of task pairs"),
+                    drawn,
+                    f"{title} of task pairs",
                     above=text,
                     below=f"Suggested groups: {named}",
                 )

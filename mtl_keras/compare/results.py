@@ -1,4 +1,4 @@
-"""Runs a comparison and writes all that it gives."""
+"""Runs a comparison and writes its results: JSON, two tables, the report."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def run_comparison(
         console: Where to show progress; None for nowhere.
 
     Returns:
-        What `results.json` holds.
+        The values of `results.json`.
 
     Raises:
         InputError: If the comparison does not hold, or `out` is in use by something

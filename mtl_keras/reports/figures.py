@@ -119,6 +119,13 @@ def svg(figure: Figure, about: str) -> str:
     return text.replace("<svg", opening, 1)
 
 
+def chart(
+    title: str, figure: Figure, about: str, above: str = "", below: str = ""
+) -> dict[str, str]:
+    """Returns a titled figure with paragraphs above and below, as templates take it."""
+    return {"title": title, "svg": svg(figure, about), "above": above, "below": below}
+
+
 @styled
 def save_png(figure: Figure, path: pathlib.Path) -> pathlib.Path:
     """Writes a figure as a PNG, atomically, and returns the path.

@@ -7,16 +7,17 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import keras
 from pydantic import Field, PlainValidator, StrictFloat, StrictInt, StrictStr
 
+from mtl_keras import applications, balancing, sharing
+from mtl_keras.balancing.pipeline import Pipeline
 from mtl_keras.decoding import Count, Decodable, Finite, decode
 from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError, unknown_name
-
-if TYPE_CHECKING:
-    from mtl_keras.applications import Application
+from mtl_keras.runs.optimizers import SCHEDULES, make_optimizer
 
 
 def _named(value: Any) -> Any:
@@ -48,7 +49,6 @@ def _jit(value: Any) -> Any:
 
 
 Jit = Annotated[bool | str, PlainValidator(_jit)]
-SCHEDULES = ("cosine", "warmup_cosine", "constant")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 
 _DEEPEST = 1_000  # beyond it, building a model takes hours
@@ -122,17 +122,15 @@ class RunConfig(Decodable):
                 out of range, or two balancing methods are of one kind. Nothing has
                 been written or trained.
         """
-        application = _application(self.application, self.data)
+        application = applications.get(self.application).for_data(self.data)
         defaults = {
             "data": application.default_data,
             "tasks": tuple(application.tasks),
             **dataclasses.asdict(application.defaults),
         }
         settings = {
-            field.name: getattr(self, field.name) for field in dataclasses.fields(self)
-        }
-        settings |= {
-            k: v for k, v in defaults.items() if k in settings and settings[k] is None
+            name: defaults.get(name) if value is None else value
+            for name, value in vars(self).items()
         }
         return decode(TrainingConfig, settings)
 
@@ -169,9 +167,6 @@ class TrainingConfig(Decodable):
     patience: Count | None
 
     def __post_init__(self) -> None:
-        from mtl_keras import balancing, sharing
-        from mtl_keras.balancing.pipeline import Pipeline
-
         self._check_names(self.get_application())
         methods = balancing.get(self.balancing)
         # Two methods of one kind are refused here, and not by `compile` later.
@@ -183,15 +178,11 @@ class TrainingConfig(Decodable):
         """Returns the config itself, which is validated."""
         return self
 
-    def get_application(self) -> Application:
-        """Returns the application, as it is for the data set.
+    def get_application(self) -> applications.Application:
+        """Returns the application, as it is for the data set."""
+        return applications.get(self.application).for_data(self.data)
 
-        Raises:
-            InputError: If the application, or its data set, is unknown.
-        """
-        return _application(self.application, self.data)
-
-    def _check_names(self, application: Application) -> None:
+    def _check_names(self, application: applications.Application) -> None:
         if not self.tasks:
             raise InputError(
                 "Expected at least one task. Known tasks: "
@@ -229,11 +220,6 @@ class TrainingConfig(Decodable):
         Returns:
             64 hexadecimal digits (SHA-256 of canonical JSON).
         """
-        import keras
-
-        from mtl_keras import balancing, sharing
-        from mtl_keras.runs.optimizers import make_optimizer
-
         values = encode(self)
         several = isinstance(self.balancing, (list, tuple))
         values["balancing"] = [
@@ -255,15 +241,7 @@ def _check_optimizer(spec: str) -> None:
 
     Once for each: TensorFlow keeps 70 kB of every optimizer that is made.
     """
-    from mtl_keras.runs.optimizers import make_optimizer
-
     make_optimizer(json.loads(spec), 1.0)
-
-
-def _application(name: str, data: str | None) -> Application:
-    from mtl_keras import applications
-
-    return applications.get(name).for_data(data)
 
 
 def spec_name(spec: Any, write: Callable[[Any], str] = repr) -> str:

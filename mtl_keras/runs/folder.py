@@ -19,8 +19,8 @@ import tensorflow as tf
 from mtl_keras.decoding import Decodable, Result, decode
 from mtl_keras.errors import InputError, first_line, system_reason
 from mtl_keras.files import read_json, read_text, write_csv
+from mtl_keras.model.model_file import check_model_file
 from mtl_keras.runs.config import TrainingConfig
-from mtl_keras.runs.model_file import check_model_file
 from mtl_keras.runs.records import check_format
 
 if TYPE_CHECKING:

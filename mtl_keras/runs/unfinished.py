@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import itertools
 import os
 import pathlib
 import shutil
 from collections.abc import Iterator
 
+from mtl_keras import applications
 from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError
 from mtl_keras.files import (
@@ -48,19 +50,15 @@ def next_free(parent: str | os.PathLike, config: TrainingConfig) -> pathlib.Path
         config: Validated settings. An unfinished run of the very same settings
             that no process holds is not taken: it will be resumed.
     """
-    from mtl_keras.applications import label
-
-    number = 1
-    while True:
-        out = pathlib.Path(parent) / f"{label(config.application)}-{number}"
-        if not os.path.lexists(out) and _can_be_taken(work_folder(out), config):
-            return out
-        number += 1
+    name = applications.label(config.application)
+    names = (pathlib.Path(parent, f"{name}-{n}") for n in itertools.count(1))
+    return next(out for out in names if _is_free(out, config))
 
 
-def _can_be_taken(work: pathlib.Path, config: TrainingConfig) -> bool:
-    if not work.exists():
-        return True
+def _is_free(out: pathlib.Path, config: TrainingConfig) -> bool:
+    work = work_folder(out)
+    if os.path.lexists(out) or not work.exists():
+        return not os.path.lexists(out)
     try:
         with held(work):
             return read_json(work / CONFIG) == encode(config)

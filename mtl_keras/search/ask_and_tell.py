@@ -10,13 +10,13 @@ from typing import Any
 
 from rich.console import Console
 
+from mtl_keras.callbacks.task_progress import duration
 from mtl_keras.decoding import Result, decode
 from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError
 from mtl_keras.evaluation import has_relative_gain
 from mtl_keras.files import read_json, write_json
 from mtl_keras.runs.config import TrainingConfig
-from mtl_keras.runs.progress import duration
 from mtl_keras.runs.records import RECORD, read_record
 from mtl_keras.runs.results import by_task, metric_names
 from mtl_keras.runs.scheduler import Job, Scheduler

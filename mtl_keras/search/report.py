@@ -6,10 +6,10 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from mtl_keras.callbacks.task_progress import duration
 from mtl_keras.evaluation.plots import trade_off_figure
 from mtl_keras.reports import figures
 from mtl_keras.reports.rendering import write_html
-from mtl_keras.runs.progress import duration
 from mtl_keras.search.records import (
     TrialRecord,
     finished,
@@ -79,7 +79,7 @@ def write(study: Study, records: Sequence[TrialRecord], out: pathlib.Path) -> No
             for record in records
         ],
         "figures": [
-            {"above": _CAPTIONS[name], "svg": figures.svg(figure, name)}
+            figures.chart(name, figure, name, above=_CAPTIONS[name])
             for name, figure in shown.items()
         ],
     }
