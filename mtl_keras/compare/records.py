@@ -27,7 +27,7 @@ class Measured(Decodable):
 
 @dataclasses.dataclass(frozen=True)
 class CellResult(Decodable):
-    """Results of a cell's training.
+    """Results of a cell's training; costs that are not known are NaN.
 
     Attributes:
         epoch: The chosen epoch, counted from 1.
@@ -36,13 +36,9 @@ class CellResult(Decodable):
             compared with.
         test: `{task: {metric: value}}` of that epoch on the test split.
         jobs: How many trainings shared the machine.
-        step_ms: Wall time of a training step; NaN where it is not known.
-        step_cpu_ms: Processor time of a training step; likewise.
-        peak_memory_mb: The most memory that the process held; likewise.
-        peak_gpu_memory_mb: The most memory held on the first GPU; likewise.
         history: `{name: value of each epoch}`, the logs of the training.
-        affinity: Measurements of `TaskAffinity` in each epoch; None of a cell that is
-            no combination, or of many tasks.
+        affinity: Measurements of `TaskAffinity`; None of a cell that is no
+            combination, or of many tasks.
     """
 
     epoch: Count

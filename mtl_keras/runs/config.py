@@ -20,7 +20,7 @@ from mtl_keras.errors import InputError, unknown_name
 from mtl_keras.runs.optimizers import SCHEDULES, make_optimizer
 
 
-def _named(value: Any) -> Any:
+def _spec(value: Any) -> Any:
     if isinstance(value, (str, Mapping)):
         return value
     raise InputError(
@@ -28,18 +28,9 @@ def _named(value: Any) -> Any:
     )
 
 
-def _named_or_several(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return [_named(member) for member in value]
-    return _named(value)
-
-
-# A name, or {"class_name": ..., "config": ...}, as the registries take them.
-Spec = Annotated[str | dict[str, Any], PlainValidator(_named)]
-Specs = Annotated[
-    str | dict[str, Any] | list[str | dict[str, Any]],
-    PlainValidator(_named_or_several),
-]
+def _specs(value: Any) -> Any:
+    several = isinstance(value, (list, tuple))
+    return [_spec(member) for member in value] if several else _spec(value)
 
 
 def _jit(value: Any) -> Any:
@@ -48,6 +39,9 @@ def _jit(value: Any) -> Any:
     raise InputError(f'Expected true, false or "auto". Received: {value!r:.100}.')
 
 
+# A name, or {"class_name": ..., "config": ...}, as the registries take them.
+Spec = Annotated[str | dict[str, Any], PlainValidator(_spec)]
+Specs = Annotated[Spec | list[Spec], PlainValidator(_specs)]
 Jit = Annotated[bool | str, PlainValidator(_jit)]
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 
@@ -245,14 +239,10 @@ def _check_optimizer(spec: str) -> None:
 
 
 def spec_name(spec: Any, write: Callable[[Any], str] = repr) -> str:
-    """Returns a name or config as readable text.
+    """Returns a name or config as text, the values of arguments written by `write`.
 
     `{"class_name": "dwa", "config": {"temperature": 1}}` is `dwa(temperature=1)`,
     and a list is its members with a plus between them.
-
-    Args:
-        spec: A name or configuration that a registry's `get` takes.
-        write: How to write an argument's value.
     """
     if isinstance(spec, dict):
         config = spec.get("config", {})
@@ -264,12 +254,7 @@ def spec_name(spec: Any, write: Callable[[Any], str] = repr) -> str:
 
 
 def _canonical_method(serialized: Any, spec: Any) -> Any:
-    """Returns a serialized method without seeds drawn anew for each instance.
-
-    Args:
-        serialized: The method, serialized by Keras.
-        spec: The method's name or configuration. A seed that it lacks was drawn.
-    """
+    """Returns a serialized method without drawn seeds, which its spec lacks."""
     if not isinstance(serialized, dict) or "class_name" not in serialized:
         return serialized
     arguments = (spec.get("config") or {}) if isinstance(spec, dict) else {}

@@ -144,12 +144,6 @@ def _out_of_room() -> Iterator[None]:
 class _Fitting:
     """One training: data and model, made the same way whether new or resumed.
 
-    Args:
-        config: Validated settings, from `RunConfig.validate`.
-        folder: Where its checkpoints are.
-        strategy: Over what to train.
-        console: Where to show progress.
-
     Attributes:
         model: The model; compiled, and trained once `run` has returned.
         test: The test split.
@@ -197,18 +191,14 @@ class _Fitting:
         callbacks: Sequence[keras.callbacks.Callback],
         finished: folder.Run | None,
     ) -> checkpoints.Progress:
-        """Trains up to the last epoch.
+        """Trains up to the last epoch; returns the progress, with the history of all.
 
         Args:
             logs: Folder for TensorBoard.
-            checkpoint_steps: Steps between checkpoints within an epoch; None for
-                none.
+            checkpoint_steps: Steps between checkpoints within an epoch; None for none.
             callbacks: Further callbacks, which come first.
-            finished: A run of fewer epochs to start from where there is no
-                checkpoint; None to start anew.
-
-        Returns:
-            The progress at the end, with the history of all epochs.
+            finished: A run of fewer epochs to start from where there is no checkpoint;
+                None to start anew.
         """
         checkpoint = self._newest()
         if checkpoint is None and finished is not None:

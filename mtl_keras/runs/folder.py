@@ -12,19 +12,18 @@ import dataclasses
 import itertools
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
+import keras
 import tensorflow as tf
 
-from mtl_keras.decoding import Decodable, Result, decode
+# Also for their registered classes, by which a model's file names them.
+from mtl_keras import applications, balancing, model, sharing  # noqa: F401
+from mtl_keras.decoding import Result, decode
 from mtl_keras.errors import InputError, first_line, system_reason
 from mtl_keras.files import read_json, read_text, write_csv
 from mtl_keras.model.model_file import check_model_file
 from mtl_keras.runs.config import TrainingConfig
 from mtl_keras.runs.records import check_format
-
-if TYPE_CHECKING:
-    import keras
 
 MODEL = "model.keras"
 CONFIG = "config.json"
@@ -54,11 +53,6 @@ class Run:
             InputError: If the file is not one that Keras writes, holds code, or is
                 of layers that nobody has registered.
         """
-        # Also for their registered classes, by which the file names them.
-        import keras
-
-        from mtl_keras import applications, balancing, model, sharing  # noqa: F401
-
         applications.get(self.config.application)
         check_model_file(self.path / MODEL)
         try:
@@ -99,15 +93,9 @@ def load_run(path: str | pathlib.Path) -> Run:
     values = read_json(path / CONFIG)
     check_format(values.pop("made_with", None), path / CONFIG)
     config = decode(TrainingConfig, values, str(path / CONFIG))
-    metrics = decode(
-        _Metrics, {"tasks": read_json(path / METRICS)}, str(path / METRICS)
-    )
-    return Run(path, config, metrics.tasks)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Metrics(Decodable):
-    tasks: dict[str, dict[str, Result]]
+    values = read_json(path / METRICS)
+    metrics = decode(dict[str, dict[str, Result]], values, str(path / METRICS))
+    return Run(path, config, metrics)
 
 
 def write_history(path: pathlib.Path, history: Mapping[str, list[float]]) -> None:
@@ -117,11 +105,7 @@ def write_history(path: pathlib.Path, history: Mapping[str, list[float]]) -> Non
 
 
 def read_history(path: pathlib.Path) -> dict[str, list[float]]:
-    """Reads `write_history`'s file: `{name: values by epoch}`.
-
-    Raises:
-        InputError: If the file is missing or broken.
-    """
+    """Reads `write_history`'s file: `{name: values by epoch}`."""
     try:
         rows = list(csv.DictReader(read_text(path).splitlines(), strict=True))
         return {

@@ -27,14 +27,9 @@ FORMAT = 4
 
 @dataclasses.dataclass(frozen=True)
 class Outcome(Decodable):
-    """Outcome of a training.
+    """Outcome of a training: `"COMPLETED"`, or `"FAILED"` with an error and traceback.
 
-    Attributes:
-        status: `"COMPLETED"` or `"FAILED"`.
-        seconds: Wall time.
-        error: Why it failed; else empty.
-        traceback: Where it failed.
-        made_with: Versions and device, as `made_with` returns them.
+    `seconds` is wall time; `made_with` is as the function of this name returns it.
     """
 
     status: Literal["COMPLETED", "FAILED"]
@@ -51,11 +46,7 @@ class Outcome(Decodable):
 
 @dataclasses.dataclass(frozen=True)
 class Record(Outcome):
-    """Record of a scheduler's job: its outcome and result.
-
-    Attributes:
-        result: Result of the job's function; None of a failed one.
-    """
+    """Record of a scheduler's job: its outcome, and its function's result or None."""
 
     result: Any
 
@@ -66,23 +57,14 @@ def failure(error: str, jobs: int) -> Record:
 
 
 def read_record(path: pathlib.Path) -> Record:
-    """Reads a job's record.
-
-    Raises:
-        InputError: If it cannot be read, or is none.
-    """
+    """Reads a job's record."""
     values = read_json(path)
     check_format(values.get("made_with"), path)
     return decode(Record, values, str(path))
 
 
 def check_format(made_with: Any, path: pathlib.Path) -> None:
-    """Raises an InputError unless a record has the format of this version.
-
-    Args:
-        made_with: The value of `made_with` in the file.
-        path: The file.
-    """
+    """Raises an InputError unless a file's `made_with` has this version's format."""
     stored = made_with if isinstance(made_with, dict) else {}
     if stored.get("format") != FORMAT:
         version = stored.get("mtl_keras")
@@ -94,13 +76,9 @@ def check_format(made_with: Any, path: pathlib.Path) -> None:
 
 
 def open_folder(out: pathlib.Path, file: str) -> dict[str, Any] | None:
-    """Returns the settings of earlier work in a folder; None where it is free.
+    """Returns the settings of earlier work, in a file of a folder; None if it is free.
 
-    Raises an InputError if it is neither, or holds links.
-
-    Args:
-        out: The folder.
-        file: Name of the file in it that holds the settings.
+    Raises an InputError for a folder that is in use otherwise, or holds links.
     """
     if not (out / file).is_file():
         check_free(out)
@@ -127,8 +105,7 @@ def check_same(
 def made_with(jobs: int = 1) -> dict[str, Any]:
     """Returns the provenance of a result: format, versions, commit, device, jobs.
 
-    Args:
-        jobs: How many trainings shared the machine, this one included.
+    `jobs` is how many trainings shared the machine, this one included.
     """
     return {"format": FORMAT, **versions(), "jobs": jobs}
 

@@ -128,8 +128,7 @@ class Scheduler:
     def seconds_left(self, rest: Iterable[tuple[Hashable, float]]) -> float | None:
         """Returns about how long the jobs under way and others take; None at first.
 
-        Args:
-            rest: Kind and size of the jobs that were not submitted yet.
+        `rest` holds kind and size of the jobs that were not submitted yet.
         """
         if not self._seconds:
             return None
@@ -265,12 +264,9 @@ class _Worker:
 
 
 def start_worker(slot: int, slots: int, log: pathlib.Path) -> _Worker:
-    """Starts the worker process of a slot.
+    """Starts the worker process of a slot, from 0.
 
-    Args:
-        slot: Number of the slot, from 0.
-        slots: How many there are.
-        log: Where what it prints before its first job goes.
+    Output before its first job goes to `log`.
     """
     with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(
@@ -288,9 +284,8 @@ def start_worker(slot: int, slots: int, log: pathlib.Path) -> _Worker:
 def share_of(slot: int, slots: int) -> dict[str, str]:
     """Returns the environment by which a worker takes its share of the machine.
 
-    Returns:
-        One GPU for each slot, where there are any (slots in excess share them), with
-        memory that grows; and its part of the processors.
+    That is one GPU for each slot, where there are any (slots in excess share them),
+    with memory that grows; and its part of the processors.
     """
     share = {}
     if gpus := len(tf.config.list_physical_devices("GPU")):

@@ -45,10 +45,8 @@ def work_folder(out: pathlib.Path) -> pathlib.Path:
 def next_free(parent: str | os.PathLike, config: TrainingConfig) -> pathlib.Path:
     """Returns `parent/APPLICATION-N` with the first N that is not taken.
 
-    Args:
-        parent: Folder of run folders.
-        config: Validated settings. An unfinished run of the very same settings
-            that no process holds is not taken: it will be resumed.
+    An unfinished run of the very same settings that no process holds is not taken: it
+    will be resumed.
     """
     name = applications.label(config.application)
     names = (pathlib.Path(parent, f"{name}-{n}") for n in itertools.count(1))
@@ -151,11 +149,7 @@ def held(work: pathlib.Path) -> Iterator[None]:
 
 
 def restore_replaced(out: str | os.PathLike) -> None:
-    """Moves a finished run back to its name, where its replacement was interrupted.
-
-    Raises:
-        InputError: If another process is about to give the replacement this name.
-    """
+    """Moves a finished run back to its name, where its replacement was interrupted."""
     out = pathlib.Path(out).absolute()
     replaced = work_folder(out) / _REPLACED
     if replaced.is_dir() and not os.path.lexists(out):
@@ -164,14 +158,9 @@ def restore_replaced(out: str | os.PathLike) -> None:
 
 
 def with_fewer_epochs(out: str | os.PathLike, config: TrainingConfig) -> Run | None:
-    """Returns the finished run of these settings, but for more epochs, in a folder.
+    """Returns the finished run of these settings, but for fewer epochs, in a folder.
 
-    Args:
-        out: The run folder.
-        config: Validated settings, from `RunConfig.validate`.
-
-    Returns:
-        The run; None where there is none, or one of other settings.
+    None where there is none, or one of other settings.
 
     Raises:
         InputError: If the folder's files are broken.

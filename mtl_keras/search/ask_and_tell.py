@@ -36,13 +36,7 @@ _PAUSE_SECONDS = 1.0
 class Search:
     """Asks an oracle for trials, has them run, and tells it their results.
 
-    Args:
-        study: The study.
-        oracle: Its oracle, or a client of a chief's.
-        out: The study folder.
-        scheduler: Runs the trials.
-        console: Where to show progress.
-        name: Name of this process for a chief; None where the oracle is here.
+    The oracle may be a client of a chief's, for which this process has a `name`.
     """
 
     def __init__(

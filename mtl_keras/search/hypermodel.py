@@ -347,10 +347,6 @@ def best_epoch(
     callbacks have it), with several the last one that no other epoch dominates: a
     model that the trial had, and as its learning rate had decayed most. A training
     whose last epoch has a value that is no number has failed, whatever came before.
-
-    Args:
-        epochs: `{objective name: value, ...}` of every epoch.
-        objectives: The objectives.
     """
     points = [[results[o.name] for o in objectives] for results in epochs]
     front = pareto_front(points, [o.direction for o in objectives])

@@ -308,13 +308,8 @@ def make(hypermodel: StudyHyperModel) -> StudyOracle:
 def open_state(oracle: StudyOracle, out: pathlib.Path, known: Sequence[str]) -> None:
     """Sets an oracle's folder, and loads the state of an earlier run from it.
 
-    Args:
-        oracle: The oracle, as `make` returns it.
-        out: The study folder.
-        known: The trials that have a record.
-
     Raises:
-        InputError: If the state is broken, or lacks one of these trials.
+        InputError: If the state is broken, or lacks one of the known trials.
     """
     oracle._set_project_dir(str(out), STATE)
     if (out / STATE / FILE).is_file():

@@ -28,14 +28,14 @@ TABLE = "results.csv"
 
 @dataclasses.dataclass(frozen=True)
 class TrialRecord(Outcome):
-    """Record of a trial: its settings, and its results or failure.
+    """Record of a trial: its outcome, settings, and results on the validation split.
 
     Attributes:
         trial: Its number, as text.
         score: The sum of the objectives, higher being better; None of a failed trial.
-        objectives: `{name: value}` on the validation split; NaN of a failed trial.
+        objectives: `{name: value}`; NaN of a failed trial.
         directions: `{name: "max" or "min"}`.
-        metrics: `{task: {metric: value}}` on the validation split.
+        metrics: `{task: {metric: value}}`.
         config: The settings that it was trained with.
         hyperparameters: The values that the oracle drew.
     """
@@ -68,9 +68,6 @@ def read_records(out: pathlib.Path) -> list[TrialRecord]:
 
     With several objectives those on the front come first, and on it those with the
     best mean of their objectives, each scaled to the front's extent.
-
-    Raises:
-        InputError: If a file is no record of a study.
     """
     records = [_read(path) for path in sorted((out / TRIALS).glob("*.json"))]
     for record in records[1:]:
@@ -178,12 +175,7 @@ def _row(record: TrialRecord) -> dict[str, Any]:
 def flat_settings(
     config: TrainingConfig, write: Callable[[Any], str] = repr
 ) -> dict[str, Any]:
-    """Returns a trial's settings with one entry per loss weight.
-
-    Args:
-        config: The settings.
-        write: How to write the arguments of methods.
-    """
+    """Returns settings with an entry per loss weight; `write` is as in `spec_name`."""
     settings: dict[str, Any] = {}
     for name, value in encode(config).items():
         if name == "loss_weights":

@@ -40,13 +40,7 @@ _MOST_OBJECTIVES = 5  # whose hypervolume is quick to compute
 
 
 def write(study: Study, records: Sequence[TrialRecord], out: pathlib.Path) -> None:
-    """Writes the page and the figures, those of `FILES` that there is data for.
-
-    Args:
-        study: The study.
-        records: Its trials, best first.
-        out: The study folder.
-    """
+    """Writes the page and the figures, those of `FILES` that there is data for."""
     done = finished(records)
     drawn = {
         "trade_off": _trade_offs(study, done),
