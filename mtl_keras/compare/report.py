@@ -177,29 +177,20 @@ class _Report:
         return cells
 
     def _gains(self) -> Section:
-        deltas = [
-            figures.Bar(
-                name,
-                method["delta_m"]["mean"],
-                method["delta_m"]["std"],
-                mean_and_std(method["delta_m"], 2, sign=True) + " %",
-            )
-            for name, method in self._methods.items()
+        methods = self._methods.items()
+        rows = [
+            (name, m["delta_m"], mean_and_std(m["delta_m"], 2, sign=True) + " %")
+            for name, m in methods
         ]
-        drawn = figures.bars(deltas, f"gain over {self._over}, %")
+        drawn = figures.bars(rows, f"gain over {self._over}, %")
         shown = [figures.chart("Δm, all tasks", drawn, "Δm of each method")]
+        over = "the task alone" if self._summary["single"] else self._over
         for task in self._shown:
-            gains = [
-                figures.Bar(
-                    name,
-                    method["gain"][task]["mean"],
-                    method["gain"][task]["std"],
-                    mean_and_std(method["test"][task]),
-                )
-                for name, method in self._methods.items()
+            rows = [
+                (name, m["gain"][task], mean_and_std(m["test"][task]))
+                for name, m in methods
             ]
-            over = "the task alone" if self._summary["single"] else self._over
-            drawn = figures.bars(gains, f"gain over {over}, %")
+            drawn = figures.bars(rows, f"gain over {over}, %")
             title = f"{task}, {self._axis(task)}"
             shown.append(figures.chart(title, drawn, f"Gain of each method on {task}"))
         return section(
@@ -214,15 +205,11 @@ class _Report:
         shown = []
         for first, second in itertools.combinations(self._shown, 2):
             points = [
-                figures.Point(
-                    name, method["test"][first]["mean"], method["test"][second]["mean"]
-                )
-                for name, method in self._methods.items()
+                (method["test"][first]["mean"], method["test"][second]["mean"])
+                for method in self._methods.values()
             ]
-            front = pareto_front(
-                [(point.x, point.y) for point in points],
-                [self._direction(first), self._direction(second)],
-            )
+            directions = [self._direction(first), self._direction(second)]
+            front = pareto_front(points, directions)
             axes = [f"{task} {self._axis(task)}" for task in (first, second)]
             drawn = figures.scatter(points, front, *axes)
             title = f"{first} and {second}"
@@ -241,8 +228,8 @@ class _Report:
         logs = {task: f"val_{task}_loss" for task in self._shown}
         for title, log in (logs or {f"{len(self._tasks)} tasks": "val_loss"}).items():
             rows = [
-                figures.Series(name, method["history"][log])
-                for name, method in self._methods.items()
+                method["history"][log]
+                for method in self._methods.values()
                 if log in method["history"]
             ]
             if rows:
@@ -259,11 +246,8 @@ class _Report:
     def _weights(self) -> Section:
         shown = []
         for name, method in self._methods.items():
-            rows = [
-                figures.Series(task, method["history"][f"{task}_weight"])
-                for task in self._tasks
-                if f"{task}_weight" in method["history"]
-            ]
+            logs = [f"{task}_weight" for task in self._tasks]
+            rows = [method["history"][log] for log in logs if log in method["history"]]
             drawn = figures.lines(rows, "epoch", "weight")
             shown.append(figures.chart(name, drawn, f"Task weights of {name} by epoch"))
         return section(

@@ -14,7 +14,7 @@ import pathlib
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -45,33 +45,6 @@ _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "mtl_keras",
     "text.parse_math": False,
 }
-
-
-class Bar(NamedTuple):
-    """One horizontal bar, from 0 to a mean."""
-
-    label: str
-    mean: float | None
-    spread: float | None
-    """Half the length of the whisker; None for no whisker."""
-    text: str
-    """Written at the end of the row."""
-
-
-class Series(NamedTuple):
-    """One line of a chart."""
-
-    label: str
-    values: Sequence[float]
-    """By epoch; NaN leaves a gap."""
-
-
-class Point(NamedTuple):
-    """One numbered point of a chart."""
-
-    label: str
-    x: float
-    y: float
 
 
 P = ParamSpec("P")
@@ -163,29 +136,31 @@ def new_figure(width: float, height: float, **kwargs: Any) -> tuple[Figure, Any]
 
 
 @styled
-def bars(rows: Sequence[Bar], unit: str) -> Figure:
-    """Returns horizontal bars around 0, with whiskers.
+def bars(rows: Sequence[tuple[str, Mapping[str, Any], str]], unit: str) -> Figure:
+    """Returns horizontal bars from 0 to a mean, with whiskers.
 
     Args:
-        rows: The bars, from above.
+        rows: Label, `{"mean": …, "std": …}` and text at the end of the row, from
+            above; without a mean there is no bar, without a deviation no whisker.
         unit: Label of the axis.
     """
     figure, axes = new_figure(WIDTH, 0.7 + 0.5 * len(rows))
-    for index, row in enumerate(rows):
+    for index, (label, spread, text) in enumerate(rows):
         above = {
             "transform": axes.get_yaxis_transform(),
             "va": "center",
             "bbox": {"facecolor": _CARD, "edgecolor": "none", "pad": 1.0},
         }
-        axes.text(0.0, index - 0.36, row.label, ha="left", **above)
-        axes.text(1.0, index - 0.36, row.text, ha="right", **above)
-        if row.mean is not None and math.isfinite(row.mean):
+        axes.text(0.0, index - 0.36, label, ha="left", **above)
+        axes.text(1.0, index - 0.36, text, ha="right", **above)
+        mean = spread["mean"]
+        if mean is not None and math.isfinite(mean):
             axes.barh(
                 index + 0.08,
-                row.mean,
+                mean,
                 height=0.34,
-                color="C0" if row.mean >= 0 else "C1",
-                xerr=row.spread or None,
+                color="C0" if mean >= 0 else "C1",
+                xerr=spread["std"] or None,
                 error_kw={"ecolor": "0.2", "capsize": 3},
                 alpha=0.75,
             )
@@ -200,17 +175,17 @@ def bars(rows: Sequence[Bar], unit: str) -> Figure:
 
 
 @styled
-def lines(rows: Sequence[Series], x_name: str, y_name: str) -> Figure:
+def lines(rows: Sequence[Sequence[float]], x_name: str, y_name: str) -> Figure:
     """Returns values by epoch, the first epoch being 1.
 
     Args:
-        rows: The lines, coloured in their order as `line_style` tells.
+        rows: The lines, coloured in their order by `line_style`; NaN leaves a gap.
         x_name: Label of the axis of epochs.
         y_name: Label of the other axis.
     """
     figure, axes = new_figure(WIDTH, 3.1)
     for index, row in enumerate(rows):
-        values = np.where(np.isfinite(row.values), row.values, np.nan)
+        values = np.where(np.isfinite(row), row, np.nan)
         epochs = np.arange(1, len(values) + 1)
         marker = "o" if len(values) == 1 else None
         axes.plot(epochs, values, marker=marker, markersize=4, **line_style(index))
@@ -248,7 +223,10 @@ def line_legend(names: Sequence[str]) -> Figure:
 
 @styled
 def scatter(
-    points: Sequence[Point], front: Sequence[int], x_name: str, y_name: str
+    points: Sequence[tuple[float, float]],
+    front: Sequence[int],
+    x_name: str,
+    y_name: str,
 ) -> Figure:
     """Returns numbered points, those of a front joined by a line.
 
@@ -266,11 +244,11 @@ def scatter(
     axes.grid()
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(nbins=4))
-    drawn = [i for i, p in enumerate(points) if math.isfinite(p.x + p.y)]
-    joined = sorted((points[i].x, points[i].y) for i in front)
+    drawn = [i for i, (x, y) in enumerate(points) if math.isfinite(x + y)]
+    joined = sorted(points[i] for i in front)
     if joined:
         axes.plot(*zip(*joined, strict=True), "--", color=_NEUTRAL, linewidth=1.2)
-    places = np.array([(points[i].x, points[i].y) for i in drawn]).reshape(-1, 2)
+    places = np.array([points[i] for i in drawn]).reshape(-1, 2)
     axes.plot(*places.T, linestyle="none")  # sets the limits
     axes.margins(0.12)
     figure.draw_without_rendering()  # fixes the layout, and with it the pixels

@@ -17,6 +17,7 @@ from mtl_keras.errors import InputError
 from mtl_keras.evaluation import has_relative_gain
 from mtl_keras.files import read_json, write_json
 from mtl_keras.runs.config import TrainingConfig
+from mtl_keras.runs.progress import say
 from mtl_keras.runs.records import RECORD, read_record
 from mtl_keras.runs.results import by_task, metric_names
 from mtl_keras.runs.scheduler import Job, Scheduler
@@ -95,7 +96,10 @@ class Search:
         study, hp = self._study, trial.hyperparameters
         config = self._model.config(hp.copy())
         number = f"{int(trial.trial_id) + 1}/{study.settings.trials}"
-        self._say(f"trial {trial.trial_id} ({number}): {_described(study, config)}")
+        say(
+            self._console,
+            f"trial {trial.trial_id} ({number}): {_described(study, config)}",
+        )
         start = hp.values.get("tuner/trial_id")
         self._trials[trial.trial_id] = (tuner_id, trial, config)
         self._scheduler.submit(
@@ -136,7 +140,7 @@ class Search:
             todo = self._study.settings.trials - len(self._oracle.start_order)
             left = self._scheduler.seconds_left([("", 1.0)] * max(todo, 0))
             line += "" if left is None else f", about {duration(left)} left"
-        self._say(line)
+        say(self._console, line)
 
     def _record(
         self, job: Job, trial: Any, config: TrainingConfig
@@ -168,9 +172,6 @@ class Search:
             hyperparameters=dict(trial.hyperparameters.values),
         )
         return record, results
-
-    def _say(self, line: str) -> None:
-        self._console.print(line, soft_wrap=True, markup=False)
 
 
 def _described(study: Study, config: TrainingConfig) -> str:
@@ -248,9 +249,8 @@ def train_missing(
             f"over 0 has no value. Received: {baselines}. Choose another objective."
         )
     if excluded:
-        console.print(
+        say(
+            console,
             f"Δm excludes {', '.join(excluded)}: alone, with a trial's budget, the "
             "main metric is 0 or no number.",
-            soft_wrap=True,
-            markup=False,
         )

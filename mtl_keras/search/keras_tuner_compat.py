@@ -266,6 +266,15 @@ class _Bayesian(StudyOracle, keras_tuner.oracles.BayesianOptimizationOracle):
         return self._random_populate_space()
 
 
+_ORACLES: dict[str, type[StudyOracle]] = {
+    "bayesian": _Bayesian,
+    "grid": _Grid,
+    "hyperband": _Hyperband,
+    "pareto": _Pareto,
+    "random": _Random,
+}
+
+
 def make(hypermodel: StudyHyperModel) -> StudyOracle:
     """Returns the oracle of a study, with the whole space registered in it."""
     study, settings = hypermodel.study, hypermodel.study.settings
@@ -281,23 +290,15 @@ def make(hypermodel: StudyHyperModel) -> StudyOracle:
         # KerasTuner takes a seed of 0 for none.
         "seed": settings.seed + 1,
     }
-    oracle: StudyOracle
-    if settings.oracle == "random":
-        oracle = _Random(**common)
-    elif settings.oracle == "grid":
-        oracle = _Grid(**common)
-    elif settings.oracle == "pareto":
-        oracle = _Pareto(**common)
-    elif settings.oracle == "hyperband":
+    if settings.oracle == "hyperband":
         # `trials` ends it, whichever bracket it is in by then.
-        oracle = _Hyperband(
-            max_epochs=settings.epochs, hyperband_iterations=10**6, **common
-        )
-    else:
+        common |= {"max_epochs": settings.epochs, "hyperband_iterations": 10**6}
+    elif settings.oracle == "bayesian":
         check_bayesian("The oracle 'bayesian'")
         # Half of the trials explore: KerasTuner's own default, three per
         # dimension, would leave a small study no guided trial.
-        oracle = _Bayesian(num_initial_points=max(2, settings.trials // 2), **common)
+        common["num_initial_points"] = max(2, settings.trials // 2)
+    oracle = _ORACLES[settings.oracle](**common)
     oracle.max_trials = settings.trials
     # The tuner reports trials. KerasTuner's own display fails, while it holds the
     # oracle's lock, on a trial that began before a restart.

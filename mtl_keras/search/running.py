@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pathlib
 import time
@@ -15,6 +16,7 @@ from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError, check_integer
 from mtl_keras.files import make_folder, write_json
 from mtl_keras.runs.folder import disk_errors
+from mtl_keras.runs.progress import say
 from mtl_keras.runs.records import check_same, made_with, open_folder
 from mtl_keras.runs.scheduler import Scheduler
 from mtl_keras.runs.training import count_batches, load_split
@@ -108,17 +110,15 @@ def run_chief(
     if _is_over(oracle):
         return _finish(study, out, oracle)
 
-    def say(line: str) -> None:
-        console.print(line, soft_wrap=True, markup=False)
-
     with _known_warnings(), disk_errors(out):
         with Scheduler(1) as scheduler:
             train_missing(study, out, scheduler, console)
-        chief = Chief(oracle, address, silence=max(silence, 2 * BEAT_SECONDS), say=say)
+        tell = functools.partial(say, console)
+        chief = Chief(oracle, address, silence=max(silence, 2 * BEAT_SECONDS), say=tell)
         # Workers may still be at trials that an earlier chief gave them.
         chief.take_up()
         chief.start()
-        say(f"Waiting for workers at {address.rpartition(':')[0]}:{chief.port}")
+        tell(f"Waiting for workers at {address.rpartition(':')[0]}:{chief.port}")
         while not chief.ended():
             time.sleep(0.2)
         chief.stop()
@@ -218,19 +218,18 @@ def _announce(
     study: Study, known: list[TrialRecord], out: pathlib.Path, console: Console
 ) -> None:
     settings = study.settings
-    console.print(
+    say(
+        console,
         f"Study of {settings.application} on {study.base.data}: up to "
         f"{settings.trials} trials of {study.epochs} by {settings.oracle} search over "
         f"{', '.join(study.searched)}",
-        soft_wrap=True,
     )
     if known:
-        done = len(known)
-        rest = max(settings.trials - done, 0)
-        console.print(
+        done, rest = len(known), max(settings.trials - len(known), 0)
+        say(
+            console,
             f"Reused from {out}: {done} finished trial{'s' if done > 1 else ''}; "
             + (f"up to {rest} to go." if rest else "nothing left to run."),
-            soft_wrap=True,
         )
 
 

@@ -82,21 +82,19 @@ class StudySettings(Decodable):
             self.objective, validated.get_application(), validated.tasks
         )
         self._check_objectives(len(objectives) > 1)
-        for name, dimension in space.dimensions.items():
-            for value in dimension.examples():
-                dataclasses.replace(base, **{name: value}).validate()
+        examples = {name: d.examples() for name, d in space.dimensions.items()}
         if isinstance(space.loss_weights, Fixed):
-            weights = space.loss_weights.value
-            dataclasses.replace(base, loss_weights=weights).validate()
+            examples["loss_weights"] = space.loss_weights.examples()
         elif space.loss_weights is not None:
             if len(validated.tasks) < 2:
                 raise InputError(
                     "Expected at least two tasks to search loss_weights over. "
                     f"Received: {', '.join(validated.tasks)}."
                 )
-            dataclasses.replace(
-                base, loss_weights=dict.fromkeys(validated.tasks, 1.0)
-            ).validate()
+            examples["loss_weights"] = [dict.fromkeys(validated.tasks, 1.0)]
+        for name, values in examples.items():
+            for value in values:
+                dataclasses.replace(base, **{name: value}).validate()
         if not space.searched:
             raise InputError(
                 "Expected [space] to leave something to search: a list of values, a "

@@ -17,7 +17,7 @@ from mtl_keras.compare.report import write_report
 from mtl_keras.compare.summary import summarise
 from mtl_keras.decoding import decode
 from mtl_keras.evaluation import holm
-from mtl_keras.reports.figures import Bar, Point, bars, heat, scatter, svg
+from mtl_keras.reports.figures import bars, heat, scatter, svg
 from mtl_keras.runs import RunConfig
 from mtl_keras.runs.records import Record, failure, made_with
 
@@ -234,20 +234,23 @@ def test_the_page_is_whole_and_loads_nothing(given, tmp_path):
 
 
 def test_bars_and_points_are_where_their_values_are():
-    figure = bars([Bar("a", 2.0, 0.5, ""), Bar("b", -4.0, None, "")], "%")
+    figure = bars(
+        [("a", {"mean": 2.0, "std": 0.5}, ""), ("b", {"mean": -4.0, "std": None}, "")],
+        "%",
+    )
     first, second = figure.axes[0].patches
     assert (first.get_x(), first.get_width()) == (0.0, 2.0)
     assert (second.get_x(), second.get_width()) == (0.0, -4.0)
     assert first.get_facecolor() != second.get_facecolor()
-    points = [Point("a", 0.0, 0.0), Point("b", 1.0, 2.0), Point("c", 0.5, math.nan)]
+    points = [(0.0, 0.0), (1.0, 2.0), (0.5, math.nan)]
     figure = scatter(points, [1], "x", "y")
     numbers = {text.get_text(): text.xy for text in figure.axes[0].texts}
     assert {n: tuple(xy) for n, xy in numbers.items()} == {"1": (0, 0), "2": (1, 2)}
 
 
 def test_numbers_of_points_close_together_do_not_cover_each_other():
-    far = [Point("far", 0.0, 0.0)]
-    close = [Point(str(n), 1.0 + 0.001 * n, 1.0 - 0.001 * n) for n in range(8)]
+    far = [(0.0, 0.0)]
+    close = [(1.0 + 0.001 * n, 1.0 - 0.001 * n) for n in range(8)]
     figure = scatter(far + close, [], "x", "y")
     figure.draw_without_rendering()
     texts = figure.axes[0].texts
