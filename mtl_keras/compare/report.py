@@ -233,7 +233,7 @@ class _Report:
                 if log in method["history"]
             ]
             if rows:
-                drawn = figures.lines(rows, "epoch", "loss")
+                drawn = figures.lines(rows, "loss")
                 about = f"Validation loss of {title} by epoch"
                 shown.append(figures.chart(title, drawn, about))
         return section(
@@ -248,7 +248,7 @@ class _Report:
         for name, method in self._methods.items():
             logs = [f"{task}_weight" for task in self._tasks]
             rows = [method["history"][log] for log in logs if log in method["history"]]
-            drawn = figures.lines(rows, "epoch", "weight")
+            drawn = figures.lines(rows, "weight")
             shown.append(figures.chart(name, drawn, f"Task weights of {name} by epoch"))
         return section(
             "Task weights",
@@ -267,7 +267,7 @@ class _Report:
         shown = [
             figures.chart(
                 name,
-                figures.heat(cosines, self._tasks, 2, largest),
+                figures.heat(cosines, self._tasks, largest),
                 f"Gradient cosines of {name}",
             )
             for name, cosines in tables.items()
@@ -295,7 +295,7 @@ class _Report:
                 [factor * value if is_finite(value) else None for value in row]
                 for row in affinity[name]
             ]
-            drawn = figures.heat(table, self._tasks, 2, _largest_between(table))
+            drawn = figures.heat(table, self._tasks, _largest_between(table))
             groups = affinity["groups"][name]["groups"]
             named = "; ".join(" + ".join(group) for group in groups)
             shown.append(

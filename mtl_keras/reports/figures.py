@@ -175,13 +175,12 @@ def bars(rows: Sequence[tuple[str, Mapping[str, Any], str]], unit: str) -> Figur
 
 
 @styled
-def lines(rows: Sequence[Sequence[float]], x_name: str, y_name: str) -> Figure:
+def lines(rows: Sequence[Sequence[float]], name: str) -> Figure:
     """Returns values by epoch, the first epoch being 1.
 
     Args:
         rows: The lines, coloured in their order by `line_style`; NaN leaves a gap.
-        x_name: Label of the axis of epochs.
-        y_name: Label of the other axis.
+        name: Label of the axis of values.
     """
     figure, axes = new_figure(WIDTH, 3.1)
     for index, row in enumerate(rows):
@@ -192,8 +191,8 @@ def lines(rows: Sequence[Sequence[float]], x_name: str, y_name: str) -> Figure:
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.locator_params(nbins=5)
     axes.grid()
-    axes.set_xlabel(x_name)
-    axes.set_ylabel(y_name)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(name)
     return figure
 
 
@@ -389,17 +388,13 @@ def _ticks(values: Sequence[Any], heights: np.ndarray) -> list[tuple[str, float]
 
 @styled
 def heat(
-    table: Sequence[Sequence[float | None]],
-    names: Sequence[str],
-    digits: int,
-    largest: float,
+    table: Sequence[Sequence[float | None]], names: Sequence[str], largest: float
 ) -> Figure:
     """Returns a square table as colours around 0, with its numbers.
 
     Args:
         table: `[T, T]` rows of numbers; None and NaN stay blank.
         names: T names of the rows and columns.
-        digits: Decimals of the numbers.
         largest: The magnitude that gets the full colour.
     """
     figure, axes = new_figure(WIDTH, 1.2 + 0.5 * len(names))
@@ -414,7 +409,7 @@ def heat(
     for (row, column), value in np.ndenumerate(values):
         if math.isfinite(value):
             # Adding 0 takes the sign off what is rounded to 0.
-            text = f"{round(value, digits) + 0.0:.{digits}f}"
+            text = f"{round(value, 2) + 0.0:.2f}"
             axes.text(column, row, text, ha="center", va="center")
     axes.set_xticks(
         range(len(names)), names, rotation=40, ha="left", rotation_mode="anchor"

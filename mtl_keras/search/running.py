@@ -130,7 +130,6 @@ def run_worker(
     out: str | pathlib.Path,
     *,
     chief: str,
-    name: str | None = None,
     console: Console | None = None,
 ) -> None:
     """Runs trials that a chief hands out, until there are none left.
@@ -140,7 +139,6 @@ def run_worker(
         out: The study folder that the chief writes to; other machines reach it
             over a shared file system.
         chief: `"host:port"` of the chief, which may be started later.
-        name: Name of this worker for the chief; None makes one up.
         console: Where to show progress; None runs in silence.
 
     Raises:
@@ -151,10 +149,8 @@ def run_worker(
     host, _, port = chief.rpartition(":")
     if not host or not port.isdecimal():
         raise InputError(f"Expected the chief as HOST:PORT. Received: {chief!r}.")
-    name = name or f"worker-{os.uname().nodename}-{os.getpid()}"
-    if "chief" in name:
-        # KerasTuner tells its chief by this word.
-        name = name.replace("chief", "host")
+    # KerasTuner tells its chief by this word.
+    name = f"worker-{os.uname().nodename.replace('chief', 'host')}-{os.getpid()}"
     os.environ |= {
         "KERASTUNER_TUNER_ID": name,
         "KERASTUNER_ORACLE_IP": host,

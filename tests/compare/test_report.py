@@ -270,7 +270,7 @@ def test_numbers_of_points_close_together_do_not_cover_each_other():
 
 def test_names_in_figures_are_text_and_not_markup():
     names = ["<b>&", "$a_b$", "城市"]
-    drawn = svg(heat(np.eye(3), names, 2, 1.0), 'x"y')
+    drawn = svg(heat(np.eye(3), names, 1.0), 'x"y')
     for name in ("&lt;b&gt;&amp;", "$a_b$", "城市"):
         assert f">{name}<" in drawn
     assert "<b>" not in drawn
