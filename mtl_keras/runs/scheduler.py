@@ -214,26 +214,26 @@ class _Worker:
     """A worker process, as its scheduler sees it."""
 
     def __init__(self, process: subprocess.Popen):
+        assert process.stdin is not None
+        assert process.stdout is not None
         self._process = process
+        self._input, self._output = process.stdin, process.stdout
         self._memory: list[int] = []
         self._served = 0
 
     def send(self, job: Job) -> None:
         message = {"folder": str(job.folder.absolute()), "function": job.function}
-        assert self._process.stdin is not None
         # One that died while it had nothing to do is found out by `receive`.
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
-            self._process.stdin.flush()
+            self._input.write(json.dumps(message).encode() + b"\n")
+            self._input.flush()
 
     def fileno(self) -> int:
-        assert self._process.stdout is not None
-        return self._process.stdout.fileno()
+        return self._output.fileno()
 
     def receive(self) -> dict[str, Any] | None:
         """Returns the answer to a job; None when the process has died."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        line = self._output.readline()
         return json.loads(line) if line.endswith(b"\n") else None
 
     def has_grown(self, answer: Mapping[str, Any]) -> bool:
@@ -246,9 +246,8 @@ class _Worker:
 
     def close(self) -> None:
         """Closes the process's input, upon which it ends by itself."""
-        assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
+            self._input.close()
 
     def end(self) -> int:
         """Waits until the process has ended; returns its exit code."""
@@ -258,8 +257,7 @@ class _Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        self._output.close()
         return code
 
 

@@ -20,8 +20,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
+from pydantic import StrictStr
 
 from mtl_keras import balancing, sharing
+from mtl_keras.decoding import Decodable, decode
 from mtl_keras.errors import InputError, unknown_name
 from mtl_keras.search.space import (
     SETTINGS,
@@ -31,8 +33,6 @@ from mtl_keras.search.space import (
     parse_dimension,
     parse_loss_weights,
 )
-
-_KEYS = ("class_name", "config", "search")
 
 # Keras's optimizers declare nothing of the kind themselves.
 _OPTIMIZERS: dict[type, dict[str, Any]] = {
@@ -60,6 +60,15 @@ _CLASSES: dict[str, Callable[[str], type]] = {
     "optimizer": _optimizer_class,
 }
 KNOWN = (*_CLASSES, *SETTINGS, "loss_weights")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Table(Decodable):
+    """A method as a study file has it."""
+
+    class_name: StrictStr
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    search: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,21 +225,15 @@ def _component(setting: str, value: Any) -> Component:
                     f"nothing to search. Received: {item!r}."
                 )
         return Component(json.dumps(value), value)
-    if not isinstance(value, dict) or not isinstance(value.get("class_name"), str):
+    if not isinstance(value, dict):
         raise InputError(
             f"Expected space.{setting} to be a name or a table with class_name. "
             f"Received: {value!r}."
         )
-    for key in value:
-        if key not in _KEYS:
-            raise unknown_name(f"key in space.{setting}", key, _KEYS)
-    name, config = value["class_name"], value.get("config", {})
-    if not isinstance(config, dict):
-        raise InputError(
-            f"Expected config in space.{setting} to be a table. Received: {config!r}."
-        )
+    table = decode(_Table, value, f"space.{setting}")
+    name, config = table.class_name, table.config
     cls = _CLASSES[setting](name)
-    searched = _searched(setting, cls, config, value)
+    searched = _searched(setting, cls, table) if "search" in value else {}
     _check_arguments(name, cls, [*config, *searched])
     arguments = {
         argument: parse_dimension(f"{setting}.{argument}", space)
@@ -241,24 +244,22 @@ def _component(setting: str, value: Any) -> Component:
     )
 
 
-def _searched(
-    setting: str, cls: type, config: Mapping[str, Any], value: Mapping[str, Any]
-) -> dict[str, Any]:
-    name, searched = value["class_name"], value.get("search", {})
+def _searched(setting: str, cls: type, table: _Table) -> dict[str, Any]:
+    searched = table.search
     if searched is True:
         declared = getattr(cls, "search_space", _OPTIMIZERS.get(cls, {}))
-        searched = {k: v for k, v in declared.items() if k not in config}
-    if not isinstance(searched, dict) or ("search" in value and not searched):
+        searched = {k: v for k, v in declared.items() if k not in table.config}
+    if not isinstance(searched, dict) or not searched:
         raise InputError(
-            f"Expected space.{setting} to have search = true, where {name!r} declares "
-            "arguments to search, or a table of arguments. "
-            f"Received: search = {value['search']!r}."
+            f"Expected space.{setting} to have search = true, where "
+            f"{table.class_name!r} declares arguments to search, or a table of "
+            f"arguments. Received: search = {table.search!r}."
         )
     for argument in searched:
-        if argument in config:
+        if argument in table.config:
             raise InputError(
-                f"Expected {argument!r} of {name!r} in space.{setting} to be either "
-                "fixed in config or searched, not both."
+                f"Expected {argument!r} of {table.class_name!r} in space.{setting} to "
+                "be either fixed in config or searched, not both."
             )
     return searched
 
