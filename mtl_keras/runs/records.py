@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 from pydantic import StrictStr
 
+from mtl_keras import __version__
 from mtl_keras.decoding import Decodable, Finite, decode
 from mtl_keras.errors import InputError
 from mtl_keras.files import check_free, check_no_links, read_json
@@ -71,7 +72,7 @@ def check_format(made_with: Any, path: pathlib.Path) -> None:
         raise InputError(
             f"{path} is in the format of another version of mtl_keras "
             f"({version if isinstance(version, str) else 'unknown'}; this is "
-            f"{_version()}). Use that version, or name another folder with --out."
+            f"{__version__}). Use that version, or name another folder with --out."
         )
 
 
@@ -120,7 +121,7 @@ def versions() -> dict[str, str | None]:
         else platform.processor() or platform.machine()
     )
     return {
-        "mtl_keras": _version(),
+        "mtl_keras": __version__,
         "commit": _commit(),
         "python": platform.python_version(),
         "tensorflow": tf.__version__,
@@ -128,12 +129,6 @@ def versions() -> dict[str, str | None]:
         "numpy": np.__version__,
         "device": device,
     }
-
-
-def _version() -> str:
-    import mtl_keras
-
-    return mtl_keras.__version__
 
 
 def _commit() -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mtl_keras.errors import InputError, unknown_name
 from mtl_keras.evaluation.delta import delta_m, has_relative_gain
@@ -124,8 +124,6 @@ def _direction(application: Application, task: str, metric: str) -> str:
     return direction
 
 
-def oriented(objective: Objective, value: Any) -> float:
-    """Returns a value so that higher is better; NaN for a missing one."""
-    if value is None:
-        return math.nan
-    return float(value) if objective.direction == "max" else -float(value)
+def oriented(objective: Objective, value: float) -> float:
+    """Returns a value so that higher is better."""
+    return value if objective.direction == "max" else -value
