@@ -93,10 +93,12 @@ def main_metrics(
 def score(main: Mapping[str, float], application: Any) -> float:
     """Returns the mean over tasks of the main metrics, higher being better.
 
-    A metric that is to be minimised counts negative.
+    A metric that is to be minimised counts negative, and one of a target with a unit
+    is divided by the target's deviation.
     """
+    tasks = [application.tasks[task] for task in main]
     oriented = [
-        value if application.tasks[task].direction == "max" else -value
-        for task, value in main.items()
+        (1 if task.direction == "max" else -1) * value / task.unit
+        for task, value in zip(tasks, main.values(), strict=True)
     ]
     return sum(oriented) / len(oriented)
