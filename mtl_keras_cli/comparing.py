@@ -102,7 +102,7 @@ def compare(
     from mtl_keras.compare import DEFAULT_BALANCING, Comparison, run_comparison
     from mtl_keras.compare.results import FILES
     from mtl_keras.runs import RunConfig
-    from mtl_keras.runs.specs import read_specs
+    from mtl_keras_cli.specs import read_specs
 
     console = make_console()
     ways: tuple[Any, ...] = DEFAULT_BALANCING
@@ -181,15 +181,15 @@ def _leaderboard(summary: dict[str, Any]) -> Table:
     means = {name: methods[name]["delta_m"]["mean"] for name in done}
     # Methods without a Δm come last.
     for name in sorted(done, key=lambda n: (math.isnan(means[n]), -means[n])):
-        found = methods[name]
+        method = methods[name]
         table.add_row(
             name,
-            mean_and_std(found["delta_m"], 2, sign=True),
+            mean_and_std(method["delta_m"], 2, sign=True),
             p_value(corrected_p(summary, family, name)),
-            mean_and_std(found["rank"], 1),
+            mean_and_std(method["rank"], 1),
             *map(mean_and_std, metrics_of(summary, name)),
-            span(found["jobs"]),
-            number(found["step_ms"]["mean"], 1),
-            number(found["peak_memory_mb"]["mean"], 0),
+            span(method["jobs"]),
+            number(method["step_ms"]["mean"], 1),
+            number(method["peak_memory_mb"]["mean"], 0),
         )
     return table

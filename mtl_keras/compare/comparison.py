@@ -1,4 +1,4 @@
-"""What is compared: the settings, and the cells they lead to."""
+"""Settings of a comparison, and the trainings that follow from them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from mtl_keras import applications
 from mtl_keras.errors import InputError, check_integer
 from mtl_keras.runs.config import RunConfig, Spec, TrainingConfig, spec_name
 
@@ -40,7 +41,7 @@ class Cell:
             settings, which alone tells trainings apart.
         kind: `"single"` (one task alone), `"pair"` (two tasks, for affinity) or
             `"combination"` (all tasks, one sharing and balancing).
-        method: Name of what is compared, the same for all seeds.
+        method: Name of the combination, task or pair, the same for all seeds.
         config: The settings.
         identity: The hash.
     """
@@ -104,8 +105,8 @@ class Comparison:
         """
         check_integer("seeds", self.seeds, low=1)
         # The reference stands in for the settings that differ by cell.
-        given = dataclasses.replace(self._given(), balancing="equal", seed=0)
-        base = given.validate()
+        settings = dataclasses.replace(self._settings(), balancing="equal", seed=0)
+        base = settings.validate()
         if len(base.tasks) < 2:
             raise InputError(
                 "Expected at least two tasks to compare on. "
@@ -117,14 +118,14 @@ class Comparison:
                 "measured against its tasks alone. Received: single_tasks=False."
             )
         sharing = (base.sharing,) if self.sharing is None else tuple(self.sharing)
-        for what, values in (("balancing", self.balancing), ("sharing", sharing)):
+        for setting, values in (("balancing", self.balancing), ("sharing", sharing)):
             names = [spec_name(value) for value in values]
             if not names:
-                raise InputError(f"Expected at least one {what}. Received: none.")
-            twice = [name for name in names if names.count(name) > 1]
-            if twice:
+                raise InputError(f"Expected at least one {setting}. Received: none.")
+            repeated = [name for name in names if names.count(name) > 1]
+            if repeated:
                 raise InputError(
-                    f"Expected each {what} once. Received twice: {twice[0]}."
+                    f"Expected each {setting} once. Received twice: {repeated[0]}."
                 )
         plan = Plan(
             base,
@@ -144,10 +145,8 @@ class Comparison:
                 )
         return plan
 
-    def _given(self) -> RunConfig:
+    def _settings(self) -> RunConfig:
         """Returns `base` with the names of `build` and `data`."""
-        from mtl_keras import applications
-
         base = self.base
         if self.build is not None:
             name = applications.allow(self.build)
@@ -163,13 +162,7 @@ class Comparison:
 class Plan:
     """The trainings of a comparison, every one checked; `Comparison.validate` makes it.
 
-    Attributes:
-        base: What all trainings have in common.
-        balancing: The ways to balance; the first is the reference.
-        sharing: The ways to share.
-        seeds: How many seeds.
-        pairs: Whether pairs of tasks are trained.
-        single_tasks: Whether tasks are trained alone, and Δm is against these.
+    The attributes are those of `Comparison`, with every default filled in.
     """
 
     base: TrainingConfig
@@ -245,7 +238,7 @@ class Plan:
         label = "-".join(re.sub(r"[^\w.]+", "_", part).strip("_") for part in parts)
         key = f"{kind} {config.identity()}"
         if not self.single_tasks:
-            # What a combination is measured against decides on its epoch.
+            # The reference of a combination decides on its epoch.
             _, share, balance = self._combinations()[0]
             against = dataclasses.replace(config, sharing=share, balancing=balance)
             key += f" against {against.identity()}"

@@ -11,10 +11,8 @@ from mtl_keras.compare.significance_text import significance
 from mtl_keras.compare.summary import Summary, corrected_p, metrics_of, shown_tasks
 from mtl_keras.evaluation import pareto_front
 from mtl_keras.reports import figures
-from mtl_keras.reports.figures import svg
 from mtl_keras.reports.rendering import (
     Section,
-    figure,
     is_finite,
     mean_and_std,
     number,
@@ -37,8 +35,8 @@ _MEASURES = {
     ),
     "pairs": (
         "Trained in pairs",
-        "What the column's task gains on the test split from being trained together "
-        "with the row's, against alone, in percent.",
+        "Gain of the column's task on the test split when it is trained together with "
+        "the row's, over alone, in percent.",
     ),
 }
 
@@ -48,7 +46,7 @@ def write_report(path: pathlib.Path, summary: Summary) -> None:
 
     Args:
         path: The file. An existing one is replaced.
-        summary: What `results.json` holds.
+        summary: The values of `results.json`.
     """
     write_html(path, "comparison.html", _Report(summary).context())
 
@@ -163,8 +161,8 @@ class _Report:
             4: ([method["rank"]["mean"] for method in methods], "min"),
         }
         shown = [metrics_of(self._summary, name) for name in self._methods]
-        for index, found in enumerate(zip(*shown, strict=True)):
-            means = [one["mean"] for one in found]
+        for index, spreads in enumerate(zip(*shown, strict=True)):
+            means = [one["mean"] for one in spreads]
             columns[5 + index] = (means, self._direction(self._tasks[index]))
         cells = set()
         for column, (means, direction) in columns.items():
@@ -179,31 +177,22 @@ class _Report:
         return cells
 
     def _gains(self) -> Section:
-        deltas = [
-            figures.Bar(
-                name,
-                method["delta_m"]["mean"],
-                method["delta_m"]["std"],
-                mean_and_std(method["delta_m"], 2, sign=True) + " %",
-            )
-            for name, method in self._methods.items()
+        methods = self._methods.items()
+        rows = [
+            (name, m["delta_m"], mean_and_std(m["delta_m"], 2, sign=True) + " %")
+            for name, m in methods
         ]
-        drawn = figures.bars(deltas, f"gain over {self._over}, %")
-        shown = [figure("Δm, all tasks", svg(drawn, "Δm of each method"))]
+        drawn = figures.bars(rows, f"gain over {self._over}, %")
+        shown = [figures.chart("Δm, all tasks", drawn, "Δm of each method")]
+        over = "the task alone" if self._summary["single"] else self._over
         for task in self._shown:
-            gains = [
-                figures.Bar(
-                    name,
-                    method["gain"][task]["mean"],
-                    method["gain"][task]["std"],
-                    mean_and_std(method["test"][task]),
-                )
-                for name, method in self._methods.items()
+            rows = [
+                (name, m["gain"][task], mean_and_std(m["test"][task]))
+                for name, m in methods
             ]
-            over = "the task alone" if self._summary["single"] else self._over
-            drawn = figures.bars(gains, f"gain over {over}, %")
-            about = f"Gain of each method on {task}"
-            shown.append(figure(f"{task}, {self._axis(task)}", svg(drawn, about)))
+            drawn = figures.bars(rows, f"gain over {over}, %")
+            title = f"{task}, {self._axis(task)}"
+            shown.append(figures.chart(title, drawn, f"Gain of each method on {task}"))
         return section(
             "Gain by task",
             f"Bars start at what is reached by {self._over}; to the right is better, "
@@ -216,24 +205,20 @@ class _Report:
         shown = []
         for first, second in itertools.combinations(self._shown, 2):
             points = [
-                figures.Point(
-                    name, method["test"][first]["mean"], method["test"][second]["mean"]
-                )
-                for name, method in self._methods.items()
+                (method["test"][first]["mean"], method["test"][second]["mean"])
+                for method in self._methods.values()
             ]
-            front = pareto_front(
-                [(point.x, point.y) for point in points],
-                [self._direction(first), self._direction(second)],
-            )
+            directions = [self._direction(first), self._direction(second)]
+            front = pareto_front(points, directions)
             axes = [f"{task} {self._axis(task)}" for task in (first, second)]
             drawn = figures.scatter(points, front, *axes)
-            about = f"Pareto front of {first} and {second}"
-            shown.append(figure(f"{first} and {second}", svg(drawn, about)))
+            title = f"{first} and {second}"
+            shown.append(figures.chart(title, drawn, f"Pareto front of {title}"))
         return section(
             "Pareto fronts",
             "Means over seeds, two tasks at a time. Ringed and joined: no other method "
-            "is better in one of the two and as good in the other. Arrows tell which "
-            "way is better.",
+            "is better in one of the two and as good in the other. Arrows point "
+            "to the better end.",
             legend=list(self._methods),
             figures=shown,
         )
@@ -243,36 +228,32 @@ class _Report:
         logs = {task: f"val_{task}_loss" for task in self._shown}
         for title, log in (logs or {f"{len(self._tasks)} tasks": "val_loss"}).items():
             rows = [
-                figures.Series(name, method["history"][log])
-                for name, method in self._methods.items()
+                method["history"][log]
+                for method in self._methods.values()
                 if log in method["history"]
             ]
             if rows:
+                drawn = figures.lines(rows, "loss")
                 about = f"Validation loss of {title} by epoch"
-                drawn = figures.lines(rows, "epoch", "loss")
-                shown.append(figure(title, svg(drawn, about)))
+                shown.append(figures.chart(title, drawn, about))
         return section(
             "Loss curves",
             "Validation loss, mean over seeds.",
-            legend=svg(figures.line_legend(list(self._methods)), "Methods"),
+            legend=figures.svg(figures.line_legend(list(self._methods)), "Methods"),
             figures=shown,
         )
 
     def _weights(self) -> Section:
         shown = []
         for name, method in self._methods.items():
-            rows = [
-                figures.Series(task, method["history"][f"{task}_weight"])
-                for task in self._tasks
-                if f"{task}_weight" in method["history"]
-            ]
-            drawn = figures.lines(rows, "epoch", "weight")
-            about = f"Task weights of {name} by epoch"
-            shown.append(figure(name, svg(drawn, about)))
+            logs = [f"{task}_weight" for task in self._tasks]
+            rows = [method["history"][log] for log in logs if log in method["history"]]
+            drawn = figures.lines(rows, "weight")
+            shown.append(figures.chart(name, drawn, f"Task weights of {name} by epoch"))
         return section(
             "Task weights",
             "Mean weight of each task in the steps of an epoch, mean over seeds.",
-            legend=svg(figures.line_legend(self._tasks), "Tasks"),
+            legend=figures.svg(figures.line_legend(self._tasks), "Tasks"),
             figures=shown,
         )
 
@@ -284,12 +265,10 @@ class _Report:
         }
         largest = max(map(_largest_between, tables.values()), default=1.0)
         shown = [
-            figure(
+            figures.chart(
                 name,
-                svg(
-                    figures.heat(cosines, self._tasks, 2, largest),
-                    f"Gradient cosines of {name}",
-                ),
+                figures.heat(cosines, self._tasks, largest),
+                f"Gradient cosines of {name}",
             )
             for name, cosines in tables.items()
         ]
@@ -316,13 +295,14 @@ class _Report:
                 [factor * value if is_finite(value) else None for value in row]
                 for row in affinity[name]
             ]
-            drawn = figures.heat(table, self._tasks, 2, _largest_between(table))
+            drawn = figures.heat(table, self._tasks, _largest_between(table))
             groups = affinity["groups"][name]["groups"]
             named = "; ".join(" + ".join(group) for group in groups)
             shown.append(
-                figure(
+                figures.chart(
                     title,
-                    svg(drawn, f"{title} of task pairs"),
+                    drawn,
+                    f"{title} of task pairs",
                     above=text,
                     below=f"Suggested groups: {named}",
                 )
