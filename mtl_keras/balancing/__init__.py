@@ -17,6 +17,7 @@ from mtl_keras.balancing.base import (
     Probe,
 )
 from mtl_keras.balancing.bilevel import AutoLambda
+from mtl_keras.balancing.gram_auxiliary import PCD
 from mtl_keras.balancing.gram_based import (
     IMTLG,
     MGDA,
@@ -28,7 +29,7 @@ from mtl_keras.balancing.gram_based import (
     PCGrad,
 )
 from mtl_keras.balancing.gram_programs import DualProj, FairGrad, Nash, UPGrad
-from mtl_keras.balancing.gram_stochastic import CRMOGM, PCD, MoDo, SDMGrad
+from mtl_keras.balancing.gram_stochastic import CRMOGM, MoDo, SDMGrad
 from mtl_keras.balancing.loss_based import DWA, Equal, Static, Uncertainty
 from mtl_keras.balancing.loss_learned import FAMO, IMTLL, GradNorm
 from mtl_keras.balancing.loss_scalarising import (
@@ -39,14 +40,8 @@ from mtl_keras.balancing.loss_scalarising import (
     UWSO,
     RandomWeighting,
 )
-from mtl_keras.balancing.matrix_based import (
-    DBMTL,
-    ExcessMTL,
-    GradDrop,
-    MatrixBalancer,
-    MoCo,
-    TrimmedMean,
-)
+from mtl_keras.balancing.matrix_averaging import DBMTL, ExcessMTL, MoCo
+from mtl_keras.balancing.matrix_based import GradDrop, MatrixBalancer, TrimmedMean
 from mtl_keras.balancing.running import RunningBalancer
 from mtl_keras.errors import InputError
 from mtl_keras.registry import deserialize_named, named_class
@@ -109,16 +104,16 @@ _METHODS: dict[str, type[Balancer]] = {
         AlignedMTL,
         AutoLambda,
         CAGrad,
+        ConFIG,
         COSMOS,
         CRMOGM,
-        ConFIG,
         DBMTL,
-        DWA,
         DualProj,
+        DWA,
         Equal,
         ExcessMTL,
-        FAMO,
         FairGrad,
+        FAMO,
         GLS,
         GradDrop,
         GradNorm,
@@ -135,12 +130,12 @@ _METHODS: dict[str, type[Balancer]] = {
         PCGrad,
         RandomWeighting,
         SDMGrad,
-        STCH,
         Static,
+        STCH,
         TrimmedMean,
+        Uncertainty,
         UPGrad,
         UWSO,
-        Uncertainty,
     )
 }
 _CLASSES = {cls.__name__: cls for cls in _METHODS.values()}
