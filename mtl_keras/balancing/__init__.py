@@ -28,7 +28,7 @@ from mtl_keras.balancing.gram_based import (
     Krum,
     PCGrad,
 )
-from mtl_keras.balancing.gram_programs import DualProj, FairGrad, Nash, UPGrad
+from mtl_keras.balancing.gram_programs import PIVRG, DualProj, FairGrad, Nash, UPGrad
 from mtl_keras.balancing.gram_stochastic import CRMOGM, MoDo, SDMGrad
 from mtl_keras.balancing.loss_based import DWA, Equal, Static, Uncertainty
 from mtl_keras.balancing.loss_learned import FAMO, IMTLL, GradNorm
@@ -58,6 +58,7 @@ __all__ = [
     "MGDA",
     "PBI",
     "PCD",
+    "PIVRG",
     "STCH",
     "UWSO",
     "AlignedMTL",
@@ -128,6 +129,7 @@ _METHODS: dict[str, type[Balancer]] = {
         PBI,
         PCD,
         PCGrad,
+        PIVRG,
         RandomWeighting,
         SDMGrad,
         Static,
