@@ -17,7 +17,7 @@ from mtl_keras.balancing.base import (
     Probe,
 )
 from mtl_keras.balancing.bilevel import AutoLambda
-from mtl_keras.balancing.gram_auxiliary import PCD
+from mtl_keras.balancing.gram_auxiliary import PCD, GradientCosine
 from mtl_keras.balancing.gram_based import (
     IMTLG,
     MGDA,
@@ -74,6 +74,7 @@ __all__ = [
     "GradNorm",
     "GradVac",
     "GradientBalancer",
+    "GradientCosine",
     "GradientStep",
     "GramBalancer",
     "Krum",
@@ -117,6 +118,7 @@ _METHODS: dict[str, type[Balancer]] = {
         FAMO,
         GLS,
         GradDrop,
+        GradientCosine,
         GradNorm,
         GradVac,
         IMTLG,
