@@ -17,7 +17,7 @@ from mtl_keras.balancing.base import (
     Probe,
 )
 from mtl_keras.balancing.bilevel import AutoLambda
-from mtl_keras.balancing.gram_auxiliary import PCD, GradientCosine
+from mtl_keras.balancing.gram_auxiliary import PCD, AuxiNash, GradientCosine
 from mtl_keras.balancing.gram_based import (
     IMTLG,
     MGDA,
@@ -63,6 +63,7 @@ __all__ = [
     "UWSO",
     "AlignedMTL",
     "AutoLambda",
+    "AuxiNash",
     "Balancer",
     "CAGrad",
     "ConFIG",
@@ -105,6 +106,7 @@ _METHODS: dict[str, type[Balancer]] = {
     for cls in (
         AlignedMTL,
         AutoLambda,
+        AuxiNash,
         CAGrad,
         ConFIG,
         COSMOS,
@@ -152,7 +154,7 @@ def names() -> list[str]:
 
     ```pycon
     >>> mtl_keras.balancing.names()[:3]
-    ['aligned_mtl', 'auto_lambda', 'cagrad']
+    ['aligned_mtl', 'auto_lambda', 'auxinash']
     ```
     """
     return sorted(_METHODS)
