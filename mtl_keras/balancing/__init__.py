@@ -39,6 +39,7 @@ from mtl_keras.balancing.loss_scalarising import (
     STCH,
     UWSO,
     RandomWeighting,
+    ScaleInvariant,
 )
 from mtl_keras.balancing.matrix_averaging import DBMTL, ExcessMTL, MoCo
 from mtl_keras.balancing.matrix_based import GradDrop, MatrixBalancer, TrimmedMean
@@ -90,6 +91,7 @@ __all__ = [
     "RandomWeighting",
     "RunningBalancer",
     "SDMGrad",
+    "ScaleInvariant",
     "Static",
     "TrimmedMean",
     "UPGrad",
@@ -135,6 +137,7 @@ _METHODS: dict[str, type[Balancer]] = {
         PCGrad,
         PIVRG,
         RandomWeighting,
+        ScaleInvariant,
         SDMGrad,
         Static,
         STCH,
