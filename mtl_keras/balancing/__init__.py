@@ -31,7 +31,7 @@ from mtl_keras.balancing.gram_based import (
 from mtl_keras.balancing.gram_programs import PIVRG, DualProj, FairGrad, Nash, UPGrad
 from mtl_keras.balancing.gram_stochastic import CRMOGM, MoDo, SDMGrad
 from mtl_keras.balancing.loss_based import DWA, Equal, Static, Uncertainty
-from mtl_keras.balancing.loss_learned import FAMO, IMTLL, GradNorm
+from mtl_keras.balancing.loss_learned import FAMO, IMTLL, LDCMTL, GradNorm
 from mtl_keras.balancing.loss_scalarising import (
     COSMOS,
     GLS,
@@ -56,6 +56,7 @@ __all__ = [
     "GLS",
     "IMTLG",
     "IMTLL",
+    "LDCMTL",
     "MGDA",
     "PBI",
     "PCD",
@@ -128,6 +129,7 @@ _METHODS: dict[str, type[Balancer]] = {
         IMTLG,
         IMTLL,
         Krum,
+        LDCMTL,
         MGDA,
         MoCo,
         MoDo,
