@@ -41,6 +41,7 @@ from mtl_keras.balancing.loss_scalarising import (
     RandomWeighting,
     ScaleInvariant,
 )
+from mtl_keras.balancing.matrix_auxiliary import MetaBalance
 from mtl_keras.balancing.matrix_averaging import DBMTL, ExcessMTL, MoCo
 from mtl_keras.balancing.matrix_based import GradDrop, MatrixBalancer, TrimmedMean
 from mtl_keras.balancing.running import RunningBalancer
@@ -84,6 +85,7 @@ __all__ = [
     "LossBalancer",
     "LossStep",
     "MatrixBalancer",
+    "MetaBalance",
     "MoCo",
     "MoDo",
     "Nash",
@@ -130,6 +132,7 @@ _METHODS: dict[str, type[Balancer]] = {
         IMTLL,
         Krum,
         LDCMTL,
+        MetaBalance,
         MGDA,
         MoCo,
         MoDo,
