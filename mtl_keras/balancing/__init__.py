@@ -44,6 +44,7 @@ from mtl_keras.balancing.loss_scalarising import (
 from mtl_keras.balancing.matrix_auxiliary import MetaBalance
 from mtl_keras.balancing.matrix_averaging import DBMTL, ExcessMTL, MoCo
 from mtl_keras.balancing.matrix_based import GradDrop, MatrixBalancer, TrimmedMean
+from mtl_keras.balancing.matrix_momentum import MConFIG
 from mtl_keras.balancing.running import RunningBalancer
 from mtl_keras.errors import InputError
 from mtl_keras.registry import deserialize_named, named_class
@@ -84,6 +85,7 @@ __all__ = [
     "Krum",
     "LossBalancer",
     "LossStep",
+    "MConFIG",
     "MatrixBalancer",
     "MetaBalance",
     "MoCo",
@@ -132,6 +134,7 @@ _METHODS: dict[str, type[Balancer]] = {
         IMTLL,
         Krum,
         LDCMTL,
+        MConFIG,
         MetaBalance,
         MGDA,
         MoCo,
