@@ -39,7 +39,8 @@ def train_cell(path: pathlib.Path, settings: Mapping[str, Any]) -> CellResult:
         path: The cell's folder.
         settings: `label` (for people), `kind`, `config` (a `TrainingConfig` as JSON
             has it), `baseline` (`{task: value}`, what the tasks reach on validation
-            in the training to compare with, or None for 1) and `jobs` (how many
+            in the training to compare with, or None for 1; the epoch is chosen by
+            these tasks) and `jobs` (how many
             trainings share the machine, this one included).
 
     Raises:
@@ -48,11 +49,12 @@ def train_cell(path: pathlib.Path, settings: Mapping[str, Any]) -> CellResult:
     config = decode(TrainingConfig, settings["config"])
     application = config.get_application()
     baseline = settings["baseline"] or dict.fromkeys(config.tasks, 1.0)
+    keys = validation_keys(application, config.tasks)
     keep = DeltaCheckpoint(
         path / _BEST,
         baseline,
-        validation_keys(application, config.tasks),
-        {task: application.tasks[task].direction for task in config.tasks},
+        {task: keys[task] for task in baseline},
+        {task: application.tasks[task].direction for task in baseline},
         restore_best_weights=True,
     )
     clock = StepClock()

@@ -9,7 +9,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from mtl_keras.compare.comparison import COMBINATION, SINGLE, Cell, Plan
+from mtl_keras.compare.comparison import (
+    COMBINATION,
+    PAIR,
+    SINGLE,
+    WITHOUT,
+    Cell,
+    Plan,
+)
 from mtl_keras.compare.records import read_cell
 from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError, check_integer
@@ -139,12 +146,13 @@ class _Cells:
     def _announce(self) -> None:
         base = self._plan.base
         kinds = [cell.kind for cell in self._cells.values()]
-        pairs = len(kinds) - kinds.count(SINGLE) - kinds.count(COMBINATION)
-        singles = kinds.count(SINGLE)
+        singles, pairs = kinds.count(SINGLE), kinds.count(PAIR)
+        without = kinds.count(WITHOUT)
         self._console.print(
             f"Comparing on {base.data}: {kinds.count(COMBINATION)} trainings of "
             f"{len(self._plan.methods)} combinations"
             f"{f', {singles} of single tasks' if singles else ''}"
+            f"{f', {without} without a helper' if without else ''}"
             f"{f', {pairs} of pairs' if pairs else ''}; {base.epochs} "
             f"epochs each, {self._scheduler.slots} at a time",
             soft_wrap=True,

@@ -10,8 +10,16 @@ from typing import Any
 import numpy as np
 
 from mtl_keras import evaluation, optional, sharing
+from mtl_keras.balancing.conflicts import confidence
 from mtl_keras.callbacks.task_affinity import mean_over_epochs
-from mtl_keras.compare.comparison import COMBINATION, PAIR, SINGLE, Cell, Plan
+from mtl_keras.compare.comparison import (
+    COMBINATION,
+    PAIR,
+    SINGLE,
+    WITHOUT,
+    Cell,
+    Plan,
+)
 from mtl_keras.compare.records import CellResult
 from mtl_keras.encoding import encode
 from mtl_keras.model.columns import MANY_TASKS
@@ -102,11 +110,16 @@ class _Summary:
         for cell in compared:
             for task, value in self._test(cell).items():
                 self._single[task][self._seed(cell)] = value
+        # Δm is over these: all tasks, or the main one.
+        self._compared = self._tasks
+        if comparison.primary is not None:
+            self._compared = [comparison.primary]
         # For all seeds where it is so for one: values of Δm are then of the same tasks.
         self._excluded = [
             task
             for task, values in self._single.items()
-            if not all(map(evaluation.has_relative_gain, values.values()))
+            if task in self._compared
+            and not all(map(evaluation.has_relative_gain, values.values()))
         ]
 
     def _finished(self, kind: str, method: str | None = None) -> list[Cell]:
@@ -153,6 +166,7 @@ class _Summary:
             "methods": methods,
             "excluded": self._excluded,
             "tests": tests,
+            "helpers": self._helpers(),
             "affinity": self._affinity(),
             "failed": {
                 cell.name: self._records[cell.name].error
@@ -191,7 +205,7 @@ class _Summary:
             ]
             for task in self._tasks
         }
-        compared = [task for task in self._tasks if task not in self._excluded]
+        compared = [task for task in self._compared if task not in self._excluded]
         everything = {
             task: {
                 metric: spread([r.test[task].get(metric, math.nan) for r in results])
@@ -217,6 +231,8 @@ class _Summary:
             "metrics": everything,
             "history": _mean_history([result.history for result in results]),
             "cosines": self._over_cells(cells, "cosines"),
+            "shared_samples": self._over_cells(cells, "shared"),
+            "conflict_confidence": self._confidence(cells),
         }
 
     def _means(self, tests: Sequence[Mapping[str, float]]) -> list[float]:
@@ -323,7 +339,38 @@ class _Summary:
         None where no two tasks ever met in a batch, as in streams that take the
         batches of one task after those of another.
         """
-        tables = []
+        tables = [
+            {"epoch": 0, what: mean_over_epochs(records, what)}
+            for records in self._measured(cells, what)
+        ]
+        if not tables:
+            return None
+        mean = mean_over_epochs(tables, what)
+        between = mean[~np.eye(len(mean), dtype=bool)]
+        return mean.tolist() if np.isfinite(between).any() else None
+
+    def _confidence(self, cells: Sequence[Cell]) -> Any:
+        """Returns how sure it is that cosines are negative; None without cosines.
+
+        Over the epochs of all cells.
+        """
+        measured = self._measured(cells, "cosines")
+        records = [record["cosines"] for of_cell in measured for record in of_cell]
+        if not records:
+            return None
+        values = np.stack(records)
+        finite = np.isfinite(values)
+        count = finite.sum(axis=0)
+        values = np.where(finite, values, 0.0)
+        mean, mean_square = (
+            np.divide(v.sum(axis=0), count, out=np.zeros(count.shape), where=count > 0)
+            for v in (values, values**2)
+        )
+        return confidence(mean, mean_square, count).tolist()
+
+    def _measured(self, cells: Sequence[Cell], what: str) -> list[list[dict[str, Any]]]:
+        """Returns a table of each cell and epoch, in the order of the tasks."""
+        by_cell = []
         for cell in cells:
             # A model sorts its tasks by name, and leaves out those without a loss.
             untrained = sharing.get(cell.config.sharing).untrained(self._tasks)
@@ -335,15 +382,17 @@ class _Summary:
             measured = self._result(cell).affinity
             if measured is None:
                 continue
-            table = np.full((len(self._tasks),) * 2, np.nan)
-            found = mean_over_epochs(encode(measured), what)
-            table[np.ix_(order, order)] = found
-            tables.append({"epoch": 0, what: table})
-        if not tables:
-            return None
-        mean = mean_over_epochs(tables, what)
-        between = mean[~np.eye(len(mean), dtype=bool)]
-        return mean.tolist() if np.isfinite(between).any() else None
+            records = []
+            for record in measured:
+                table = np.full((len(self._tasks),) * 2, np.nan)
+                values = getattr(record, what)
+                if values is None:
+                    continue
+                table[np.ix_(order, order)] = np.array(values, np.float64)
+                records.append({"epoch": record.epoch, what: table})
+            if records:
+                by_cell.append(records)
+        return by_cell
 
     def _affinity(self) -> dict[str, Any]:
         """Returns who helps whom by each measure, and the groups they suggest."""
@@ -359,6 +408,44 @@ class _Summary:
             if table is not None
         }
         return found
+
+    def _helpers(self) -> dict[str, Any] | None:
+        """Returns whether helpers help the main task, over seeds that have all."""
+        primary = self._comparison.primary
+        if primary is None:
+            return None
+        sources = {
+            "alone": self._finished(SINGLE, f"single {primary}"),
+            "together": self._finished(COMBINATION, self._comparison.methods[0]),
+            **{
+                helper: self._finished(WITHOUT, f"without {helper}")
+                for helper in self._comparison.helpers
+            },
+        }
+        by_seed = {
+            name: {self._seed(cell): self._test(cell)[primary] for cell in cells}
+            for name, cells in sources.items()
+        }
+        seeds = [
+            seed
+            for seed in range(self._comparison.seeds)
+            if all(math.isfinite(v.get(seed, math.nan)) for v in by_seed.values())
+        ]
+        values = {name: [v[seed] for seed in seeds] for name, v in by_seed.items()}
+        alone, together = values.pop("alone"), values.pop("together")
+        gains = {}
+        if seeds:
+            gains = evaluation.helper_gains(
+                alone, together, values, self._directions[primary]
+            )
+        return {
+            "primary": primary,
+            "method": self._comparison.methods[0],
+            "alone": spread(alone),
+            "together": spread(together),
+            "without": {name: spread(reached) for name, reached in values.items()},
+            "gains": {name: gain._asdict() for name, gain in gains.items()},
+        }
 
     def _pair_gains(self) -> list[list[float]] | None:
         by_seed = []
