@@ -157,6 +157,13 @@ def train(
     learning_rate: Annotated[
         float | None, typer.Option(help="First learning rate of the cosine decay.")
     ] = None,
+    accumulate: Annotated[
+        bool | None,
+        typer.Option(
+            help="Take a batch of every data set in each step (text), so that "
+            "gradients of all tasks meet."
+        ),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(help="Use only this many training samples.")
     ] = None,
@@ -234,6 +241,7 @@ def train(
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "limit": limit,
+        "accumulate": accumulate,
         "seed": seed,
         "precision": precision,
         "jit": jit,

@@ -40,20 +40,22 @@ def train_cell(path: pathlib.Path, settings: Mapping[str, Any]) -> CellResult:
         path: The cell's folder.
         settings: `label` (for people), `kind`, `config` (a `TrainingConfig` as JSON
             has it), `baseline` (`{task: value}`, validation metrics of the training to
-            compare with, or None for 1) and `jobs` (how many trainings share the
-            machine, this one included).
+            compare with, or None for 1; the epoch is chosen by these tasks) and `jobs`
+            (how many trainings share the machine, this one included).
 
     Raises:
         InputError: If no epoch has a Δm on the validation split.
     """
     config = decode(TrainingConfig, settings["config"])
     application = config.get_application()
-    tasks = {task: application.tasks[task] for task in config.tasks}
+    baseline = settings["baseline"] or dict.fromkeys(config.tasks, 1.0)
+    tasks = {task: application.tasks[task] for task in baseline}
     # Keras leaves the task out of a model with one output.
-    prefixes = {task: f"val_{task}_" if len(tasks) > 1 else "val_" for task in tasks}
+    one = len(config.tasks) == 1
+    prefixes = {task: "val_" if one else f"val_{task}_" for task in tasks}
     keep = DeltaCheckpoint(
         path / _BEST,
-        settings["baseline"] or dict.fromkeys(tasks, 1.0),
+        baseline,
         {name: prefixes[name] + task.objective for name, task in tasks.items()},
         {name: task.direction for name, task in tasks.items()},
         restore_best_weights=True,

@@ -23,6 +23,7 @@ class Measured(Decodable):
     epoch: StrictInt
     cosines: list[list[Result]]
     affinity: list[list[Result]]
+    shared: list[list[Result]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mtl_keras.balancing.conflicts import CONFIDENT
 from mtl_keras.compare.significance_text import significance
 from mtl_keras.compare.summary import Summary, corrected_p, metrics_of, shown_tasks
 from mtl_keras.evaluation import pareto_front
@@ -79,6 +80,7 @@ class _Report:
     def _of_methods(self) -> Iterator[Section]:
         yield self._results()
         yield significance(self._summary["tests"])
+        yield from self._helpers()
         yield self._gains()
         if self._shown:
             yield self._fronts()
@@ -176,6 +178,36 @@ class _Report:
             }
         return cells
 
+    def _helpers(self) -> Iterator[Section]:
+        helpers = self._summary["helpers"]
+        if not helpers:
+            return
+        primary, axis = helpers["primary"], self._axis(helpers["primary"])
+        heads = ["trained with", f"{primary}\n{axis}", "gain %", "p", "verdict"]
+        rows = [["nothing else", mean_and_std(helpers["alone"]), "", "", ""]]
+        trained = {"all": ("all helpers", helpers["together"])}
+        for name, reached in helpers["without"].items():
+            trained[name] = (f"all but {name}", reached)
+        for name, (title, reached) in trained.items():
+            cells = ["", "", ""]
+            if name in helpers["gains"]:
+                gain = helpers["gains"][name]
+                cells = [
+                    number(gain["gain"], 2),
+                    p_value(gain["p_corrected"]),
+                    f"{'' if name == 'all' else name + ' '}{gain['verdict']}",
+                ]
+            rows.append([title, mean_and_std(reached), *cells])
+        yield section(
+            "Do the helpers help?",
+            f"What {primary} reaches by {helpers['method']}: alone, with all other "
+            "tasks, and with each of them left out. Gain: of all helpers over none, "
+            "and of each over leaving it out. p: paired t-test over seeds, after "
+            "Holm's correction; a verdict needs p below 0.05.",
+            rows=rows,
+            heads=heads,
+        )
+
     def _gains(self) -> Section:
         methods = self._methods.items()
         rows = [
@@ -269,6 +301,7 @@ class _Report:
                 name,
                 figures.heat(cosines, self._tasks, largest),
                 f"Gradient cosines of {name}",
+                below=self._believed(self._methods[name]),
             )
             for name, cosines in tables.items()
         ]
@@ -277,11 +310,33 @@ class _Report:
                 "Gradient cosines",
                 "Cosine between the gradients of two tasks on the shared weights, "
                 "where the method has brought the model: mean over epochs and seeds, "
-                "on the same batches for all. Below 0, the tasks conflict. All have "
-                "one scale of colours, whose end is the largest value between two "
-                "tasks.",
+                "on the same batches for all. Below 0, the tasks conflict, if it is "
+                "more than noise: named are the pairs whose mean is below 0 at a "
+                f"confidence of {CONFIDENT:.0%} by a t-test over epochs and seeds, "
+                "those below 0 that are not, and the samples of a batch that the two "
+                "share; cosines of tasks that share few are mostly noise. All have one "
+                "scale of colours, whose end is the largest value between two tasks.",
                 figures=shown,
             )
+
+    def _believed(self, method: Mapping[str, Any]) -> str:
+        """Returns which of a method's negative cosines are conflicts, and which not."""
+        pairs: dict[bool, list[str]] = {True: [], False: []}
+        for i, j in itertools.combinations(range(len(self._tasks)), 2):
+            value = method["cosines"][i][j]
+            if not is_finite(value) or value >= 0.0:
+                continue
+            # NaN, of one measurement, is not sure.
+            sure = method["conflict_confidence"][i][j] >= CONFIDENT
+            shared = method["shared_samples"]
+            count = f" ({number(shared[i][j], 0)} shared)" if shared else ""
+            pairs[sure].append(f"{self._tasks[i]} + {self._tasks[j]}{count}")
+        texts = [
+            f"{title}: {'; '.join(pairs[sure])}."
+            for sure, title in ((True, "Conflicts"), (False, "Not sure"))
+            if pairs[sure]
+        ]
+        return " ".join(texts) or "No conflicts."
 
     def _affinity(self) -> Iterator[Section]:
         affinity = self._summary["affinity"]

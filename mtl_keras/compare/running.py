@@ -10,7 +10,14 @@ from rich.console import Console
 from rich.progress import TextColumn
 
 from mtl_keras.callbacks.task_progress import duration
-from mtl_keras.compare.comparison import COMBINATION, PAIR, SINGLE, Cell, Plan
+from mtl_keras.compare.comparison import (
+    COMBINATION,
+    PAIR,
+    SINGLE,
+    WITHOUT,
+    Cell,
+    Plan,
+)
 from mtl_keras.compare.records import read_cell
 from mtl_keras.decoding import decode
 from mtl_keras.encoding import encode
@@ -92,7 +99,11 @@ class _Cells:
     def _announce(self) -> None:
         base = self._plan.base
         kinds = [cell.kind for cell in self._cells.values()]
-        others = {"of single tasks": kinds.count(SINGLE), "of pairs": kinds.count(PAIR)}
+        others = {
+            "of single tasks": kinds.count(SINGLE),
+            "without a helper": kinds.count(WITHOUT),
+            "of pairs": kinds.count(PAIR),
+        }
         say(
             self._console,
             f"Comparing on {base.data}: {kinds.count(COMBINATION)} trainings of "

@@ -10,8 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtl_keras import evaluation, optional, sharing
+from mtl_keras.balancing.conflicts import confidence
 from mtl_keras.callbacks.task_affinity import mean_over_epochs
-from mtl_keras.compare.comparison import COMBINATION, PAIR, SINGLE, Cell, Plan
+from mtl_keras.compare.comparison import (
+    COMBINATION,
+    PAIR,
+    SINGLE,
+    WITHOUT,
+    Cell,
+    Plan,
+)
 from mtl_keras.compare.records import CellResult
 from mtl_keras.encoding import encode
 from mtl_keras.model.columns import MANY_TASKS
@@ -113,11 +121,14 @@ class _Summary:
         for one in compared:
             for task, value in one.test.items():
                 self._single[task][one.seed] = value
+        # Δm is over these: all tasks, or the main one.
+        self._compared = [plan.primary] if plan.primary else self._tasks
         # For all seeds where it is so for one: values of Δm are then of the same tasks.
         self._excluded = [
             task
             for task, by_seed in self._single.items()
-            if not all(map(evaluation.has_relative_gain, by_seed.values()))
+            if task in self._compared
+            and not all(map(evaluation.has_relative_gain, by_seed.values()))
         ]
 
     def _of(self, kind: str, method: str | None = None) -> list[_Trained]:
@@ -149,6 +160,7 @@ class _Summary:
             "methods": methods,
             "excluded": self._excluded,
             "tests": self._tests(methods),
+            "helpers": self._helpers(),
             "affinity": self._affinity(),
             "failed": self._failed,
         }
@@ -162,7 +174,7 @@ class _Summary:
             task: [self._gain(task, one.test[task], one.seed) for one in trained]
             for task in self._tasks
         }
-        compared = [gains[task] for task in self._tasks if task not in self._excluded]
+        compared = [gains[t] for t in self._compared if t not in self._excluded]
         deltas = np.mean(compared, axis=0) if compared else [math.nan] * len(trained)
         metrics = {self._application.tasks[task].objective for task in self._tasks}
         # None where the tasks' metrics are not one.
@@ -187,6 +199,8 @@ class _Summary:
             },
             "history": _mean_history([result.history for result in results]),
             "cosines": self._mean_table(trained, "cosines"),
+            "shared_samples": self._mean_table(trained, "shared"),
+            "conflict_confidence": self._confidence(trained),
         }
 
     def _gain(self, task: str, value: float, seed: int) -> float:
@@ -280,24 +294,56 @@ class _Summary:
         None where no two tasks ever met in a batch, as in streams that take the
         batches of one task after those of another.
         """
-        tables = []
-        for one in trained:
-            if one.result.affinity is None:
-                continue
-            # A model sorts its tasks by name, and leaves out those without a loss.
-            untrained = sharing.get(one.cell.config.sharing).untrained(self._tasks)
-            own = sorted(task for task in self._tasks if task not in untrained)
-            order = [self._tasks.index(task) for task in own]
-            table = np.full((len(self._tasks),) * 2, np.nan)
-            table[np.ix_(order, order)] = mean_over_epochs(
-                encode(one.result.affinity), key
-            )
-            tables.append({key: table})
+        tables = [
+            {key: mean_over_epochs(records, key)}
+            for records in self._measured(trained, key)
+        ]
         if not tables:
             return None
         mean = mean_over_epochs(tables, key)
         between = mean[~np.eye(len(mean), dtype=bool)]
         return mean.tolist() if np.isfinite(between).any() else None
+
+    def _confidence(self, trained: Sequence[_Trained]) -> Any:
+        """Returns how sure it is that cosines are negative; None without cosines.
+
+        Over the epochs of all cells.
+        """
+        measured = self._measured(trained, "cosines")
+        tables = [record["cosines"] for records in measured for record in records]
+        if not tables:
+            return None
+        values = np.stack(tables)
+        finite = np.isfinite(values)
+        count = finite.sum(axis=0)
+        values = np.where(finite, values, 0.0)
+        mean, mean_square = (
+            np.divide(v.sum(axis=0), count, out=np.zeros(count.shape), where=count > 0)
+            for v in (values, values**2)
+        )
+        return confidence(mean, mean_square, count).tolist()
+
+    def _measured(
+        self, trained: Sequence[_Trained], key: str
+    ) -> list[list[dict[str, np.ndarray]]]:
+        """Returns a table of each cell and epoch, in the order of the tasks."""
+        by_cell = []
+        for one in trained:
+            # A model sorts its tasks by name, and leaves out those without a loss.
+            untrained = sharing.get(one.cell.config.sharing).untrained(self._tasks)
+            own = sorted(task for task in self._tasks if task not in untrained)
+            order = [self._tasks.index(task) for task in own]
+            records = []
+            for record in one.result.affinity or ():
+                values = getattr(record, key)
+                if values is None:
+                    continue
+                table = np.full((len(self._tasks),) * 2, np.nan)
+                table[np.ix_(order, order)] = np.array(values, np.float64)
+                records.append({key: table})
+            if records:
+                by_cell.append(records)
+        return by_cell
 
     def _affinity(self) -> dict[str, Any]:
         """Returns who helps whom by each measure, and the groups they suggest."""
@@ -313,6 +359,44 @@ class _Summary:
             if table is not None
         }
         return {**tables, "groups": groups}
+
+    def _helpers(self) -> dict[str, Any] | None:
+        """Returns whether helpers help the main task, over seeds that have all."""
+        primary = self._plan.primary
+        if primary is None:
+            return None
+        sources = {
+            "alone": self._of(SINGLE, f"single {primary}"),
+            "together": self._of(COMBINATION, self._plan.methods[0]),
+            **{
+                helper: self._of(WITHOUT, f"without {helper}")
+                for helper in self._plan.helpers
+            },
+        }
+        by_seed = {
+            name: {one.seed: one.test[primary] for one in trained}
+            for name, trained in sources.items()
+        }
+        seeds = [
+            seed
+            for seed in range(self._plan.seeds)
+            if all(math.isfinite(v.get(seed, math.nan)) for v in by_seed.values())
+        ]
+        values = {name: [v[seed] for seed in seeds] for name, v in by_seed.items()}
+        alone, together = values.pop("alone"), values.pop("together")
+        gains = {}
+        if seeds:
+            gains = evaluation.helper_gains(
+                alone, together, values, self._directions[primary]
+            )
+        return {
+            "primary": primary,
+            "method": self._plan.methods[0],
+            "alone": spread(alone),
+            "together": spread(together),
+            "without": {name: spread(reached) for name, reached in values.items()},
+            "gains": {name: gain._asdict() for name, gain in gains.items()},
+        }
 
     def _pair_gains(self) -> list[list[float]] | None:
         by_seed = []

@@ -10,7 +10,14 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import keras
-from pydantic import Field, PlainValidator, StrictFloat, StrictInt, StrictStr
+from pydantic import (
+    Field,
+    PlainValidator,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+)
 
 from mtl_keras import applications, balancing, sharing
 from mtl_keras.balancing.pipeline import Pipeline
@@ -86,6 +93,9 @@ class RunConfig(Decodable):
         patience: Epochs without a better validation score (the mean over tasks of
             the main metrics) before the training ends; None for all epochs. The
             model is that of the last epoch.
+        accumulate: Whether each step takes a batch of every data set that the tasks
+            come from, of applications whose batches are of one each (text), so that
+            gradients of all tasks meet; None means no.
     """
 
     application: StrictStr
@@ -107,6 +117,7 @@ class RunConfig(Decodable):
     precision: StrictStr | None = None
     jit: Jit = "auto"
     patience: StrictInt | None = None
+    accumulate: StrictBool | None = None
 
     def validate(self) -> TrainingConfig:
         """Checks every field and fills in the application's defaults.
@@ -159,6 +170,7 @@ class TrainingConfig(Decodable):
     precision: StrictStr | None
     jit: Jit
     patience: Count | None
+    accumulate: StrictBool | None = None
 
     def __post_init__(self) -> None:
         self._check_names(self.get_application())
@@ -200,6 +212,11 @@ class TrainingConfig(Decodable):
                 f"Expected no loss_weights for {len(self.tasks)} tasks that are "
                 f"columns of one output. Received: {len(self.loss_weights)}."
             )
+        if self.accumulate is not None and not application.accumulates:
+            raise InputError(
+                f"Expected no `accumulate` {owner}, whose batches are not of one data "
+                f"set each. Received: accumulate={self.accumulate}."
+            )
         for task in self.loss_weights or {}:
             if task not in self.tasks:
                 raise unknown_name("task in loss_weights", task, self.tasks)
@@ -215,6 +232,8 @@ class TrainingConfig(Decodable):
             64 hexadecimal digits (SHA-256 of canonical JSON).
         """
         values = encode(self)
+        if not self.accumulate:
+            del values["accumulate"]
         several = isinstance(self.balancing, (list, tuple))
         values["balancing"] = [
             _canonical_method(balancing.serialize(balancing.get(spec)), spec)  # type: ignore[arg-type]

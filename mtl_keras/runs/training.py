@@ -38,6 +38,9 @@ def load_split(
         InputError: If the data set is unknown or cannot be prepared here.
     """
     training = split == "train"
+    more: dict[str, Any] = (
+        {"accumulate": True} if training and config.accumulate else {}
+    )
     return config.get_application().load(
         split,
         data=config.data,
@@ -47,6 +50,7 @@ def load_split(
         seed=config.seed,
         limit=config.limit if training else None,
         epoch=epoch,
+        **more,
     )
 
 

@@ -465,3 +465,59 @@ def test_without_single_tasks_the_first_method_is_the_reference(
     assert not names[0] & names[2]
     with pytest.raises(InputError, match="single_tasks=True with pairs=True"):
         comparison(single_tasks=False).validate()
+
+
+def test_a_main_task_is_trained_alone_with_all_and_without_each_helper(
+    tiny, inline, eagerly, tmp_path, trainings
+):
+    out = tmp_path / "out"
+    given = Comparison(RunConfig("tiny", epochs=2), primary="level", seeds=1)
+    told = {
+        cell.method: cell.config.balancing
+        for cell in given.validate().cells()
+        if cell.kind == "combination"
+    }
+    assert len(told) == 6
+    for name, spec in told.items():
+        if name != "equal":
+            assert spec["config"]["primary"] == "level"
+    one = dataclasses.replace(given, balancing=("equal", "gradient_cosine"))
+    console = Console(record=True, width=160, file=io.StringIO())
+    summary = run_comparison(one, out, console=console)
+    assert "2 without a helper" in console.export_text()
+    found = records(out)
+    assert len(trainings) == len(found) == 1 + 2 + 2
+    alone = found["single_level-seed0"]
+    together = found["hard-equal-seed0"]
+    without = found["without_way-seed0"]
+    assert set(without["test"]) == {"bright", "level"}
+    # All keep the epoch that is best for the main task.
+    for record in (alone, together, without):
+        key = "val_mae" if record is alone else "val_level_mae"
+        assert record["epoch"] == 1 + int(np.argmin(record["history"][key]))
+    values = [record["test"]["level"]["mae"] for record in (alone, together, without)]
+    helpers = summary["helpers"]
+    assert list(helpers["gains"]) == ["all", "way", "bright"]
+    gain = helpers["gains"]["all"]["gain"]
+    assert gain == pytest.approx(100 * (1 - values[1] / values[0]))
+    assert summary["methods"]["equal"]["delta_m"]["mean"] == pytest.approx(gain)
+    gain = helpers["gains"]["way"]["gain"]
+    assert gain == pytest.approx(100 * (1 - values[1] / values[2]))
+    page = (out / "report.html").read_text()
+    assert "Do the helpers help?" in page
+    assert "all but way" in page
+    # With one helper, without it is alone.
+    two = dataclasses.replace(one, base=TWO_TASKS)
+    assert {cell.kind for cell in two.validate().cells()} == {"single", "combination"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"primary": "lvel"}, "Did you mean 'level'"),
+        ({"primary": "level", "pairs": True}, "pairs=False and single_tasks=True"),
+    ],
+)
+def test_a_main_task_is_checked(tiny, changes, message):
+    with pytest.raises(InputError, match=message):
+        Comparison(TWO_TASKS, **changes).validate()
