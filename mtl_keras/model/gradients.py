@@ -289,8 +289,7 @@ class GradientStepper:
         shared = variables.shared
         rows, own, sub_batches = self._task_gradients(step, shared, variables)
         update = self._aggregated(step, rows, shared, sub_batches)
-        # The optimizer sums over replicas, each of which has the whole update.
-        return [scaled(gradient, 1.0 / replicas()) for gradient in update], own
+        return _of_whole_batch(step, variables, update), own
 
     def _through_representation(
         self, step: Step, variables: TaskVariables
@@ -363,8 +362,7 @@ class GradientStepper:
         if step.representation is not None:
             update = _below_representation(step, variables, update)
         else:
-            # The optimizer sums over replicas, each of which has the whole update.
-            update = [scaled(gradient, 1.0 / replicas()) for gradient in update]
+            update = _of_whole_batch(step, variables, update)
         return update, _own_gradients(step, variables, own_upstream)
 
     def _difference_quotients(
@@ -541,6 +539,20 @@ def _task_rows(
             for index in range(loss.shape[0])
         ]
     return rows
+
+
+def _of_whole_batch(
+    step: Step, variables: TaskVariables, update: list[Gradient]
+) -> list[Gradient]:
+    """Returns an update that each replica has of the whole batch, for the optimizer.
+
+    Which is not to sum it over replicas, but where the gradients of added losses, each
+    replica's share, come on top, or norms of such shares are clipped together with it.
+    """
+    if step.added or step.clips:
+        return [scaled(gradient, 1.0 / replicas()) for gradient in update]
+    step.summed = list(variables.shared)
+    return update
 
 
 def _own_gradients(

@@ -34,6 +34,7 @@ from mtl_keras.model.gradients import GradientStepper, norms_on_last_shared_laye
 from mtl_keras.model.keras_compat import (
     batch_structure,
     build_optimizer,
+    clips,
     computed_loss,
     loss_tracker,
     loss_trackers,
@@ -831,7 +832,11 @@ class MultiTaskModel(ModelWithTrainingState):
             learned = learned._replace(gradient_norms=norms)
         trainable = self.trainable_variables
         update_if(
-            update, self.optimizer, [gradients[id(v)] for v in trainable], trainable
+            update,
+            self.optimizer,
+            [gradients[id(v)] for v in trainable],
+            trainable,
+            step.summed,
         )
         with guard.statistics_of(pipeline.loss_state):
             pipeline.update(learned)
@@ -930,6 +935,7 @@ class MultiTaskModel(ModelWithTrainingState):
             present=present,
             loss_scale=loss_scale,
             may_overflow=may_overflow(self.optimizer, loss_scale),
+            clips=clips(self.optimizer),
         )
 
     def _task_variables(self, step: Step) -> TaskVariables:
