@@ -55,9 +55,9 @@ def hypernetwork(
         rank: Rank of each change; None for full kernels.
         layers: Names of the layers to condition, also in nested models; None for
             every `Dense` and convolution there (not of subclasses, nor with channels
-            first); `"heads"` for
-            the last of each output's own. Heads alone trade tasks off only as far as
-            they share weights: each could be best for its own task.
+            first); `"heads"` for the last of each output's own. Heads alone trade
+            tasks off only as far as they share weights: each could be best for its
+            own task.
         num_tasks: Entries of the preference; None for the tasks of a compiled
             `MultiTaskModel`, else the number of outputs. The tasks that `compile`
             finds must be as many.
