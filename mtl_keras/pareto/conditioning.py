@@ -72,8 +72,7 @@ def hypernetwork(
     ```python
     conditioned = mtl_keras.pareto.hypernetwork(model)
     conditioned.compile("adam", loss="mse")
-    conditioned.fit({"x": x}, y)
-    conditioned.predict(conditioned.with_preference({"x": x}, [0.9, 0.1]))
+    outputs = conditioned(conditioned.with_preference(x, [0.9, 0.1]))
     ```
     """
     if not hidden:
@@ -138,8 +137,7 @@ def manifold(
     ```python
     conditioned = mtl_keras.pareto.manifold(model, rank=2)
     conditioned.compile("adam", loss="mse")
-    conditioned.fit({"x": x}, y)
-    conditioned.predict(conditioned.with_preference({"x": x}, {"a": 1.0}))
+    outputs = conditioned(conditioned.with_preference(x, {"a": 1.0}))
     ```
     """
     return _conditioned_model(model, layers, lambda p: p, rank, num_tasks)

@@ -104,7 +104,6 @@ def front(
     ```python
     conditioned = mtl_keras.pareto.hypernetwork(model)
     conditioned.compile("adam", loss="mse")
-    conditioned.fit(x, y, verbose=0)
     dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
     front = mtl_keras.pareto.front(conditioned, dataset, points=5)
     print(front.hypervolume([10.0, 10.0]))
