@@ -86,7 +86,9 @@ class SampledPreference(LossBalancer):
         self.scalarisation = _scalarisation(scalarisation)
         self.scalarisation.scale = scale
         self.alpha: Any = (
-            check_number("alpha", alpha, 1e-3) if is_number(alpha) else plain(alpha)
+            plain(alpha)
+            if isinstance(alpha, (Mapping, list, tuple))
+            else check_number("alpha", alpha, 1e-3)
         )
 
     def fresh_copy(self) -> SampledPreference:
