@@ -1,0 +1,337 @@
+"""Tables and pictures of the page "Does it pay?", out of benchmarks/results.
+
+`python docs/generate.py` writes them; no figure of theirs is written by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mtl_keras.evaluation import PairedTest, paired_tests
+from mtl_keras.reports.figures import new_figure, save_png, styled
+
+ROOT = pathlib.Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+IMAGES = ROOT / "docs" / "images"
+METHODS = {
+    "alone": "each task alone",
+    "equal": "shared, `equal`",
+    "uncertainty": "shared, `uncertainty`",
+    "fairgrad": 'shared, `fairgrad`, `solve="running"`',
+    "mmoe": "`mmoe`, `equal`",
+    "pooled": "one output for all tasks",
+    "linear": "linear model of each task",
+}
+JOINT = ("equal", "uncertainty", "fairgrad", "mmoe")
+DATA = {
+    "tox21": "Tox21, 12 assays",
+    "fdu_mtl": "Reviews of 16 domains",
+    "school": "School, 139 schools",
+    "census": "Census-Income, 2 tasks",
+}
+MEASURES = {"auc": ("AUC", 3), "accuracy": ("accuracy", 3), "rmse": ("RMSE", 2)}
+
+
+def results(name: str) -> dict[str, Any]:
+    """Returns a results file."""
+    return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+class Runs:
+    """Tested runs of one data set of `benchmarks/worth.py`, by method and labels."""
+
+    def __init__(self, data: str, results: Mapping[str, Any]):
+        about = results["data"][data]
+        self.data, self.tasks = data, about["tasks"]
+        self.measure, self.digits = MEASURES[about["measure"]]
+        self.sign = -1.0 if about["measure"] == "rmse" else 1.0
+        self.runs = [r for r in results["runs"] if r["data"] == data and "test" in r]
+        done = {(run["labels"], run["method"]) for run in self.runs}
+        self.sizes = [size for size in about["sizes"] if (size, "alone") in done]
+        self.methods = [m for m in METHODS if any(m == method for _, method in done)]
+
+    def by_seed(self, method: str, size: int | None) -> dict[int, dict[str, Any]]:
+        """Returns runs by seed."""
+        return {
+            run["seed"]: run
+            for run in self.runs
+            if run["method"] == method and run["labels"] == size
+        }
+
+    def means(self, method: str, size: int | None) -> dict[int, float]:
+        """Returns means over tasks by seed."""
+        runs = self.by_seed(method, size)
+        return {seed: float(np.mean(run["test"])) for seed, run in runs.items()}
+
+    def tests(self) -> dict[tuple[str, int | None], PairedTest]:
+        """Returns the gains over each task alone, Holm over the whole data set."""
+        gains = {}
+        for size in self.sizes:
+            alone = self.means("alone", size)
+            for method in self.methods:
+                values = self.means(method, size)
+                seeds = sorted(alone.keys() & values.keys())
+                if method != "alone" and len(seeds) > 1:
+                    gains[method, size] = [
+                        self.sign * (values[seed] - alone[seed]) for seed in seeds
+                    ]
+        return paired_tests(gains, 0.0)
+
+    def ratio(self, method: str, size: int | None, key: str) -> np.ndarray:
+        """Returns a cost over that of the models alone, by seed."""
+        alone, other = self.by_seed("alone", size), self.by_seed(method, size)
+        seeds = sorted(alone.keys() & other.keys())
+        return np.array([other[s][key] / alone[s][key] for s in seeds])
+
+    def tasks_better(self, method: str, size: int | None) -> int:
+        """Returns of how many tasks the mean over seeds is better than alone."""
+        alone, other = self.by_seed("alone", size), self.by_seed(method, size)
+        seeds = sorted(alone.keys() & other.keys())
+        gain = [np.subtract(other[seed]["test"], alone[seed]["test"]) for seed in seeds]
+        return int((self.sign * np.mean(gain, axis=0) > 0).sum())
+
+
+def label(size: int | None) -> str:
+    """Returns a number of labels as text."""
+    return "all" if size is None else f"{size:,}"
+
+
+def interval(test: PairedTest, digits: int) -> str:
+    """Returns a difference with its interval; bold where Holm's p is below 0.05."""
+    text = f"{test.difference:+.{digits}f}"
+    if test.p_corrected < 0.05:
+        text = f"**{text}**"
+    return f"{text} ({test.low:+.{digits}f} to {test.high:+.{digits}f})"
+
+
+def gains(runs: Runs) -> str:
+    """Returns the table of one data set: values alone, gains of the others."""
+    tests = runs.tests()
+    rows = []
+    for method in runs.methods:
+        cells = [METHODS[method]]
+        for size in runs.sizes:
+            values = list(runs.means(method, size).values())
+            if method == "alone":
+                mean, std = np.mean(values), np.std(values, ddof=1)
+                cells.append(f"{mean:.{runs.digits}f} ± {std:.{runs.digits}f}")
+            elif (method, size) in tests:
+                cells.append(interval(tests[method, size], runs.digits))
+            else:
+                cells.append("not run")
+        rows.append(cells)
+    seeds = {
+        len(runs.by_seed(method, size))
+        for method in runs.methods
+        for size in runs.sizes
+    }
+    few, many = min(seeds - {0}), max(seeds)
+    count = f"{many}" if few == many else f"{few} to {many}"
+    title = f"**{DATA[runs.data]}**, {runs.measure}, {count} seeds:"
+    head = ["labels of each task", *map(label, runs.sizes)]
+    return f"{title}\n\n{table(head, rows)}"
+
+
+def costs(all_runs: Sequence[Runs]) -> str:
+    """Returns the processor seconds of training N models and one."""
+    rows = []
+    for runs in all_runs:
+        for size in runs.sizes:
+            row = [DATA[runs.data], label(size)]
+            for method in ("alone", *JOINT):
+                values = runs.by_seed(method, size).values()
+                seconds = [run["cpu_seconds"] for run in values]
+                row.append(f"{np.mean(seconds):.1f}" if seconds else "–")
+            ratio = runs.ratio("equal", size, "cpu_seconds")
+            if len(ratio):
+                low, high = ratio.min(), ratio.max()
+                row.append(f"{ratio.mean():.2f} ({low:.2f} to {high:.2f})")
+                rows.append(row)
+    head = ["", "labels", "all alone", *(f"`{method}`" for method in JOINT)]
+    return table([*head, "`equal` / alone"], rows)
+
+
+def serving(worth: Mapping[str, Any]) -> str:
+    """Returns what a request of all tasks takes."""
+    rows = []
+    for data, cost in worth.get("serving", {}).items():
+        for method, one in cost.items():
+            rows.append(
+                [
+                    DATA[data],
+                    METHODS[method],
+                    str(one["models"]),
+                    f"{one['megabytes']:.2f}",
+                    f"{one['cpu_ms_1']:.2f}",
+                    f"{one['cpu_ms_256']:.1f}",
+                ]
+            )
+    head = ["", "", "models", "MB on disk", "CPU ms, 1 row", "CPU ms, 256 rows"]
+    return table(head, rows)
+
+
+def balancing(qm9: Mapping[str, Any]) -> str:
+    """Returns what balancing gains over equal weights on QM9."""
+    error = {
+        name: np.array(method["by_seed"]) for name, method in qm9["summary"].items()
+    }
+    others = {
+        name: values
+        for name, values in error.items()
+        if name not in ("single", "equal") and len(values) == len(error["equal"])
+    }
+    tests = paired_tests(others, error["equal"])
+    rows = [["one model for each target", "0", "", ""]]
+    for name, values in sorted(error.items(), key=lambda item: item[1].mean()):
+        if name == "single":
+            continue
+        spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
+        method, *solve = name.split()
+        title = f"`{method}`" + (f', `solve="{solve[0]}"`' if solve else "")
+        change = "–"
+        if name in tests:
+            change = f"{tests[name].difference:+.1f}"
+            if np.isfinite(tests[name].low):
+                change = interval(tests[name], 1)
+        rows.append([title, f"{values.mean():+.1f}{spread}", change, str(len(values))])
+    return table(["", "error over single, %", "against `equal`, points", "seeds"], rows)
+
+
+class Pairs(NamedTuple):
+    """Values of one task by seed, shared and alone."""
+
+    name: str
+    measure: str
+    joint: list[float]
+    alone: list[float]
+
+
+def earlier() -> list[Pairs]:
+    """Returns results of the applications, on files of other benchmarks."""
+    rows = []
+    for group, task in (("income", "income"), ("education", "college")):
+        alone = results(f"census_income_{group}_single")["runs"]
+        for sharing in ("hard", "mmoe"):
+            joint = results(f"census_income_{group}_{sharing}")["runs"]
+            values = ([run["auc"][task] for run in runs] for runs in (joint, alone))
+            rows.append(Pairs(f"Census-Income: {task}, `{sharing}`", "AUC", *values))
+    for task, measure in (("rating", "rmse"), ("liked", "auc")):
+        key = f"{task}_{measure}"
+        runs = results("movielens_multi")["runs"], results(f"movielens_{task}")["runs"]
+        values = ([run[key] for run in one] for one in runs)
+        rows.append(Pairs(f"MovieLens: {task}", measure.upper(), *values))
+    runs = results("multimodal_real")["runs"]
+    names = {"image": "seen", "audio": "heard", "text": "read"}
+    for key in runs[0]["accuracy"]:
+        task, modality = key.split("/")
+        values = (
+            [run["accuracy"][key] for run in runs if run["model"] == model]
+            for model in ("joint, equal", f"{task} alone")
+        )
+        name = f"Images, recordings, texts: {task}, {names[modality]}"
+        rows.append(Pairs(name, "accuracy", *values))
+    return rows
+
+
+def negative() -> str:
+    """Returns the table of applications that gain little or lose by sharing."""
+    rows = earlier()
+    differences = {row.name: np.subtract(row.joint, row.alone) for row in rows}
+    tests = paired_tests(differences, 0.0)
+    cells = [
+        [
+            row.name,
+            row.measure,
+            f"{np.mean(row.alone):.4f}",
+            f"{np.mean(row.joint):.4f}",
+            interval(tests[row.name], 4),
+            str(len(row.joint)),
+        ]
+        for row in rows
+    ]
+    return table(["", "", "alone", "shared", "difference", "seeds"], cells)
+
+
+def summary(all_runs: Mapping[str, Runs]) -> str:
+    """Returns the rows of the README: single tasks beside shared ones."""
+    rows = []
+    for data, size in (("tox21", None), ("fdu_mtl", 200), ("census", 10_000)):
+        runs = all_runs.get(data)
+        if runs is None or not runs.by_seed("equal", size):
+            continue
+        alone, joint = (list(runs.means(m, size).values()) for m in ("alone", "equal"))
+        test = runs.tests()["equal", size]
+        ratio = runs.ratio("equal", size, "cpu_seconds").mean()
+        rows.append(
+            [
+                f"{DATA[data]}, {label(size)} labels each",
+                runs.measure,
+                f"{np.mean(alone):.{runs.digits}f}",
+                f"{np.mean(joint):.{runs.digits}f}",
+                interval(test, runs.digits),
+                f"{ratio:.2f}",
+            ]
+        )
+    return table(
+        ["", "", "each alone", "shared, `equal`", "gain (95 %)", "training time"], rows
+    )
+
+
+def parts() -> dict[str, str]:
+    """Returns the generated parts of the pages, by name."""
+    worth = results("worth")
+    runs = {data: Runs(data, worth) for data in DATA if data in worth["data"]}
+    generated = {data: gains(one) for data, one in runs.items()}
+    generated["costs"] = costs(list(runs.values()))
+    generated["serving"] = serving(worth)
+    generated["negative"] = negative()
+    generated["worth"] = summary(runs)
+    if (RESULTS / "qm9.json").exists():
+        generated["qm9"] = balancing(results("qm9"))
+    return generated
+
+
+def draw() -> None:
+    """Draws the curves over labels, docs/images/worth.png."""
+    worth = results("worth")
+    _curves([Runs(data, worth) for data in ("tox21", "fdu_mtl")])
+
+
+@styled
+def _curves(shown: Sequence[Runs]) -> None:
+    figure, axes = new_figure(3.6 * len(shown), 3.0, ncols=len(shown), squeeze=False)
+    for axis, runs in zip(axes[0], shown, strict=True):
+        places = np.arange(len(runs.sizes))
+        for shift, method in enumerate(m for m in METHODS if m in runs.methods):
+            values = [list(runs.means(method, s).values()) for s in runs.sizes]
+            means = [np.mean(v) if v else np.nan for v in values]
+            spreads = [np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in values]
+            axis.errorbar(
+                places + 0.04 * (shift - 2),
+                means,
+                spreads,
+                label=METHODS[method].replace("`", ""),
+                marker="o",
+                markersize=3,
+                capsize=2,
+                linewidth=2 if method in ("alone", "equal") else 1,
+                linestyle="--" if method in ("alone", "linear") else "-",
+            )
+        axis.set_title(DATA[runs.data])
+        axis.set_xticks(places, [label(size) for size in runs.sizes])
+        axis.set_xlabel("labels of each task")
+        axis.set_ylabel(runs.measure)
+        axis.grid(axis="y")
+    axes[0][-1].legend(frameon=False, fontsize=7)
+    save_png(figure, IMAGES / "worth.png")
