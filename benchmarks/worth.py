@@ -112,8 +112,8 @@ def tox21(path: str) -> Problem:
         y=np.array([[float(v or "nan") for v in row[:12]] for row in rows], "float32"),
         tasks=header[:12],
         measure="auc",
-        sizes=(50, 200, 1000, None),
-        methods=("alone", "equal", "uncertainty", "fairgrad", "mmoe", "linear"),
+        sizes=(200, None, 50, 1000),
+        methods=("alone", "equal", "mmoe", "fairgrad", "uncertainty", "linear"),
         units=(64, 32),
     )
 
@@ -144,7 +144,7 @@ def reviews(path: str) -> Problem:
     tasks = sorted(set(domains))
     y = np.full((len(texts), len(tasks)), np.nan, "float32")
     y[np.arange(len(texts)), [tasks.index(d) for d in domains]] = labels
-    methods = ("alone", "equal", "uncertainty", "fairgrad", "mmoe", "pooled", "linear")
+    methods = ("alone", "equal", "pooled", "mmoe", "fairgrad", "uncertainty", "linear")
     return Problem(
         x,
         y,
@@ -167,7 +167,7 @@ def school(path: str) -> Problem:
     y = np.full((len(rows), len(tasks)), np.nan, "float32")
     columns = [tasks.index(row[0]) for row in rows]
     y[np.arange(len(rows)), columns] = (score - score.mean()) / score.std()
-    methods = ("alone", "equal", "uncertainty", "fairgrad", "pooled", "linear")
+    methods = ("alone", "equal", "pooled", "uncertainty", "fairgrad", "linear")
     spread = np.where(x.std(0) > 0, x.std(0), 1.0)
     return Problem(
         (x - x.mean(0)) / spread, y, tasks, "rmse", (None,), methods, (16,),
@@ -190,7 +190,7 @@ def census(path: str) -> Problem:
     methods = ("alone", "equal", "uncertainty", "fairgrad", "mmoe", "linear")
     return Problem(
         np.concatenate([values, hot], 1).astype("float32"), np.array(y, "float32"),
-        ["income", "never_married"], "auc", (200, 1000, 10_000), methods, (32, 16),
+        ["income", "never_married"], "auc", (1000, 200, 10_000), methods, (32, 16),
     )  # fmt: skip
 
 
@@ -292,6 +292,7 @@ class Network:
         self.answer = tf.function(
             lambda x: self.model(x, training=False),
             input_signature=[tf.TensorSpec((None, problem.x.shape[1]))],
+            autograph=False,
         )
         rows = problem.x[:200]
         labels = np.ones((len(rows), self.width), "float32")

@@ -58,7 +58,8 @@ class Runs:
         self.sign = -1.0 if about["measure"] == "rmse" else 1.0
         self.runs = [r for r in results["runs"] if r["data"] == data and "test" in r]
         done = {(run["labels"], run["method"]) for run in self.runs}
-        self.sizes = [size for size in about["sizes"] if (size, "alone") in done]
+        sizes = [size for size in about["sizes"] if (size, "alone") in done]
+        self.sizes = sorted(sizes, key=lambda size: size or np.inf)
         self.methods = [m for m in METHODS if any(m == method for _, method in done)]
 
     def by_seed(self, method: str, size: int | None) -> dict[int, dict[str, Any]]:
