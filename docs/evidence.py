@@ -267,7 +267,7 @@ def negative() -> str:
 def summary(all_runs: Mapping[str, Runs]) -> str:
     """Returns the rows of the README: single tasks beside shared ones."""
     rows = []
-    for data, size in (("tox21", None), ("fdu_mtl", 200), ("census", 10_000)):
+    for data, size in (("tox21", None), ("fdu_mtl", 200), ("census", 1000)):
         runs = all_runs.get(data)
         if runs is None or not runs.by_seed("equal", size):
             continue
