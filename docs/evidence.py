@@ -26,6 +26,7 @@ METHODS = {
     "mmoe": "`mmoe`, `equal`",
     "pooled": "one output for all tasks",
     "linear": "linear model of each task",
+    "separate": "each task alone",
 }
 JOINT = ("equal", "uncertainty", "fairgrad", "mmoe")
 DATA = {
@@ -60,7 +61,8 @@ class Runs:
         done = {(run["labels"], run["method"]) for run in self.runs}
         sizes = [size for size in about["sizes"] if (size, "alone") in done]
         self.sizes = sorted(sizes, key=lambda size: size or np.inf)
-        self.methods = [m for m in METHODS if any(m == method for _, method in done)]
+        compared = [method for method in METHODS if method != "separate"]
+        self.methods = [m for m in compared if any((s, m) in done for s in sizes)]
 
     def by_seed(self, method: str, size: int | None) -> dict[int, dict[str, Any]]:
         """Returns runs by seed."""
@@ -90,8 +92,8 @@ class Runs:
         return paired_tests(gains, 0.0)
 
     def ratio(self, method: str, size: int | None, key: str) -> np.ndarray:
-        """Returns a cost over that of the models alone, by seed."""
-        alone, other = self.by_seed("alone", size), self.by_seed(method, size)
+        """Returns a cost over that of separate models, by seed."""
+        alone, other = self.by_seed("separate", size), self.by_seed(method, size)
         seeds = sorted(alone.keys() & other.keys())
         return np.array([other[s][key] / alone[s][key] for s in seeds])
 
@@ -150,7 +152,7 @@ def costs(all_runs: Sequence[Runs]) -> str:
     for runs in all_runs:
         for size in runs.sizes:
             row = [DATA[runs.data], label(size)]
-            for method in ("alone", *JOINT):
+            for method in ("separate", *JOINT):
                 values = runs.by_seed(method, size).values()
                 seconds = [run["cpu_seconds"] for run in values]
                 row.append(f"{np.mean(seconds):.1f}" if seconds else "–")
