@@ -20,9 +20,9 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2
 
-# What `make test` leaves out: hours.
+# What `make test` leaves out: hours. With SHARE=N an Nth part of it, each day another one.
 test-slow: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest -n 2 -m slow $(if $(SHARE),--share $(SHARE))
 
 # The kernels' own tests, under AddressSanitizer and UndefinedBehaviorSanitizer, built by
 # GCC and by clang where they are installed, with warnings as errors. Without a C++

@@ -103,9 +103,9 @@ def solver_loop(solve, num_tasks: int, which: str, times: int):
     return call
 
 
-def empty_loop(num_tasks: int):
+def empty_loop(num_tasks: int, times: int = LOOP):
     """The loop around the solves alone."""
-    return solver_loop(lambda gram: (gram[0], None), num_tasks, "auto", LOOP)
+    return solver_loop(lambda gram: (gram[0], None), num_tasks, "auto", times)
 
 
 def less(times: Times, idle: Times) -> Times:

@@ -1,12 +1,15 @@
 """Solvers inside a graph against those of TorchJD 0.18, in one run.
 
-    python benchmarks/peers.py [--environment FOLDER] [TASKS ...]
+    python benchmarks/peers.py [--environment FOLDER] [--only METHOD] [--busy]
+        [TASKS ...]
 
 Installs TorchJD with all its solvers into an environment of its own under FOLDER (by
 default in the user's cache folder), once, and runs it in a second process. The two
 take turns, so that a slow minute of the machine hits both. Both get the same Gram
 matrices in turn (Nash-MTL of TorchJD takes the gradients, here four times as many
-numbers as tasks); times of the compiled ops are less the loop around them.
+numbers as tasks); times of the compiled ops are less the loop around them. `--busy`,
+for a busy machine, counts the processor's time in place of the clock's, with TorchJD on
+one thread.
 Writes benchmarks/results/peers.json.
 """
 
@@ -25,7 +28,7 @@ import venv
 TORCHJD = "torchjd[full]==0.18.*"
 RESULTS = pathlib.Path(__file__).parent / "results" / "peers.json"
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-TASKS = (2, 4, 8, 16, 32, 64)
+TASKS = (2, 4, 8, 16, 32, 64, 128)
 ROUNDS = 15
 SECONDS = 1.0  # of TorchJD's time for one method and number of tasks
 PEERS = {  # names of benchmarks/ops.py
@@ -60,6 +63,9 @@ def serve() -> None:
 
     versions = {name: version(name) for name in ("torchjd", "torch")}
     print(json.dumps(versions), flush=True)
+    clock = getattr(time, sys.argv[2])
+    if clock is time.process_time:
+        torch.set_num_threads(1)
     for line in sys.stdin:
         request = json.loads(line)
         rows = torch.tensor(np.load(request["rows"]))
@@ -76,15 +82,17 @@ def serve() -> None:
         for _ in iter(sys.stdin.readline, "end\n"):
             times = []
             for problem in problems:
-                start = time.perf_counter()
+                start = clock()
                 solve(problem)
-                times.append(time.perf_counter() - start)
+                times.append(clock() - start)
                 if sum(times) > SECONDS / ROUNDS:
                     break
             print(json.dumps(sum(times) / len(times)), flush=True)
 
 
-def compare(peer: subprocess.Popen, name: str, num_tasks: int, rows: str) -> dict:
+def compare(
+    peer: subprocess.Popen, name: str, num_tasks: int, rows: str, clock: str
+) -> dict:
     """Times one solver and its peer in turns."""
     import ops
 
@@ -93,9 +101,11 @@ def compare(peer: subprocess.Popen, name: str, num_tasks: int, rows: str) -> dic
         peer.stdin.flush()
         return json.loads(peer.stdout.readline())
 
+    now = getattr(time, clock)
+    solves = ops.LOOP if num_tasks <= 64 else ops.PROBLEMS
     calls = {
-        "idle": ops.empty_loop(num_tasks),
-        "native": ops.solver_loop(ops.SOLVERS[name], num_tasks, "native", ops.LOOP),
+        "idle": ops.empty_loop(num_tasks, solves),
+        "native": ops.solver_loop(ops.SOLVERS[name], num_tasks, "native", solves),
     }
     seconds: dict[str, list[float]] = {"native": [], "torchjd": []}
     for call in calls.values():
@@ -106,9 +116,9 @@ def compare(peer: subprocess.Popen, name: str, num_tasks: int, rows: str) -> dic
         calls["idle"]()  # The peer has had the processor: warm up.
         lasted = {}
         for key, call in calls.items():
-            start = time.perf_counter()
+            start = now()
             call()
-            lasted[key] = (time.perf_counter() - start) / ops.LOOP
+            lasted[key] = (now() - start) / solves
         # Below a tenth of a microsecond the difference is noise.
         seconds["native"].append(max(lasted["native"] - lasted["idle"], 1e-7))
     peer.stdin.write("end\n")
@@ -117,6 +127,7 @@ def compare(peer: subprocess.Popen, name: str, num_tasks: int, rows: str) -> dic
     return {
         "solver": PEERS[name],
         "tasks": num_tasks,
+        "clock": clock,
         **times,
         "times_faster": times["torchjd"]["median"] / times["native"]["median"],
     }
@@ -141,7 +152,12 @@ def main() -> None:
     parser.add_argument(
         "--environment", type=pathlib.Path, default=CACHE / "mtl_keras" / "torchjd"
     )
+    parser.add_argument("--busy", action="store_true")
+    parser.add_argument("--only", choices=PEERS.values())
     arguments = parser.parse_args()
+    clock = "process_time" if arguments.busy else "perf_counter"
+    names = [n for n, peer in PEERS.items() if arguments.only in (None, peer)]
+    solvers = {PEERS[name] for name in names}
     python = environment(arguments.environment)
 
     import tempfile
@@ -151,7 +167,7 @@ def main() -> None:
     import tensorflow as tf
 
     peer = subprocess.Popen(
-        [str(python), __file__, "serve"],
+        [str(python), __file__, "serve", clock],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -161,10 +177,16 @@ def main() -> None:
     versions = json.loads(peer.stdout.readline())
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
     for num_tasks in arguments.tasks:
-        kept = [row for row in results["rows"] if row["tasks"] != num_tasks]
+        kept = [
+            row
+            for row in results["rows"]
+            if row["tasks"] != num_tasks or row["solver"] not in solvers
+        ]
         with tempfile.NamedTemporaryFile(suffix=".npy") as rows:
             np.save(rows.name, ops.task_rows(num_tasks))
-            found = [compare(peer, name, num_tasks, rows.name) for name in PEERS]
+            found = [compare(peer, name, num_tasks, rows.name, clock) for name in names]
+        for row in found:
+            row["versions"] = {**versions, "tensorflow": tf.__version__}
         results["rows"] = sorted([*kept, *found], key=lambda row: row["tasks"])
         print(table(found), flush=True)
     peer.stdin.close()
@@ -174,13 +196,12 @@ def main() -> None:
         "unit": "microseconds a solve: median, quartiles and least over rounds",
         "seed": "the number of tasks",
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-        "versions": {**versions, "tensorflow": tf.__version__},
     }
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["serve"]:
+    if sys.argv[1:2] == ["serve"]:
         serve()
     else:
         main()

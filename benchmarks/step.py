@@ -159,9 +159,10 @@ def models(tasks: list[str]) -> dict[str, keras.Model]:
     } | {name: compiled(ours, balancing=name) for name in gram_methods(len(tasks))}
 
 
-def steps(num_tasks: int) -> dict[str, Callable[[], float]]:
+def steppers(
+    tasks: list[str], by_name: dict[str, keras.Model]
+) -> dict[str, Callable[[], float]]:
     """Returns functions that take one step, traced, and return its seconds."""
-    tasks = [f"task_{i}" for i in range(num_tasks)]
     rng = np.random.default_rng(0)
     x = tf.constant(rng.normal(size=(BATCH, SIDE, SIDE, 3 if RESNET else 1)), "float32")
     y = {task: tf.constant(rng.integers(0, 10, BATCH)) for task in tasks}
@@ -180,7 +181,7 @@ def steps(num_tasks: int) -> dict[str, Callable[[], float]]:
         step()
         return step
 
-    return {name: stepper(model) for name, model in models(tasks).items()}
+    return {name: stepper(model) for name, model in by_name.items()}
 
 
 def measure(num_tasks: int, by_name: dict[str, Callable[[], float]]) -> dict:
@@ -330,7 +331,8 @@ def main() -> None:
     elif not numbers:
         numbers = [2, 4, 8]
     for num_tasks in numbers:
-        found = measure(num_tasks, steps(num_tasks))
+        tasks = [f"task_{i}" for i in range(num_tasks)]
+        found = measure(num_tasks, steppers(tasks, models(tasks)))
         print(f"T = {num_tasks}, {found['steps_each']} steps each")
         print(table(found), flush=True)
         kept = [run for run in results.get(key, []) if run["tasks"] != num_tasks]

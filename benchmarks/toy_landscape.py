@@ -160,10 +160,14 @@ def draw(paths: dict[str, np.ndarray], target: pathlib.Path) -> None:
     first, second = losses(tf.constant(np.stack([x1, x2], axis=-1)))
     mean = (first + second).numpy() / 2
 
-    figure = Figure(figsize=(3.3 * len(paths), 4.3), dpi=110, layout="constrained")
+    columns = min(4, len(paths))
+    rows = -(-len(paths) // columns)
+    figure = Figure(figsize=(3.3 * columns, 4.3 * rows), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(paths), sharey=True)
-    for panel, (method, path) in zip(panels, paths.items(), strict=True):
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
+    for panel in panels[len(paths) :]:
+        panel.set_axis_off()
+    for panel, (method, path) in zip(panels, paths.items(), strict=False):
         panel.contour(x1, x2, mean, 24, cmap="viridis", linewidths=0.7, alpha=0.7)
         panel.plot(
             [-7, 7],
@@ -195,7 +199,8 @@ def draw(paths: dict[str, np.ndarray], target: pathlib.Path) -> None:
         panel.set_xlabel("$x_1$")
         panel.set_xlim(-10, 10)
         panel.set_ylim(-10.5, 10.5)
-    panels[0].set_ylabel("$x_2$")
+    for panel in panels[::columns]:
+        panel.set_ylabel("$x_2$")
     panels[0].legend(loc="center right", fontsize="small")
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import os
+import zlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
@@ -17,6 +19,27 @@ def _seeded():
     # Without the garbage collection, which takes seconds beside many traced graphs.
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(1234)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--share",
+        type=int,
+        metavar="N",
+        help="of the tests chosen, run an Nth part, each day another one",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    shares = config.getoption("--share")
+    if not shares:
+        return
+    today = datetime.datetime.now(tz=datetime.UTC).toordinal() % shares
+    parts = {True: [], False: []}
+    for item in items:
+        parts[zlib.crc32(item.nodeid.encode()) % shares == today].append(item)
+    config.hook.pytest_deselected(items=parts[False])
+    items[:] = parts[True]
 
 
 def pytest_configure(config):

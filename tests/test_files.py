@@ -86,6 +86,7 @@ def disk(monkeypatch):
     return disk
 
 
+@pytest.mark.slow
 def test_runs_comparisons_and_exports_are_synced(
     tiny,  # noqa: F811
     eagerly,  # noqa: F811

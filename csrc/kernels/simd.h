@@ -16,6 +16,8 @@ namespace mtl_keras {
 // Elements of every row that are worked on at a time; a multiple of eight.
 constexpr int64_t kGramBlock = 256;
 constexpr int64_t kCombineBlock = 1024;
+// Doubles beyond the last column of a factor.
+constexpr int64_t kFactorPadding = 8;
 
 struct Simd {
   const char* name;
@@ -41,6 +43,21 @@ struct Simd {
   // each other; `width` is a multiple of eight.
   void (*add_pairs)(const double* rows, const int* tasks, int count, int64_t width,
                     int num_tasks, double* sums);
+
+  // Positive definite matrices are held as upper triangles R with A = R' R, whose
+  // diagonals are reciprocals, in rows of `stride` doubles; rows have kFactorPadding
+  // of them beyond the last column, which hold no meaning.
+
+  // Makes columns [from, n) of R in place of those of A's upper triangle, from those
+  // before them. Reciprocals are not finite where A is not positive definite.
+  void (*factorise)(double* upper, int64_t stride, int from, int n);
+
+  // Replaces x [n] by the solution of R' R y = x.
+  void (*substitute)(const double* upper, int64_t stride, int n, double* x);
+
+  // Moves each entry of x >= 0 in turn to the minimum of x' A x / 2 - b' x along it,
+  // `slope` being b - A x; A is symmetric [n, n] with a positive diagonal.
+  void (*descend)(const double* matrix, int n, double* x, double* slope);
 };
 
 // The fastest variant that this processor has.

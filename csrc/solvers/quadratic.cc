@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 
 #include "solvers/eigenvalue.h"
+#include "solvers/regular_qp.h"
 
 namespace mtl_keras {
 namespace {
@@ -283,19 +285,24 @@ bool DualCone(const double* gramian, int size, const double* lower, int batch,
   }
   if (!problem.valid) return false;
   const double noise = std::max(Noise(precision), 4.0 * size * kEps);
-  NonnegativeQp program(problem.cosines, noise);
-  Vector bounds(size), linear(size);
+  RegularQp regular(problem.cosines, noise);
+  std::optional<NonnegativeQp> general;  // made when the other one does not do
+  Vector linear(size);
   Vector raised(static_cast<std::size_t>(batch) * size);
+  std::vector<int> bounded;
   std::vector<char> free(size);
   for (int b = 0; b < batch; ++b) {
     // v = u + z / norms with z >= 0.
     const double* u = out + b * size;
     double* z = raised.data() + b * size;
-    for (int i = 0; i < size; ++i) bounds[i] = u[i] * problem.norms[i];
+    bounded.clear();
+    for (int i = 0; i < size; ++i) {
+      if (u[i] != 0.0) bounded.push_back(i);
+    }
     for (int i = 0; i < size; ++i) {
       double product = 0.0, parts = 0.0;
-      for (int j = 0; j < size; ++j) {
-        const double term = problem.cosines[i][j] * bounds[j];
+      for (int j : bounded) {
+        const double term = problem.cosines[i][j] * u[j] * problem.norms[j];
         product += term;
         parts += std::abs(term);
       }
@@ -303,9 +310,12 @@ bool DualCone(const double* gramian, int size, const double* lower, int batch,
       const bool conflict = std::abs(product) > noise * parts;
       linear[i] = conflict ? -product * problem.active[i] : 0.0;
     }
-    // The tasks that a bound conflicts with are a good guess at those to raise.
-    for (int i = 0; i < size; ++i) free[i] = linear[i] > 0.0;
-    if (!program.SolveNear(linear.data(), z, free.data())) return false;
+    if (!regular.regular() || !regular.Solve(linear.data(), z)) {
+      if (!general) general.emplace(problem.cosines, noise);
+      // The tasks that a bound conflicts with are a good guess at those to raise.
+      for (int i = 0; i < size; ++i) free[i] = linear[i] > 0.0;
+      if (!general->SolveNear(linear.data(), z, free.data())) return false;
+    }
     for (int i = 0; i < size; ++i) {
       z[i] = (u[i] + z[i] / problem.norms[i]) * problem.active[i];
       if (!std::isfinite(z[i])) return false;

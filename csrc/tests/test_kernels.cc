@@ -46,6 +46,59 @@ std::vector<float> Random(std::mt19937* random, int64_t n) {
   return out;
 }
 
+// Factors of positive definite matrices, whole and column after column, and one sweep
+// of descent, against plain loops.
+void TestFactorsAndDescent() {
+  std::mt19937 random(5);
+  for (int n : {1, 2, 3, 4, 5, 8, 13, 31, 64}) {
+    const auto rows = Random(&random, 2 * n * n);
+    std::vector<double> matrix(n * n), x(n), product(n);
+    for (int i = 0; i < n; ++i) {
+      for (int j = 0; j < n; ++j) {
+        for (int k = 0; k < 2 * n; ++k) {
+          matrix[i * n + j] += double{rows[i * 2 * n + k]} * rows[j * 2 * n + k] / n;
+        }
+      }
+      matrix[i * n + i] += 0.1;
+      x[i] = rows[i];
+    }
+    for (int i = 0; i < n; ++i) {
+      for (int j = 0; j < n; ++j) product[i] += matrix[i * n + j] * x[j];
+    }
+    for (const Simd* simd : Variants()) {
+      for (int step : {n, 1, 3}) {
+        const int64_t stride = n + kFactorPadding;
+        std::vector<double> factor(n * stride);
+        for (int from = 0; from < n; from += step) {
+          const int to = std::min(from + step, n);
+          for (int i = 0; i < to; ++i) {
+            for (int j = std::max(i, from); j < to; ++j) {
+              factor[i * stride + j] = matrix[i * n + j];
+            }
+          }
+          simd->factorise(factor.data(), stride, from, to);
+        }
+        std::vector<double> solution = product;
+        simd->substitute(factor.data(), stride, n, solution.data());
+        for (int i = 0; i < n; ++i) CHECK_CLOSE(solution[i], x[i], 1e-11);
+      }
+      std::vector<double> moved(n, 0.0), slope = product, expected(n, 0.0);
+      simd->descend(matrix.data(), n, moved.data(), slope.data());
+      for (int i = 0; i < n; ++i) {
+        double rest = product[i];
+        for (int j = 0; j < i; ++j) rest -= matrix[i * n + j] * expected[j];
+        expected[i] = std::max(rest / matrix[i * n + i], 0.0);
+        CHECK_CLOSE(moved[i], expected[i], 1e-11);
+      }
+      for (int i = 0; i < n; ++i) {
+        double rest = product[i];
+        for (int j = 0; j < n; ++j) rest -= matrix[i * n + j] * expected[j];
+        CHECK_CLOSE(slope[i], rest, 1e-11);
+      }
+    }
+  }
+}
+
 void TestGramianAndCombination() {
   std::mt19937 random(1);
   // Sizes around the blocks and lanes; the last variable spans several pieces.
@@ -358,6 +411,7 @@ void TestMixtures() {
 
 int main() {
   for (const auto* simd : mtl_keras::Variants()) std::printf("%s\n", simd->name);
+  mtl_keras::TestFactorsAndDescent();
   mtl_keras::TestGramianAndCombination();
   mtl_keras::TestUnaligned();
   mtl_keras::TestNarrowTypes();

@@ -10,6 +10,7 @@
 #include "solvers/eigenvalue.h"
 #include "solvers/projection.h"
 #include "solvers/quadratic.h"
+#include "solvers/regular_qp.h"
 #include "solvers/root.h"
 #include "tests/check.h"
 
@@ -161,6 +162,84 @@ void TestQuadraticProgramFromAnyGuess() {
   }
 }
 
+// From the inverse where most entries are free, and by a factor where few are.
+void TestRegularQuadraticPrograms() {
+  int refused = 0;  // pivots that went in circles
+  std::mt19937 random(5);
+  std::normal_distribution<double> normal;
+  for (int size : {1, 4, 12, 40}) {
+    for (int trial = 0; trial < 30; ++trial) {
+      const int width = trial % 3 == 0 ? size / 2 + 1 : 2 * size + 3;
+      Matrix matrix = GramianOf(Rows(&random, size, width, trial % 2));
+      for (double& value : matrix.data) value /= width;
+      for (int i = 0; i < size; ++i) matrix[i][i] += 1e-4;
+      NonnegativeQp program(matrix);
+      RegularQp regular(matrix, 0.0);
+      CHECK(regular.regular());
+      Vector linear(size), expected(size), x(size);
+      std::vector<char> free(size);
+      for (double mean : {-1.0, 0.0, 1.0, 5.0}) {
+        for (double& value : linear) value = mean + normal(random);
+        CHECK(program.Solve(linear.data(), false, expected.data(), free.data()));
+        if (!regular.Solve(linear.data(), x.data())) {
+          ++refused;
+          continue;
+        }
+        for (int i = 0; i < size; ++i) {
+          CHECK_CLOSE(x[i], expected[i], 1e-7 * (1.0 + std::abs(expected[i])));
+        }
+      }
+    }
+  }
+  CHECK(refused < 20);
+  for (double value : {0.0, -1.0, std::nan("")}) {
+    Matrix singular(2);
+    singular[0][0] = singular[1][1] = 1.0;
+    singular[0][1] = singular[1][0] = 1.0 - value;
+    CHECK(!RegularQp(singular, 0.0).regular());
+  }
+}
+
+// v >= u, G v >= 0, and of each task one is an equality: what defines a projection.
+void TestProjectionsAreComplementary() {
+  std::mt19937 random(4);
+  std::normal_distribution<double> normal;
+  for (int tasks : {2, 3, 9, 32, 128}) {
+    for (int kind = 0; kind < 5; ++kind) {
+      auto rows = Rows(&random, tasks, 3 * tasks, kind == 0);
+      for (int i = 0; i < tasks; ++i) {
+        // Agreeing, of norms over four decades, nearly dependent.
+        const double length = kind == 2 ? std::pow(10.0, 4.0 * i / tasks) : 1.0;
+        for (double& x : rows[i]) x *= length;
+        if (kind == 3) rows[i][0] += 10.0;
+        if (kind == 4 && i > 0) {
+          const Vector& other = rows[i - 1];
+          for (int k = 0; k < 3 * tasks; ++k) rows[i][k] = 1e-3 * rows[i][k] - other[k];
+        }
+      }
+      const Matrix gram = GramianOf(rows);
+      Matrix lower(tasks), raised(tasks);
+      for (int i = 0; i < tasks; ++i) lower[i][i] = 1.0 + std::abs(normal(random));
+      CHECK(DualCone(gram.data.data(), tasks, lower.data.data(), tasks, kEps,
+                     raised.data.data()));
+      Vector products(tasks);
+      for (int row = 0; row < tasks; ++row) {
+        Multiply(gram, raised[row], products.data());
+        double size = 0.0;
+        for (int i = 0; i < tasks; ++i) {
+          size += std::abs(raised[row][i]) * std::sqrt(gram[i][i]);
+        }
+        for (int i = 0; i < tasks; ++i) {
+          const double product = products[i] / std::sqrt(gram[i][i]) / size;
+          CHECK(raised[row][i] >= lower[row][i]);
+          CHECK(product >= -1e-10);
+          CHECK(raised[row][i] == lower[row][i] || product <= 1e-10);
+        }
+      }
+    }
+  }
+}
+
 void TestSmallestEigenvalue() {
   Matrix matrix(3);
   const double values[] = {2, -1, 0, -1, 2, -1, 0, -1, 2};
@@ -175,6 +254,8 @@ int main() {
   mtl_keras::TestOptimalityConditions();
   mtl_keras::TestDegenerateInputStaysFinite();
   mtl_keras::TestQuadraticProgramFromAnyGuess();
+  mtl_keras::TestRegularQuadraticPrograms();
+  mtl_keras::TestProjectionsAreComplementary();
   mtl_keras::TestSmallestEigenvalue();
   std::printf("solvers: all as expected\n");
 }

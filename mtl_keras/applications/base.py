@@ -35,6 +35,8 @@ class Task:
         metrics: Function that returns new metrics, named without the task.
         objective: Name of the metric that models are compared by.
         direction: `"max"` or `"min"`: which way the objective is better.
+        unit: What the objective is divided by where a mean is taken over tasks: the
+            deviation of a target that has a unit.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Task:
     metrics: Callable[[], list[keras.metrics.Metric]]
     objective: str
     direction: str = "max"
+    unit: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)

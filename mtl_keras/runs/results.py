@@ -106,11 +106,13 @@ def score(main: Mapping[str, float], application: Any) -> float:
     """Returns the mean over tasks of the main metrics, higher being better.
 
     Args:
-        main: `{task: value}`. A metric that is to be minimised counts negative.
-        application: The application that knows each metric's direction.
+        main: `{task: value}`. A metric that is to be minimised counts negative, and
+            one of a target with a unit is divided by the target's deviation.
+        application: The application that knows each metric's direction and unit.
     """
+    tasks = [application.tasks[task] for task in main]
     oriented = [
-        value if application.tasks[task].direction == "max" else -value
-        for task, value in main.items()
+        (1 if task.direction == "max" else -1) * value / task.unit
+        for task, value in zip(tasks, main.values(), strict=True)
     ]
     return sum(oriented) / len(oriented)

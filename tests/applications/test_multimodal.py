@@ -161,6 +161,7 @@ def test_every_fusion_learns(application, data, fusion, sharing, balancing):
     assert history["loss"][-1] < history["loss"][0]
 
 
+@pytest.mark.slow
 def test_hard_input_trains_and_is_answered(application, small_multimodal):
     keras.utils.set_random_seed(1)
     model = application.build(width=2)

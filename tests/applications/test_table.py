@@ -19,6 +19,7 @@ from mtl_keras.applications.table import layers
 from mtl_keras.applications.table.tasks import make_columns
 from mtl_keras.data.tables.description import TaskStats
 from mtl_keras.errors import InputError
+from mtl_keras.runs.results import score
 from mtl_keras.serving.examples import serialize
 from mtl_keras.serving.served_model import served_model
 
@@ -205,6 +206,19 @@ def test_predictions_stand_beside_the_rows(run, data_file, tmp_path):
     assert (answers["verkauft?_prediction"] == "ja").equals(probability > 0.5)
     classes = np.array(["flat", "house", "hut"])[direct["column"].argmax(1)]
     assert (answers["种类_prediction"] == classes).all()
+
+
+def test_a_mean_over_tasks_does_not_depend_on_the_unit_of_a_target(data_file, tmp_path):
+    rows = frame()
+    rows["Preis (€)"] *= 1000
+    rows.to_csv(tmp_path / "houses.csv", index=False)
+    (tmp_path / "houses.toml").write_text(data_file.read_text("utf-8"), "utf-8")
+    main = {"Preis (€)": 5000.0, "verkauft?": 0.9, "种类": 0.6}
+    mean = score(main, applications.Table(data_file))
+    other = applications.Table(tmp_path / "houses.toml")
+    assert mean == pytest.approx(score(main | {"Preis (€)": 5e6}, other), rel=1e-5)
+    # Prices deviate by 10,000.
+    assert mean == pytest.approx((0.9 + 0.6 - 0.5) / 3, rel=0.1)
 
 
 def test_a_changed_table_is_another_one(data_file, tmp_path):

@@ -162,6 +162,7 @@ def test_every_backbone_builds(text, backbone):
     assert all(np.isfinite(value).all() for value in outputs.values())
 
 
+@pytest.mark.slow
 def test_nothing_is_traced_after_the_first_epoch(text, monkeypatch):
     traces = []
     call = Decoder.call
@@ -182,6 +183,7 @@ def test_nothing_is_traced_after_the_first_epoch(text, monkeypatch):
     assert len(traces) == first
 
 
+@pytest.mark.slow
 def test_measured_texts_are_those_of_the_serving_model(text):
     model = compiled(text, "mlp")
     scores = text.measure(model, "test", batch_size=16)

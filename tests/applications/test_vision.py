@@ -70,7 +70,12 @@ def test_shuffle_limit_and_tasks(vision, small_digits):
 
 
 @pytest.mark.parametrize(
-    ("backbone", "sharing"), [("cnn", "mmoe"), ("rnn", "hard"), ("mlp", "hard")]
+    ("backbone", "sharing"),
+    [
+        ("cnn", "mmoe"),
+        pytest.param("rnn", "hard", marks=pytest.mark.slow),
+        pytest.param("mlp", "hard", marks=pytest.mark.slow),
+    ],
 )
 def test_every_backbone_builds_and_learns(vision, small_digits, backbone, sharing):
     model = build(vision, backbone, sharing=sharing)

@@ -27,7 +27,7 @@ def check(ends):
     np.testing.assert_allclose(ends["mean"][0], [-5.05, 2.15], atol=0.1)
     np.testing.assert_allclose(ends["mean"][2], [5.02, 2.31], atol=0.1)
     np.testing.assert_allclose(ends["cagrad"], [[0, -8.355]] * 3, atol=0.01)
-    for method in ("mgda", "pcgrad", "nash"):
+    for method in ("mgda", "pcgrad", "nash", "mgda_running", "nash_running"):
         for x1, x2 in ends[method]:
             assert -7.01 <= x1 <= 7.01
             assert abs(x2 + 8.355) < 0.1

@@ -78,6 +78,7 @@ def test_equals_the_closed_form_and_leaves_the_model_alone(tmp_path):
     assert ended.history == again.history
 
 
+@pytest.mark.slow
 def test_an_absent_task_is_unknown_not_zero():
     x, y = data()
     weights = {t: np.full(16, float(t != "b"), "float32") for t in SLOPES}

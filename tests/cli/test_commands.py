@@ -91,6 +91,7 @@ def test_from_a_study_to_a_checked_export_and_again(run, tmp_path):
     assert "| `level` |" not in card
 
 
+@pytest.mark.slow
 def test_runs_of_one_task_are_served_together_and_checked(run, tmp_path):
     for task in ("way", "bright"):
         ok(run(f"train tiny --epochs 1 --tasks {task} --out runs/{task}"))
@@ -239,6 +240,7 @@ def test_exit_code_1_reports_a_study_without_a_finished_trial(
         assert "No trial finished" in result.stdout
 
 
+@pytest.mark.slow
 def test_runs_of_other_batch_sizes_are_exported_together(run, tmp_path):
     for task, size in (("way", 32), ("level", 8)):
         ok(

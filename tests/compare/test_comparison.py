@@ -222,6 +222,7 @@ def test_a_seed_that_is_given_counts(tiny):
     assert len({c.name for c in comparison(balancing=ways).validate().cells()}) == 12
 
 
+@pytest.mark.slow
 def test_a_single_task_without_a_baseline_leaves_the_others(
     tiny, eagerly, inline, monkeypatch, tmp_path
 ):
@@ -378,6 +379,7 @@ def test_links_in_the_folder_are_refused(tiny, inline, tmp_path):
     assert not any(elsewhere.iterdir())
 
 
+@pytest.mark.slow
 def test_a_folder_of_other_settings_is_refused(tiny, eagerly, inline, tmp_path):
     few = {"balancing": ("equal",), "seeds": 1}
     run_comparison(Comparison(RunConfig("tiny", epochs=1), **few), tmp_path / "out")

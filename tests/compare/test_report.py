@@ -141,6 +141,7 @@ def test_what_has_no_value_is_shown_as_such(given, tmp_path):
 
 
 @pytest.mark.parametrize("zero", [0.0, 1e-9, math.nan])
+@pytest.mark.slow
 def test_a_task_with_a_baseline_of_0_is_excluded_from_every_delta(
     given, zero, tmp_path
 ):

@@ -21,6 +21,7 @@ def test_split(data_dir):
     return next(iter(tfds.as_numpy(dataset.batch(10_000))))
 
 
+@pytest.mark.slow
 def test_features_are_as_documented(test_split, data_dir):
     assert {name: (x.dtype, x.shape[1:]) for name, x in test_split.items()} == {
         "image": (np.uint8, (36, 36, 1)),

@@ -159,7 +159,9 @@ def test_no_operation_of_a_step_touches_the_whole_table(balancing):
     assert {"ResourceGather", "ResourceScatterUpdate"} <= kinds
 
 
-@pytest.mark.parametrize("balancing", ["equal", "upgrad"])
+@pytest.mark.parametrize(
+    "balancing", [pytest.param("equal", marks=pytest.mark.slow), "upgrad"]
+)
 def test_gradients_stay_sparse_over_replicas_and_under_loss_scaling(
     balancing, mirrored
 ):

@@ -352,7 +352,9 @@ class Counting(keras.metrics.Metric):
         return self.total / self.seen
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize(
+    "jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("head", [number, dense(1)], ids=["batch", "batch_1"])
 def test_one_number_for_a_batch_is_that_of_the_labelled_samples(head, jit_compile):
     if head is number and jit_compile:

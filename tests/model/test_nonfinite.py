@@ -71,13 +71,13 @@ LOSS, GRADIENT = (np.nan, "the loss of 'b'"), (7.0, "the gradient of 'b'")
     ("value", "blamed", "method", "arguments"),
     [
         (*LOSS, "equal", {}),
-        (*LOSS, "equal", {"steps_per_execution": 8}),
         (*LOSS, "upgrad", {}),
         (*GRADIENT, "equal", {"jit_compile": True}),
-        (*GRADIENT, EVERY_SECOND, {}),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
+                (*LOSS, "equal", {"steps_per_execution": 8}),
+                (*GRADIENT, EVERY_SECOND, {}),
                 (*LOSS, "equal", {"jit_compile": True}),
                 (*LOSS, REPRESENTATION, {}),
                 (*LOSS, EVERY_SECOND, {}),
@@ -139,7 +139,7 @@ SKIPPING = [
 ]
 
 
-@pytest.mark.parametrize("value", [np.nan, 7.0])
+@pytest.mark.parametrize("value", [np.nan, pytest.param(7.0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", SKIPPING, ids=str)
 def test_a_skipped_task_is_an_absent_task(method, value):
     """The same weights as where a sample weight of 0 says that b has no label."""
@@ -232,7 +232,9 @@ def test_other_finite_numbers_are_left_to_the_usual_step():
         assert_equal_weights(stock, model, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["equal", "pcgrad"])
+@pytest.mark.parametrize(
+    "method", [pytest.param("equal", marks=pytest.mark.slow), "pcgrad"]
+)
 @pytest.mark.parametrize("policy", ["raise", "skip_task", "skip_step"])
 def test_an_overflow_of_float16_is_the_loss_scalers(method, policy):
     keras.config.set_dtype_policy("mixed_float16")

@@ -79,7 +79,9 @@ def test_heads_follow_their_own_gradient_under_gradient_balancers(balancing):
     assert not np.allclose(heads[balancing + " stem"], heads["equal stem"], rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["loss", "gradient"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("loss", marks=pytest.mark.slow), "gradient"]
+)
 @pytest.mark.parametrize("task_specific", ["own", "weighted"])
 def test_task_specific_decides_what_trains_the_heads(kind, task_specific):
     """Known weights: a static 0.25, and MGDA's on equal tasks (mean scale: 1/3)."""
@@ -334,7 +336,11 @@ def nested_network(form):
 
 @pytest.mark.parametrize(
     "form",
-    ["functional", "subclassed", pytest.param("twice", marks=pytest.mark.slow)],
+    [
+        "functional",
+        pytest.param("subclassed", marks=pytest.mark.slow),
+        pytest.param("twice", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("gradients_of", ["shared", "representation"])
 def test_nested_models_balance_as_flat_ones(form, gradients_of):

@@ -242,6 +242,7 @@ with ops.implementation("native"):
 """
 
 
+@pytest.mark.slow
 def test_same_bits_for_any_number_of_threads():
     printed = {
         subprocess.run(

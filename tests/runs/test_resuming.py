@@ -87,6 +87,7 @@ def test_a_stopped_run_ends_as_one_that_never_stopped(
     assert names(tmp_path) == ["run", "whole"]
 
 
+@pytest.mark.slow
 def test_a_finished_run_trained_further_is_one_training(
     tiny, eagerly, tmp_path, monkeypatch
 ):
@@ -173,6 +174,7 @@ def stopped(tiny, eagerly, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("broken", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
 def test_broken_checkpoints_are_reported_and_skipped(stopped, broken):
     train(config(), stopped / "whole")
     saved = sorted((stopped / ".run.partial/checkpoints").iterdir())

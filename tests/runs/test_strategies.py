@@ -33,13 +33,9 @@ def compared(methods):
 
 
 @pytest.mark.parametrize(
-    "methods",
-    [
-        ["uncertainty", "upgrad"],
-        pytest.param(balancing.names(), marks=pytest.mark.slow),
-    ],
-    ids=["two", "all"],
+    "methods", [["uncertainty", "upgrad"], balancing.names()], ids=["two", "all"]
 )
+@pytest.mark.slow
 def test_two_workers_train_as_one_process_does(methods):
     for method, difference in compared(methods).items():
         assert difference["between_workers"] == 0.0, method
@@ -120,6 +116,7 @@ def load_run_weights(path):
         del applications._APPLICATIONS["tiny"]
 
 
+@pytest.mark.slow
 def test_a_mirrored_run_is_a_run(tmp_path, tiny, mirrored):
     """Over two devices: the same weights and results as on one."""
     config = RunConfig("tiny", balancing="pcgrad", epochs=2)

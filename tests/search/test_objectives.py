@@ -41,6 +41,7 @@ def study_of(tiny, eagerly, inline, tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_delta_m_is_over_tasks_trained_alone_once(study_of, tmp_path, monkeypatch):
     study = study_of('trials = 2\nepochs = 1\nobjective = "delta_m"')
     fitted = []
@@ -94,6 +95,7 @@ def test_a_worker_reads_the_baselines_when_it_has_a_trial(
     assert received == [baselines]
 
 
+@pytest.mark.slow
 def test_several_objectives_give_a_front(study_of, tmp_path, monkeypatch):
     study = study_of(
         'trials = 4\nepochs = 1\noracle = "pareto"\n'
@@ -136,6 +138,7 @@ def test_a_trial_without_progress_stops(study_of, tmp_path, monkeypatch):
     assert lengths == [3]
 
 
+@pytest.mark.slow
 def test_a_trial_is_scored_by_its_best_epoch(study_of, tmp_path, monkeypatch):
     study = study_of(
         'trials = 3\nepochs = 8\npatience = 2\nobjective = "level"',
@@ -190,6 +193,7 @@ def test_one_epoch_stands_for_several_objectives():
     assert chosen((1.0, 0.2), (2.0, np.nan)) == 1
 
 
+@pytest.mark.slow
 def test_hyperband_resumes_from_the_checkpoint(study_of, tmp_path, monkeypatch):
     study = study_of('trials = 8\nepochs = 4\noracle = "hyperband"')
     seen = []

@@ -101,6 +101,7 @@ def test_the_hypermodel_works_with_keras_tuners_own_tuners(tiny, tmp_path):
     assert trial.score == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_an_architecture_is_searched_with_its_own_arguments(tiny, tmp_path):
     ple = (
         '{ class_name = "ple", config = { num_shared_experts = 1 }, search = '

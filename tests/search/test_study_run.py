@@ -139,6 +139,7 @@ def test_a_trial_that_calls_exit_fails(study_of, tmp_path, monkeypatch):
     assert first.error == "SystemExit: 3"
 
 
+@pytest.mark.slow
 def test_nothing_keeps_the_models_of_trials(study_of, tmp_path, monkeypatch):
     models, left = [], []
     fit, train = keras.Model.fit, trials.train_trial

@@ -40,9 +40,7 @@ def raw(specs, count):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(
-            name, marks=pytest.mark.slow if name in ("multimodal", "text") else ()
-        )
+        pytest.param(name, marks=() if name == "vision" else pytest.mark.slow)
         for name in applications.names()
     ],
 )

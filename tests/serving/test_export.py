@@ -60,6 +60,7 @@ def test_class_names_and_server_files_lie_beside(shop):
 
 
 @pytest.mark.parametrize("weights", ["float16", "int8"])
+@pytest.mark.slow
 def test_smaller_weights_answer_nearly_the_same(shop, tmp_path, weights):
     small = serving.compress(shop.model, weights)
     version = serving.export(small, tmp_path, samples=shop.inputs)

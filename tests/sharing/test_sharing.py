@@ -30,7 +30,13 @@ ELSEWHERE = [
 ]
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        pytest.param(b, marks=pytest.mark.slow if b is recurrent else ())
+        for b in BACKBONES
+    ],
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_reach_every_variable_and_a_file_keeps_all(name, backbone, tmp_path):
     model = functional(name, *backbone())
@@ -95,6 +101,7 @@ def test_tokens_are_embedded_before_gates_read_them(name, length):
 
 
 @pytest.mark.parametrize("floatx", ["float64", "bfloat16"])
+@pytest.mark.slow
 def test_any_floatx_trains(floatx):
     default = keras.config.floatx()
     keras.config.set_floatx(floatx)

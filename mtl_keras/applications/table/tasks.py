@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import keras
+import numpy as np
 
 from mtl_keras.applications.base import Task
 from mtl_keras.applications.table.layers import (
@@ -63,6 +64,7 @@ def _number(name: str, loss: str, mean: Units, deviation: Units) -> Task:
         ],
         objective="rmse",
         direction="min",
+        unit=float(np.mean(deviation)),
     )
 
 
