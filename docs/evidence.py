@@ -300,8 +300,7 @@ def parts() -> dict[str, str]:
     generated["serving"] = serving(worth)
     generated["negative"] = negative()
     generated["worth"] = summary(runs)
-    if (RESULTS / "qm9.json").exists():
-        generated["qm9"] = balancing(results("qm9"))
+    generated["qm9"] = balancing(results("qm9"))
     return generated
 
 
