@@ -199,9 +199,10 @@ def trained(path: pathlib.Path, seconds: float) -> dict[str, Any]:
     class Steps(keras.callbacks.Callback):
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             # The first steps trace the functions and fill the buffer.
-            if batch == 10:
-                clock.begin()
-            elif batch > 10 and not clock.step(BATCH):
+            if not clock.started:
+                if batch == 10:
+                    clock.begin()
+            elif not clock.step(BATCH):
                 self.model.stop_training = True
 
     table = Table(path)

@@ -208,6 +208,29 @@ def test_predictions_stand_beside_the_rows(run, data_file, tmp_path):
     assert (answers["种类_prediction"] == classes).all()
 
 
+@pytest.mark.parametrize("by", ["column", "group", "time"])
+def test_new_rows_need_no_column_of_the_split(by, tmp_path):
+    from mtl_keras.applications.table.predicting import predict_file
+
+    rows = frame(60)[["x", "verkauft?"]]
+    folds = ["train", "validation", "test"]
+    rows["fold"] = [folds[i % 3] if by == "column" else i for i in range(60)]
+    rows.to_csv(tmp_path / "houses.csv", index=False)
+    (tmp_path / "houses.toml").write_text(
+        f"""
+        data = {{ files = "houses.csv", split = {{ {by} = "fold" }} }}
+        features.x = "number"
+        tasks."verkauft?" = "binary"
+        """
+    )
+    table = applications.Table(tmp_path / "houses.toml")
+    rows[["x"]].to_csv(tmp_path / "new.csv", index=False)
+    model = table.build(width=4, depth=1)
+    new, out = tmp_path / "new.csv", tmp_path / "out.csv"
+    assert predict_file(model, table, new, out) == 60
+    assert "verkauft?_probability" in pd.read_csv(out)
+
+
 def test_a_mean_over_tasks_does_not_depend_on_the_unit_of_a_target(data_file, tmp_path):
     rows = frame()
     rows["Preis (€)"] *= 1000

@@ -16,7 +16,7 @@ from mtl_keras.data.tables.arrow import pa, pa_csv, pq
 from mtl_keras.data.tables.description import TaskStats
 from mtl_keras.data.tables.reading import FileReader
 from mtl_keras.data.tables.samples import feature_values, read_image
-from mtl_keras.data.tables.schema import DataFile
+from mtl_keras.data.tables.schema import DataFile, Split
 from mtl_keras.errors import InputError
 from mtl_keras.files import atomic_write
 
@@ -48,7 +48,10 @@ def predict_file(
             values; or `out` cannot be written.
     """
     source, out = pathlib.Path(source).absolute(), pathlib.Path(out).absolute()
-    data = dataclasses.replace(table.file.data, files=source.name, format=None)
+    # Rows to predict are in no split, and need no column for one.
+    data = dataclasses.replace(
+        table.file.data, files=source.name, format=None, split=Split()
+    )
     reader = FileReader(DataFile(source, data, {}, {}))
     reader.check(stats.title for stats in table.description.features.values())
     rows = 0
