@@ -35,6 +35,8 @@ DATA = {
     "school": "School, 139 schools",
     "census": "Census-Income, 2 tasks",
 }
+# The numbers of labels in the README and the picture.
+SHOWN = {"tox21": None, "fdu_mtl": 200, "school": None, "census": 1000}
 MEASURES = {"auc": ("AUC", 3), "accuracy": ("accuracy", 3), "rmse": ("RMSE", 2)}
 
 
@@ -91,18 +93,25 @@ class Runs:
                     ]
         return paired_tests(gains, 0.0)
 
-    def ratio(self, method: str, size: int | None, key: str) -> np.ndarray:
-        """Returns a cost over that of separate models, by seed."""
-        alone, other = self.by_seed("separate", size), self.by_seed(method, size)
-        seeds = sorted(alone.keys() & other.keys())
-        return np.array([other[s][key] / alone[s][key] for s in seeds])
+    def share(self, method: str, size: int | None) -> str:
+        """Returns the processor time over that of separate models, "" if not timed.
 
-    def tasks_better(self, method: str, size: int | None) -> int:
-        """Returns of how many tasks the mean over seeds is better than alone."""
+        The mean over seeds, and the range.
+        """
+        alone, other = self.by_seed("separate", size), self.by_seed(method, size)
+        key = "cpu_seconds"
+        ratio = [other[s][key] / alone[s][key] for s in alone.keys() & other.keys()]
+        if not ratio:
+            return ""
+        return f"{np.mean(ratio):.2f} ({min(ratio):.2f} to {max(ratio):.2f})"
+
+    def by_task(self, method: str, size: int | None) -> dict[str, PairedTest]:
+        """Returns the gain of each task over the task alone, Holm over tasks."""
         alone, other = self.by_seed("alone", size), self.by_seed(method, size)
         seeds = sorted(alone.keys() & other.keys())
         gain = [np.subtract(other[seed]["test"], alone[seed]["test"]) for seed in seeds]
-        return int((self.sign * np.mean(gain, axis=0) > 0).sum())
+        columns = self.sign * np.array(gain).T
+        return paired_tests(dict(zip(self.tasks, columns, strict=True)), 0.0)
 
 
 def label(size: int | None) -> str:
@@ -148,20 +157,17 @@ def gains(runs: Runs) -> str:
 
 def costs(all_runs: Sequence[Runs]) -> str:
     """Returns the processor seconds of training N models and one."""
+    timed = [(r, size) for r in all_runs for size in r.sizes if r.share("equal", size)]
+    methods = [m for m in JOINT if any(r.share(m, size) for r, size in timed)]
     rows = []
-    for runs in all_runs:
-        for size in runs.sizes:
-            row = [DATA[runs.data], label(size)]
-            for method in ("separate", *JOINT):
-                values = runs.by_seed(method, size).values()
-                seconds = [run["cpu_seconds"] for run in values]
-                row.append(f"{np.mean(seconds):.1f}" if seconds else "–")
-            ratio = runs.ratio("equal", size, "cpu_seconds")
-            if len(ratio):
-                low, high = ratio.min(), ratio.max()
-                row.append(f"{ratio.mean():.2f} ({low:.2f} to {high:.2f})")
-                rows.append(row)
-    head = ["", "labels", "all alone", *(f"`{method}`" for method in JOINT)]
+    for runs, size in timed:
+        row = [DATA[runs.data], label(size)]
+        for method in ("separate", *methods):
+            values = runs.by_seed(method, size).values()
+            seconds = [run["cpu_seconds"] for run in values]
+            row.append(f"{np.mean(seconds):.1f}" if seconds else "not run")
+        rows.append([*row, runs.share("equal", size)])
+    head = ["", "labels of each task", "all alone", *(f"`{m}`" for m in methods)]
     return table([*head, "`equal` / alone"], rows)
 
 
@@ -219,6 +225,11 @@ class Pairs(NamedTuple):
     joint: list[float]
     alone: list[float]
 
+    @property
+    def sign(self) -> float:
+        """Returns -1 for an error, else 1."""
+        return -1.0 if self.measure == "RMSE" else 1.0
+
 
 def earlier() -> list[Pairs]:
     """Returns results of the applications, on files of other benchmarks."""
@@ -250,8 +261,8 @@ def earlier() -> list[Pairs]:
 def negative() -> str:
     """Returns the table of applications that gain little or lose by sharing."""
     rows = earlier()
-    differences = {row.name: np.subtract(row.joint, row.alone) for row in rows}
-    tests = paired_tests(differences, 0.0)
+    gains = {row.name: row.sign * np.subtract(row.joint, row.alone) for row in rows}
+    tests = paired_tests(gains, 0.0)
     cells = [
         [
             row.name,
@@ -263,32 +274,31 @@ def negative() -> str:
         ]
         for row in rows
     ]
-    return table(["", "", "alone", "shared", "difference", "seeds"], cells)
+    return table(["", "", "alone", "shared", "gain (95 %)", "seeds"], cells)
 
 
 def summary(all_runs: Mapping[str, Runs]) -> str:
     """Returns the rows of the README: single tasks beside shared ones."""
     rows = []
-    for data, size in (("tox21", None), ("fdu_mtl", 200), ("census", 1000)):
-        runs = all_runs.get(data)
-        if runs is None or not runs.by_seed("equal", size):
+    for data, runs in all_runs.items():
+        size = SHOWN[data]
+        if not runs.share("equal", size):
             continue
         alone, joint = (list(runs.means(m, size).values()) for m in ("alone", "equal"))
-        test = runs.tests()["equal", size]
-        ratio = runs.ratio("equal", size, "cpu_seconds").mean()
+        tasks = [test.difference > 0 for test in runs.by_task("equal", size).values()]
         rows.append(
             [
-                f"{DATA[data]}, {label(size)} labels each",
+                f"{DATA[data]}, {label(size)} labels",
                 runs.measure,
                 f"{np.mean(alone):.{runs.digits}f}",
                 f"{np.mean(joint):.{runs.digits}f}",
-                interval(test, runs.digits),
-                f"{ratio:.2f}",
+                interval(runs.tests()["equal", size], runs.digits),
+                f"{sum(tasks)} of {len(tasks)}",
+                runs.share("equal", size).split()[0],
             ]
         )
-    return table(
-        ["", "", "each alone", "shared, `equal`", "gain (95 %)", "training time"], rows
-    )
+    head = ["", "", "each alone", "shared, `equal`", "gain (95 %)", "tasks better"]
+    return table([*head, "training time"], rows)
 
 
 def parts() -> dict[str, str]:
@@ -304,36 +314,21 @@ def parts() -> dict[str, str]:
     return generated
 
 
-def draw() -> None:
-    """Draws the curves over labels, docs/images/worth.png."""
-    worth = results("worth")
-    _curves([Runs(data, worth) for data in ("tox21", "fdu_mtl")])
-
-
 @styled
-def _curves(shown: Sequence[Runs]) -> None:
-    figure, axes = new_figure(3.6 * len(shown), 3.0, ncols=len(shown), squeeze=False)
-    for axis, runs in zip(axes[0], shown, strict=True):
-        places = np.arange(len(runs.sizes))
-        for shift, method in enumerate(m for m in METHODS if m in runs.methods):
-            values = [list(runs.means(method, s).values()) for s in runs.sizes]
-            means = [np.mean(v) if v else np.nan for v in values]
-            spreads = [np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in values]
-            axis.errorbar(
-                places + 0.04 * (shift - 2),
-                means,
-                spreads,
-                label=METHODS[method].replace("`", ""),
-                marker="o",
-                markersize=3,
-                capsize=2,
-                linewidth=2 if method in ("alone", "equal") else 1,
-                linestyle="--" if method in ("alone", "linear") else "-",
-            )
-        axis.set_title(DATA[runs.data])
-        axis.set_xticks(places, [label(size) for size in runs.sizes])
-        axis.set_xlabel("labels of each task")
-        axis.set_ylabel(runs.measure)
-        axis.grid(axis="y")
-    axes[0][-1].legend(frameon=False, fontsize=7)
+def draw() -> None:
+    """Draws the gain of each task, docs/images/worth.png."""
+    worth = results("worth")
+    shown = [Runs(data, worth) for data in ("tox21", "fdu_mtl")]
+    figure, axes = new_figure(7.6, 3.6, ncols=len(shown))
+    for axis, runs in zip(axes, shown, strict=True):
+        tests = runs.by_task("equal", SHOWN[runs.data])
+        order = sorted(tests, key=lambda task: tests[task].difference)
+        means = np.array([tests[task].difference for task in order])
+        spans = np.array([tests[task].high for task in order]) - means
+        axis.barh(order, means, xerr=spans, alpha=0.75, error_kw={"capsize": 2})
+        axis.axvline(0.0, color="0.2", linewidth=1)
+        axis.tick_params(axis="y", labelsize=7)
+        axis.set_title(f"{DATA[runs.data]}, {label(SHOWN[runs.data])} labels")
+        axis.set_xlabel(f"gain over the task alone, {runs.measure}")
+        axis.grid(axis="x")
     save_png(figure, IMAGES / "worth.png")
