@@ -1,13 +1,18 @@
-"""Shared by the registries of balancing and sharing."""
+"""Names: shared by registries of balancing and sharing, by exports and by tables."""
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Mapping
 from typing import Any
 
 import keras
 
 from mtl_keras.errors import InputError, unknown_name
+
+# Names that no input of a SavedModel's signature can have: TensorFlow makes each an
+# argument of a Python method.
+RESERVED_INPUTS = frozenset([*keyword.kwlist, "self"])
 
 
 def named_class(kind: str, name: Any, classes: Mapping[str, type]) -> type:

@@ -89,7 +89,7 @@ def _signatures(signatures: Sequence[Signature], functions: Mapping[str, Any]) -
     rows = []
     for signature in signatures:
         function = functions[signature.name]
-        _, inputs = function.structured_input_signature
+        (inputs,), _ = function.structured_input_signature
         rows.append(
             (
                 f"`{signature.name}`",

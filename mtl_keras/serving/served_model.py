@@ -14,6 +14,7 @@ from mtl_keras.errors import InputError, unknown_name
 from mtl_keras.model.keras_compat import graph_nodes
 from mtl_keras.model.representation import split_at_representation
 from mtl_keras.model.task_variables import reached_nodes
+from mtl_keras.registry import RESERVED_INPUTS
 
 DEFAULT, EXAMPLES, FEATURES, CLASSIFY = (
     "serving_default",
@@ -96,6 +97,12 @@ def served_model(
     chosen = _chosen([*model.output, *owners], list(model.output), tasks)
     names = _input_names(model)
     _check_names([*names, *chosen])
+    for name in names:
+        if name in RESERVED_INPUTS:
+            raise InputError(
+                "Expected names of inputs that are neither keywords of Python nor "
+                f"'self', as signatures cannot have those. Received: {name!r}."
+            )
     inputs = [_new_input(name, x) for name, x in zip(names, model.inputs, strict=True)]
     # A stock model of these outputs: no training state is on it.
     sources = dict.fromkeys(owners.get(name, (name, 0))[0] for name in chosen)

@@ -59,7 +59,7 @@ class Signature:
         if not self.from_examples:
             spec = inputs
 
-            def serve(**tensors: tf.Tensor) -> dict[str, tf.Tensor]:
+            def serve(tensors: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
                 # The runtime itself takes tensors of any shape.
                 return self._answer(
                     {
@@ -70,13 +70,14 @@ class Signature:
         else:
             spec = {SERIALIZED: tf.TensorSpec([None], tf.string, name=SERIALIZED)}
 
-            def serve(**tensors: tf.Tensor) -> dict[str, tf.Tensor]:
+            def serve(tensors: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
                 serialized = tf.ensure_shape(tensors[SERIALIZED], [None])
                 return self._answer(
                     examples.parse(serialized, inputs, self.missing_values)
                 )
 
-        return tf.function(serve, autograph=False).get_concrete_function(**spec)
+        # One dict: names of arguments would have to be Python's.
+        return tf.function(serve, autograph=False).get_concrete_function(spec)
 
     def _answer(self, tensors: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         answer = self.model(tensors, training=False)

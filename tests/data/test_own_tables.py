@@ -303,9 +303,10 @@ def test_names_that_layers_cannot_have_become_others_each_its_own():
     assert all(name.isascii() and ".." not in name for name in lower)
     assert "experts" not in lower
     # Names of layers of tasks, and names that only resemble them.
-    columns = ["y_hidden", "y_stitch_0", "shared_gate", "growth_stage", "y_label_2"]
+    columns = ["y_hidden", "y_stitch_0", "shared_gate", "class", "self"]
+    columns += ["growth_stage", "y_label_2", "Class_"]
     mapped = names.layer_names(columns, ["y"])
-    assert [title for title in columns if mapped[title] == title] == columns[3:]
+    assert [title for title in columns if mapped[title] == title] == columns[5:]
 
 
 def test_suspicious_columns_are_warned_of(folder):

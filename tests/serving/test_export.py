@@ -171,6 +171,26 @@ def test_samples_that_fit_no_input_are_refused_before_anything_is_written(
     assert not (tmp_path / "served").exists()
 
 
+def test_inputs_and_tasks_that_no_argument_of_python_can_be_called(tmp_path):
+    names = ["weight.kg", "age-group", "1st", "args", "training", "name", "inputs"]
+    x = {name: keras.Input((1,), name=name) for name in names}
+    joined = layers.Concatenate()(list(x.values()))
+    model = keras.Model(x, {"class": layers.Dense(1, name="class")(joined)})
+    samples = {name: np.full((3, 1), i, "float32") for i, name in enumerate(names)}
+    version = serving.export(model, tmp_path / "served", samples=samples)
+    report = serving.check(version, seconds=0)
+    assert report.problems == []
+    assert set(report.signatures) == {"serving_default", "class", "from_examples"}
+    for name in names:
+        assert f"`{name}`" in (version / "MODEL_CARD.md").read_text()
+
+    for name in ("class", "self"):
+        x = keras.Input((1,), name=name)
+        model = keras.Model(x, {"y": layers.Dense(1, name="y")(x)})
+        with pytest.raises(InputError, match=f"Expected names of inputs.*'{name}'"):
+            serving.export(model, tmp_path / "refused", examples=False)
+
+
 def test_one_input_takes_an_array_alone_and_strings_of_any_type(tmp_path):
     title = keras.Input((), dtype="string", name="title")
     tokens = layers.TextVectorization(vocabulary=["red"], output_sequence_length=2)

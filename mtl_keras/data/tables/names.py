@@ -7,6 +7,8 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 
+from mtl_keras.registry import RESERVED_INPUTS
+
 # Two dots are for layers inside the model.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
 # Names that layers of backbones, ways to share and heads have, or signatures.
@@ -27,7 +29,8 @@ def layer_names(titles: Iterable[str], taken: Iterable[str] = ()) -> dict[str, s
     """Returns a layer's name for each title: the title itself where it can be one.
 
     A name is of ASCII letters, digits, `_`, `-` and single dots, and starts with a
-    letter or digit.
+    letter or digit. That of a column is no keyword of Python, such as `class`: inputs
+    of a SavedModel's signature cannot have those.
 
     Args:
         titles: Names of columns or tasks, each once.
@@ -36,6 +39,7 @@ def layer_names(titles: Iterable[str], taken: Iterable[str] = ()) -> dict[str, s
     """
     titles = list(titles)
     used = {name.lower() for name in taken}
+    reserved = RESERVED_INPUTS if used else frozenset()
     tasks = [*used, *(_ascii(title).lower() for title in titles if not used)]
     # Titles that are names already come first: the others make way.
     names: dict[str, str] = {}
@@ -45,6 +49,7 @@ def layer_names(titles: Iterable[str], taken: Iterable[str] = ()) -> dict[str, s
             for name in _candidates(_ascii(title))
             if name.lower() not in used
             and not _TAKEN.fullmatch(name)
+            and name not in reserved
             and not _is_of(name, tasks)
         )
         used.add(name.lower())
