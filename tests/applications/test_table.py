@@ -17,6 +17,7 @@ import mtl_keras
 from mtl_keras import applications, runs, serving, sharing
 from mtl_keras.applications.table import layers
 from mtl_keras.applications.table.tasks import make_columns
+from mtl_keras.applications.table.titled import TitledModel
 from mtl_keras.data.tables.description import TaskStats
 from mtl_keras.errors import InputError
 from mtl_keras.runs.results import score
@@ -206,6 +207,25 @@ def test_predictions_stand_beside_the_rows(run, data_file, tmp_path):
     assert (answers["verkauft?_prediction"] == "ja").equals(probability > 0.5)
     classes = np.array(["flat", "house", "hut"])[direct["column"].argmax(1)]
     assert (answers["种类_prediction"] == classes).all()
+
+
+def test_logs_have_titles_whichever_name_begins_as_another(eagerly):
+    # Names that a table gives: the title itself where it can be one.
+    titles = {"price": "price (€)", "price_max": "price_max", "features_2": "features"}
+    inputs = keras.Input((2,), name="x")
+    outputs = {name: keras.layers.Dense(1, name=name)(inputs) for name in titles}
+    renamed = {name: title for name, title in titles.items() if title != name}
+    model = TitledModel(inputs, outputs, titles=renamed)
+    model.compile("adam", "mse", metrics={name: ["mae"] for name in titles})
+    x, y = np.ones((4, 2)), dict.fromkeys(titles, np.ones((4, 1)))
+    history = model.fit(x, y, validation_data=(x, y), verbose=0).history
+    for title in titles.values():
+        for log in ("loss", "mae"):
+            assert {f"{title}_{log}", f"val_{title}_{log}"} <= set(history)
+    assert not {"price_mae", "features_2_mae", "price (€)_max_mae"} & set(history)
+    assert set(model.evaluate(x, y, return_dict=True, verbose=0)) == {
+        name.removeprefix("val_") for name in history if name.startswith("val_")
+    }
 
 
 @pytest.mark.parametrize("by", ["column", "group", "time"])

@@ -45,7 +45,8 @@ class TitledModel(MultiTaskModel):
         return self._titled(super().test_step(*args, **kwargs))
 
     def _titled(self, logs: Mapping[str, Any]) -> dict[str, Any]:
-        return {titled(name, self.titles): value for name, value in logs.items()}
+        titles = {name: self.titles.get(name, name) for name in self.output}
+        return {titled(name, titles): value for name, value in logs.items()}
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -67,14 +68,13 @@ def titled(log: str, titles: Mapping[str, str]) -> str:
     Args:
         log: `OUTPUT_METRIC`, or what else the balancing logs of an output; one that
             has the title already stays.
-        titles: Titles by output.
+        titles: Titles by output, of all outputs.
     """
-    if any(log.startswith(f"{title}_") for title in titles.values()):
-        return log
-    # The longest output first: one may begin as another is called.
-    for output in sorted(titles, key=len, reverse=True):
-        if log == output or log.startswith(f"{output}_"):
-            return titles[output] + log.removeprefix(output)
-        if log.endswith(f"/{output}"):
-            return log.removesuffix(output) + titles[output]
+    # The longest name that fits decides, as one may begin as another is called.
+    candidates = {**{title: title for title in titles.values()}, **titles}
+    for name in sorted(candidates, key=len, reverse=True):
+        if log == name or log.startswith(f"{name}_"):
+            return candidates[name] + log.removeprefix(name)
+        if log.endswith(f"/{name}"):
+            return log.removesuffix(name) + candidates[name]
     return log
