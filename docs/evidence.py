@@ -305,6 +305,7 @@ def parts() -> dict[str, str]:
     """Returns the generated parts of the pages, by name."""
     worth = results("worth")
     runs = {data: Runs(data, worth) for data in DATA if data in worth["data"]}
+    runs = {data: one for data, one in runs.items() if one.tests()}
     generated = {data: gains(one) for data, one in runs.items()}
     generated["costs"] = costs(list(runs.values()))
     generated["serving"] = serving(worth)
