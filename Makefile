@@ -7,7 +7,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 TUNED := runs/demo
 
-.PHONY: demo test test-slow test-native soak chaos fuzz lint docs notebooks install clean
+.PHONY: demo test test-slow test-native soak chaos fuzz gpu-check lint docs notebooks \
+	install clean
 
 # The study, its best trial trained in full, evaluated on the test split,
 # exported, loaded back and compared with the Keras model.
@@ -55,6 +56,11 @@ chaos: $(VENV)/installed-dev
 # 10,000 malformed inputs for every reader and the command line.
 fuzz: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/fuzz.py
+
+# What holds on this machine's GPU: make gpu-check MINUTES=10 takes the most important
+# checks alone. Exit code 2 without a GPU.
+gpu-check: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/gpu_check.py $(addprefix --minutes ,$(MINUTES))
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """Times of whole training steps, in one run: what balancing adds to the gradients.
 
-    python benchmarks/step.py [TASKS ... | xla]
+    python benchmarks/step.py [xla] [TASKS ...]
     python benchmarks/step.py --running [TASKS ...]
     python benchmarks/step.py --running --resnet [TASKS ...]
 
@@ -17,8 +17,9 @@ LeNet on 36×36 images, batch 256, Adam; all through Keras's own train function:
 
 The models take turns step by step, so that a slow minute of the machine hits all of
 them; ratios are those of the medians, and their spread that of the ratios in single
-rounds. `xla` takes a small dense model, T = 2 and 8, under every method, with and
-without `jit_compile`: milliseconds a step, and what XLA compiled in `fit`. Writes
+rounds. `xla` compares the same on a small dense model under `jit_compile=True`, by
+default at T = 2, 8 and 20, and counts HLO instructions with the solvers as custom calls
+and in TensorFlow's ops. `--only NAME,...` leaves out other methods. Writes
 benchmarks/results/step.json.
 
 `--running` compares with `stock` the running solves, and up to 32 tasks the floor;
@@ -32,14 +33,12 @@ import json
 import os
 import pathlib
 import platform
+import re
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 
-# XLA logs what it compiles.
-os.environ.setdefault("TF_CPP_VMODULE", "device_compiler=1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if "xla" in sys.argv else "3")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
@@ -50,9 +49,11 @@ from mtl_keras import backbones, balancing
 from mtl_keras.balancing.base import GramBalancer
 
 RUNNING, RESNET = "--running" in sys.argv, "--resnet" in sys.argv
-BUSY = "--busy" in sys.argv
+BUSY, XLA = "--busy" in sys.argv, "xla" in sys.argv
+ONLY = dict(zip(sys.argv, sys.argv[1:], strict=False)).get("--only", "")
 CLOCK = time.process_time if BUSY else time.perf_counter
-BATCH, SIDE, SECONDS = (64, 32, 120.0) if RESNET else (256, 36, 60.0)
+BATCH, SECONDS = (64, 120.0) if RESNET else (256, 10.0 if XLA else 60.0)
+SHAPE = (32, 32, 3) if RESNET else (32,) if XLA else (36, 36, 1)
 RESULTS = pathlib.Path(__file__).parent / "results" / "step.json"
 RESULTS_RUNNING = RESULTS.with_name("step_running.json")
 REPRESENTATION = "representation"
@@ -121,6 +122,13 @@ def resnet(tasks: list[str]) -> tuple[keras.KerasTensor, dict[str, keras.KerasTe
     return image, {t: keras.layers.Dense(10, "softmax", name=t)(x) for t in tasks}
 
 
+def dense(tasks: list[str]) -> tuple[keras.KerasTensor, dict[str, keras.KerasTensor]]:
+    """Returns inputs and the outputs of classification tasks."""
+    inputs = keras.Input(SHAPE)
+    x = keras.layers.Dense(64, "relu")(keras.layers.Dense(64, "relu")(inputs))
+    return inputs, {t: keras.layers.Dense(10, "softmax", name=t)(x) for t in tasks}
+
+
 def gram_methods(num_tasks: int) -> list[str]:
     """Returns the names of all methods that weight one set of task gradients."""
     names = [
@@ -130,7 +138,8 @@ def gram_methods(num_tasks: int) -> list[str]:
         and method.num_sub_batches == 0
     ]
     # Krum, by default, needs four tasks.
-    return [name for name in names if name != "krum" or num_tasks >= 4]
+    names = [name for name in names if name != "krum" or num_tasks >= 4]
+    return [name for name in names if not ONLY or name in ONLY.split(",")]
 
 
 def models(tasks: list[str]) -> dict[str, keras.Model]:
@@ -138,8 +147,10 @@ def models(tasks: list[str]) -> dict[str, keras.Model]:
 
     def compiled(cls, **kwargs) -> keras.Model:
         keras.utils.set_random_seed(0)
-        model = cls(*(resnet if RESNET else lenet)(tasks))
-        model.compile("adam", loss="sparse_categorical_crossentropy", **kwargs)
+        model = cls(*(resnet if RESNET else dense if XLA else lenet)(tasks))
+        model.compile(
+            "adam", loss="sparse_categorical_crossentropy", jit_compile=XLA, **kwargs
+        )
         model.make_train_function()
         return model
 
@@ -164,7 +175,7 @@ def steppers(
 ) -> dict[str, Callable[[], float]]:
     """Returns functions that take one step, traced, and return its seconds."""
     rng = np.random.default_rng(0)
-    x = tf.constant(rng.normal(size=(BATCH, SIDE, SIDE, 3 if RESNET else 1)), "float32")
+    x = tf.constant(rng.normal(size=(BATCH, *SHAPE)), "float32")
     y = {task: tf.constant(rng.integers(0, 10, BATCH)) for task in tasks}
     data = tf.data.Dataset.from_tensors((x, y)).repeat()
 
@@ -221,77 +232,37 @@ def measure(num_tasks: int, by_name: dict[str, Callable[[], float]]) -> dict:
     }
 
 
-def compilations_in(call: Callable[[], object]) -> int:
-    """Counts in XLA's log what it compiles meanwhile."""
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile() as log:
-        os.dup2(log.fileno(), 2)
-        try:
-            call()
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-        log.seek(0)
-        return log.read().count(b"Compilation of XLA executable")
+def hlo(model: keras.Model, batch: tuple, implementation: str) -> dict[str, int]:
+    """Counts what XLA gets to compile for a step: instructions, loops, calls."""
+    step = tf.function(model.train_step, jit_compile=True, autograph=False)
+    with mtl_keras.ops.implementation(implementation):
+        text = step.experimental_get_compiler_ir(batch)(stage="hlo")
+    return {
+        "instructions": len(re.findall(r"^ +(?:ROOT )?%?[\w.-]+ = ", text, re.M)),
+        "loops": text.count(" while("),
+        "custom_calls": text.count('custom_call_target="mtl_keras_'),
+    }
 
 
-class StepTimes(keras.callbacks.Callback):
-    """Seconds of each step."""
-
-    def __init__(self):
-        super().__init__()
-        self.seconds: list[float] = []
-
-    def on_train_batch_begin(self, batch, logs=None):
-        self._start = time.perf_counter()
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.seconds.append(time.perf_counter() - self._start)
-
-
-def under_xla(name: str, num_tasks: int) -> dict:
-    """Trains a small dense model for 60 steps, without and with XLA."""
-    tasks = [f"task_{i}" for i in range(num_tasks)]
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(BATCH * 20, 32)).astype("float32")
-    y = {task: rng.normal(size=(len(x), 1)).astype("float32") for task in tasks}
-    config = {"krum": {"n_byzantine": 0}, "pcd": {"primary": tasks[0]}}.get(name, {})
-    row = {"method": name, "tasks": num_tasks}
-    for xla in (False, True):
-        keras.utils.set_random_seed(0)
-        keras.utils.clear_session(free_memory=False)
-        inputs = keras.Input((32,))
-        h = keras.layers.Dense(64, "relu")(keras.layers.Dense(64, "relu")(inputs))
-        model = mtl_keras.MultiTaskModel(
-            inputs, {task: keras.layers.Dense(1)(h) for task in tasks}
-        )
-        method = {"class_name": name, "config": config}
-        model.compile("adam", loss="mse", balancing=method, jit_compile=xla)
-        times = StepTimes()
-        fit = {"batch_size": BATCH, "epochs": 3, "verbose": 0, "callbacks": [times]}
-        compilations = compilations_in(lambda m=model, f=fit: m.fit(x, y, **f))
-        prefix = "xla_" if xla else ""
-        row[f"{prefix}ms"] = 1e3 * float(np.median(times.seconds[1:]))
-        if xla:
-            row["xla_compilations"] = compilations
-            row["xla_first_ms"] = 1e3 * times.seconds[0]
-    return row
-
-
-def xla_table(rows: list[dict]) -> str:
-    lines = ["| method | T | XLA, ms | without, ms | compilations | first step, s |"]
-    lines += ["|---|---|---|---|---|---|"]
-    for row in rows:
-        lines.append(
-            f"| {row['method']} | {row['tasks']} | {row['xla_ms']:.1f} | "
-            f"{row['ms']:.1f} | {row['xla_compilations']} | "
-            f"{row['xla_first_ms'] / 1e3:.1f} |"
-        )
-    return "\n".join(lines)
+def add_hlo(result: dict) -> None:
+    """Adds to the rows of all methods what XLA gets to compile."""
+    tasks = [f"task_{i}" for i in range(result["tasks"])]
+    y = {task: tf.zeros((BATCH,), "int64") for task in tasks}
+    batch = (tf.zeros((BATCH, *SHAPE)), y)
+    by_name = models(tasks)
+    for row in result["rows"]:
+        model = by_name[row["model"]]
+        model.optimizer.build(model.trainable_variables)
+        model.train_step(batch)  # Creates what is left of its variables.
+        row["hlo"] = hlo(model, batch, "auto")
+        row["hlo_tensorflow"] = hlo(model, batch, "tensorflow")
 
 
 def table(result: dict) -> str:
     lines = ["| model | ms | ratio | against |", "|---|---|---|---|"]
+    if XLA:
+        lines[0] += " HLO with TensorFlow's solvers | with calls | loops | with calls |"
+        lines[1] += "---|---|---|---|"
     for row in result["rows"]:
         low, median, high = (row["ms"][key] for key in ("low", "median", "high"))
         first, third = row["ratio_quartiles"]
@@ -299,6 +270,10 @@ def table(result: dict) -> str:
             f"| {row['model']} | {median:.1f} ({low:.1f}–{high:.1f}) | "
             f"{row['ratio']:.3f} ({first:.3f}–{third:.3f}) | {row['against']} |"
         )
+        if "hlo" in row:
+            before, after = row["hlo_tensorflow"], row["hlo"]
+            lines[-1] += f" {before['instructions']} | {after['instructions']} |"
+            lines[-1] += f" {before['loops']} | {after['loops']} |"
     return "\n".join(lines)
 
 
@@ -317,22 +292,15 @@ def main() -> None:
     """Runs the comparison for the numbers of tasks on the command line, or all."""
     path = RESULTS_RUNNING if RUNNING else RESULTS
     results = json.loads(path.read_text()) if path.exists() else {}
-    key = "resnet" if RESNET else "runs"
-    numbers = [int(n) for n in sys.argv[1:] if n.isdecimal()]
-    if "xla" in sys.argv:
-        results["xla"] = []
-        for num_tasks in (2, 8):
-            # Krum needs three tasks.
-            names = [n for n in balancing.names() if n != "krum" or num_tasks > 2]
-            for name in names:
-                results["xla"].append(under_xla(name, num_tasks))
-                print(results["xla"][-1], flush=True)
-        print(xla_table(results["xla"]))
-    elif not numbers:
-        numbers = [2, 4, 8]
+    key = "resnet" if RESNET else "xla" if XLA else "runs"
+    numbers = [int(word) for word in sys.argv[1:] if word.isdecimal()]
+    if not numbers:
+        numbers = [2, 8, 20] if XLA else [2, 4, 8]
     for num_tasks in numbers:
         tasks = [f"task_{i}" for i in range(num_tasks)]
         found = measure(num_tasks, steppers(tasks, models(tasks)))
+        if XLA:
+            add_hlo(found)
         print(f"T = {num_tasks}, {found['steps_each']} steps each")
         print(table(found), flush=True)
         kept = [run for run in results.get(key, []) if run["tasks"] != num_tasks]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
 import pathlib
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from mtl_keras.encoding import encode
@@ -70,6 +71,15 @@ def write_json(path: pathlib.Path, values: Any) -> None:
     text = json.dumps(encode(values), indent=2, ensure_ascii=False)
     with atomic_write(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def write_csv(path: pathlib.Path, rows: Iterable[Iterable[Any]]) -> None:
+    """Writes rows as CSV, the file as a whole or not at all; None is an empty cell."""
+    with (
+        atomic_write(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
+        csv.writer(file).writerows(rows)
 
 
 def read_text(path: pathlib.Path) -> str:

@@ -157,6 +157,13 @@ def train(
     learning_rate: Annotated[
         float | None, typer.Option(help="First learning rate of the cosine decay.")
     ] = None,
+    accumulate: Annotated[
+        bool | None,
+        typer.Option(
+            help="Take a batch of every data set in each step (text), so that "
+            "gradients of all tasks meet."
+        ),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(help="Use only this many training samples.")
     ] = None,
@@ -218,7 +225,7 @@ def train(
     tensorflow.load(starts=strategy is None)
     from mtl_keras import applications, runs
     from mtl_keras.runs import strategies, unfinished
-    from mtl_keras.runs.specs import read_spec
+    from mtl_keras_cli.specs import read_spec
 
     over = strategies.make(strategy)
     console = make_console()
@@ -234,6 +241,7 @@ def train(
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "limit": limit,
+        "accumulate": accumulate,
         "seed": seed,
         "precision": precision,
         "jit": jit,

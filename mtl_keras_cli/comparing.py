@@ -6,6 +6,7 @@ import math
 import pathlib
 import shlex
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,6 +23,7 @@ EXAMPLES = (
     "mtl-keras compare vision --balancing equal,pcgrad,uncertainty+cagrad --epochs 5",
     "mtl-keras compare vision --balancing 'equal, cagrad(c=0.2), cagrad(c=0.8)'",
     "mtl-keras compare recommendation --sharing hard,mmoe,ple --jobs 4",
+    "mtl-keras compare vision --primary left --seeds 5",
 )
 
 
@@ -59,6 +61,13 @@ def compare(
             "first way to balance.",
         ),
     ] = True,
+    primary: Annotated[
+        str | None,
+        typer.Option(
+            help="The main task, which the others only help: trains it alone, with "
+            "all, and with each other left out, and tells which of them help."
+        ),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -80,6 +89,13 @@ def compare(
     limit: Annotated[
         int | None, typer.Option(help="Use only this many training samples.")
     ] = None,
+    accumulate: Annotated[
+        bool | None,
+        typer.Option(
+            help="Take a batch of every data set in each step (text), so that "
+            "gradients of all tasks meet; the default where it can be done."
+        ),
+    ] = None,
     jobs: Annotated[
         int, typer.Option(help="Trainings at a time; cores and GPUs are shared out.")
     ] = 1,
@@ -99,13 +115,13 @@ def compare(
     # The trainings run in processes of their own, and need the GPUs' memory there.
     tensorflow.load(gpus=False)
     from mtl_keras import applications
-    from mtl_keras.compare import DEFAULT_BALANCING, Comparison, run_comparison
+    from mtl_keras.compare import Comparison, run_comparison
     from mtl_keras.compare.results import FILES
     from mtl_keras.runs import RunConfig
-    from mtl_keras.runs.specs import read_specs
+    from mtl_keras_cli.specs import read_specs
 
     console = make_console()
-    ways: tuple[Any, ...] = DEFAULT_BALANCING
+    ways: tuple[Any, ...] | None = None
     if balancing is not None:
         ways = tuple(read_specs(balancing))
     ways_to_share: Any = None if sharing is None else tuple(read_specs(sharing))
@@ -122,12 +138,14 @@ def compare(
             batch_size=batch_size,
             learning_rate=learning_rate,
             limit=limit,
+            accumulate=accumulate,
         ),
         balancing=ways,
         sharing=ways_to_share,
         seeds=seeds,
         pairs=pairs,
         single_tasks=single_tasks,
+        primary=primary,
     )
     out = out or pathlib.Path("runs") / f"compare-{applications.label(name)}"
     command = shlex.join(["mtl-keras", *sys.argv[1:]])
@@ -139,6 +157,8 @@ def compare(
         again = "The same command, started again, resumes the comparison."
         raise KeyboardInterrupt(again) from None
     console.print(_leaderboard(summary))
+    for line in _helpers(summary):
+        console.print(line, soft_wrap=True, markup=False)
     for name, message in summary["failed"].items():
         console.print(f"{name} failed: {message}", soft_wrap=True, markup=False)
     if summary["excluded"]:
@@ -152,6 +172,20 @@ def compare(
     if summary["failed"]:
         console.print("The same command, started again, tries failed trainings again.")
         raise typer.Exit(FAILED)
+
+
+def _helpers(summary: dict[str, Any]) -> Iterator[str]:
+    """Yields a line for all helpers of a main task, and one for each."""
+    from mtl_keras.reports.rendering import p_value
+
+    helpers = summary["helpers"] or {"gains": {}}
+    for name, gain in helpers["gains"].items():
+        who = "All helpers together:" if name == "all" else f"{name}:"
+        verdict = gain["verdict"]
+        if verdict != "unclear":
+            verdict += f" {helpers['primary']}"
+        p = p_value(gain["p_corrected"])
+        yield f"{who} {verdict}, {gain['gain']:+.2f}% (p {p})"
 
 
 def _over(summary: dict[str, Any]) -> str:
@@ -181,15 +215,15 @@ def _leaderboard(summary: dict[str, Any]) -> Table:
     means = {name: methods[name]["delta_m"]["mean"] for name in done}
     # Methods without a Δm come last.
     for name in sorted(done, key=lambda n: (math.isnan(means[n]), -means[n])):
-        found = methods[name]
+        method = methods[name]
         table.add_row(
             name,
-            mean_and_std(found["delta_m"], 2, sign=True),
+            mean_and_std(method["delta_m"], 2, sign=True),
             p_value(corrected_p(summary, family, name)),
-            mean_and_std(found["rank"], 1),
+            mean_and_std(method["rank"], 1),
             *map(mean_and_std, metrics_of(summary, name)),
-            span(found["jobs"]),
-            number(found["step_ms"]["mean"], 1),
-            number(found["peak_memory_mb"]["mean"], 0),
+            span(method["jobs"]),
+            number(method["step_ms"]["mean"], 1),
+            number(method["peak_memory_mb"]["mean"], 0),
         )
     return table

@@ -60,7 +60,7 @@ def prepare(
     """
     tensorflow.load()
     from mtl_keras import data
-    from mtl_keras.runs.progress import duration
+    from mtl_keras.callbacks.task_progress import duration
 
     console = make_console()
     info = data.info(name)

@@ -26,7 +26,6 @@ def doctor() -> None:
     import tensorflow as tf
 
     import mtl_keras
-    from mtl_keras import ops
     from mtl_keras.data.catalog import resolve_data_dir
 
     table = plain_table("", "")
@@ -48,9 +47,20 @@ def doctor() -> None:
     precision = f"{keras.config.dtype_policy().name} where the study names none"
     table.add_row("a trial's precision", precision)
     table.add_row("XLA", _compiled_applications())
-    table.add_row("balancing ops", "compiled" if ops.native_in_use() else "TensorFlow")
+    table.add_row("balancing ops", _balancing_ops())
     table.add_row("data folder", str(resolve_data_dir()))
     make_console().print(table)
+
+
+def _balancing_ops() -> str:
+    """Returns whether the ops are those of C++, outside XLA and under it."""
+    from mtl_keras.ops import native
+
+    if not native.native_in_use():
+        return "TensorFlow"
+    if native.custom_calls_available():
+        return "compiled; under XLA the solvers, as custom calls"
+    return "compiled; TensorFlow under XLA"
 
 
 def _compiled_applications() -> str:

@@ -9,10 +9,13 @@ import typer
 from rich.console import Console
 
 from mtl_keras_cli.errors import FAILED
-from mtl_keras_cli.text import make_console
+from mtl_keras_cli.text import make_console, plain_table
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from mtl_keras.search import Study
+    from mtl_keras.search.records import TrialRecord
 
 ROLES = ("chief", "worker")
 
@@ -87,7 +90,7 @@ def _show(
 ) -> None:
     from mtl_keras.search import records, report
 
-    console.print(report.leaderboard(checked, results))
+    console.print(leaderboard(checked, results))
     finished = records.finished(results)
     if finished and len(checked.objectives) > 1:
         front = [record.trial for record in records.front_of(results)]
@@ -109,3 +112,43 @@ def _show(
     if not finished:
         console.print("No trial finished: each failed, with the reason in its record.")
         raise typer.Exit(FAILED)
+
+
+def leaderboard(study: Study, results: list[TrialRecord], top: int = 10) -> Table:
+    """Lays out the best trials, with the settings that differ between trials.
+
+    With several objectives a star marks the trials on the front.
+    """
+    from mtl_keras.callbacks.task_progress import duration
+    from mtl_keras.search import records
+
+    tasks = records.shown_tasks(study)
+    names = [name for name in study.searched if name != "loss_weights"]
+    weighted = "loss_weights" in study.searched
+    table = plain_table()
+    table.add_column("trial", justify="right")
+    objectives = [objective.label for objective in study.objectives]
+    heads = [label.replace("_", "\n", 1) for label in objectives]
+    heads += [f"{task}\n{study.application.tasks[task].objective}" for task in tasks]
+    for head in heads:
+        table.add_column(head, justify="right")
+    for name in names:
+        table.add_column(name.replace("learning_rate", "learning\nrate"))
+    if weighted:
+        table.add_column("loss weights,\nas the tasks", no_wrap=True)
+    table.add_column("time", justify="right")
+    front = records.front_of(results) if len(objectives) > 1 else []
+    for record in results[:top]:
+        settings = records.flat_settings(record.config, records.short)
+        cells = [record.trial + ("*" if record in front else "")]
+        if record.completed:
+            main = records.main_values(study, record)
+            cells += [f"{value:.4f}" for value in (*record.objectives.values(), *main)]
+        else:
+            cells += ["failed"] * len(objectives) + [""] * len(tasks)
+        cells += [records.short(settings[name]) for name in names]
+        if weighted:
+            weights = (settings[f"loss_weight/{task}"] for task in tasks)
+            cells.append(" ".join(f"{weight:.2f}" for weight in weights))
+        table.add_row(*cells, duration(record.seconds))
+    return table

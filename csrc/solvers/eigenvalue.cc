@@ -2,45 +2,68 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
+#include <vector>
 
 namespace mtl_keras {
+namespace {
 
-double SmallestEigenvalue(Matrix a) {
-  constexpr int kSweeps = 30;
+constexpr int kSweeps = 30;
+
+void Rotate(double c, double s, double* x, double* y, int n) {
+  for (int k = 0; k < n; ++k) {
+    const double xk = x[k], yk = y[k];
+    x[k] = c * xk - s * yk;
+    y[k] = s * xk + c * yk;
+  }
+}
+
+}  // namespace
+
+Spectrum Decompose(Matrix a) {
   const int n = a.size;
-  for (int sweep = 0; sweep < kSweeps; ++sweep) {
-    double off = 0.0, all = 0.0;
-    for (int i = 0; i < n; ++i) {
-      for (int j = 0; j < n; ++j) {
-        all += a[i][j] * a[i][j];
-        if (i != j) off += a[i][j] * a[i][j];
-      }
-    }
-    if (!(off > kEps * kEps * all)) break;
+  Matrix vectors(n);
+  for (int i = 0; i < n; ++i) vectors[i][i] = 1.0;
+  bool rotated = true;
+  for (int sweep = 0; sweep < kSweeps && rotated; ++sweep) {
+    rotated = false;
     for (int p = 0; p < n; ++p) {
       for (int q = p + 1; q < n; ++q) {
-        if (a[p][q] == 0.0) continue;
-        const double theta = (a[q][q] - a[p][p]) / (2.0 * a[p][q]);
+        const double app = a[p][p], aqq = a[q][q], apq = a[p][q];
+        // Relative to its own rows, so that small ones are made as exact as large.
+        if (std::abs(apq) <= kEps * std::sqrt(std::abs(app)) * std::sqrt(std::abs(aqq))) {
+          continue;
+        }
+        rotated = true;
+        const double theta = (aqq - app) / (2.0 * apq);
         const double t =
             std::copysign(1.0, theta) / (std::abs(theta) + std::hypot(theta, 1.0));
         const double c = 1.0 / std::hypot(t, 1.0);
         const double s = t * c;
+        // Symmetric: the columns are the rows.
+        Rotate(c, s, a[p], a[q], n);
         for (int k = 0; k < n; ++k) {
-          const double kp = a[k][p], kq = a[k][q];
-          a[k][p] = c * kp - s * kq;
-          a[k][q] = s * kp + c * kq;
+          a[k][p] = a[p][k];
+          a[k][q] = a[q][k];
         }
-        for (int k = 0; k < n; ++k) {
-          const double pk = a[p][k], qk = a[q][k];
-          a[p][k] = c * pk - s * qk;
-          a[q][k] = s * pk + c * qk;
-        }
+        a[p][p] = app - t * apq;
+        a[q][q] = aqq + t * apq;
+        a[p][q] = a[q][p] = 0.0;
+        Rotate(c, s, vectors[p], vectors[q], n);
       }
     }
   }
-  double smallest = a[0][0];
-  for (int i = 1; i < n; ++i) smallest = std::min(smallest, a[i][i]);
-  return smallest;
+  std::vector<int> order(n);
+  std::iota(order.begin(), order.end(), 0);
+  // Entries near the largest double may have left what is not a number.
+  const auto key = [&a](int i) { return std::isnan(a[i][i]) ? HUGE_VAL : a[i][i]; };
+  std::sort(order.begin(), order.end(), [&](int i, int j) { return key(i) < key(j); });
+  Spectrum spectrum{Vector(n), Matrix(n)};
+  for (int i = 0; i < n; ++i) {
+    spectrum.values[i] = a[order[i]][order[i]];
+    std::copy_n(vectors[order[i]], n, spectrum.vectors[i]);
+  }
+  return spectrum;
 }
 
 }  // namespace mtl_keras

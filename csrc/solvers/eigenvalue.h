@@ -5,9 +5,15 @@
 
 namespace mtl_keras {
 
-// The smallest eigenvalue of a symmetric matrix, by Jacobi rotations: slower than
-// other ways, but needed only for Gram matrices spoilt by rounding.
-double SmallestEigenvalue(Matrix matrix);
+// A symmetric matrix is the sum of values[k] v v' over the rows v of `vectors`.
+struct Spectrum {
+  Vector values;  // ascending
+  Matrix vectors;
+};
+
+// By Jacobi rotations, which are slower than other ways but keep the digits of small
+// eigenvalues of matrices whose rows differ in size.
+Spectrum Decompose(Matrix matrix);
 
 }  // namespace mtl_keras
 

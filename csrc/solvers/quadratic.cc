@@ -49,7 +49,7 @@ NonnegativeQp::NonnegativeQp(const Matrix& matrix, double noise)
   order_.reserve(size_);
   // Rounding may leave eigenvalues below zero: they are lifted.
   if (!IsNearlyDefinite(matrix)) {
-    const double lift = 2.0 * std::max(-SmallestEigenvalue(matrix), 0.0);
+    const double lift = 2.0 * std::max(-Decompose(matrix).values[0], 0.0);
     for (int i = 0; i < size_; ++i) matrix_[i][i] += lift;
   }
 }

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/dtype.h"
 #include "kernels/parallel.h"
+#include "solvers/calls.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/lib/core/threadpool.h"
 
@@ -80,6 +81,9 @@ absl::Status CheckCombination(tensorflow::OpKernelConstruction* context,
 // Sets `weights` to input 0 of a combination, one weight for each task.
 absl::Status ReadWeights(tensorflow::OpKernelContext* context, const Places& places,
                          const double** weights);
+
+// The solver of an op or of a kernel that XLA compiles.
+const Solver& SolverOf(const tensorflow::OpKernelConstruction* context);
 
 // Sets a [num_tasks, num_tasks] output.
 absl::Status SquareShape(tensorflow::shape_inference::InferenceContext* context);

@@ -1,13 +1,10 @@
 // Solvers: Gram matrix to weights. Gram matrices that are not finite are no error
 // but give the fallback, as mixed precision must see them through.
 
-#include <cstdint>
-#include <limits>
+#include <string>
+#include <vector>
 
-#include "solvers/conic.h"
-#include "solvers/projection.h"
-#include "solvers/quadratic.h"
-#include "solvers/root.h"
+#include "solvers/calls.h"
 #include "tensorflow/binding.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/shape_inference.h"
@@ -23,217 +20,32 @@ using tensorflow::shape_inference::DimensionHandle;
 using tensorflow::shape_inference::InferenceContext;
 using tensorflow::shape_inference::ShapeHandle;
 
-// Whether an input has the right shape; an error is set where it has not.
-bool Check(OpKernelContext* context, const char* what, int index,
-           const TensorShape& expected) {
-  const TensorShape& shape = context->input(index).shape();
-  if (shape == expected) return true;
-  context->CtxFailure(InvalidArgument("Expected ", what, " of shape ",
-                                      expected.DebugString(), ". Received: shape ",
-                                      shape.DebugString(), "."));
-  return false;
-}
-
-// An op whose first input is a Gram matrix, whose first output are weights and whose
-// last output tells whether they are the solution.
 class SolverOp : public Kernel {
  public:
-  explicit SolverOp(OpKernelConstruction* context) : Kernel(context) {}
+  explicit SolverOp(OpKernelConstruction* context)
+      : Kernel(context), solver_(SolverOf(context)) {}
 
   void Run(OpKernelContext* context) override {
-    const Tensor& gramian = context->input(0);
-    OP_REQUIRES(context,
-                gramian.dims() == 2 && gramian.dim_size(0) == gramian.dim_size(1) &&
-                    gramian.dim_size(0) > 0 && gramian.dim_size(0) < 32768,
-                InvalidArgument("Expected a Gram matrix of shape [tasks, tasks]. "
-                                "Received: shape ",
-                                gramian.shape().DebugString(), "."));
-    const int size = static_cast<int>(gramian.dim_size(0));
-    Tensor* converged = nullptr;
-    OP_REQUIRES_OK(context, context->allocate_output(context->num_outputs() - 1,
-                                                     TensorShape({}), &converged));
-    converged->scalar<bool>()() =
-        Solve(context, gramian.flat<double>().data(), size);
-  }
-
- protected:
-  // Errors are set in `context`.
-  virtual bool Solve(OpKernelContext* context, const double* gramian, int size) = 0;
-
-  // The precision of the gradients, the last input of the solvers that decide by it.
-  static bool ReadPrecision(OpKernelContext* context, double* precision) {
-    const int index = context->num_inputs() - 1;
-    if (!Check(context, "a precision", index, TensorShape({}))) return false;
-    *precision = context->input(index).scalar<double>()();
-    if (*precision > 0.0 && *precision < 1.0) return true;
-    context->CtxFailure(InvalidArgument("Expected a precision in (0, 1). Received: ",
-                                        *precision, "."));
-    return false;
-  }
-
-  static double* AllocateWeights(OpKernelContext* context, const TensorShape& shape) {
-    Tensor* weights = nullptr;
-    const absl::Status status = context->allocate_output(0, shape, &weights);
-    if (!status.ok()) {
-      context->CtxFailure(status);
-      return nullptr;
+    std::vector<Array> inputs;
+    for (int i = 0; i < context->num_inputs(); ++i) {
+      const Tensor& input = context->input(i);
+      const auto dims = input.shape().dim_sizes();
+      inputs.push_back({input.data(), Dims(dims.begin(), dims.end())});
     }
-    return weights->flat<double>().data();
-  }
-};
-
-class MinNormOp : public SolverOp {
- public:
-  using SolverOp::SolverOp;
-
- protected:
-  bool Solve(OpKernelContext* context, const double* gramian, int size) override {
-    double* weights = AllocateWeights(context, TensorShape({size}));
-    return weights != nullptr && MinNorm(gramian, size, weights);
-  }
-};
-
-class DualConeOp : public SolverOp {
- public:
-  using SolverOp::SolverOp;
-
- protected:
-  bool Solve(OpKernelContext* context, const double* gramian, int size) override {
-    const Tensor& lower = context->input(1);
-    if (lower.dims() < 1 || lower.dims() > 2 ||
-        lower.dim_size(lower.dims() - 1) != size ||
-        lower.NumElements() > std::numeric_limits<int32_t>::max()) {
-      context->CtxFailure(InvalidArgument(
-          "Expected lower bounds of shape [", size, "] or [batch, ", size,
-          "]. Received: shape ", lower.shape().DebugString(), "."));
-      return false;
+    const std::string wrong = solver_.Check(inputs);
+    OP_REQUIRES(context, wrong.empty(), InvalidArgument(wrong));
+    std::vector<void*> outputs;
+    for (int i = 0; i < context->num_outputs(); ++i) {
+      Tensor* output = nullptr;
+      const TensorShape shape(solver_.OutputDims(i, inputs));
+      OP_REQUIRES_OK(context, context->allocate_output(i, shape, &output));
+      outputs.push_back(output->data());
     }
-    double precision = 0.0;
-    if (!ReadPrecision(context, &precision)) return false;
-    double* out = AllocateWeights(context, lower.shape());
-    const int batch = static_cast<int>(lower.NumElements() / size);
-    return out != nullptr &&
-           DualCone(gramian, size, lower.flat<double>().data(), batch, precision, out);
+    solver_.run(inputs, outputs);
   }
-};
 
-// UPGrad where `kEach`, DualProj otherwise.
-template <bool kEach>
-class ConeProjectionOp : public SolverOp {
- public:
-  using SolverOp::SolverOp;
-
- protected:
-  bool Solve(OpKernelContext* context, const double* gramian, int size) override {
-    // An empty preference stands for the same for every task.
-    const Tensor& preference = context->input(1);
-    const double* u = nullptr;
-    if (preference.NumElements() > 0) {
-      if (!Check(context, "a preference", 1, TensorShape({size}))) return false;
-      u = preference.flat<double>().data();
-    }
-    if (!Check(context, "reg_eps", 2, TensorShape({}))) return false;
-    const double reg_eps = context->input(2).scalar<double>()();
-    double precision = 0.0;
-    if (!ReadPrecision(context, &precision)) return false;
-    double* weights = AllocateWeights(context, TensorShape({size}));
-    if (weights == nullptr) return false;
-    return kEach ? UpGrad(gramian, size, u, reg_eps, precision, weights)
-                 : DualProj(gramian, size, u, reg_eps, precision, weights);
-  }
-};
-
-class CaGradOp : public SolverOp {
- public:
-  using SolverOp::SolverOp;
-
- protected:
-  bool Solve(OpKernelContext* context, const double* gramian, int size) override {
-    if (!Check(context, "c", 1, TensorShape({}))) return false;
-    const double c = context->input(1).scalar<double>()();
-    if (!(c >= 0.0)) {
-      context->CtxFailure(InvalidArgument("Expected c >= 0. Received: c=", c, "."));
-      return false;
-    }
-    double precision = 0.0;
-    if (!ReadPrecision(context, &precision)) return false;
-    double* weights = AllocateWeights(context, TensorShape({size}));
-    return weights != nullptr && CaGrad(gramian, size, c, precision, weights);
-  }
-};
-
-class PowerRootOp : public SolverOp {
- public:
-  using SolverOp::SolverOp;
-
- protected:
-  bool Solve(OpKernelContext* context, const double* gramian, int size) override {
-    if (!Check(context, "alpha", 1, TensorShape({}))) return false;
-    const double alpha = context->input(1).scalar<double>()();
-    if (!(alpha > 0.0)) {
-      context->CtxFailure(
-          InvalidArgument("Expected alpha > 0. Received: alpha=", alpha, "."));
-      return false;
-    }
-    double precision = 0.0;
-    if (!ReadPrecision(context, &precision)) return false;
-    double* weights = AllocateWeights(context, TensorShape({size}));
-    return weights != nullptr && PowerRoot(gramian, size, alpha, precision, weights);
-  }
-};
-
-// Whether input `index` holds the order in which each task meets the others.
-bool CheckOrders(OpKernelContext* context, int index, int size) {
-  if (!Check(context, "orders", index, TensorShape({size, size - 1}))) return false;
-  const auto orders = context->input(index).flat<int32_t>();
-  for (int64_t i = 0; i < orders.size(); ++i) {
-    if (orders(i) >= 0 && orders(i) < size) continue;
-    context->CtxFailure(InvalidArgument("Expected orders in [0, ", size,
-                                        "). Received: ", orders(i), " for task ",
-                                        i / (size - 1), "."));
-    return false;
-  }
-  return true;
-}
-
-class PcGradOp : public SolverOp {
- public:
-  using SolverOp::SolverOp;
-
- protected:
-  bool Solve(OpKernelContext* context, const double* gramian, int size) override {
-    if (!CheckOrders(context, 1, size)) return false;
-    double* weights = AllocateWeights(context, TensorShape({size}));
-    return weights != nullptr &&
-           PcGrad(gramian, size, context->input(1).flat<int32_t>().data(), weights);
-  }
-};
-
-class GradVacOp : public SolverOp {
- public:
-  using SolverOp::SolverOp;
-
- protected:
-  bool Solve(OpKernelContext* context, const double* gramian, int size) override {
-    const Tensor& goals = context->input(1);
-    if (!Check(context, "averages", 1, TensorShape({size, size}))) return false;
-    if (!CheckOrders(context, 2, size)) return false;
-    if (!Check(context, "beta", 3, TensorShape({}))) return false;
-    double precision = 0.0;
-    if (!ReadPrecision(context, &precision)) return false;
-    double* weights = AllocateWeights(context, TensorShape({size}));
-    if (weights == nullptr) return false;
-    Tensor* moved = nullptr;
-    const absl::Status status = context->allocate_output(1, goals.shape(), &moved);
-    if (!status.ok()) {
-      context->CtxFailure(status);
-      return false;
-    }
-    moved->flat<double>() = goals.flat<double>();
-    return GradVac(gramian, size, context->input(2).flat<int32_t>().data(),
-                   context->input(3).scalar<double>()(), precision,
-                   moved->flat<double>().data(), weights);
-  }
+ private:
+  const Solver& solver_;
 };
 
 absl::Status WeightsShape(InferenceContext* context) {
@@ -259,7 +71,22 @@ absl::Status GradVacShape(InferenceContext* context) {
   return absl::OkStatus();
 }
 
+absl::Status ProgramShape(InferenceContext* context) {
+  TF_RETURN_IF_ERROR(DualConeShape(context));
+  ShapeHandle rows, solved;
+  TF_RETURN_IF_ERROR(context->WithRankAtLeast(context->input(1), 1, &rows));
+  TF_RETURN_IF_ERROR(context->Subshape(rows, 0, -1, &solved));
+  context->set_output(1, solved);
+  return absl::OkStatus();
+}
+
 }  // namespace
+
+const Solver& SolverOf(const OpKernelConstruction* context) {
+  // The op is called "MtlKeras>", and then as the solver.
+  const std::string& op = context->def().op();
+  return *FindSolver(op.substr(op.find('>') + 1));
+}
 
 REGISTER_OP("MtlKeras>MinNorm")
     .Input("gramian: double")
@@ -335,17 +162,44 @@ REGISTER_OP("MtlKeras>GradVac")
     .SetShapeFn(GradVacShape)
     .Doc("Aligns gradients up to the moving averages of their cosines.");
 
-#define MTL_KERAS_REGISTER_SOLVER(NAME, CLASS)                               \
-  REGISTER_KERNEL_BUILDER(Name("MtlKeras>" NAME).Device(tensorflow::DEVICE_CPU), \
-                          CLASS)
-MTL_KERAS_REGISTER_SOLVER("MinNorm", MinNormOp);
-MTL_KERAS_REGISTER_SOLVER("DualCone", DualConeOp);
-MTL_KERAS_REGISTER_SOLVER("UpGrad", ConeProjectionOp<true>);
-MTL_KERAS_REGISTER_SOLVER("DualProj", ConeProjectionOp<false>);
-MTL_KERAS_REGISTER_SOLVER("CaGrad", CaGradOp);
-MTL_KERAS_REGISTER_SOLVER("PowerRoot", PowerRootOp);
-MTL_KERAS_REGISTER_SOLVER("PcGrad", PcGradOp);
-MTL_KERAS_REGISTER_SOLVER("GradVac", GradVacOp);
+REGISTER_OP("MtlKeras>ImtlG")
+    .Input("gramian: double")
+    .Input("precision: double")
+    .Output("weights: double")
+    .Output("converged: bool")
+    .SetShapeFn(WeightsShape)
+    .Doc("Equal projections of the update on all unit gradients.");
+
+REGISTER_OP("MtlKeras>Config")
+    .Input("gramian: double")
+    .Input("precision: double")
+    .Output("weights: double")
+    .Output("converged: bool")
+    .SetShapeFn(WeightsShape)
+    .Doc("Equal cosines with all gradients.");
+
+REGISTER_OP("MtlKeras>Aligned")
+    .Input("gramian: double")
+    .Input("scale_mode: int32")
+    .Input("precision: double")
+    .Output("weights: double")
+    .Output("converged: bool")
+    .SetShapeFn(WeightsShape)
+    .Doc("Principal components of the gradients of equal length.");
+
+REGISTER_OP("MtlKeras>NonnegativeQp")
+    .Input("matrix: double")
+    .Input("linear: double")
+    .Input("noise: double")
+    .Output("solution: double")
+    .Output("solved: bool")
+    .SetShapeFn(ProgramShape)
+    .Doc("min x' A x / 2 - b' x over x >= 0.");
+
+#define MTL_KERAS_REGISTER_SOLVER(NAME) \
+  REGISTER_KERNEL_BUILDER(              \
+      Name("MtlKeras>" NAME).Device(tensorflow::DEVICE_CPU), SolverOp);
+MTL_KERAS_FOR_EACH_SOLVER(MTL_KERAS_REGISTER_SOLVER)
 #undef MTL_KERAS_REGISTER_SOLVER
 
 }  // namespace mtl_keras

@@ -2,16 +2,21 @@
 // none. That they agree with the TensorFlow versions is tested from Python.
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 #include <random>
+#include <string>
 #include <vector>
 
+#include "solvers/calls.h"
 #include "solvers/conic.h"
+#include "solvers/device.h"
 #include "solvers/eigenvalue.h"
 #include "solvers/projection.h"
 #include "solvers/quadratic.h"
 #include "solvers/regular_qp.h"
 #include "solvers/root.h"
+#include "solvers/spectral.h"
 #include "tests/check.h"
 
 namespace mtl_keras {
@@ -127,6 +132,9 @@ void TestDegenerateInputStaysFinite() {
     PowerRoot(g, tasks, 0.001, precision, w.data()), check();
     PcGrad(g, tasks, orders.data(), w.data()), check();
     GradVac(g, tasks, orders.data(), 0.1, precision, goals.data(), w.data()), check();
+    ImtlG(g, tasks, precision, w.data()), check();
+    Config(g, tasks, precision, w.data()), check();
+    Aligned(g, tasks, static_cast<ScaleMode>(trial % 3), precision, w.data()), check();
     DualCone(g, tasks, batch.data(), 2, precision, out.data());
     for (double x : out) CHECK(std::isfinite(x));
     for (double x : goals) CHECK(std::isfinite(x));
@@ -240,11 +248,142 @@ void TestProjectionsAreComplementary() {
   }
 }
 
-void TestSmallestEigenvalue() {
+void TestEigenvalues() {
   Matrix matrix(3);
   const double values[] = {2, -1, 0, -1, 2, -1, 0, -1, 2};
   std::copy(values, values + 9, matrix.data.begin());
-  CHECK_CLOSE(SmallestEigenvalue(matrix), 2.0 - std::sqrt(2.0), 1e-14);
+  const Spectrum spectrum = Decompose(matrix);
+  for (int k = 0; k < 3; ++k) {
+    CHECK_CLOSE(spectrum.values[k], 2.0 + (k - 1) * std::sqrt(2.0), 1e-14);
+  }
+  // Rows that differ by ten decades: small eigenvalues are as exact as large ones.
+  std::mt19937 random(4);
+  for (int size : {1, 2, 7, 30}) {
+    Matrix graded = GramianOf(Rows(&random, size, 2 * size + 3, false));
+    for (int i = 0; i < size; ++i) {
+      for (int j = 0; j < size; ++j) {
+        graded[i][j] *= std::pow(10.0, -10.0 * (i + j) / size);
+      }
+    }
+    const Spectrum spread = Decompose(graded);
+    Vector product(size);
+    for (int k = 0; k < size; ++k) {
+      const double* v = spread.vectors[k];
+      Multiply(graded, v, product.data());
+      for (int i = 0; i < size; ++i) {
+        const double scale = std::pow(10.0, -10.0 * i / size) * std::sqrt(graded[0][0]);
+        CHECK_CLOSE(product[i], spread.values[k] * v[i],
+                    1e-12 * scale * (std::sqrt(std::abs(spread.values[k])) + scale));
+      }
+      for (int l = 0; l <= k; ++l) {
+        CHECK_CLOSE(Dot(v, spread.vectors[l], size), k == l ? 1.0 : 0.0, 1e-13);
+      }
+    }
+  }
+}
+
+void TestSpectralMethods() {
+  std::mt19937 random(5);
+  for (int tasks : {1, 2, 5, 16}) {
+    const Matrix gram = GramianOf(Rows(&random, tasks, 2 * tasks + 5, true));
+    const double* g = gram.data.data();
+    Vector w(tasks), products(tasks);
+    CHECK(ImtlG(g, tasks, kEps, w.data()));
+    Multiply(gram, w.data(), products.data());
+    for (int i = 0; i < tasks; ++i) {
+      CHECK_CLOSE(products[i] / std::sqrt(gram[i][i]),
+                  products[0] / std::sqrt(gram[0][0]), 1e-9);
+    }
+    CHECK(Config(g, tasks, kEps, w.data()));
+    Multiply(gram, w.data(), products.data());
+    const double length = std::sqrt(Dot(w.data(), products.data(), tasks));
+    double sum = 0.0;
+    for (int i = 0; i < tasks; ++i) {
+      CHECK_CLOSE(products[i] / std::sqrt(gram[i][i]),
+                  products[0] / std::sqrt(gram[0][0]), 1e-9);
+      sum += products[i] / length;
+    }
+    CHECK_CLOSE(length, sum, 1e-9 * sum);
+    // For w = sqrt(s) G^(-1/2) b: w' G w = s b' b.
+    const Spectrum spectrum = Decompose(gram);
+    const double scales[] = {spectrum.values[0], spectrum.values[(tasks - 1) / 2],
+                             Dot(spectrum.values.data(), Vector(tasks, 1.0).data(), tasks) /
+                                 tasks};
+    for (int mode = 0; mode < kNumScaleModes; ++mode) {
+      CHECK(Aligned(g, tasks, static_cast<ScaleMode>(mode), kEps, w.data()));
+      Multiply(gram, w.data(), products.data());
+      const double expected = scales[mode] / tasks;
+      CHECK_CLOSE(Dot(w.data(), products.data(), tasks), expected, 1e-9 * expected);
+    }
+  }
+}
+
+// Copies without a device; fails from call number `failing` on.
+class HostStream : public Stream {
+ public:
+  explicit HostStream(int failing = -1) : left_(failing) {}
+  std::string ToHost(void* host, const void* device, std::size_t bytes) override {
+    return Copy(host, device, bytes);
+  }
+  std::string ToDevice(void* device, const void* host, std::size_t bytes) override {
+    return Copy(device, host, bytes);
+  }
+  std::string Wait() override { return left_-- == 0 ? "lost" : ""; }
+
+ private:
+  std::string Copy(void* to, const void* from, std::size_t bytes) {
+    std::memcpy(to, from, bytes);
+    return left_-- == 0 ? "lost" : "";
+  }
+  int left_;
+};
+
+void TestSolversOnADevice() {
+  std::mt19937 random(6);
+  const int tasks = 4;
+  const Matrix gram = GramianOf(Rows(&random, tasks, 9, true));
+  const Array gramian{gram.data.data(), {tasks, tasks}};
+  const auto orders = Orders(&random, tasks);
+  const double c = 0.4, precision = kEps, none = 0.0;
+  Vector expected(tasks), w(tasks);
+  bool converged = false;
+
+  const Solver& cagrad = *FindSolver("CaGrad");
+  const std::vector<Array> inputs = {gramian, {&c, {}}, {&precision, {}}};
+  CHECK(CaGrad(gram.data.data(), tasks, c, precision, expected.data()));
+  HostStream stream;
+  CHECK(RunOnDevice(cagrad, inputs, {w.data(), &converged}, &stream).empty());
+  CHECK(converged);
+  CHECK(w == expected);
+  // Three copies, a wait, two copies and a wait.
+  for (int failing = 0; failing < 7; ++failing) {
+    HostStream broken(failing);
+    CHECK(RunOnDevice(cagrad, inputs, {w.data(), &converged}, &broken) == "lost");
+  }
+  const std::vector<Array> wrong = {gramian, {&c, {}}, {&none, {}}};
+  CHECK(RunOnDevice(cagrad, wrong, {w.data(), &converged}, &stream) ==
+        "Expected a precision in (0, 1). Received: 0.");
+
+  // Integers, several outputs, and an input without entries.
+  Vector goals(tasks * tasks, 0.2), moved(tasks * tasks);
+  const Solver& gradvac = *FindSolver("GradVac");
+  CHECK(RunOnDevice(gradvac,
+                    {gramian,
+                     {goals.data(), {tasks, tasks}},
+                     {orders.data(), {tasks, tasks - 1}},
+                     {&c, {}},
+                     {&precision, {}}},
+                    {w.data(), moved.data(), &converged}, &stream)
+            .empty());
+  CHECK(GradVac(gram.data.data(), tasks, orders.data(), c, precision, goals.data(),
+                expected.data()));
+  CHECK(w == expected && moved == goals);
+  const Solver& upgrad = *FindSolver("UpGrad");
+  CHECK(RunOnDevice(upgrad, {gramian, {nullptr, {0}}, {&none, {}}, {&precision, {}}},
+                    {w.data(), &converged}, &stream)
+            .empty());
+  CHECK(UpGrad(gram.data.data(), tasks, nullptr, 0.0, precision, expected.data()));
+  CHECK(w == expected);
 }
 
 }  // namespace
@@ -256,6 +395,8 @@ int main() {
   mtl_keras::TestQuadraticProgramFromAnyGuess();
   mtl_keras::TestRegularQuadraticPrograms();
   mtl_keras::TestProjectionsAreComplementary();
-  mtl_keras::TestSmallestEigenvalue();
+  mtl_keras::TestEigenvalues();
+  mtl_keras::TestSpectralMethods();
+  mtl_keras::TestSolversOnADevice();
   std::printf("solvers: all as expected\n");
 }

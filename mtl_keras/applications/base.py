@@ -79,6 +79,8 @@ class Application(Served, abc.ABC):
         name: Name in `mtl_keras.applications`.
         default_data: Name of the data set where none is given.
         backbones: Names of the backbones that fit.
+        accumulates: Whether batches are of one data set each, and `load` takes
+            `accumulate=True` for training steps with a batch of every one.
         tasks: All tasks in the order of the model's outputs, by name; where that can
             be no name of a layer, `Task.name` is another one.
         defaults: Settings where none are given.
@@ -93,6 +95,7 @@ class Application(Served, abc.ABC):
     tasks: Mapping[str, Task]
     defaults: TrainingDefaults
     width_factors: Mapping[str, int] = types.MappingProxyType({})
+    accumulates: bool = False
 
     def for_data(self, data: str | None) -> Application:
         """Returns the application as it is for a data set.

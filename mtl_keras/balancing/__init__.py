@@ -17,6 +17,7 @@ from mtl_keras.balancing.base import (
     Probe,
 )
 from mtl_keras.balancing.bilevel import AutoLambda
+from mtl_keras.balancing.gram_auxiliary import PCD, AuxiNash, GradientCosine
 from mtl_keras.balancing.gram_based import (
     IMTLG,
     MGDA,
@@ -27,10 +28,10 @@ from mtl_keras.balancing.gram_based import (
     Krum,
     PCGrad,
 )
-from mtl_keras.balancing.gram_programs import DualProj, FairGrad, Nash, UPGrad
-from mtl_keras.balancing.gram_stochastic import CRMOGM, PCD, MoDo, SDMGrad
+from mtl_keras.balancing.gram_programs import PIVRG, DualProj, FairGrad, Nash, UPGrad
+from mtl_keras.balancing.gram_stochastic import CRMOGM, MoDo, SDMGrad
 from mtl_keras.balancing.loss_based import DWA, Equal, Static, Uncertainty
-from mtl_keras.balancing.loss_learned import FAMO, IMTLL, GradNorm
+from mtl_keras.balancing.loss_learned import FAMO, IMTLL, LDCMTL, GradNorm
 from mtl_keras.balancing.loss_scalarising import (
     COSMOS,
     GLS,
@@ -38,15 +39,12 @@ from mtl_keras.balancing.loss_scalarising import (
     STCH,
     UWSO,
     RandomWeighting,
+    ScaleInvariant,
 )
-from mtl_keras.balancing.matrix_based import (
-    DBMTL,
-    ExcessMTL,
-    GradDrop,
-    MatrixBalancer,
-    MoCo,
-    TrimmedMean,
-)
+from mtl_keras.balancing.matrix_auxiliary import MetaBalance
+from mtl_keras.balancing.matrix_averaging import DBMTL, ExcessMTL, MoCo
+from mtl_keras.balancing.matrix_based import GradDrop, MatrixBalancer, TrimmedMean
+from mtl_keras.balancing.matrix_momentum import MConFIG
 from mtl_keras.balancing.running import RunningBalancer
 from mtl_keras.errors import InputError
 from mtl_keras.registry import deserialize_named, named_class
@@ -60,13 +58,16 @@ __all__ = [
     "GLS",
     "IMTLG",
     "IMTLL",
+    "LDCMTL",
     "MGDA",
     "PBI",
     "PCD",
+    "PIVRG",
     "STCH",
     "UWSO",
     "AlignedMTL",
     "AutoLambda",
+    "AuxiNash",
     "Balancer",
     "CAGrad",
     "ConFIG",
@@ -78,12 +79,15 @@ __all__ = [
     "GradNorm",
     "GradVac",
     "GradientBalancer",
+    "GradientCosine",
     "GradientStep",
     "GramBalancer",
     "Krum",
     "LossBalancer",
     "LossStep",
+    "MConFIG",
     "MatrixBalancer",
+    "MetaBalance",
     "MoCo",
     "MoDo",
     "Nash",
@@ -92,6 +96,7 @@ __all__ = [
     "RandomWeighting",
     "RunningBalancer",
     "SDMGrad",
+    "ScaleInvariant",
     "Static",
     "TrimmedMean",
     "UPGrad",
@@ -108,24 +113,29 @@ _METHODS: dict[str, type[Balancer]] = {
     for cls in (
         AlignedMTL,
         AutoLambda,
+        AuxiNash,
         CAGrad,
+        ConFIG,
         COSMOS,
         CRMOGM,
-        ConFIG,
         DBMTL,
-        DWA,
         DualProj,
+        DWA,
         Equal,
         ExcessMTL,
-        FAMO,
         FairGrad,
+        FAMO,
         GLS,
         GradDrop,
+        GradientCosine,
         GradNorm,
         GradVac,
         IMTLG,
         IMTLL,
         Krum,
+        LDCMTL,
+        MConFIG,
+        MetaBalance,
         MGDA,
         MoCo,
         MoDo,
@@ -133,14 +143,16 @@ _METHODS: dict[str, type[Balancer]] = {
         PBI,
         PCD,
         PCGrad,
+        PIVRG,
         RandomWeighting,
+        ScaleInvariant,
         SDMGrad,
-        STCH,
         Static,
+        STCH,
         TrimmedMean,
+        Uncertainty,
         UPGrad,
         UWSO,
-        Uncertainty,
     )
 }
 _CLASSES = {cls.__name__: cls for cls in _METHODS.values()}
@@ -153,7 +165,7 @@ def names() -> list[str]:
 
     ```pycon
     >>> mtl_keras.balancing.names()[:3]
-    ['aligned_mtl', 'auto_lambda', 'cagrad']
+    ['aligned_mtl', 'auto_lambda', 'auxinash']
     ```
     """
     return sorted(_METHODS)

@@ -20,6 +20,17 @@ def check_choice(argument: str, value: Any, choices: Sequence[str | None]) -> No
         )
 
 
+def check_primary(primary: str | None, tasks: Sequence[str]) -> None:
+    """Raises `InputError` unless `primary` is `None` or one of the tasks."""
+    if primary is not None and primary not in tasks:
+        raise unknown_name("primary task", primary, tasks)
+
+
+def primary_index(primary: str | None, tasks: Sequence[str]) -> int:
+    """Returns the index of the main task; 0 for `None`, and where tasks are unknown."""
+    return tasks.index(primary) if primary in tasks else 0
+
+
 def per_task(
     argument: str, values: PerTask, tasks: Sequence[str], default: float
 ) -> list[float]:

@@ -19,6 +19,7 @@ from mtl_keras.ops import solvers
 
 SCALES = ("sum", "mean")
 TASK_SPECIFIC = ("own", "weighted")
+NORMALIZATIONS = ("none", "norm", "loss", "loss+")
 
 # The spacing at 1 of the dtypes in which gradients are computed.
 _SPACINGS = {
@@ -323,6 +324,8 @@ class GradientStep:
             mixed precision computes in these, and casts to the variables' dtype.
         sources: The V shared variables or tensors of the representation that the
             gradients belong to. Empty for the variables that a method was built for.
+        shared_samples: float32 `[T, T]`, samples of the batch with labels of both
+            tasks, where conflicts are monitored.
 
     Example:
 
@@ -347,6 +350,7 @@ class GradientStep:
         sub_batches: Sequence[Sequence[Sequence[Any]]] = (),
         compute_dtypes: Sequence[str] = (),
         sources: Sequence[Any] = (),
+        shared_samples: tf.Tensor | None = None,
     ):
         self.gradients = gradients
         self.losses = losses
@@ -356,6 +360,7 @@ class GradientStep:
         self.sub_batches = sub_batches
         self.compute_dtypes = compute_dtypes
         self.sources = sources
+        self.shared_samples = shared_samples
         self._gramian: tf.Tensor | None = None
 
     @property
@@ -494,6 +499,12 @@ class GramBalancer(GradientBalancer):
             still take T). Each task counts the steps in which it is present: a step
             solves when one of its tasks has had k of them since a solve that it
             took part in, or none such solve yet.
+        normalize: What divides each task gradient before solving: `"none"`, `"norm"`
+            (its norm), `"loss"` (the size of its task's loss) or `"loss+"` (both). The
+            method then works on the divided gradients and its weights apply to these;
+            those that are logged apply to the gradients as they are. A gradient whose
+            divisor is zero or not finite stays as it is. Running solves know no norms:
+            `"none"` or `"loss"`.
         gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
         scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T).
         task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
@@ -528,6 +539,7 @@ class GramBalancer(GradientBalancer):
         *,
         solve: str = "exact",
         update_every: int = 1,
+        normalize: str = "none",
         gradients_of: str = "shared",
         scale: str = "sum",
         task_specific: str | None = None,
@@ -551,7 +563,9 @@ class GramBalancer(GradientBalancer):
                 f"Expected `solve` to be one of {list(self.ways_to_solve)} for "
                 f"{self.method!r}{reason}. Received: solve={solve!r}."
             )
+        check_choice("normalize", normalize, NORMALIZATIONS)
         self.solve = solve
+        self.normalize = normalize
         self.update_every = check_integer("update_every", update_every, low=1)
 
     @property
@@ -573,8 +587,9 @@ class GramBalancer(GradientBalancer):
         """Returns the weights of one step in the paper's own scale.
 
         Args:
-            gramian: `[T, T]`, inner products of the task gradients. A task whose
-                row is zero (absent, or without gradient) is excluded.
+            gramian: `[T, T]`, inner products of the task gradients, divided as
+                `normalize` has it. A task whose row is zero (absent, or without
+                gradient) is excluded.
 
         Returns:
             float64 `[T]`; 0 for excluded tasks, never non-finite.
@@ -584,15 +599,64 @@ class GramBalancer(GradientBalancer):
     def weights_with_losses(
         self, gramian: tf.Tensor, losses: tf.Tensor, precision: float = solvers.EPS
     ) -> tf.Tensor:
-        """Returns `weights`; overridden by methods that read the losses too.
+        """Returns the weights of one step for the gradients as they are.
+
+        Overridden by methods that read the losses too.
 
         Args:
-            gramian: As in `weights`.
+            gramian: `[T, T]`, inner products of the task gradients.
             losses: float32 `[T]`.
             precision: The spacing at 1 of the dtype of the gradients.
         """
-        del losses
-        return self.weights(gramian, **accepted(self.weights, precision))
+        return self.of_divided(
+            lambda divided: self.weights(divided, **accepted(self.weights, precision)),
+            gramian,
+            losses,
+        )
+
+    def loss_divisors(self, losses: tf.Tensor) -> tf.Tensor:
+        """Returns the part of the losses in what divides the gradients, float64 `[T]`.
+
+        Args:
+            losses: float32 `[T]`.
+        """
+        if self.normalize not in ("loss", "loss+"):
+            return tf.ones(losses.shape, "float64")
+        return _usable(tf.abs(tf.cast(losses, "float64")))
+
+    def factors(self, gramian: tf.Tensor, losses: tf.Tensor) -> tf.Tensor:
+        """Returns what the gradients are multiplied by before solving, float64 `[T]`.
+
+        Args:
+            gramian: `[T, T]`, inner products of the task gradients.
+            losses: float32 `[T]`.
+        """
+        factors = tf.ones(losses.shape, "float64")
+        if self.normalize in ("norm", "loss+"):
+            norms = tf.sqrt(tf.linalg.diag_part(tf.cast(gramian, "float64")))
+            factors = tf.math.divide_no_nan(factors, norms)
+        if self.normalize in ("loss", "loss+"):
+            sizes = tf.abs(tf.cast(losses, "float64"))
+            factors = tf.math.divide_no_nan(factors, sizes)
+        return _usable(factors)
+
+    def of_divided(
+        self,
+        solve: Callable[[tf.Tensor], tf.Tensor],
+        gramian: tf.Tensor,
+        losses: tf.Tensor,
+    ) -> tf.Tensor:
+        """Returns weights for the gradients as they are, float64 `[T]`.
+
+        Args:
+            solve: From the Gram matrix of the divided gradients to their weights.
+            gramian: `[T, T]`, inner products of the task gradients.
+            losses: float32 `[T]`.
+        """
+        if self.normalize == "none":
+            return solve(gramian)
+        factors = self.factors(gramian, losses)
+        return factors * solve(divided(gramian, factors))
 
     def solved(self, weights: tf.Tensor, converged: tf.Tensor) -> tf.Tensor:
         """Returns a solver's weights, and counts the step if it fell back.
@@ -696,7 +760,18 @@ class GramBalancer(GradientBalancer):
             **super().get_config(),
             "solve": self.solve,
             "update_every": self.update_every,
+            "normalize": self.normalize,
         }
+
+
+def divided(gramian: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
+    """Returns inner products of gradients that are multiplied by factors `[T]`."""
+    return factors[:, None] * tf.cast(gramian, "float64") * factors
+
+
+def _usable(factors: tf.Tensor) -> tf.Tensor:
+    """Returns the factors, 1 in place of those that are not finite or not positive."""
+    return tf.where(tf.math.is_finite(factors) & (factors > 0), factors, 1.0)
 
 
 def accepted(method: Callable[..., tf.Tensor], precision: float) -> dict[str, float]:

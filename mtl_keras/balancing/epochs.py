@@ -7,8 +7,6 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from mtl_keras.balancing.base import LossStep
-
 
 class EpochMeans:
     """The tasks' mean losses over the batches of each epoch that had labels.
@@ -33,10 +31,15 @@ class EpochMeans:
         self.before_last = add_variable("before_last_epoch_loss", shape, 1.0)
         self.epochs = add_variable("epochs", shape, 0.0)
 
-    def add(self, step: LossStep) -> None:
-        """Adds a batch to the present epoch."""
-        counts = step.present & tf.math.is_finite(step.losses)
-        self._sum.assign_add(tf.where(counts, step.losses, 0.0))
+    def add(self, losses: tf.Tensor, present: tf.Tensor) -> None:
+        """Adds a batch to the present epoch.
+
+        Args:
+            losses: float32 `[T]`.
+            present: bool `[T]`.
+        """
+        counts = present & tf.math.is_finite(losses)
+        self._sum.assign_add(tf.where(counts, losses, 0.0))
         self._batches.assign_add(tf.cast(counts, "float32"))
 
     def close_epoch(self) -> None:

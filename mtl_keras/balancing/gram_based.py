@@ -33,17 +33,14 @@ class MGDA(RunningBalancer):
 
     Cost: T (running: 2) backward.
     Choose it when a step must hurt no task; it favours tasks with small gradients
-    (`normalization`).
+    (`normalize`).
 
     Args:
-        normalization: What divides each gradient before solving: `"none"`, `"l2"`
-            (its norm), `"loss"` (the size of its task's loss) or `"loss+"` (both), as
-            in the authors' code. The weights apply to the divided gradients. A
-            gradient whose divisor is zero or not finite stays as it is. Running solves
-            know no norms: `"none"` or `"loss"`.
+        normalization: Another name of `normalize`, whose `"norm"` it calls `"l2"`.
         solve: `"exact"`, or `"running"` for weights that follow the solution at a
             price independent of T; see `RunningBalancer`.
         update_every: Solve every k-th step only; see `GramBalancer`.
+        normalize: What divides the task gradients first; see `GramBalancer`.
         gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
         scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
             `"mean"` (the weights sum to 1).
@@ -53,7 +50,8 @@ class MGDA(RunningBalancer):
         name: Name by which its state is saved; None is the method's.
 
     Raises:
-        InputError: For another normalisation, or one that a running solve cannot have.
+        InputError: For another normalisation, two different ones, or one that a
+            running solve cannot have.
 
     Example:
 
@@ -73,55 +71,35 @@ class MGDA(RunningBalancer):
         *,
         solve: str = "exact",
         update_every: int = 1,
+        normalize: str = "none",
         gradients_of: str = "shared",
         scale: str = "sum",
         task_specific: str | None = None,
         seed: int | None = None,
         name: str | None = None,
     ):
+        check_choice("normalization", normalization, ("none", "l2", "loss", "loss+"))
+        same = "norm" if normalization == "l2" else normalization
+        if "none" not in (same, normalize) and same != normalize:
+            raise InputError(
+                "Expected one of `normalization` and `normalize`. Received: "
+                f"normalization={normalization!r}, normalize={normalize!r}."
+            )
         super().__init__(
             solve=solve,
             update_every=update_every,
+            normalize=normalize if same == "none" else same,
             gradients_of=gradients_of,
             scale=scale,
             task_specific=task_specific,
             seed=seed,
             name=name,
         )
-        check_choice("normalization", normalization, ("none", "l2", "loss", "loss+"))
         self.normalization = normalization
-        if self.is_running and normalization not in ("none", "loss"):
-            raise InputError(
-                "Expected normalization='none' or 'loss' for a running solve, as the "
-                "norms of the task gradients are not known. "
-                f"Received: normalization={normalization!r}."
-            )
 
     def weights(self, gramian: tf.Tensor) -> tf.Tensor:
-        """See `GramBalancer.weights`. Losses count as 1 here."""
-        return self.weights_with_losses(gramian, tf.ones((gramian.shape[0],)))
-
-    def weights_with_losses(
-        self, gramian: tf.Tensor, losses: tf.Tensor, precision: float = solvers.EPS
-    ) -> tf.Tensor:
-        """See `GramBalancer.weights_with_losses`. Nothing is decided by precision."""
-        del precision
-        factors = tf.ones((gramian.shape[0],), "float64")
-        if self.normalization in ("l2", "loss+"):
-            norms = tf.sqrt(tf.linalg.diag_part(tf.cast(gramian, "float64")))
-            factors = tf.math.divide_no_nan(factors, norms)
-        if self.normalization in ("loss", "loss+"):
-            sizes = tf.abs(tf.cast(losses, "float64"))
-            factors = tf.math.divide_no_nan(factors, sizes)
-        factors = _usable(factors)
-        divided = factors[:, None] * tf.cast(gramian, "float64") * factors
-        return factors * self.solved(*solvers.min_norm(divided))
-
-    def loss_divisors(self, losses: tf.Tensor) -> tf.Tensor:
-        """See `RunningBalancer.loss_divisors`."""
-        if self.normalization not in ("loss", "loss+"):
-            return super().loss_divisors(losses)
-        return _usable(tf.abs(tf.cast(losses, "float64")))
+        """See `GramBalancer.weights`."""
+        return self.solved(*solvers.min_norm(gramian))
 
     def natural_weights(self, present: tf.Tensor) -> tf.Tensor:
         """See `RunningBalancer.natural_weights`: on the simplex."""
@@ -153,11 +131,6 @@ class MGDA(RunningBalancer):
         return {**super().get_config(), "normalization": self.normalization}
 
 
-def _usable(factors: tf.Tensor) -> tf.Tensor:
-    """Returns the factors, 1 in place of those that are not finite or not positive."""
-    return tf.where(tf.math.is_finite(factors) & (factors > 0), factors, 1.0)
-
-
 @_register
 class PCGrad(GramBalancer):
     """Projects each gradient off those it conflicts with, in random order.
@@ -173,6 +146,7 @@ class PCGrad(GramBalancer):
     Args:
         solve: `"exact"`; the method has no other way.
         update_every: Solve every k-th step only; see `GramBalancer`.
+        normalize: What divides the task gradients first; see `GramBalancer`.
         gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
         scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
             `"sum"`. `seed` draws the orders.
@@ -221,6 +195,7 @@ class GradVac(GramBalancer):
         beta: β; 0.01 in the paper (0.5 in LibMTL).
         solve: `"exact"`; the method has no other way.
         update_every: Solve every k-th step only; see `GramBalancer`.
+        normalize: What divides the task gradients first; see `GramBalancer`.
         gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
         scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
             `"sum"`. `seed` draws the orders.
@@ -249,6 +224,7 @@ class GradVac(GramBalancer):
         *,
         solve: str = "exact",
         update_every: int = 1,
+        normalize: str = "none",
         gradients_of: str = "shared",
         scale: str = "sum",
         task_specific: str | None = None,
@@ -258,6 +234,7 @@ class GradVac(GramBalancer):
         super().__init__(
             solve=solve,
             update_every=update_every,
+            normalize=normalize,
             gradients_of=gradients_of,
             scale=scale,
             task_specific=task_specific,
@@ -305,6 +282,7 @@ class IMTLG(GramBalancer):
     Args:
         solve: `"exact"`; the method has no other way.
         update_every: Solve every k-th step only; see `GramBalancer`.
+        normalize: What divides the task gradients first; see `GramBalancer`.
         gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
         scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
             `"mean"`.
@@ -352,6 +330,7 @@ class CAGrad(GramBalancer):
             (by 1 + c²), as in the authors' code.
         solve: `"exact"`; the method has no other way.
         update_every: Solve every k-th step only; see `GramBalancer`.
+        normalize: What divides the task gradients first; see `GramBalancer`.
         gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
         scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
             `"mean"`.
@@ -380,6 +359,7 @@ class CAGrad(GramBalancer):
         *,
         solve: str = "exact",
         update_every: int = 1,
+        normalize: str = "none",
         gradients_of: str = "shared",
         scale: str = "sum",
         task_specific: str | None = None,
@@ -389,6 +369,7 @@ class CAGrad(GramBalancer):
         super().__init__(
             solve=solve,
             update_every=update_every,
+            normalize=normalize,
             gradients_of=gradients_of,
             scale=scale,
             task_specific=task_specific,
@@ -425,6 +406,7 @@ class AlignedMTL(GramBalancer):
         scale_mode: Which λ: `"min"` (the paper), `"median"` or `"rmse"` (the mean).
         solve: `"exact"`; the method has no other way.
         update_every: Solve every k-th step only; see `GramBalancer`.
+        normalize: What divides the task gradients first; see `GramBalancer`.
         gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
         scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The scale here is
             `"mean"`.
@@ -451,6 +433,7 @@ class AlignedMTL(GramBalancer):
         *,
         solve: str = "exact",
         update_every: int = 1,
+        normalize: str = "none",
         gradients_of: str = "shared",
         scale: str = "sum",
         task_specific: str | None = None,
@@ -460,6 +443,7 @@ class AlignedMTL(GramBalancer):
         super().__init__(
             solve=solve,
             update_every=update_every,
+            normalize=normalize,
             gradients_of=gradients_of,
             scale=scale,
             task_specific=task_specific,
@@ -493,6 +477,7 @@ class ConFIG(GramBalancer):
     Args:
         solve: `"exact"`; the method has no other way.
         update_every: Solve every k-th step only; see `GramBalancer`.
+        normalize: What divides the task gradients first; see `GramBalancer`.
         gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
         scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
             `"sum"`.
@@ -534,6 +519,7 @@ class Krum(GramBalancer):
         n_selected: How many tasks to average.
         solve: `"exact"`; the method has no other way.
         update_every: Solve every k-th step only; see `GramBalancer`.
+        normalize: What divides the task gradients first; see `GramBalancer`.
         gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
         scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
             `"mean"`.
@@ -564,6 +550,7 @@ class Krum(GramBalancer):
         *,
         solve: str = "exact",
         update_every: int = 1,
+        normalize: str = "none",
         gradients_of: str = "shared",
         scale: str = "sum",
         task_specific: str | None = None,
@@ -573,6 +560,7 @@ class Krum(GramBalancer):
         super().__init__(
             solve=solve,
             update_every=update_every,
+            normalize=normalize,
             gradients_of=gradients_of,
             scale=scale,
             task_specific=task_specific,

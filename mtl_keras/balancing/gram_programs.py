@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from mtl_keras.balancing.arguments import PerTask, plain, preference_per_task
-from mtl_keras.balancing.base import GramBalancer
+from mtl_keras.balancing.arguments import (
+    PerTask,
+    per_task,
+    plain,
+    preference_per_task,
+)
+from mtl_keras.balancing.base import GramBalancer, has_gradient
+from mtl_keras.balancing.epochs import EpochMeans
 from mtl_keras.balancing.running import RunningBalancer
 from mtl_keras.errors import InputError, check_number
 from mtl_keras.ops import solvers
@@ -18,7 +25,7 @@ _register = keras.saving.register_keras_serializable(package="mtl_keras")
 
 
 class _PowerRoot(RunningBalancer):
-    """Solves G w = w^(−1/α); what Nash-MTL and FairGrad have in common."""
+    """Solves G w = s w^(−1/α); what Nash-MTL, FairGrad and PIVRG have in common."""
 
     natural_scale = "sum"
     alpha = 1.0
@@ -29,6 +36,7 @@ class _PowerRoot(RunningBalancer):
         *,
         solve: str = "exact",
         update_every: int = 1,
+        normalize: str = "none",
         gradients_of: str = "shared",
         scale: str = "sum",
         task_specific: str | None = None,
@@ -38,6 +46,7 @@ class _PowerRoot(RunningBalancer):
         super().__init__(
             solve=solve,
             update_every=update_every,
+            normalize=normalize,
             gradients_of=gradients_of,
             scale=scale,
             task_specific=task_specific,
@@ -50,18 +59,25 @@ class _PowerRoot(RunningBalancer):
 
     def weights(self, gramian: tf.Tensor, precision: float = solvers.EPS) -> tf.Tensor:
         """See `GramBalancer.weights`; shortened where the update exceeds `max_norm`."""
-        weights = self.solved(*solvers.power_root(gramian, self.alpha, precision))
-        if self.max_norm is None:
-            return weights
-        square = tf.einsum("i,ij,j", weights, tf.cast(gramian, "float64"), weights)
-        norm = tf.sqrt(tf.maximum(square, 0.0))
-        shorter = tf.math.divide_no_nan(tf.cast(self.max_norm, "float64"), norm)
-        return tf.where(norm > self.max_norm, weights * shorter, weights)
+        shares = self.shares(has_gradient(gramian))
+        solution = solvers.power_root(gramian, self.alpha, precision, shares)
+        weights = self.solved(*solution)
+        return shortened(weights, gramian, self.max_norm)
+
+    def shares(self, present: tf.Tensor) -> tf.Tensor | None:
+        """Returns s, positive float64 `[T]`; None is 1 for every task.
+
+        Args:
+            present: bool `[T]`, the tasks that take part.
+        """
+        del present
+        return None
 
     def targets(self, weights: tf.Tensor, products: tf.Tensor) -> tf.Tensor:
-        """See `RunningBalancer.targets`: w^(−1/α)."""
-        del products
-        return tf.pow(weights, -1.0 / self.alpha)
+        """See `RunningBalancer.targets`: s w^(−1/α)."""
+        targets = tf.pow(weights, -1.0 / self.alpha)
+        shares = self.shares(tf.not_equal(weights, 0.0))
+        return targets if shares is None else shares * targets
 
     def residual(self, ratios: tf.Tensor, moves: tf.Tensor) -> tf.Tensor:
         """See `RunningBalancer.residual`: max |(G w)_i w_i^(1/α) − 1|."""
@@ -85,6 +101,24 @@ class _PowerRoot(RunningBalancer):
         return {**super().get_config(), "max_norm": self.max_norm}
 
 
+def shortened(
+    weights: tf.Tensor, gramian: tf.Tensor, max_norm: float | None
+) -> tf.Tensor:
+    """Returns weights whose update is no longer than `max_norm`, float64 `[T]`.
+
+    Args:
+        weights: float64 `[T]`.
+        gramian: `[T, T]`.
+        max_norm: `None` for no limit.
+    """
+    if max_norm is None:
+        return weights
+    square = tf.einsum("i,ij,j", weights, tf.cast(gramian, "float64"), weights)
+    norm = tf.sqrt(tf.maximum(square, 0.0))
+    shorter = tf.math.divide_no_nan(tf.cast(max_norm, "float64"), norm)
+    return tf.where(norm > max_norm, weights * shorter, weights)
+
+
 @_register
 class Nash(_PowerRoot):
     """The Nash bargaining solution between the tasks: G w = 1 / w, w > 0.
@@ -104,6 +138,7 @@ class Nash(_PowerRoot):
         solve: `"exact"`, or `"running"` for weights that follow the solution at a
             price independent of T; see `RunningBalancer`.
         update_every: Solve every k-th step only; see `GramBalancer`.
+        normalize: What divides the task gradients first; see `GramBalancer`.
         gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
         scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
             `"sum"`, the root itself; `update_every` is the paper's way to save time.
@@ -140,6 +175,7 @@ class FairGrad(_PowerRoot):
         solve: `"exact"`, or `"running"` for weights that follow the solution at a
             price independent of T; see `RunningBalancer`.
         update_every: Solve every k-th step only; see `GramBalancer`.
+        normalize: What divides the task gradients first; see `GramBalancer`.
         gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
         scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T).
         task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
@@ -166,6 +202,7 @@ class FairGrad(_PowerRoot):
         *,
         solve: str = "exact",
         update_every: int = 1,
+        normalize: str = "none",
         gradients_of: str = "shared",
         scale: str = "sum",
         task_specific: str | None = None,
@@ -176,6 +213,7 @@ class FairGrad(_PowerRoot):
             max_norm,
             solve=solve,
             update_every=update_every,
+            normalize=normalize,
             gradients_of=gradients_of,
             scale=scale,
             task_specific=task_specific,
@@ -187,6 +225,155 @@ class FairGrad(_PowerRoot):
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "alpha": self.alpha}
+
+
+@_register
+class PIVRG(_PowerRoot):
+    """Performance-informed fairness: tasks behind their single-task model count more.
+
+    G w = √(ω / w), w > 0, with ω = T · softmax(Δ / τ) and Δ_i = 100 (L_i − B_i) / B_i,
+    the mean loss of the task in the last epoch beside that of a model of this task
+    alone; τ = max((max Δ − min Δ) / log `bound`, `min_temperature`), so that no ω is
+    more than `bound` times another. Qin, Wang & Yan, "Revisiting Fairness in Multitask
+    Learning: A Performance-Driven Approach for Variance Reduction", CVPR 2025.
+
+    Without `baselines`, and in the first epoch, ω = 1: that is `fairgrad` with α = 2.
+    Differs from the paper in that Δ compares losses, where the paper compares metrics
+    (of the validation samples, or those of training), and in that an exact solver takes
+    the place of the authors' least squares. Epochs are those of `fit`; a training loop
+    of your own calls `on_epoch_begin`. With `update_every` the means are over the steps
+    that solve.
+
+    Cost: T (running: 2) backward; state: T means of two epochs; needs: `baselines`.
+    Choose it when `fairgrad` would do, and losses of single-task models are known.
+
+    Args:
+        baselines: Positive B, `{task: loss}` or a list, for every task; `None` for
+            none.
+        bound: Largest ratio of two ω, above 1; 1.8 to 2 in the authors' runs.
+        min_temperature: Least τ, in percent; 10 to 100 in the authors' runs.
+        max_norm: Longest update; `None` for no limit (1 in the authors' code).
+        solve: `"exact"`, or `"running"` for weights that follow the solution at a
+            price independent of T; see `RunningBalancer`.
+        update_every: Solve every k-th step only; see `GramBalancer`.
+        normalize: What divides the task gradients first; see `GramBalancer`.
+        gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T).
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"own"`.
+        seed: Not used, as the method draws no random numbers.
+        name: Name by which its state is saved; None is the method's.
+
+    Raises:
+        InputError: At `build`, when the baselines do not fit the tasks.
+
+    Example:
+
+    ```python
+    balancer = mtl_keras.balancing.PIVRG(baselines={"a": 0.2, "b": 1.3})
+    model.compile("adam", loss="mse", balancing=balancer)
+    ```
+    """
+
+    method = "pivrg"
+    search_space = {"bound": {"min": 1.2, "max": 4.0, "log": True}}  # noqa: RUF012
+    alpha = 2.0
+
+    def __init__(
+        self,
+        baselines: PerTask | None = None,
+        bound: float = 2.0,
+        min_temperature: float = 10.0,
+        max_norm: float | None = None,
+        *,
+        solve: str = "exact",
+        update_every: int = 1,
+        normalize: str = "none",
+        gradients_of: str = "shared",
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
+    ):
+        super().__init__(
+            max_norm,
+            solve=solve,
+            update_every=update_every,
+            normalize=normalize,
+            gradients_of=gradients_of,
+            scale=scale,
+            task_specific=task_specific,
+            seed=seed,
+            name=name,
+        )
+        self.baselines = None if baselines is None else plain(baselines)
+        self.bound = check_number("bound", bound, low=1.0 + 1e-6)
+        self.min_temperature = check_number(
+            "min_temperature", min_temperature, low=1e-6
+        )
+
+    def build_state(self, num_tasks: int) -> None:
+        """Checks the baselines against the tasks, and creates the epoch means."""
+        super().build_state(num_tasks)
+        self._means = EpochMeans(self.add_variable, num_tasks)
+        if self.baselines is None:
+            return
+        self._baselines = per_task("baselines", self.baselines, self.tasks, 0.0)
+        if min(self._baselines) <= 0.0:
+            raise InputError(
+                f"Expected `baselines` to be positive for every task of "
+                f"{list(self.tasks)}. Received: baselines={self.baselines}."
+            )
+
+    def on_epoch_begin(self) -> None:
+        """Closes the epoch before."""
+        self._means.close_epoch()
+
+    def shares(self, present: tf.Tensor) -> tf.Tensor | None:
+        """See `_PowerRoot.shares`: √ω."""
+        if self.baselines is None or not self.built:
+            return None
+        losses = tf.cast(tf.convert_to_tensor(self._means.last), "float64")
+        delta = 100.0 * (losses / tf.constant(self._baselines, "float64") - 1.0)
+        delta = tf.where(self._means.epochs > 0, delta, 0.0)
+        highest = tf.reduce_max(tf.where(present, delta, delta.dtype.min))
+        lowest = tf.reduce_min(tf.where(present, delta, delta.dtype.max))
+        spread = (highest - lowest) / math.log(self.bound)
+        temperature = tf.maximum(spread, self.min_temperature)
+        parts = tf.where(present, tf.exp((delta - highest) / temperature), 0.0)
+        count = tf.reduce_sum(tf.cast(present, "float64"))
+        omega = tf.math.divide_no_nan(count * parts, tf.reduce_sum(parts))
+        return tf.where(present, tf.sqrt(omega), 1.0)
+
+    def weights_with_losses(
+        self, gramian: tf.Tensor, losses: tf.Tensor, precision: float = solvers.EPS
+    ) -> tf.Tensor:
+        """See `GramBalancer.weights_with_losses`; adds the losses to the epoch's."""
+        weights = super().weights_with_losses(gramian, losses, precision)
+        if self.built:
+            self._means.add(losses, has_gradient(gramian))
+        return weights
+
+    def follow(
+        self,
+        products: tf.Tensor,
+        losses: tf.Tensor,
+        present: tf.Tensor,
+        due: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """See `RunningBalancer.follow`; adds the losses to the epoch's."""
+        followed = super().follow(products, losses, present, due)
+        self._means.add(losses, present)
+        return followed
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {
+            **super().get_config(),
+            "baselines": self.baselines,
+            "bound": self.bound,
+            "min_temperature": self.min_temperature,
+        }
 
 
 class _ConeProjection(GramBalancer):
@@ -201,6 +388,7 @@ class _ConeProjection(GramBalancer):
         *,
         solve: str = "exact",
         update_every: int = 1,
+        normalize: str = "none",
         gradients_of: str = "shared",
         scale: str = "sum",
         task_specific: str | None = None,
@@ -210,6 +398,7 @@ class _ConeProjection(GramBalancer):
         super().__init__(
             solve=solve,
             update_every=update_every,
+            normalize=normalize,
             gradients_of=gradients_of,
             scale=scale,
             task_specific=task_specific,
@@ -261,6 +450,7 @@ class UPGrad(_ConeProjection):
         reg_eps: ε.
         solve: `"exact"`; the method has no other way.
         update_every: Solve every k-th step only; see `GramBalancer`.
+        normalize: What divides the task gradients first; see `GramBalancer`.
         gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
         scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
             `"mean"`.
@@ -302,6 +492,7 @@ class DualProj(_ConeProjection):
         reg_eps: ε.
         solve: `"exact"`; the method has no other way.
         update_every: Solve every k-th step only; see `GramBalancer`.
+        normalize: What divides the task gradients first; see `GramBalancer`.
         gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
         scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The scale here is
             `"mean"`.

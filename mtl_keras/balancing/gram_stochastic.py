@@ -1,4 +1,4 @@
-"""Gram-based methods with a memory, a main task, or independent half-batches."""
+"""Gram-based methods with a memory, or on independent half-batches."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from mtl_keras.balancing.base import (
     GradientStep,
     GramBalancer,
     accepted,
+    divided,
     has_gradient,
 )
 from mtl_keras.balancing.simplex import over_present, project_to_simplex
-from mtl_keras.errors import InputError, check_integer, check_number, unknown_name
+from mtl_keras.errors import InputError, check_integer, check_number
 from mtl_keras.ops import solvers
 
 _register = keras.saving.register_keras_serializable(package="mtl_keras")
@@ -43,6 +44,7 @@ class CRMOGM(GramBalancer):
         alpha: α, the share of the old weights.
         solve: `"exact"`; the method has no other way.
         update_every: Solve every k-th step only; see `GramBalancer`.
+        normalize: What divides the task gradients first; see `GramBalancer`.
         gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
         scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
             the wrapped method's.
@@ -71,6 +73,7 @@ class CRMOGM(GramBalancer):
         *,
         solve: str = "exact",
         update_every: int = 1,
+        normalize: str = "none",
         gradients_of: str = "shared",
         scale: str = "sum",
         task_specific: str | None = None,
@@ -82,6 +85,7 @@ class CRMOGM(GramBalancer):
         super().__init__(
             solve=solve,
             update_every=update_every,
+            normalize=normalize,
             gradients_of=gradients_of,
             scale=scale,
             task_specific=task_specific,
@@ -122,16 +126,24 @@ class CRMOGM(GramBalancer):
         for name, variable in self.balancer.variables.items():
             self._variables[f"wrapped.{name}"] = variable
 
+    def on_epoch_begin(self) -> None:
+        """Tells the wrapped method."""
+        self.balancer.on_epoch_begin()
+
     def weights_with_losses(
         self, gramian: tf.Tensor, losses: tf.Tensor, precision: float = solvers.EPS
     ) -> tf.Tensor:
         """See `GramBalancer.weights_with_losses`."""
-        new = self.balancer.weights_with_losses(
-            gramian,
-            losses,
-            **accepted(self.balancer.weights_with_losses, precision),
-        )
-        return self._smoothed(gramian, new)
+
+        def smoothed(divided: tf.Tensor) -> tf.Tensor:
+            new = self.balancer.weights_with_losses(
+                divided,
+                losses,
+                **accepted(self.balancer.weights_with_losses, precision),
+            )
+            return self._smoothed(divided, new)
+
+        return self.of_divided(smoothed, gramian, losses)
 
     def weights(self, gramian: tf.Tensor, precision: float = solvers.EPS) -> tf.Tensor:
         """See `GramBalancer.weights`."""
@@ -161,148 +173,7 @@ class CRMOGM(GramBalancer):
         return {**super().get_config(), "balancer": wrapped, "alpha": self.alpha}
 
 
-@_register
-class PCD(GramBalancer):
-    """Priority-constrained descent: one main task, the others must not be hurt.
-
-    min ½‖d − ĝ₁‖² subject to ⟨ĝ_j, d⟩ ≥ τ‖ĝ_j‖² for the auxiliary tasks j, with
-    ĝ_i = g_i / √(EMA of ‖g_i‖² + ε); d is rescaled to ‖g₁‖. TMLR 2026, arXiv
-    2606.29521. Constraints that contradict each other are dropped: the update is
-    then the main task's gradient, and the step counts as a fallback. Without the
-    main task in the batch it is the mean of the others. ε is relative to the
-    average, where the paper's 1e-8 is absolute.
-
-    Cost: T backward; state: T mean squares, T step counts; needs: `primary`.
-    Choose it when one task is the main one, the others auxiliary.
-
-    Args:
-        primary: Name of the main task; the first by name if `None`.
-        tau: τ.
-        beta: Share of the old average of ‖g_i‖², which is corrected for its bias.
-        epsilon: ε, relative.
-        solve: `"exact"`; the method has no other way.
-        update_every: Solve every k-th step only; see `GramBalancer`.
-        gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
-        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale, one
-            main task's gradient, counts as `"sum"` here.
-        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
-            None is `"own"`.
-        seed: Not used, as the method draws no random numbers.
-        name: Name by which its state is saved; None is the method's.
-
-    Raises:
-        InputError: At `build`, when `primary` is no task.
-
-    Example:
-
-    ```python
-    model.compile("adam", loss="mse", balancing=mtl_keras.balancing.PCD(primary="a"))
-    ```
-    """
-
-    method = "pcd"
-    natural_scale = "sum"
-
-    def __init__(
-        self,
-        primary: str | None = None,
-        tau: float = 0.02,
-        beta: float = 0.999,
-        epsilon: float = 1e-8,
-        *,
-        solve: str = "exact",
-        update_every: int = 1,
-        gradients_of: str = "shared",
-        scale: str = "sum",
-        task_specific: str | None = None,
-        seed: int | None = None,
-        name: str | None = None,
-    ):
-        super().__init__(
-            solve=solve,
-            update_every=update_every,
-            gradients_of=gradients_of,
-            scale=scale,
-            task_specific=task_specific,
-            seed=seed,
-            name=name,
-        )
-        self.primary = primary
-        self.tau = check_number("tau", tau, 0.0)
-        self.beta = check_number("beta", beta, 0.0, 1.0 - 1e-9)
-        self.epsilon = check_number("epsilon", epsilon, 0.0)
-
-    def build_state(self, num_tasks: int) -> None:
-        """Creates the averages of the squared norms."""
-        super().build_state(num_tasks)
-        if self.primary is not None and self.primary not in self.tasks:
-            raise unknown_name("primary task", self.primary, self.tasks)
-        self._squares = self.add_variable("squares", (num_tasks,), 0.0, "float64")
-        self._steps = self.add_variable("steps_seen", (num_tasks,), 0.0, "float64")
-
-    def weights(self, gramian: tf.Tensor, precision: float = solvers.EPS) -> tf.Tensor:
-        """See `GramBalancer.weights`. Before `build`, averages are this step's."""
-        gramian = tf.cast(gramian, "float64")
-        num_tasks = gramian.shape[0]
-        main = self.tasks.index(self.primary) if self.primary in self.tasks else 0
-        squares = tf.linalg.diag_part(gramian)
-        taking_part = has_gradient(gramian)
-        finite = tf.reduce_all(tf.math.is_finite(gramian))
-        scales = tf.sqrt(self._average(squares, taking_part & finite))
-        inverse = tf.where(taking_part, tf.math.divide_no_nan(1.0, scales), 0.0)
-        unit = inverse[:, None] * gramian * inverse
-        unit = tf.where(finite, unit, tf.eye(num_tasks, dtype="float64"))
-        is_main = tf.one_hot(main, num_tasks, dtype="float64")
-        auxiliary = tf.where(taking_part, 1.0 - is_main, 0.0)
-        # Dual of the projection: min ½ vᵀAv − cᵀv over v ≥ 0, with d = ĝ₁ + Σ v_j e_j
-        # for the unit vectors e_j along the ĝ_j: constraints then are of one size.
-        lengths = tf.sqrt(tf.linalg.diag_part(unit))
-        shorter = auxiliary * tf.math.divide_no_nan(tf.ones_like(lengths), lengths)
-        matrix = shorter[:, None] * unit * shorter
-        matrix = tf.linalg.set_diag(matrix, tf.ones_like(lengths))
-        gaps = self.tau * auxiliary * lengths - shorter * unit[main]
-        solution, solved = solvers.nonnegative_qp(matrix, gaps[None])
-        multipliers = shorter * solution.x[0]
-        reached = shorter * tf.linalg.matvec(unit, multipliers) - gaps
-        size = 1.0 + tf.reduce_max(tf.abs(gaps))
-        # Constraints that contradict each other up to noise ask for multipliers that
-        # only the noise holds up.
-        bounded = tf.reduce_max(solution.x) < size / solvers.noise_of(precision) ** 2
-        met = tf.reduce_min(reached) > -1e-6 * size
-        feasible = solved[0] & finite & bounded & met
-        direction = (is_main + tf.where(feasible, multipliers, 0.0)) * inverse
-        length = tf.sqrt(
-            tf.maximum(tf.einsum("i,ij,j", direction, gramian, direction), 0.0)
-        )
-        weights = direction * tf.math.divide_no_nan(tf.sqrt(squares[main]), length)
-        usable = taking_part[main] & (length > 0) & finite
-        count = tf.maximum(tf.reduce_sum(tf.cast(taking_part, "float64")), 1.0)
-        mean = tf.cast(taking_part, "float64") / count
-        return self.solved(tf.where(usable, weights, mean), feasible & usable)
-
-    def _average(self, squares: tf.Tensor, moves: tf.Tensor) -> tf.Tensor:
-        if not self.built:
-            return squares
-        steps = self._steps + tf.cast(moves, "float64")
-        averages = self.beta * self._squares + (1 - self.beta) * squares
-        averages = tf.where(moves, averages, self._squares)
-        self._steps.assign(steps)
-        self._squares.assign(averages)
-        bias = 1.0 - tf.pow(tf.cast(self.beta, "float64"), steps)
-        return tf.math.divide_no_nan(averages, bias) * (1.0 + self.epsilon)
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return {
-            **super().get_config(),
-            "primary": self.primary,
-            "tau": self.tau,
-            "beta": self.beta,
-            "epsilon": self.epsilon,
-        }
-
-
-class _HalfBatchBalancer(GramBalancer):
+class HalfBatchBalancer(GramBalancer):
     """Reads the cross-Gram matrix of two disjoint halves of the batch.
 
     Every other sample is in the same half; the update itself is that of the whole
@@ -317,6 +188,7 @@ class _HalfBatchBalancer(GramBalancer):
         *,
         solve: str = "exact",
         update_every: int = 1,
+        normalize: str = "none",
         gradients_of: str = "shared",
         scale: str = "sum",
         task_specific: str | None = None,
@@ -326,6 +198,7 @@ class _HalfBatchBalancer(GramBalancer):
         super().__init__(
             solve=solve,
             update_every=update_every,
+            normalize=normalize,
             gradients_of=gradients_of,
             scale=scale,
             task_specific=task_specific,
@@ -339,6 +212,20 @@ class _HalfBatchBalancer(GramBalancer):
                 f"update_every={self.update_every}."
             )
 
+    def cross_gramian(self, step: GradientStep) -> tf.Tensor:
+        """Returns inner products of the halves' task gradients, float64 `[T, T]`.
+
+        Row i, column j: task i on the first half, task j on the second.
+        """
+        first, second = step.sub_batches
+        num_tasks = len(self.tasks)
+        cross = ops.gramian([*first, *second])[:num_tasks, num_tasks:]
+        return cross / tf.square(tf.cast(step.loss_scale, "float64"))
+
+
+class _DualBalancer(HalfBatchBalancer):
+    """Dual weights on the simplex, moved by the cross-Gram matrix."""
+
     def build_state(self, num_tasks: int) -> None:
         """Creates the dual weights."""
         super().build_state(num_tasks)
@@ -348,14 +235,12 @@ class _HalfBatchBalancer(GramBalancer):
 
     def solution(self, step: GradientStep) -> tf.Tensor:
         """See `GramBalancer.solution`."""
-        first, second = step.sub_batches
-        both = ops.gramian([*first, *second])
-        num_tasks = len(self.tasks)
-        cross = both[:num_tasks, num_tasks:]
-        cross /= tf.square(tf.cast(step.loss_scale, "float64"))
+        factors = self.factors(step.gramian, step.losses)
+        cross = divided(self.cross_gramian(step), factors)
         # The shortest vector would be that of a task without gradient.
         taking_part = step.present & has_gradient(step.gramian)
-        return self.rescaled(self.dual_step(cross, taking_part), step.gramian)
+        weights = factors * self.dual_step(cross, taking_part)
+        return self.rescaled(weights, step.gramian)
 
     def dual_step(self, cross: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
         """Moves the dual weights and returns the task weights, float64 `[T]`."""
@@ -385,7 +270,7 @@ class _HalfBatchBalancer(GramBalancer):
 
 
 @_register
-class MoDo(_HalfBatchBalancer):
+class MoDo(_DualBalancer):
     """One projected dual step a batch on a double sample: λ ← Π(λ − γ (G₁₂λ + ρλ)).
 
     Chen et al., "Three-Way Trade-Off in Multi-Objective Learning", NeurIPS 2023,
@@ -401,6 +286,7 @@ class MoDo(_HalfBatchBalancer):
         rho: ρ.
         solve: `"exact"`; the method has no other way.
         update_every: Solve every k-th step only; see `GramBalancer`.
+        normalize: What divides the task gradients first; see `GramBalancer`.
         gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
         scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
             `"mean"`.
@@ -425,6 +311,7 @@ class MoDo(_HalfBatchBalancer):
         *,
         solve: str = "exact",
         update_every: int = 1,
+        normalize: str = "none",
         gradients_of: str = "shared",
         scale: str = "sum",
         task_specific: str | None = None,
@@ -434,6 +321,7 @@ class MoDo(_HalfBatchBalancer):
         super().__init__(
             solve=solve,
             update_every=update_every,
+            normalize=normalize,
             gradients_of=gradients_of,
             scale=scale,
             task_specific=task_specific,
@@ -444,7 +332,7 @@ class MoDo(_HalfBatchBalancer):
         self.rho = check_number("rho", rho, 0.0)
 
     def dual_step(self, cross: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
-        """See `_HalfBatchBalancer.dual_step`."""
+        """See `_DualBalancer.dual_step`."""
         old = over_present(self.dual(cross.shape[0]), present)
         slope = tf.linalg.matvec(tf.cast(cross, "float64"), old) + self.rho * old
         return self.keep_if_finite(
@@ -457,7 +345,7 @@ class MoDo(_HalfBatchBalancer):
 
 
 @_register
-class SDMGrad(_HalfBatchBalancer):
+class SDMGrad(_DualBalancer):
     """Min-norm direction regularised towards the mean, from independent samples.
 
     Dual steps w ← Π(w − η G₁₂ (w + λ w₀)) with w₀ = 1/T; the update is that of
@@ -477,6 +365,7 @@ class SDMGrad(_HalfBatchBalancer):
         step_size: η, relative.
         solve: `"exact"`; the method has no other way.
         update_every: Solve every k-th step only; see `GramBalancer`.
+        normalize: What divides the task gradients first; see `GramBalancer`.
         gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
         scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
             `"mean"`.
@@ -502,6 +391,7 @@ class SDMGrad(_HalfBatchBalancer):
         *,
         solve: str = "exact",
         update_every: int = 1,
+        normalize: str = "none",
         gradients_of: str = "shared",
         scale: str = "sum",
         task_specific: str | None = None,
@@ -511,6 +401,7 @@ class SDMGrad(_HalfBatchBalancer):
         super().__init__(
             solve=solve,
             update_every=update_every,
+            normalize=normalize,
             gradients_of=gradients_of,
             scale=scale,
             task_specific=task_specific,
@@ -522,7 +413,7 @@ class SDMGrad(_HalfBatchBalancer):
         self.step_size = check_number("step_size", step_size, 0.0)
 
     def dual_step(self, cross: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
-        """See `_HalfBatchBalancer.dual_step`."""
+        """See `_DualBalancer.dual_step`."""
         cross = tf.cast(cross, "float64")
         centre = tf.cast(present, "float64")
         centre = tf.math.divide_no_nan(centre, tf.reduce_sum(centre))

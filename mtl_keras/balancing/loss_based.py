@@ -334,7 +334,7 @@ class DWA(MeanScaleBalancer):
 
     def update(self, step: LossStep) -> None:
         """Adds this batch to the epoch's means; see `LossBalancer.update`."""
-        self._means.add(step)
+        self._means.add(step.losses, step.present)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from mtl_keras.balancing.adam import TaskAdam
+from mtl_keras.balancing.arguments import check_choice
 from mtl_keras.balancing.base import LossBalancer, LossStep, mean_weights, with_loss
 from mtl_keras.balancing.loss_based import (
     FIRST_LOSS,
@@ -300,4 +301,143 @@ class GradNorm(MeanScaleBalancer):
             **super().get_config(),
             "alpha": self.alpha,
             "learning_rate": self.learning_rate,
+        }
+
+
+@_register
+class LDCMTL(MeanScaleBalancer):
+    """Loss discrepancy control: weights that close the gaps between weighted losses.
+
+    With σ_i = sigmoid(v_i) of trained v and ℓ_i the normalised losses, model and v both
+    descend Σ σ_i ℓ_i / sg(Σ σ) + λ Σ |σ_i ℓ_i − σ_(i+1) ℓ_(i+1)|, the first-order form
+    of a bilevel problem: the upper level closes the gaps of neighbouring tasks, the
+    lower one trains the model. Xiao et al., "LDC-MTL: Balancing Multi-Task Learning
+    through Scalable Loss Discrepancy Control", 2025, arXiv 2502.08585.
+
+    That is the form of the authors' code for many tasks (CelebA and QM9), where the
+    weights are a vector; for dense prediction it computes them from the features, by a
+    layer and a clipped softmax. Differs from the code in that v is trained by an Adam
+    of its own, and that the losses which `"log"` divides by are those of the first step
+    instead of each epoch's. Neighbours are those among the tasks in the batch.
+    A weight is negative where λ exceeds 1 / (2 Σ σ) and a task's weighted loss is below
+    both neighbours'.
+
+    Cost: 1 backward; state: T logits, Adam, T first losses; needs: positive losses for
+    `"log"`.
+    Choose it when there are many tasks, and their losses should fall at one pace.
+
+    Args:
+        strength: λ; 0.01 to 0.1 in the authors' runs.
+        normalization: ℓ: `"log"` for log(L_i / L_i(0)), as the authors on QM9, or
+            `"none"` for L_i itself, as on CelebA.
+        learning_rate: Rate for v; `None` follows the model's optimizer.
+        initial_logit: v at the start; 1 on CelebA.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
+            `"mean"`.
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"weighted"`.
+        seed: Not used, as the method draws no random numbers.
+        name: Name by which its state is saved; None is the method's.
+
+    Raises:
+        InputError: For another normalisation.
+
+    Example:
+
+    ```pycon
+    >>> balancer = mtl_keras.balancing.LDCMTL(strength=0.1, normalization="none")
+    >>> balancer.build(["a", "b"])
+    >>> losses, present = tf.constant([4.0, 1.0]), tf.constant([True, True])
+    >>> balancer.weights(losses, present).numpy().round(3)
+    array([1.146, 0.854], dtype=float32)
+    ```
+    """
+
+    method = "ldc_mtl"
+    search_space = {"strength": {"min": 1e-3, "max": 1.0, "log": True}}  # noqa: RUF012
+
+    def __init__(
+        self,
+        strength: float = 0.05,
+        normalization: str = "log",
+        learning_rate: float | None = None,
+        initial_logit: float = 1.0,
+        *,
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
+    ):
+        super().__init__(scale=scale, task_specific=task_specific, seed=seed, name=name)
+        check_choice("normalization", normalization, ("log", "none"))
+        self.strength = check_number("strength", strength, low=0.0)
+        self.normalization = normalization
+        if learning_rate is not None:
+            learning_rate = check_number("learning_rate", learning_rate, low=0.0)
+        self.learning_rate = learning_rate
+        self.initial_logit = check_number("initial_logit", initial_logit)
+
+    def build_state(self, num_tasks: int) -> None:
+        """Creates v, the moments of its optimizer, and the first losses."""
+        self._logits = self.add_variable("logits", (num_tasks,), self.initial_logit)
+        self._first = self.add_variable("first_losses", (num_tasks,), -1.0)
+        self._adam = TaskAdam(self.add_variable, num_tasks)
+
+    def _normalised(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+        """Returns ℓ of the present tasks, 0 for the others, `[T]`."""
+        if self.normalization == "none":
+            return tf.where(present, losses, 0.0)
+        first = tf.where(self._first > 0, self._first, losses)
+        logs = tf.math.log(tf.where(present, losses, 1.0))
+        return logs - tf.math.log(tf.where(present, first, 1.0))
+
+    def _gap_slopes(self, weighted: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+        """Returns ∂ Σ |d_i − d_(i+1)| / ∂d over neighbours in the batch, `[T]`.
+
+        Args:
+            weighted: d, float32 `[T]`.
+            present: bool `[T]`.
+        """
+        ranks = tf.cumsum(tf.cast(present, "int32"))
+        adjacent = tf.equal(ranks[None, :] - ranks[:, None], 1)
+        adjacent &= present[:, None] & present[None, :]
+        signs = tf.sign(weighted[:, None] - weighted[None, :])
+        signs = tf.where(adjacent, signs, 0.0)
+        return tf.reduce_sum(signs, axis=1) - tf.reduce_sum(signs, axis=0)
+
+    def _slopes(self, losses: tf.Tensor, present: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """Returns σ, ℓ and the objective's slope by each σ_i ℓ_i, `[T]` each."""
+        shares = tf.where(present, tf.sigmoid(self._logits), 0.0)
+        normalised = self._normalised(losses, present)
+        gaps = self._gap_slopes(shares * normalised, present)
+        total = tf.reduce_sum(shares)
+        slopes = tf.math.divide_no_nan(1.0, total) + self.strength * gaps
+        return shares, normalised, slopes
+
+    def mean_scale_weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+        """See `MeanScaleBalancer.mean_scale_weights`."""
+        shares, _, slopes = self._slopes(losses, present)
+        if self.normalization == "none":
+            return shares * slopes
+        return tf.where(present, shares * slopes / tf.where(present, losses, 1.0), 0.0)
+
+    def update(self, step: LossStep) -> None:
+        """Moves v against the gradient of the objective."""
+        present = with_loss(step.losses, step.present)
+        shares, normalised, slopes = self._slopes(step.losses, present)
+        gradient = slopes * normalised * shares * (1.0 - shares)
+        rate = step.learning_rate if self.learning_rate is None else self.learning_rate
+        self._adam.step(self._logits, gradient, present, rate)
+        is_first = present & (self._first < 0)
+        is_first &= tf.math.is_finite(step.losses) & (step.losses > 0)
+        self._first.assign(tf.where(is_first, step.losses, self._first))
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {
+            **super().get_config(),
+            "strength": self.strength,
+            "normalization": self.normalization,
+            "learning_rate": self.learning_rate,
+            "initial_logit": self.initial_logit,
         }

@@ -13,7 +13,7 @@ from mtl_keras.balancing.arguments import (
     plain,
     preference_per_task,
 )
-from mtl_keras.balancing.base import LossStep, mean_weights
+from mtl_keras.balancing.base import Balancer, LossStep, mean_weights
 from mtl_keras.balancing.epochs import EpochMeans
 from mtl_keras.balancing.loss_based import MeanScaleBalancer, masked_softmax
 from mtl_keras.errors import check_integer, check_number
@@ -146,18 +146,64 @@ class GLS(MeanScaleBalancer):
 
     def mean_scale_weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
         """See `MeanScaleBalancer.mean_scale_weights`."""
-        check = tf.debugging.assert_non_negative(
-            tf.where(tf.math.is_nan(losses), 0.0, losses),
-            message="Expected non-negative losses for balancing='gls', whose "
-            f"geometric mean they enter; the tasks are {list(self.tasks)}.",
-        )
-        with tf.control_dependencies([check] if check is not None else []):
-            # XLA leaves assertions out: there the formula has no value.
-            losses = tf.where(losses < 0.0, math.nan, losses)
+        losses = _non_negative(losses, self, "geometric mean")
         largest = tf.reduce_max(losses)
         logs = tf.math.log(tf.where(present, tf.maximum(losses, 1e-24 * largest), 1.0))
         equal = mean_weights(present, "mean")
         return equal * tf.exp(tf.reduce_sum(equal * logs) - logs)
+
+
+@_register
+class ScaleInvariant(MeanScaleBalancer):
+    """Scale-invariant baseline: Σ log L_i, so that no loss's unit counts.
+
+    The weights are 1 / L_i. "SI" of the tables of Navon et al., "Multi-Task Learning as
+    a Bargaining Game", ICML 2022, arXiv 2202.01017, and of the later ones that follow
+    them. Differs from their code in that a task whose loss is exactly 0 is left out.
+    Updates do not shrink with the losses: the learning rate must. `gls` has the same
+    direction, at the size of the losses. Takes the arguments of `Balancer`.
+
+    Cost: 1 backward; needs: positive losses.
+    Choose it when you want the baseline that tells how much of a method's gain is due
+    to the units of the losses.
+
+    Raises:
+        tf.errors.InvalidArgumentError: In the step, for a negative loss. XLA leaves
+            such checks out: the weights are then equal.
+
+    Example:
+
+    ```pycon
+    >>> balancer = mtl_keras.balancing.ScaleInvariant()
+    >>> balancer.build(["a", "b"])
+    >>> losses, present = tf.constant([4.0, 1.0]), tf.constant([True, True])
+    >>> balancer.weights(losses, present).numpy().round(3)
+    array([0.25, 1.  ], dtype=float32)
+    ```
+    """
+
+    method = "scale_invariant"
+
+    def mean_scale_weights(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+        """See `MeanScaleBalancer.mean_scale_weights`."""
+        losses = _non_negative(losses, self, "logarithm")
+        equal = mean_weights(present, "mean")
+        return tf.where(present, equal / tf.where(present, losses, 1.0), 0.0)
+
+
+def _non_negative(losses: tf.Tensor, balancer: Balancer, needed_for: str) -> tf.Tensor:
+    """Returns the losses `[T]`, after a check that none is negative.
+
+    XLA leaves assertions out: negative losses are not a number there, so that the
+    formula has no value.
+    """
+    check = tf.debugging.assert_non_negative(
+        tf.where(tf.math.is_nan(losses), 0.0, losses),
+        message=f"Expected non-negative losses for balancing={balancer.method!r}, "
+        f"which takes their {needed_for}; the tasks are {list(balancer.tasks)}.",
+    )
+    with tf.control_dependencies([check] if check is not None else []):
+        return tf.where(losses < 0.0, math.nan, losses)
 
 
 class _PreferenceBalancer(MeanScaleBalancer):
@@ -287,7 +333,7 @@ class STCH(_PreferenceBalancer):
 
     def update(self, step: LossStep) -> None:
         """Adds the batch to the epoch's means."""
-        self._means.add(step)
+        self._means.add(step.losses, step.present)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

@@ -1,8 +1,8 @@
 """Methods that need the whole T × D matrix of task gradients.
 
-Their update is not a weighted sum of the gradients, or they keep a moving average
-of every task's gradient. Sparse gradients are made dense, so cost and state grow
-with T times the shared variables.
+Their update is not a weighted sum of the gradients; those that keep a moving average
+for every task are in `matrix_averaging`. Sparse gradients are made dense, so cost and
+state grow with T times the shared variables.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from mtl_keras.balancing.base import (
     GradientStep,
     mean_weights,
 )
-from mtl_keras.balancing.loss_based import masked_softmax
-from mtl_keras.balancing.simplex import over_present, project_to_simplex
 from mtl_keras.errors import InputError, check_integer, check_number
 
 _register = keras.saving.register_keras_serializable(package="mtl_keras")
@@ -68,21 +66,16 @@ class MatrixBalancer(GradientBalancer):
         usable &= tf.reduce_any(tf.not_equal(weights, 0.0)) | ~present
         self.count_fallback(~usable)
         mean = mean_weights(step.present, self.scale)
-        factor = self._rescaling(step.present)
-        combined: list[Any] = [None] * len(connected)
-        for index, value, rows in zip(
-            (i for i, reached in enumerate(connected) if reached),
-            update,
-            matrix,
-            strict=True,
-        ):
-            plain = _sum_of_rows(mean, rows)
-            value = tf.where(usable, value * factor, plain)
-            value *= step.loss_scale
-            combined[index] = tf.cast(value, _dtype(step.gradients, index))
+        factor = self.rescaling(step.present)
+        updates = [
+            tf.where(usable, value * factor, _sum_of_rows(mean, rows))
+            for value, rows in zip(update, matrix, strict=True)
+        ]
+        combined = as_gradients(updates, connected, step)
         return combined, tf.where(usable, weights * factor, mean)
 
-    def _rescaling(self, present: tf.Tensor) -> tf.Tensor:
+    def rescaling(self, present: tf.Tensor) -> tf.Tensor:
+        """Returns what brings the paper's scale to `self.scale`, a float32 scalar."""
         if self.scale == self.natural_scale:
             return tf.ones(())
         count = tf.maximum(tf.reduce_sum(tf.cast(present, "float32")), 1.0)
@@ -102,77 +95,6 @@ class MatrixBalancer(GradientBalancer):
             The update by variable, and the task weights float32 `[T]` to log.
         """
         raise NotImplementedError
-
-
-class AveragingBalancer(MatrixBalancer):
-    """Keeps a moving state for every entry of the task gradients."""
-
-    def __init__(
-        self,
-        *,
-        gradients_of: str = "shared",
-        scale: str = "sum",
-        task_specific: str | None = None,
-        seed: int | None = None,
-        name: str | None = None,
-    ):
-        super().__init__(
-            gradients_of=gradients_of,
-            scale=scale,
-            task_specific=task_specific,
-            seed=seed,
-            name=name,
-        )
-        if self.gradients_of != "shared":
-            raise InputError(
-                f"Expected gradients_of='shared' for balancing={self.method!r}, "
-                "whose averages belong to variables. "
-                f"Received: gradients_of={self.gradients_of!r}."
-            )
-
-    def build_state(self, num_tasks: int) -> None:
-        """Forgets the shared variables of an earlier `build`."""
-        super().build_state(num_tasks)
-        self._states: dict[int, keras.Variable] = {}
-
-    def build_variables(self, shared: Sequence[keras.Variable]) -> None:
-        """Creates the state, one entry per task and shared variable's entry.
-
-        Where it is called again, the state of frozen variables is dropped. With
-        thawed ones the method starts anew, as its counts hold for all averages.
-        """
-        if self._states and any(id(v) not in self._states for v in shared):
-            self.build(self.tasks)
-        known, self._states = self._states, {}
-        for index in range(len(known)):
-            del self._variables[f"state_{index}"]
-        for index, v in enumerate(shared):
-            name = f"state_{index}"
-            if id(v) in known:
-                self._variables[name] = known[id(v)]
-            else:
-                self.add_variable(name, (len(self.tasks), *v.shape), 0.0)
-            self._states[id(v)] = self._variables[name]
-
-    def state_of(self, step: GradientStep) -> list[keras.Variable]:
-        """Returns the state of the variables that a task reaches."""
-        states = list(self._states.values())
-        if step.sources:
-            for variable in step.sources:
-                if id(variable) not in self._states:
-                    raise InputError(
-                        "Expected variables that the model's layers show as shared "
-                        f"before the first step, as {self.method} keeps averages for "
-                        f"them. Received {variable.path!r}, which was thawed since, or "
-                        "which tasks share through a closure or a loss; compile "
-                        "again, or take a method without averages."
-                    )
-            states = [self._states[id(variable)] for variable in step.sources]
-        return [
-            state
-            for index, state in enumerate(states)
-            if any(row[index] is not None for row in step.gradients)
-        ]
 
 
 @_register
@@ -264,7 +186,7 @@ class GradDrop(MatrixBalancer):
             fails = ((signs > 0) & (purity <= draws)) | (
                 (signs < 0) & (purity >= draws)
             )
-            leaks = _shaped(tf.constant(self._leaks, rows.dtype), rows)
+            leaks = shaped(tf.constant(self._leaks, rows.dtype), rows)
             kept = leaks + (1.0 - leaks) * tf.cast(~fails, rows.dtype)
             update.append(tf.reduce_sum(kept * rows, axis=0))
         return update, mean_weights(step.present, "sum")
@@ -272,287 +194,6 @@ class GradDrop(MatrixBalancer):
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "leak": self.leak}
-
-
-@_register
-class MoCo(AveragingBalancer):
-    """Min-norm weights on tracked gradients: y_i ← y_i − β (y_i − g_i).
-
-    λ ← Π(λ − γ (YYᵀ + ρ I) λ) with Π the projection onto the simplex; the update is
-    Yᵀλ. Fernando et al., "Mitigating Gradient Bias in Multi-objective Learning",
-    ICLR 2023, arXiv 2210.12624. LibMTL uses a softmax in place of the projection, and
-    brings each g_i to the length of its loss (g_i · L_i / ‖g_i‖) before it is
-    tracked. β falls with the steps of its task, γ with those of the task that has
-    most.
-
-    Cost: T backward; state: T × P averages, T weights, T step counts.
-    Choose it when `mgda` would do, gradients are noisy and there is memory to
-    spare.
-
-    Args:
-        beta: β of the first step.
-        gamma: γ of the first step.
-        beta_decay: β falls as step^−beta_decay.
-        gamma_decay: γ falls as step^−gamma_decay.
-        rho: ρ.
-        gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
-        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
-            `"mean"`.
-        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
-            None is `"own"`.
-        seed: Not used, as the method draws no random numbers.
-        name: Name by which its state is saved; None is the method's.
-
-    Example:
-
-    ```python
-    model.compile("adam", loss="mse", balancing=mtl_keras.balancing.MoCo())
-    ```
-    """
-
-    method = "moco"
-
-    def __init__(
-        self,
-        beta: float = 0.5,
-        gamma: float = 0.1,
-        beta_decay: float = 0.5,
-        gamma_decay: float = 0.5,
-        rho: float = 0.0,
-        *,
-        gradients_of: str = "shared",
-        scale: str = "sum",
-        task_specific: str | None = None,
-        seed: int | None = None,
-        name: str | None = None,
-    ):
-        super().__init__(
-            gradients_of=gradients_of,
-            scale=scale,
-            task_specific=task_specific,
-            seed=seed,
-            name=name,
-        )
-        self.beta = check_number("beta", beta, 0.0, 1.0)
-        self.gamma = check_number("gamma", gamma, 0.0)
-        self.beta_decay = check_number("beta_decay", beta_decay, 0.0)
-        self.gamma_decay = check_number("gamma_decay", gamma_decay, 0.0)
-        self.rho = check_number("rho", rho, 0.0)
-
-    def build_state(self, num_tasks: int) -> None:
-        """Creates λ and the tasks' step counts."""
-        super().build_state(num_tasks)
-        self._lambda = self.add_variable(
-            "lambda", (num_tasks,), 1.0 / num_tasks, dtype="float64"
-        )
-        self._steps = self.add_variable("steps", (num_tasks,), 0.0)
-
-    def combine(
-        self, matrix: list[tf.Tensor], step: GradientStep
-    ) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """See `MatrixBalancer.combine`."""
-        moves = step.present & all_finite(matrix)
-        steps = self._steps + tf.cast(moves, "float32")
-        self._steps.assign(steps)
-        steps = tf.maximum(steps, 1.0)
-        beta = self.beta * tf.pow(steps, -self.beta_decay)
-        gamma = self.gamma * tf.pow(tf.reduce_max(steps), -self.gamma_decay)
-        tracked = []
-        for rows, state in zip(matrix, self.state_of(step), strict=True):
-            new = state - _shaped(beta, rows) * (state - rows)
-            new = tf.where(_by_row(moves, rows), new, state)
-            state.assign(new)
-            tracked.append(new)
-        kept = tf.convert_to_tensor(self._lambda)
-        old = over_present(kept, step.present)
-        slope = tf.linalg.matvec(_gramian(tracked), old) + self.rho * old
-        moved = old - tf.cast(gamma, "float64") * slope
-        new = project_to_simplex(moved, step.present)
-        self._lambda.assign(tf.where(moves, new, kept))
-        weights = tf.cast(new, "float32")
-        return _weighted_sum(weights, tracked), weights
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return {
-            **super().get_config(),
-            "beta": self.beta,
-            "gamma": self.gamma,
-            "beta_decay": self.beta_decay,
-            "gamma_decay": self.gamma_decay,
-            "rho": self.rho,
-        }
-
-
-@_register
-class DBMTL(AveragingBalancer):
-    """Dual balancing: log losses, and averaged gradients of equal length.
-
-    An average of each ∇ log L_i is kept; the update is Σ (max‖avg‖ / ‖avg_i‖) avg_i.
-    Lin et al., "Dual-Balancing for Multi-Task Learning", arXiv 2308.12029. Differs
-    from public code in that the average, which starts at zero, is corrected for
-    that bias, and that heads follow their own loss (not its logarithm).
-
-    Cost: T backward; state: T × P averages, T step counts; needs: positive losses.
-    Choose it when losses and gradients both differ in size.
-
-    Args:
-        beta: Share of the old average.
-        gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
-        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
-            `"sum"`.
-        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
-            None is `"own"`.
-        seed: Not used, as the method draws no random numbers.
-        name: Name by which its state is saved; None is the method's.
-
-    Example:
-
-    ```python
-    model.compile("adam", loss="mse", balancing=mtl_keras.balancing.DBMTL())
-    ```
-    """
-
-    method = "db_mtl"
-    natural_scale = "sum"
-
-    def __init__(
-        self,
-        beta: float = 0.9,
-        *,
-        gradients_of: str = "shared",
-        scale: str = "sum",
-        task_specific: str | None = None,
-        seed: int | None = None,
-        name: str | None = None,
-    ):
-        super().__init__(
-            gradients_of=gradients_of,
-            scale=scale,
-            task_specific=task_specific,
-            seed=seed,
-            name=name,
-        )
-        self.beta = check_number("beta", beta, 0.0, 1.0 - 1e-9)
-
-    def build_state(self, num_tasks: int) -> None:
-        """Creates the tasks' step counts."""
-        super().build_state(num_tasks)
-        self._steps = self.add_variable("steps", (num_tasks,), 0.0)
-
-    def combine(
-        self, matrix: list[tf.Tensor], step: GradientStep
-    ) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """See `MatrixBalancer.combine`."""
-        usable = tf.math.is_finite(step.losses) & (step.losses > 0)
-        moves = step.present & all_finite(matrix) & usable
-        steps = self._steps + tf.cast(moves, "float32")
-        self._steps.assign(steps)
-        correction = tf.math.divide_no_nan(1.0, 1.0 - tf.pow(self.beta, steps))
-        inverse = tf.where(moves, 1.0 / step.losses, 0.0)
-        averages = []
-        for rows, state in zip(matrix, self.state_of(step), strict=True):
-            new = self.beta * state + (1 - self.beta) * _shaped(inverse, rows) * rows
-            new = tf.where(_by_row(moves, rows), new, state)
-            state.assign(new)
-            present = tf.where(moves, correction, 0.0)
-            averages.append(_shaped(present, rows) * new)
-        norms = tf.sqrt(tf.linalg.diag_part(_gramian(averages)))
-        weights = tf.math.divide_no_nan(tf.reduce_max(norms), norms)
-        weights = tf.cast(weights, "float32")
-        return _weighted_sum(weights, averages), weights * inverse
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return {**super().get_config(), "beta": self.beta}
-
-
-@_register
-class ExcessMTL(AveragingBalancer):
-    """Weights by excess risk, estimated from gradients: robust to label noise.
-
-    S_i += g_i²; e_i = Σ g_i² / √(S_i + 1e-7); w ∝ w · exp(η e_i / e_i(0)). He et
-    al., "Robust Multi-Task Learning with Excess Risks", ICML 2024, arXiv 2402.02009.
-    The exponents of a step are taken relative to their mean over the tasks in the
-    batch, which changes no weight, and leaves an absent task where it stood among the
-    others.
-
-    Cost: T backward; state: T × P sums, T weights, T first risks.
-    Choose it when labels of some tasks are noisy.
-
-    Args:
-        step_size: η.
-        gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
-        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T). The paper's scale is
-            `"mean"`.
-        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
-            None is `"own"`.
-        seed: Not used, as the method draws no random numbers.
-        name: Name by which its state is saved; None is the method's.
-
-    Example:
-
-    ```python
-    model.compile("adam", loss="mse", balancing=mtl_keras.balancing.ExcessMTL())
-    ```
-    """
-
-    method = "excess_mtl"
-
-    def __init__(
-        self,
-        step_size: float = 1e-2,
-        *,
-        gradients_of: str = "shared",
-        scale: str = "sum",
-        task_specific: str | None = None,
-        seed: int | None = None,
-        name: str | None = None,
-    ):
-        super().__init__(
-            gradients_of=gradients_of,
-            scale=scale,
-            task_specific=task_specific,
-            seed=seed,
-            name=name,
-        )
-        self.step_size = check_number("step_size", step_size, 0.0)
-
-    def build_state(self, num_tasks: int) -> None:
-        """Creates the log weights and the first excess risks."""
-        super().build_state(num_tasks)
-        self._logits = self.add_variable("log_weights", (num_tasks,), 0.0)
-        self._first = self.add_variable("first_excess", (num_tasks,), 0.0)
-
-    def combine(
-        self, matrix: list[tf.Tensor], step: GradientStep
-    ) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """See `MatrixBalancer.combine`."""
-        states = self.state_of(step)
-        squares = [tf.square(rows) for rows in matrix]
-        sums = [state + square for state, square in zip(states, squares, strict=True)]
-        excess = tf.add_n(
-            [
-                tf.reduce_sum(square / tf.sqrt(new + 1e-7), list(range(1, new.ndim)))
-                for square, new in zip(squares, sums, strict=True)
-            ]
-        )
-        moves = step.present & all_finite(matrix) & tf.math.is_finite(excess)
-        for state, new in zip(states, sums, strict=True):
-            state.assign(tf.where(_by_row(moves, new), new, state))
-        first = tf.where(moves & tf.equal(self._first, 0.0), excess, self._first)
-        self._first.assign(first)
-        growth = self.step_size * tf.math.divide_no_nan(excess, first)
-        growth = tf.where(moves, growth, 0.0)
-        growth -= tf.reduce_sum(mean_weights(moves, "mean") * growth)
-        logits = tf.where(moves, self._logits + growth, self._logits)
-        self._logits.assign(logits)
-        weights = masked_softmax(logits, step.present)
-        return _weighted_sum(weights, matrix), weights
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return {**super().get_config(), "step_size": self.step_size}
 
 
 @_register
@@ -629,8 +270,8 @@ class TrimmedMean(MatrixBalancer):
         update = []
         for rows in matrix:
             # Absent tasks are sorted behind all others, where no share reaches.
-            ordered = tf.sort(tf.where(_by_row(step.present, rows), rows, np.inf), 0)
-            ordered = tf.where(_by_row(ranks < count, rows), ordered, 0.0)
+            ordered = tf.sort(tf.where(by_row(step.present, rows), rows, np.inf), 0)
+            ordered = tf.where(by_row(ranks < count, rows), ordered, 0.0)
             update.append(_sum_of_rows(shares, ordered))
         return update, mean_weights(step.present, "mean")
 
@@ -668,6 +309,28 @@ def dense_matrix(step: GradientStep) -> tuple[list[tf.Tensor], list[bool]]:
     return matrix, connected
 
 
+def as_gradients(
+    updates: Sequence[tf.Tensor], connected: Sequence[bool], step: GradientStep
+) -> list[Any]:
+    """Returns updates in the dtypes and with the loss scale of a step's gradients.
+
+    Args:
+        updates: float32, for each variable that a task reaches.
+        connected: For every variable whether any task reaches it.
+        step: The step.
+
+    Returns:
+        The V gradients; None for variables that no task reaches.
+    """
+    left = iter(updates)
+    return [
+        tf.cast(next(left) * step.loss_scale, _dtype(step.gradients, index))
+        if reached
+        else None
+        for index, reached in enumerate(connected)
+    ]
+
+
 def _sign_deciders(matrix: Sequence[tf.Tensor], step: GradientStep) -> list[tf.Tensor]:
     """Returns the gradients whose signs GradDrop compares.
 
@@ -703,25 +366,29 @@ def all_finite(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
     return tf.reduce_all(tf.stack(finite)) if finite else tf.constant(True)
 
 
-def _shaped(by_task: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+def shaped(by_task: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    """Returns a vector `[T]` in a shape that broadcasts over rows `[T, …]`."""
     return tf.reshape(by_task, (-1, *[1] * (rows.ndim - 1)))
 
 
-def _by_row(mask: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-    return tf.broadcast_to(_shaped(mask, rows), tf.shape(rows))
+def by_row(mask: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    """Returns a mask `[T]` in the shape of rows `[T, …]`."""
+    return tf.broadcast_to(shaped(mask, rows), tf.shape(rows))
 
 
-def _gramian(matrix: Sequence[tf.Tensor]) -> tf.Tensor:
+def gramian_of_rows(matrix: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Returns the Gram matrix of rows `[T, …]` by variable, float64 `[T, T]`."""
     flat = [
         tf.cast(tf.reshape(rows, (rows.shape[0], -1)), "float64") for rows in matrix
     ]
     return tf.add_n([tf.matmul(rows, rows, transpose_b=True) for rows in flat])
 
 
-def _weighted_sum(weights: tf.Tensor, matrix: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+def weighted_sum(weights: tf.Tensor, matrix: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Returns Σ w_i rows_i by variable, for weights float32 `[T]`."""
     return [_sum_of_rows(weights, rows) for rows in matrix]
 
 
 def _sum_of_rows(weights: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
     # Not a product of matrices: GPUs round its float32 factors to ten bits (TF32).
-    return tf.reduce_sum(_shaped(weights, rows) * rows, axis=0)
+    return tf.reduce_sum(shaped(weights, rows) * rows, axis=0)

@@ -17,6 +17,7 @@ from mtl_keras.balancing.base import (
     LossBalancer,
     LossStep,
 )
+from mtl_keras.balancing.conflicts import ConflictMonitor
 from mtl_keras.balancing.running import RunningBalancer
 from mtl_keras.errors import InputError
 
@@ -63,61 +64,6 @@ class TaskWeights(keras.metrics.Metric):
             f"{task}_weight": mean
             for task, mean in zip(self._tasks, tf.unstack(means), strict=True)
         }
-
-
-class ConflictMonitor(keras.metrics.Metric):
-    """Mean cosines between task gradients, and the share of conflicting pairs.
-
-    Args:
-        num_tasks: T.
-    """
-
-    def __init__(self, num_tasks: int, name: str = "conflict_monitor"):
-        super().__init__(name=name, dtype="float32")
-        shape = (num_tasks, num_tasks)
-        self._cosines = self.add_weight(shape=shape, initializer="zeros", name="sum")
-        self._pairs = self.add_weight(shape=shape, initializer="zeros", name="pairs")
-        self._conflicts = self.add_weight(
-            shape=shape, initializer="zeros", name="conflicts"
-        )
-        self._last = self.add_weight(shape=shape, initializer="zeros", name="last")
-
-    def update_state(self, gramian: tf.Tensor) -> None:
-        """Adds one step's Gram matrix, float64 `[T, T]`; absent tasks are left out."""
-        norms = tf.sqrt(tf.linalg.diag_part(gramian))
-        # One division after the other: a product of two small norms may underflow.
-        cosines = tf.math.divide_no_nan(
-            tf.math.divide_no_nan(gramian, norms[:, None]), norms
-        )
-        usable = (norms > 0) & tf.math.is_finite(norms)
-        pairs = usable[:, None] & usable
-        self._cosines.assign_add(tf.cast(tf.where(pairs, cosines, 0.0), "float32"))
-        self._pairs.assign_add(tf.cast(pairs, "float32"))
-        self._conflicts.assign_add(tf.cast(pairs & (cosines < 0), "float32"))
-
-    def cosines(self) -> tf.Tensor:
-        """Returns the mean cosine of every pair, float32 `[T, T]`.
-
-        Since the last reset; before the first step after it, those of before.
-        """
-        pairs = tf.convert_to_tensor(self._pairs)
-        means = tf.math.divide_no_nan(tf.convert_to_tensor(self._cosines), pairs)
-        return tf.where(tf.reduce_any(pairs > 0), means, self._last)
-
-    def reset_state(self) -> None:
-        """Starts anew, but keeps the mean cosines until the next step.
-
-        Validation resets all metrics, before a callback could read the epoch's.
-        """
-        last = self.cosines()
-        super().reset_state()
-        self._last.assign(last)
-
-    def result(self) -> dict[str, tf.Tensor]:
-        """Returns `{"conflicts": share}` of the pairs of different tasks."""
-        pairs = tf.reduce_sum(self._pairs) - tf.linalg.trace(self._pairs)
-        share = tf.math.divide_no_nan(tf.reduce_sum(self._conflicts), pairs)
-        return {"conflicts": share}
 
 
 class Pipeline:
@@ -253,7 +199,7 @@ class Pipeline:
     def watch(self, step: GradientStep) -> None:
         """Updates the monitor of conflicts with the task gradients, if there is one."""
         if self.monitor is not None:
-            self.monitor.update_state(step.gramian)
+            self.monitor.update_state(step.gramian, step.shared_samples)
 
     def logs(self) -> dict[str, tf.Tensor]:
         """Returns a step's logs of the balancing, scalars by name."""

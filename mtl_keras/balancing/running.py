@@ -38,6 +38,7 @@ class RunningBalancer(GramBalancer):
             losses instead, (L(θ + εv) − L(θ)) / ε, for layers without the derivative
             that `"running"` needs.
         update_every: Solve every k-th step only, or take G w; see `GramBalancer`.
+        normalize: What divides the task gradients first; see `GramBalancer`.
         gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
         scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T).
         task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
@@ -46,7 +47,8 @@ class RunningBalancer(GramBalancer):
         name: Name by which its state is saved; None is the method's.
 
     Raises:
-        InputError: For `"running_difference"` on a representation.
+        InputError: For `"running_difference"` on a representation, or a running solve
+            with gradients divided by their norms.
 
     Example:
 
@@ -64,6 +66,7 @@ class RunningBalancer(GramBalancer):
         *,
         solve: str = "exact",
         update_every: int = 1,
+        normalize: str = "none",
         gradients_of: str = "shared",
         scale: str = "sum",
         task_specific: str | None = None,
@@ -73,6 +76,7 @@ class RunningBalancer(GramBalancer):
         super().__init__(
             solve=solve,
             update_every=update_every,
+            normalize=normalize,
             gradients_of=gradients_of,
             scale=scale,
             task_specific=task_specific,
@@ -83,6 +87,12 @@ class RunningBalancer(GramBalancer):
             raise InputError(
                 "Expected gradients_of='shared' for solve='running_difference', which "
                 f"moves variables. Received: gradients_of={self.gradients_of!r}."
+            )
+        if self.is_running and self.normalize in ("norm", "loss+"):
+            raise InputError(
+                "Expected normalize='none' or 'loss' (of mgda also by its name "
+                "normalization='none' or 'loss') for a running solve, as the norms of "
+                f"the task gradients are not known. Received: {self.normalize!r}."
             )
 
     def build_state(self, num_tasks: int) -> None:
@@ -124,14 +134,6 @@ class RunningBalancer(GramBalancer):
             present: bool `[T]`: 0 for the other tasks.
         """
         return tf.where(present, tf.exp(self._logits), 0.0)
-
-    def loss_divisors(self, losses: tf.Tensor) -> tf.Tensor:
-        """Returns what the method divides the gradients by, float64 `[T]`.
-
-        Args:
-            losses: float32 `[T]`.
-        """
-        return tf.ones(losses.shape, "float64")
 
     def bounded(self, logits: tf.Tensor) -> tf.Tensor:
         """Returns log weights `[T]` within what float32 weights can be."""

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from mtl_keras import optional
+from mtl_keras.balancing.conflicts import CONFIDENT
 from mtl_keras.errors import InputError
 
 # Charts of the tab of custom scalars, by the pattern of their tags.
@@ -28,12 +29,13 @@ class ConflictImages(keras.callbacks.Callback):
 
     At the end of each epoch, into `<log_dir>/balancing`: the image
     `gradient_cosines`, a heat map of the epoch's mean cosine of every pair of task
-    gradients. Into `<log_dir>/balancing/<task>`, so that TensorBoard draws the tasks
-    in one chart, each with a colour of its own: the scalars `task_weight`,
-    `task_loss` and, with validation, `task_val_loss`. The tab *Custom Scalars* has
-    these charts side by side, with the share of conflicts that
-    `keras.callbacks.TensorBoard` writes. Needs a `MultiTaskModel` compiled with
-    `monitor="conflicts"`.
+    gradients, with a question mark after one below 0 that is not surely a conflict
+    (`gradient_conflicts`: a confidence below 0.95). Into
+    `<log_dir>/balancing/<task>`, so that TensorBoard draws the tasks in one chart, each
+    with a colour of its own: the scalars `task_weight`, `task_loss` and, with
+    validation, `task_val_loss`. The tab *Custom Scalars* has these charts side by side,
+    with the share of conflicts that `keras.callbacks.TensorBoard` writes. Needs a
+    `MultiTaskModel` compiled with `monitor="conflicts"`.
 
     Args:
         log_dir: The folder that TensorBoard watches.
@@ -76,7 +78,9 @@ class ConflictImages(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes the image and the scalars."""
-        picture = heat_map(self.model.gradient_cosines(), self.model.tasks)
+        confidence = self.model.gradient_conflicts()["confidence"]
+        cosines = self.model.gradient_cosines()
+        picture = heat_map(cosines, self.model.tasks, confidence)
         with self._writer.as_default(step=epoch):
             tf.summary.image("gradient_cosines", picture[None])
         self._writer.flush()
@@ -133,12 +137,16 @@ def _figure(**options: Any) -> Any:
     return figure
 
 
-def heat_map(cosines: np.ndarray, tasks: Sequence[str]) -> np.ndarray:
+def heat_map(
+    cosines: np.ndarray, tasks: Sequence[str], confidence: np.ndarray | None = None
+) -> np.ndarray:
     """Draws pairwise cosines as a labelled heat map.
 
     Args:
         cosines: `[T, T]`, from −1 to 1.
         tasks: T names.
+        confidence: `[T, T]`, how sure it is that a cosine is negative; a question mark
+            follows the negative ones where it is below `CONFIDENT`.
 
     Returns:
         uint8 `[height, width, 4]`.
@@ -153,10 +161,11 @@ def heat_map(cosines: np.ndarray, tasks: Sequence[str]) -> np.ndarray:
     for row in range(count):
         for column in range(count):
             value = float(cosines[row, column])
+            sure = confidence is None or confidence[row, column] >= CONFIDENT
             axis.text(
                 column,
                 row,
-                f"{value:.2f}",
+                f"{value:.2f}{'' if sure or value >= 0 else '?'}",
                 ha="center",
                 va="center",
                 color="white" if abs(value) > 0.6 else "black",

@@ -47,9 +47,10 @@ class TaskAffinity(keras.callbacks.Callback):
             interruption; a training that resumes (`initial_epoch`) adds to it.
 
     Attributes:
-        history: One dict for each epoch: `"epoch"` from 0, and `"cosines"` and
-            `"affinity"`, lists of T lists of T numbers in the order of the model's
-            `tasks`; None for pairs that never met in a batch.
+        history: One dict for each epoch: `"epoch"` from 0, and `"cosines"`,
+            `"affinity"` and `"shared"` (samples of a batch with labels of both tasks),
+            lists of T lists of T numbers in the order of the model's `tasks`; None for
+            pairs that never met in a batch.
 
     Raises:
         InputError: For a step size out of range; at the start of training, for a
@@ -105,7 +106,7 @@ class TaskAffinity(keras.callbacks.Callback):
         """Measures on all batches."""
         del logs
         measured = [self._lookahead(*_unpacked(batch)) for batch in self.batches]
-        cosines, affinity = (
+        cosines, affinity, shared = (
             _mean_where_finite(np.stack(values))
             for values in zip(*measured, strict=True)
         )
@@ -114,6 +115,7 @@ class TaskAffinity(keras.callbacks.Callback):
                 "epoch": epoch,
                 "cosines": _as_lists(cosines),
                 "affinity": _as_lists(affinity),
+                "shared": _as_lists(shared),
             }
         )
         if self.path is not None:
@@ -149,7 +151,7 @@ class TaskAffinity(keras.callbacks.Callback):
         """Returns the mean over the epochs, float64 `[T, T]`, NaN where unknown.
 
         Args:
-            what: `"affinity"` or `"cosines"`.
+            what: `"affinity"`, `"cosines"` or `"shared"`.
         """
         return mean_over_epochs(self.history, what)
 
@@ -159,7 +161,7 @@ def mean_over_epochs(history: Iterable[dict[str, Any]], what: str) -> np.ndarray
 
     Args:
         history: `TaskAffinity.history`, one dict for each epoch.
-        what: `"affinity"` or `"cosines"`.
+        what: `"affinity"`, `"cosines"` or `"shared"`.
     """
     tables = [np.array(record[what], dtype=np.float64) for record in history]
     if not tables:

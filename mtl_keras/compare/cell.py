@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pathlib
+import resource
 import shutil
 import sys
 import time
@@ -38,9 +39,9 @@ def train_cell(path: pathlib.Path, settings: Mapping[str, Any]) -> CellResult:
     Args:
         path: The cell's folder.
         settings: `label` (for people), `kind`, `config` (a `TrainingConfig` as JSON
-            has it), `baseline` (`{task: value}`, what the tasks reach on validation
-            in the training to compare with, or None for 1) and `jobs` (how many
-            trainings share the machine, this one included).
+            has it), `baseline` (`{task: value}`, validation metrics of the training to
+            compare with, or None for 1; the epoch is chosen by these tasks) and `jobs`
+            (how many trainings share the machine, this one included).
 
     Raises:
         InputError: If no epoch has a Δm on the validation split.
@@ -48,11 +49,15 @@ def train_cell(path: pathlib.Path, settings: Mapping[str, Any]) -> CellResult:
     config = decode(TrainingConfig, settings["config"])
     application = config.get_application()
     baseline = settings["baseline"] or dict.fromkeys(config.tasks, 1.0)
+    tasks = {task: application.tasks[task] for task in baseline}
+    # Keras leaves the task out of a model with one output.
+    one = len(config.tasks) == 1
+    prefixes = {task: "val_" if one else f"val_{task}_" for task in tasks}
     keep = DeltaCheckpoint(
         path / _BEST,
         baseline,
-        validation_keys(application, config.tasks),
-        {task: application.tasks[task].direction for task in config.tasks},
+        {name: prefixes[name] + task.objective for name, task in tasks.items()},
+        {name: task.direction for name, task in tasks.items()},
         restore_best_weights=True,
     )
     clock = StepClock()
@@ -89,63 +94,35 @@ def train_cell(path: pathlib.Path, settings: Mapping[str, Any]) -> CellResult:
         jobs=settings["jobs"],
         step_ms=clock.step_ms,
         step_cpu_ms=clock.step_cpu_ms,
-        peak_memory_mb=peak_memory_mb(),
-        peak_gpu_memory_mb=peak_gpu_memory_mb(),
+        peak_memory_mb=_peak_memory_mb(),
+        peak_gpu_memory_mb=_peak_gpu_memory_mb(),
         history=history,
         affinity=None if affinity is None else decode(list[Measured], affinity.history),
     )
 
 
-def validation_keys(application: Any, tasks: tuple[str, ...]) -> dict[str, str]:
-    """Returns `{task: key}` of the tasks' main metrics in an epoch's logs.
-
-    Keras leaves the task out of a model with one output.
-    """
-    prefixes = {task: f"val_{task}_" if len(tasks) > 1 else "val_" for task in tasks}
-    return {
-        task: prefix + application.tasks[task].objective
-        for task, prefix in prefixes.items()
-    }
-
-
 class StepClock(keras.callbacks.Callback):
-    """Times the training steps, validation left out.
+    """Callback that times the training steps, validation left out.
 
     Medians over epochs of the mean of a step, in milliseconds, without the first
     epoch, in which the step is traced; NaN where there was no other epoch.
 
     Attributes:
-        step_ms: By the clock on the wall.
-        step_cpu_ms: Processor time of all cores together. On a machine that does
-            other things as well it says more; of a GPU's work it says nothing.
+        step_ms: Wall time.
+        step_cpu_ms: Processor time of all cores together: the better measure on a
+            machine with other work; without the work of a GPU.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._epochs: list[tuple[float, float]] = []
-        self._started = (0.0, 0.0)
+        self.step_ms = self.step_cpu_ms = math.nan
+        self._epochs: list[np.ndarray] = []
+        self._started: np.ndarray | None = None
         self._steps = 0
-        self._measuring = False
-
-    @property
-    def step_ms(self) -> float:
-        """See the class."""
-        return self._median(0)
-
-    @property
-    def step_cpu_ms(self) -> float:
-        """See the class."""
-        return self._median(1)
-
-    def _median(self, index: int) -> float:
-        later = [times[index] for times in self._epochs[1:]]
-        return 1000 * float(np.median(later)) if later else math.nan
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Starts the clocks."""
-        self._started = (time.perf_counter(), time.process_time())
-        self._steps = 0
-        self._measuring = True
+        self._started, self._steps = _clocks(), 0
 
     def on_train_batch_end(
         self, batch: int, logs: Mapping[str, Any] | None = None
@@ -155,36 +132,31 @@ class StepClock(keras.callbacks.Callback):
 
     def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Stops the clocks before validation."""
-        self._stop()
+        if self._started is not None and self._steps:
+            self._epochs.append(1000 * (_clocks() - self._started) / self._steps)
+        self._started = None
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Stops the clocks where there is no validation."""
-        self._stop()
-
-    def _stop(self) -> None:
-        if self._measuring and self._steps:
-            wall, processor = self._started
-            self._epochs.append(
-                (
-                    (time.perf_counter() - wall) / self._steps,
-                    (time.process_time() - processor) / self._steps,
-                )
-            )
-        self._measuring = False
+        """Stops the clocks where there is no validation; sets the medians."""
+        self.on_test_begin()
+        if len(self._epochs) > 1:
+            medians = np.median(self._epochs[1:], axis=0)
+            self.step_ms, self.step_cpu_ms = map(float, medians)
 
 
-def peak_memory_mb() -> float:
-    """Returns the most memory that this process has held, in MB; NaN on Windows."""
-    try:
-        import resource
-    except ImportError:
-        return math.nan
+def _clocks() -> np.ndarray:
+    """Returns wall time and processor time, in seconds."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def _peak_memory_mb() -> float:
+    """Returns the most memory that this process has held, in MB."""
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Kilobytes on Linux, bytes on macOS.
     return most / (1e6 if sys.platform == "darwin" else 1e3)
 
 
-def peak_gpu_memory_mb() -> float:
+def _peak_gpu_memory_mb() -> float:
     """Returns the most memory held on the first GPU, in MB; NaN without one."""
     if not tf.config.list_logical_devices("GPU"):
         return math.nan

@@ -1,16 +1,18 @@
-"""What is compared: the settings, and the cells they lead to."""
+"""Settings of a comparison, and the trainings that follow from them."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import itertools
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mtl_keras.errors import InputError, check_integer
+from mtl_keras import applications, balancing
+from mtl_keras.errors import InputError, check_integer, unknown_name
 from mtl_keras.runs.config import RunConfig, Spec, TrainingConfig, spec_name
 
 # Half of them weigh losses, half combine gradients; the first is the reference.
@@ -28,7 +30,18 @@ DEFAULT_BALANCING = (
 _IDENTITY_DIGITS = 12
 _LABEL_LENGTH = 50  # characters of up to four bytes; a name may have 255 bytes
 
+# With a main task: methods that know of it.
+PRIMARY_BALANCING = (
+    "equal",
+    "gradient_cosine",
+    "metabalance",
+    "auxinash",
+    "pcd",
+    "auto_lambda",
+)
+
 SINGLE, PAIR, COMBINATION = "single", "pair", "combination"
+WITHOUT = "without"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +51,10 @@ class Cell:
     Attributes:
         name: Name of its folder: a readable label, shortened, and a hash of kind and
             settings, which alone tells trainings apart.
-        kind: `"single"` (one task alone), `"pair"` (two tasks, for affinity) or
-            `"combination"` (all tasks, one sharing and balancing).
-        method: Name of what is compared, the same for all seeds.
+        kind: `"single"` (one task alone), `"pair"` (two tasks, for affinity),
+            `"combination"` (all tasks, one sharing and balancing) or `"without"` (all
+            but one helper of a main task).
+        method: Name of the combination, task, pair or helper, the same for all seeds.
         config: The settings.
         identity: The hash.
     """
@@ -67,10 +81,12 @@ class Comparison:
     Attributes:
         base: The settings that all trainings have in common: application, data,
             tasks, backbone, sizes, epochs, limit. Its balancing, sharing and seed
-            are not read. With `build` it may be left out.
+            are not read, and its `accumulate` is True by default where the application
+            has it. With `build` it may be left out.
         balancing: The ways to balance: each a name, a config dictionary, or a list
             of a loss balancer and a gradient balancer. The first is the reference
-            that the others are tested against.
+            that the others are tested against. None is `DEFAULT_BALANCING`, or, with
+            `primary`, `PRIMARY_BALANCING`.
         sharing: The ways to share: names or config dictionaries; None is the
             application's default.
         seeds: How many seeds, counted from 0. Seed s means the same first weights,
@@ -79,6 +95,10 @@ class Comparison:
             T · (T - 1) / 2 trainings for each seed.
         single_tasks: Whether to train each task alone, T trainings for each seed, and
             measure Δm against these; else Δm is against the reference.
+        primary: The main task, where the others only help it: it alone is trained
+            alone, every training keeps the epoch that is best for it, Δm is its gain,
+            and each helper is left out once, with the first way to balance and to
+            share, to tell whether it helps. Methods with an argument `primary` get it.
         build: In place of an application: a function that builds a
             `MultiTaskModel`, or its name, `FILE.py:NAME` or `PACKAGE.MODULE:NAME`.
         data: Beside `build`: path of a data file; or a function that returns data
@@ -87,11 +107,12 @@ class Comparison:
     """
 
     base: RunConfig | None = None
-    balancing: tuple[Spec | list[Spec], ...] = DEFAULT_BALANCING
+    balancing: tuple[Spec | list[Spec], ...] | None = None
     sharing: tuple[Spec, ...] | None = None
     seeds: int = 3
     pairs: bool = False
     single_tasks: bool = True
+    primary: str | None = None
     build: str | Callable[..., Any] | None = None
     data: str | os.PathLike | Callable[..., Any] | None = None
 
@@ -104,8 +125,8 @@ class Comparison:
         """
         check_integer("seeds", self.seeds, low=1)
         # The reference stands in for the settings that differ by cell.
-        given = dataclasses.replace(self._given(), balancing="equal", seed=0)
-        base = given.validate()
+        settings = dataclasses.replace(self._settings(), balancing="equal", seed=0)
+        base = settings.validate()
         if len(base.tasks) < 2:
             raise InputError(
                 "Expected at least two tasks to compare on. "
@@ -116,23 +137,25 @@ class Comparison:
                 "Expected single_tasks=True with pairs=True: what a pair gains is "
                 "measured against its tasks alone. Received: single_tasks=False."
             )
+        ways = self._checked_balancing(base.tasks)
         sharing = (base.sharing,) if self.sharing is None else tuple(self.sharing)
-        for what, values in (("balancing", self.balancing), ("sharing", sharing)):
+        for setting, values in (("balancing", ways), ("sharing", sharing)):
             names = [spec_name(value) for value in values]
             if not names:
-                raise InputError(f"Expected at least one {what}. Received: none.")
-            twice = [name for name in names if names.count(name) > 1]
-            if twice:
+                raise InputError(f"Expected at least one {setting}. Received: none.")
+            repeated = [name for name in names if names.count(name) > 1]
+            if repeated:
                 raise InputError(
-                    f"Expected each {what} once. Received twice: {twice[0]}."
+                    f"Expected each {setting} once. Received twice: {repeated[0]}."
                 )
         plan = Plan(
             base,
-            tuple(self.balancing),
+            ways,
             sharing,
             self.seeds,
             self.pairs,
             self.single_tasks,
+            self.primary,
         )
         known: dict[str, Cell] = {}
         for cell in plan.cells():
@@ -144,10 +167,24 @@ class Comparison:
                 )
         return plan
 
-    def _given(self) -> RunConfig:
-        """Returns `base` with the names of `build` and `data`."""
-        from mtl_keras import applications
+    def _checked_balancing(self, tasks: Sequence[str]) -> tuple[Spec | list[Spec], ...]:
+        """Returns the ways to balance, told of the main task, which is checked."""
+        ways = self.balancing
+        if self.primary is None:
+            return tuple(DEFAULT_BALANCING if ways is None else ways)
+        if self.primary not in tasks:
+            raise unknown_name("primary task", self.primary, tasks)
+        if self.pairs or not self.single_tasks:
+            raise InputError(
+                "Expected pairs=False and single_tasks=True with a primary task, which "
+                f"is measured against itself alone. Received: pairs={self.pairs}, "
+                f"single_tasks={self.single_tasks}."
+            )
+        ways = PRIMARY_BALANCING if ways is None else ways
+        return tuple(_told(spec, self.primary) for spec in ways)
 
+    def _settings(self) -> RunConfig:
+        """Returns `base` with the names of `build` and `data`."""
         base = self.base
         if self.build is not None:
             name = applications.allow(self.build)
@@ -156,6 +193,10 @@ class Comparison:
             raise InputError("Expected a RunConfig, or `build`. Received: neither.")
         if self.data is not None:
             base = dataclasses.replace(base, data=applications.allow(self.data))
+        application = applications.get(base.application)
+        if base.accumulate is None and application.accumulates:
+            # Else there would be nothing for gradient balancers to balance.
+            base = dataclasses.replace(base, accumulate=True)
         return base
 
 
@@ -163,13 +204,7 @@ class Comparison:
 class Plan:
     """The trainings of a comparison, every one checked; `Comparison.validate` makes it.
 
-    Attributes:
-        base: What all trainings have in common.
-        balancing: The ways to balance; the first is the reference.
-        sharing: The ways to share.
-        seeds: How many seeds.
-        pairs: Whether pairs of tasks are trained.
-        single_tasks: Whether tasks are trained alone, and Δm is against these.
+    The attributes are those of `Comparison`, with every default filled in.
     """
 
     base: TrainingConfig
@@ -178,6 +213,7 @@ class Plan:
     seeds: int
     pairs: bool
     single_tasks: bool
+    primary: str | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -198,20 +234,34 @@ class Plan:
         return [cell for seed in range(self.seeds) for cell in self._of_seed(seed)]
 
     def _of_seed(self, seed: int) -> list[Cell]:
+        alone = self.tasks if self.primary is None else (self.primary,)
         cells = [
             self._cell(SINGLE, f"single {task}", (task,), seed)
-            for task in (self.tasks if self.single_tasks else ())
+            for task in (alone if self.single_tasks else ())
         ]
         cells += [
             self._cell(COMBINATION, name, self.tasks, seed, share, balance)
             for name, share, balance in self._combinations()
         ]
+        if self.helpers:
+            _, share, balance = self._combinations()[0]
+            for helper in self.helpers:
+                rest = tuple(task for task in self.tasks if task != helper)
+                name = f"without {helper}"
+                cells.append(self._cell(WITHOUT, name, rest, seed, share, balance))
         if self.pairs:
             cells += [
                 self._cell(PAIR, f"pair {' + '.join(pair)}", pair, seed)
                 for pair in itertools.combinations(self.tasks, 2)
             ]
         return cells
+
+    @property
+    def helpers(self) -> tuple[str, ...]:
+        """The tasks that are left out in turn; none where that leaves one task."""
+        if self.primary is None or len(self.tasks) < 3:
+            return ()
+        return tuple(task for task in self.tasks if task != self.primary)
 
     def _combinations(self) -> list[tuple[str, Any, Any]]:
         several = len(self.sharing) > 1
@@ -244,8 +294,10 @@ class Plan:
             parts = [spec_name(sharing), spec_name(balancing)]
         label = "-".join(re.sub(r"[^\w.]+", "_", part).strip("_") for part in parts)
         key = f"{kind} {config.identity()}"
+        if self.primary is not None and kind != SINGLE:
+            key += f" for {self.primary}"
         if not self.single_tasks:
-            # What a combination is measured against decides on its epoch.
+            # The reference of a combination decides on its epoch.
             _, share, balance = self._combinations()[0]
             against = dataclasses.replace(config, sharing=share, balancing=balance)
             key += f" against {against.identity()}"
@@ -253,3 +305,16 @@ class Plan:
         identity = digest[:_IDENTITY_DIGITS]
         name = f"{label[:_LABEL_LENGTH]}-seed{seed}-{identity}"
         return Cell(name, kind, method, config, identity)
+
+
+def _told(spec: Any, primary: str) -> Any:
+    """Returns a way to balance whose methods know the main task, where they can."""
+    if isinstance(spec, (list, tuple)):
+        return [_told(member, primary) for member in spec]
+    name, config = spec, {}
+    if isinstance(spec, Mapping):
+        name, config = spec["class_name"], dict(spec.get("config") or {})
+    parameters = inspect.signature(balancing.get_class(name)).parameters
+    if "primary" not in parameters or "primary" in config:
+        return spec
+    return {"class_name": name, "config": {"primary": primary, **config}}

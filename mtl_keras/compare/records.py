@@ -1,4 +1,4 @@
-"""What the training of a cell gives, checked when it is read."""
+"""Results of a cell's training, checked when they are read."""
 
 from __future__ import annotations
 
@@ -23,26 +23,23 @@ class Measured(Decodable):
     epoch: StrictInt
     cosines: list[list[Result]]
     affinity: list[list[Result]]
+    shared: list[list[Result]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class CellResult(Decodable):
-    """What the training of a cell gives.
+    """Results of a cell's training; costs that are not known are NaN.
 
     Attributes:
         epoch: The chosen epoch, counted from 1.
         validation: `{task: main metric}` of that epoch on the validation split.
-        validation_delta_m: Δm in percent there; NaN of a cell that others are
+        validation_delta_m: Δm in percent on it; NaN of a cell that others are
             compared with.
         test: `{task: {metric: value}}` of that epoch on the test split.
         jobs: How many trainings shared the machine.
-        step_ms: Wall time of a training step; NaN where it is not known.
-        step_cpu_ms: Processor time of a training step; likewise.
-        peak_memory_mb: The most memory that the process held; likewise.
-        peak_gpu_memory_mb: The most memory held on the first GPU; likewise.
         history: `{name: value of each epoch}`, the logs of the training.
-        affinity: What `TaskAffinity` measured in each epoch; None of a cell that is
-            no combination, or of many tasks.
+        affinity: Measurements of `TaskAffinity`; None of a cell that is no
+            combination, or of many tasks.
     """
 
     epoch: Count
@@ -59,23 +56,15 @@ class CellResult(Decodable):
 
 
 def measures_affinity(kind: str, tasks: tuple[str, ...]) -> bool:
-    """Whether a cell's training measures the tasks' affinity, at T times its cost."""
+    """Returns whether a training measures affinity, which takes T times as long."""
     return kind == COMBINATION and len(tasks) <= MANY_TASKS
 
 
 def read_cell(path: pathlib.Path, cell: Cell) -> Record:
-    """Reads the record of a cell.
-
-    Args:
-        path: `record.json` in the cell's folder.
-        cell: The cell that it has to be of.
-
-    Returns:
-        The record, with a `CellResult` as its result where it has one.
+    """Reads the record of a cell; its result, where it has one, is a `CellResult`.
 
     Raises:
-        InputError: If the file cannot be read, or does not hold what the cell's
-            training would have written.
+        InputError: If the file cannot be read, or is not of this cell's training.
     """
     record = read_record(path)
     if not record.completed:

@@ -7,14 +7,13 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mtl_keras.balancing.conflicts import CONFIDENT
 from mtl_keras.compare.significance_text import significance
 from mtl_keras.compare.summary import Summary, corrected_p, metrics_of, shown_tasks
 from mtl_keras.evaluation import pareto_front
 from mtl_keras.reports import figures
-from mtl_keras.reports.figures import svg
 from mtl_keras.reports.rendering import (
     Section,
-    figure,
     is_finite,
     mean_and_std,
     number,
@@ -37,8 +36,8 @@ _MEASURES = {
     ),
     "pairs": (
         "Trained in pairs",
-        "What the column's task gains on the test split from being trained together "
-        "with the row's, against alone, in percent.",
+        "Gain of the column's task on the test split when it is trained together with "
+        "the row's, over alone, in percent.",
     ),
 }
 
@@ -48,7 +47,7 @@ def write_report(path: pathlib.Path, summary: Summary) -> None:
 
     Args:
         path: The file. An existing one is replaced.
-        summary: What `results.json` holds.
+        summary: The values of `results.json`.
     """
     write_html(path, "comparison.html", _Report(summary).context())
 
@@ -81,6 +80,7 @@ class _Report:
     def _of_methods(self) -> Iterator[Section]:
         yield self._results()
         yield significance(self._summary["tests"])
+        yield from self._helpers()
         yield self._gains()
         if self._shown:
             yield self._fronts()
@@ -163,8 +163,8 @@ class _Report:
             4: ([method["rank"]["mean"] for method in methods], "min"),
         }
         shown = [metrics_of(self._summary, name) for name in self._methods]
-        for index, found in enumerate(zip(*shown, strict=True)):
-            means = [one["mean"] for one in found]
+        for index, spreads in enumerate(zip(*shown, strict=True)):
+            means = [one["mean"] for one in spreads]
             columns[5 + index] = (means, self._direction(self._tasks[index]))
         cells = set()
         for column, (means, direction) in columns.items():
@@ -178,32 +178,53 @@ class _Report:
             }
         return cells
 
+    def _helpers(self) -> Iterator[Section]:
+        helpers = self._summary["helpers"]
+        if not helpers:
+            return
+        primary, axis = helpers["primary"], self._axis(helpers["primary"])
+        heads = ["trained with", f"{primary}\n{axis}", "gain %", "p", "verdict"]
+        rows = [["nothing else", mean_and_std(helpers["alone"]), "", "", ""]]
+        trained = {"all": ("all helpers", helpers["together"])}
+        for name, reached in helpers["without"].items():
+            trained[name] = (f"all but {name}", reached)
+        for name, (title, reached) in trained.items():
+            cells = ["", "", ""]
+            if name in helpers["gains"]:
+                gain = helpers["gains"][name]
+                cells = [
+                    number(gain["gain"], 2),
+                    p_value(gain["p_corrected"]),
+                    f"{'' if name == 'all' else name + ' '}{gain['verdict']}",
+                ]
+            rows.append([title, mean_and_std(reached), *cells])
+        yield section(
+            "Do the helpers help?",
+            f"What {primary} reaches by {helpers['method']}: alone, with all other "
+            "tasks, and with each of them left out. Gain: of all helpers over none, "
+            "and of each over leaving it out. p: paired t-test over seeds, after "
+            "Holm's correction; a verdict needs p below 0.05.",
+            rows=rows,
+            heads=heads,
+        )
+
     def _gains(self) -> Section:
-        deltas = [
-            figures.Bar(
-                name,
-                method["delta_m"]["mean"],
-                method["delta_m"]["std"],
-                mean_and_std(method["delta_m"], 2, sign=True) + " %",
-            )
-            for name, method in self._methods.items()
+        methods = self._methods.items()
+        rows = [
+            (name, m["delta_m"], mean_and_std(m["delta_m"], 2, sign=True) + " %")
+            for name, m in methods
         ]
-        drawn = figures.bars(deltas, f"gain over {self._over}, %")
-        shown = [figure("Δm, all tasks", svg(drawn, "Δm of each method"))]
+        drawn = figures.bars(rows, f"gain over {self._over}, %")
+        shown = [figures.chart("Δm, all tasks", drawn, "Δm of each method")]
+        over = "the task alone" if self._summary["single"] else self._over
         for task in self._shown:
-            gains = [
-                figures.Bar(
-                    name,
-                    method["gain"][task]["mean"],
-                    method["gain"][task]["std"],
-                    mean_and_std(method["test"][task]),
-                )
-                for name, method in self._methods.items()
+            rows = [
+                (name, m["gain"][task], mean_and_std(m["test"][task]))
+                for name, m in methods
             ]
-            over = "the task alone" if self._summary["single"] else self._over
-            drawn = figures.bars(gains, f"gain over {over}, %")
-            about = f"Gain of each method on {task}"
-            shown.append(figure(f"{task}, {self._axis(task)}", svg(drawn, about)))
+            drawn = figures.bars(rows, f"gain over {over}, %")
+            title = f"{task}, {self._axis(task)}"
+            shown.append(figures.chart(title, drawn, f"Gain of each method on {task}"))
         return section(
             "Gain by task",
             f"Bars start at what is reached by {self._over}; to the right is better, "
@@ -216,24 +237,20 @@ class _Report:
         shown = []
         for first, second in itertools.combinations(self._shown, 2):
             points = [
-                figures.Point(
-                    name, method["test"][first]["mean"], method["test"][second]["mean"]
-                )
-                for name, method in self._methods.items()
+                (method["test"][first]["mean"], method["test"][second]["mean"])
+                for method in self._methods.values()
             ]
-            front = pareto_front(
-                [(point.x, point.y) for point in points],
-                [self._direction(first), self._direction(second)],
-            )
+            directions = [self._direction(first), self._direction(second)]
+            front = pareto_front(points, directions)
             axes = [f"{task} {self._axis(task)}" for task in (first, second)]
             drawn = figures.scatter(points, front, *axes)
-            about = f"Pareto front of {first} and {second}"
-            shown.append(figure(f"{first} and {second}", svg(drawn, about)))
+            title = f"{first} and {second}"
+            shown.append(figures.chart(title, drawn, f"Pareto front of {title}"))
         return section(
             "Pareto fronts",
             "Means over seeds, two tasks at a time. Ringed and joined: no other method "
-            "is better in one of the two and as good in the other. Arrows tell which "
-            "way is better.",
+            "is better in one of the two and as good in the other. Arrows point "
+            "to the better end.",
             legend=list(self._methods),
             figures=shown,
         )
@@ -243,36 +260,32 @@ class _Report:
         logs = {task: f"val_{task}_loss" for task in self._shown}
         for title, log in (logs or {f"{len(self._tasks)} tasks": "val_loss"}).items():
             rows = [
-                figures.Series(name, method["history"][log])
-                for name, method in self._methods.items()
+                method["history"][log]
+                for method in self._methods.values()
                 if log in method["history"]
             ]
             if rows:
+                drawn = figures.lines(rows, "loss")
                 about = f"Validation loss of {title} by epoch"
-                drawn = figures.lines(rows, "epoch", "loss")
-                shown.append(figure(title, svg(drawn, about)))
+                shown.append(figures.chart(title, drawn, about))
         return section(
             "Loss curves",
             "Validation loss, mean over seeds.",
-            legend=svg(figures.line_legend(list(self._methods)), "Methods"),
+            legend=figures.svg(figures.line_legend(list(self._methods)), "Methods"),
             figures=shown,
         )
 
     def _weights(self) -> Section:
         shown = []
         for name, method in self._methods.items():
-            rows = [
-                figures.Series(task, method["history"][f"{task}_weight"])
-                for task in self._tasks
-                if f"{task}_weight" in method["history"]
-            ]
-            drawn = figures.lines(rows, "epoch", "weight")
-            about = f"Task weights of {name} by epoch"
-            shown.append(figure(name, svg(drawn, about)))
+            logs = [f"{task}_weight" for task in self._tasks]
+            rows = [method["history"][log] for log in logs if log in method["history"]]
+            drawn = figures.lines(rows, "weight")
+            shown.append(figures.chart(name, drawn, f"Task weights of {name} by epoch"))
         return section(
             "Task weights",
             "Mean weight of each task in the steps of an epoch, mean over seeds.",
-            legend=svg(figures.line_legend(self._tasks), "Tasks"),
+            legend=figures.svg(figures.line_legend(self._tasks), "Tasks"),
             figures=shown,
         )
 
@@ -284,12 +297,11 @@ class _Report:
         }
         largest = max(map(_largest_between, tables.values()), default=1.0)
         shown = [
-            figure(
+            figures.chart(
                 name,
-                svg(
-                    figures.heat(cosines, self._tasks, 2, largest),
-                    f"Gradient cosines of {name}",
-                ),
+                figures.heat(cosines, self._tasks, largest),
+                f"Gradient cosines of {name}",
+                below=self._believed(self._methods[name]),
             )
             for name, cosines in tables.items()
         ]
@@ -298,11 +310,33 @@ class _Report:
                 "Gradient cosines",
                 "Cosine between the gradients of two tasks on the shared weights, "
                 "where the method has brought the model: mean over epochs and seeds, "
-                "on the same batches for all. Below 0, the tasks conflict. All have "
-                "one scale of colours, whose end is the largest value between two "
-                "tasks.",
+                "on the same batches for all. Below 0, the tasks conflict, if it is "
+                "more than noise: named are the pairs whose mean is below 0 at a "
+                f"confidence of {CONFIDENT:.0%} by a t-test over epochs and seeds, "
+                "those below 0 that are not, and the samples of a batch that the two "
+                "share; cosines of tasks that share few are mostly noise. All have one "
+                "scale of colours, whose end is the largest value between two tasks.",
                 figures=shown,
             )
+
+    def _believed(self, method: Mapping[str, Any]) -> str:
+        """Returns which of a method's negative cosines are conflicts, and which not."""
+        pairs: dict[bool, list[str]] = {True: [], False: []}
+        for i, j in itertools.combinations(range(len(self._tasks)), 2):
+            value = method["cosines"][i][j]
+            if not is_finite(value) or value >= 0.0:
+                continue
+            # NaN, of one measurement, is not sure.
+            sure = method["conflict_confidence"][i][j] >= CONFIDENT
+            shared = method["shared_samples"]
+            count = f" ({number(shared[i][j], 0)} shared)" if shared else ""
+            pairs[sure].append(f"{self._tasks[i]} + {self._tasks[j]}{count}")
+        texts = [
+            f"{title}: {'; '.join(pairs[sure])}."
+            for sure, title in ((True, "Conflicts"), (False, "Not sure"))
+            if pairs[sure]
+        ]
+        return " ".join(texts) or "No conflicts."
 
     def _affinity(self) -> Iterator[Section]:
         affinity = self._summary["affinity"]
@@ -316,13 +350,14 @@ class _Report:
                 [factor * value if is_finite(value) else None for value in row]
                 for row in affinity[name]
             ]
-            drawn = figures.heat(table, self._tasks, 2, _largest_between(table))
+            drawn = figures.heat(table, self._tasks, _largest_between(table))
             groups = affinity["groups"][name]["groups"]
             named = "; ".join(" + ".join(group) for group in groups)
             shown.append(
-                figure(
+                figures.chart(
                     title,
-                    svg(drawn, f"{title} of task pairs"),
+                    drawn,
+                    f"{title} of task pairs",
                     above=text,
                     below=f"Suggested groups: {named}",
                 )

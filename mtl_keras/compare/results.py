@@ -1,22 +1,21 @@
-"""Runs a comparison and writes all that it gives."""
+"""Runs a comparison and writes its results: JSON, two tables, the report."""
 
 from __future__ import annotations
 
-import csv
 import os
 import pathlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 from rich.console import Console
 
-from mtl_keras.compare.comparison import Cell, Comparison, Plan
+from mtl_keras.compare.comparison import Cell, Comparison
 from mtl_keras.compare.report import write_report
 from mtl_keras.compare.running import run_cells
 from mtl_keras.compare.summary import Summary, corrected_p, summarise
-from mtl_keras.files import atomic_write, write_json
+from mtl_keras.files import write_csv, write_json
 from mtl_keras.reports.rendering import span
 from mtl_keras.runs.folder import disk_errors
 from mtl_keras.runs.records import Record, versions
@@ -60,7 +59,7 @@ def run_comparison(
         console: Where to show progress; None for nowhere.
 
     Returns:
-        What `results.json` holds.
+        The values of `results.json`.
 
     Raises:
         InputError: If the comparison does not hold, or `out` is in use by something
@@ -69,104 +68,69 @@ def run_comparison(
     plan = comparison.validate()
     out = pathlib.Path(out)
     with disk_errors(out):
-        return _run(plan, out, jobs, command, console)
-
-
-def _run(
-    plan: Plan,
-    out: pathlib.Path,
-    jobs: int,
-    command: str,
-    console: Console | None,
-) -> Summary:
-    records = run_cells(plan, out, jobs=jobs, console=console)
-    summary = summarise(plan, records) | {
-        "command": command,
-        "machine": {
-            "platform": platform.platform(),
-            "cores": cores(),
-            "gpus": len(tf.config.list_physical_devices("GPU")),
-        },
-        "versions": versions(),
-    }
-    write_json(out / RESULTS, summary)
-    _write_summary(out / SUMMARY_TABLE, summary)
-    _write_cells(out / CELLS_TABLE, plan.cells(), records)
-    write_report(out / REPORT, summary)
+        records = run_cells(plan, out, jobs=jobs, console=console)
+        summary = summarise(plan, records) | {
+            "command": command,
+            "machine": {
+                "platform": platform.platform(),
+                "cores": cores(),
+                "gpus": len(tf.config.list_physical_devices("GPU")),
+            },
+            "versions": versions(),
+        }
+        write_json(out / RESULTS, summary)
+        write_csv(out / SUMMARY_TABLE, _summary_rows(summary))
+        write_csv(out / CELLS_TABLE, _cell_rows(plan.cells(), records))
+        write_report(out / REPORT, summary)
     return summary
 
 
-def _write_summary(path: pathlib.Path, summary: Summary) -> None:
-    """Writes one row for each combination, and one for the single tasks, if any."""
-    tasks = summary["tasks"]
-    heads = [f"{task}_{about['metric']}" for task, about in tasks.items()]
+def _summary_rows(summary: Summary) -> Iterator[list[Any]]:
+    """Yields a row for each combination, and one for the single tasks, if any."""
+    heads = {t: f"{t}_{about['metric']}" for t, about in summary["tasks"].items()}
     costs = ["step_ms", "step_cpu_ms", "peak_memory_mb"]
-    columns = ["delta_m_percent", "rank", *heads, *costs]
-    fields = ["method", "seeds"]
-    fields += [f"{c}_{part}" for c in columns for part in ("mean", "std")] + ["jobs"]
-    fields += ["p_single_holm", "p_reference_holm"]
-    single = {
-        head: summary["single"][task]["test"][task]
-        for head, task in zip(heads, tasks, strict=True)
-        if summary["single"]
-    }
-    with (
-        atomic_write(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.DictWriter(file, fields)
-        writer.writeheader()
-        if single:
-            writer.writerow({"method": "single tasks", **_mean_and_std(single)})
-        for name, found in summary["methods"].items():
-            values = {
-                "delta_m_percent": found["delta_m"],
-                "rank": found["rank"],
-                **{h: found["test"][t] for h, t in zip(heads, tasks, strict=True)},
-                **{cost: found[cost] for cost in costs},
-            }
-            writer.writerow(
-                {
-                    "method": name,
-                    "seeds": len(found["seeds"]),
-                    **_mean_and_std(values),
-                    "jobs": span(found["jobs"]),
-                    "p_single_holm": corrected_p(summary, "against_single", name),
-                    "p_reference_holm": corrected_p(summary, "against_reference", name),
-                }
-            )
+    columns = ["delta_m_percent", "rank", *heads.values(), *costs]
+    spreads = [f"{c}_{part}" for c in columns for part in ("mean", "std")]
+    tests = ["p_single_holm", "p_reference_holm"]
+    yield ["method", "seeds", *spreads, "jobs", *tests]
+    if summary["single"]:
+        alone = {h: summary["single"][t]["test"][t] for t, h in heads.items()}
+        yield ["single tasks", None, *_means_and_stds(alone, columns), *[None] * 3]
+    for name, method in summary["methods"].items():
+        values = {"delta_m_percent": method["delta_m"], "rank": method["rank"]}
+        values |= {head: method["test"][task] for task, head in heads.items()}
+        values |= {cost: method[cost] for cost in costs}
+        yield [
+            name,
+            len(method["seeds"]),
+            *_means_and_stds(values, columns),
+            span(method["jobs"]),
+            corrected_p(summary, "against_single", name),
+            corrected_p(summary, "against_reference", name),
+        ]
 
 
-def _mean_and_std(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    return {
-        f"{name}_{part}": found[part]
-        for name, found in values.items()
-        for part in ("mean", "std")
-    }
+def _means_and_stds(
+    values: Mapping[str, Mapping[str, Any]], columns: Sequence[str]
+) -> list[float | None]:
+    nothing = {"mean": None, "std": None}
+    return [values.get(c, nothing)[part] for c in columns for part in nothing]
 
 
-def _write_cells(
-    path: pathlib.Path, cells: list[Cell], records: Mapping[str, Record]
-) -> None:
-    """Writes one row for each value of each cell."""
-    fields = ["cell", "kind", "method", "seed", "status", "epoch", "task", "metric"]
-    with (
-        atomic_write(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.writer(file)
-        costs = ["jobs", "step_ms", "step_cpu_ms", "peak_memory_mb"]
-        writer.writerow([*fields, "test", *costs, "error"])
-        for cell in cells:
-            record = records[cell.name]
-            first = [cell.name, cell.kind, cell.method, cell.config.seed]
-            if not record.completed:
-                rest = [""] * (len(fields) + len(costs) - 4)
-                writer.writerow([*first, record.status, *rest, record.error])
-                continue
-            result = record.result
-            cost = [*(getattr(result, name) for name in costs), ""]
-            for task, metrics in result.test.items():
-                for metric, value in metrics.items():
-                    row = [record.status, result.epoch, task, metric, value]
-                    writer.writerow([*first, *row, *cost])
+def _cell_rows(cells: list[Cell], records: Mapping[str, Record]) -> Iterator[list[Any]]:
+    """Yields a row for each value of each cell."""
+    costs = ["jobs", "step_ms", "step_cpu_ms", "peak_memory_mb"]
+    own = ["cell", "kind", "method", "seed", "status"]
+    values = ["epoch", "task", "metric", "test", *costs]
+    yield [*own, *values, "error"]
+    for cell in cells:
+        record = records[cell.name]
+        first = [cell.name, cell.kind, cell.method, cell.config.seed, record.status]
+        if not record.completed:
+            yield [*first, *[None] * len(values), record.error]
+            continue
+        result = record.result
+        cost = [getattr(result, name) for name in costs]
+        for task, metrics in result.test.items():
+            for metric, value in metrics.items():
+                yield [*first, result.epoch, task, metric, value, *cost, None]

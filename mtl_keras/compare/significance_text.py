@@ -86,21 +86,21 @@ def _interval(test: Mapping[str, Any]) -> str:
 
 
 def _power(tests: Mapping[str, Any]) -> str:
-    seeds, found = tests["seeds"], tests["detectable"]
-    words = ""
-    if found is not None:
-        words += (
+    seeds, detectable = tests["seeds"], tests["detectable"]
+    text = ""
+    if detectable is not None:
+        text += (
             f"With {seeds} seeds, the t-test finds a difference in four of five cases "
-            f"only when it is {found['one_comparison']:.1f} times as large as its "
+            f"only when it is {detectable['one_comparison']:.1f} times as large as its "
             "standard deviation between seeds, "
-            f"{found['all_comparisons']:.1f} times after the correction. "
+            f"{detectable['all_comparisons']:.1f} times after the correction. "
         )
     smallest = tests["smallest_wilcoxon_p"]
-    words += (
+    text += (
         "The Wilcoxon test, which assumes less, cannot get below "
         f"p = {smallest:.3g} with {seeds} seeds"
     )
-    words += (
+    text += (
         ", so it can show nothing at 5%; it needs six. " if smallest >= _LEVEL else ". "
     )
-    return words + "Seed variance does not measure variance across data sets or splits."
+    return text + "Seed variance does not measure variance across data sets or splits."

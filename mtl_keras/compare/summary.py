@@ -1,17 +1,25 @@
-"""From the records of a comparison's cells to what they say together."""
+"""Summary of a comparison: means over seeds, gains, ranks, tests and affinity."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mtl_keras import evaluation, optional, sharing
+from mtl_keras.balancing.conflicts import confidence
 from mtl_keras.callbacks.task_affinity import mean_over_epochs
-from mtl_keras.compare.comparison import COMBINATION, PAIR, SINGLE, Cell, Plan
+from mtl_keras.compare.comparison import (
+    COMBINATION,
+    PAIR,
+    SINGLE,
+    WITHOUT,
+    Cell,
+    Plan,
+)
 from mtl_keras.compare.records import CellResult
 from mtl_keras.encoding import encode
 from mtl_keras.model.columns import MANY_TASKS
@@ -26,17 +34,14 @@ Summary = dict[str, Any]
 _COSTS = ("step_ms", "step_cpu_ms", "peak_memory_mb", "peak_gpu_memory_mb")
 
 
-def summarise(comparison: Plan, records: Mapping[str, Record]) -> Summary:
-    """Puts the results of all cells together.
+def summarise(plan: Plan, records: Mapping[str, Record]) -> Summary:
+    """Returns the values of `results.json`; `docs/compare.md` names the keys.
 
     Args:
-        comparison: What `validate` has returned.
+        plan: The comparison, as `Comparison.validate` returns it.
         records: `{cell name: record}` of its cells.
-
-    Returns:
-        What `results.json` holds; `docs/compare.md` names the keys.
     """
-    return _Summary(comparison, records).all()
+    return _Summary(plan, records).all()
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -65,78 +70,80 @@ def shown_tasks(summary: Summary) -> list[str]:
 
 
 def metrics_of(summary: Summary, method: str | None) -> list[dict[str, Any]]:
-    """Returns what is shown of a method's metrics, each as `spread` gives it.
+    """Returns the shown metrics of a method, each as `spread` returns it.
 
-    Args:
-        summary: The summary.
-        method: The method; None for the single tasks.
-
-    Returns:
-        The main metric of each task that is shown, or else their mean over tasks.
+    These are the main metrics of the tasks that are shown, or else their mean over
+    tasks; those of the single tasks where `method` is None.
     """
     shown, single = shown_tasks(summary), summary["single"]
     if method is not None:
-        found = summary["methods"][method]
-        return [found["test"][task] for task in shown] or [found["mean"]]
+        values = summary["methods"][method]
+        return [values["test"][task] for task in shown] or [values["mean"]]
     own = {task: one["test"][task] for task, one in single.items()}
     means = [one["mean"] for one in own.values() if one["mean"] is not None]
     return [own[task] for task in shown] or [{**spread([np.mean(means)]), "std": None}]
 
 
+class _Trained(NamedTuple):
+    """A finished cell, with the tasks' main metrics on the test split."""
+
+    cell: Cell
+    seed: int
+    seconds: float
+    result: CellResult
+    test: dict[str, float]
+
+
 class _Summary:
-    def __init__(self, comparison: Plan, records: Mapping[str, Record]):
-        self._comparison = comparison
-        self._records = records
-        self._application = comparison.base.get_application()
-        self._tasks = list(comparison.tasks)
+    def __init__(self, plan: Plan, records: Mapping[str, Record]):
+        self._plan = plan
+        self._application = plan.base.get_application()
+        self._tasks = list(plan.tasks)
         self._directions = {
             task: self._application.tasks[task].direction for task in self._tasks
         }
-        self._cells = comparison.cells()
+        self._trained: list[_Trained] = []
+        self._failed: dict[str, str] = {}
+        for cell in plan.cells():
+            record = records[cell.name]
+            if record.completed:
+                test = main_metrics(record.result.test, self._application)
+                values = (cell.config.seed, record.seconds, record.result, test)
+                self._trained.append(_Trained(cell, *values))
+            else:
+                self._failed[cell.name] = record.error
         # {task: {seed: metric}} of the tasks alone, on the test split; without these
         # of the reference.
         self._single: dict[str, dict[int, float]] = {task: {} for task in self._tasks}
-        compared = self._finished(SINGLE)
-        if not comparison.single_tasks:
-            compared = self._finished(COMBINATION, comparison.methods[0])
-        for cell in compared:
-            for task, value in self._test(cell).items():
-                self._single[task][self._seed(cell)] = value
+        compared = self._of(SINGLE)
+        if not plan.single_tasks:
+            compared = self._of(COMBINATION, plan.methods[0])
+        for one in compared:
+            for task, value in one.test.items():
+                self._single[task][one.seed] = value
+        # Δm is over these: all tasks, or the main one.
+        self._compared = [plan.primary] if plan.primary else self._tasks
         # For all seeds where it is so for one: values of Δm are then of the same tasks.
         self._excluded = [
             task
-            for task, values in self._single.items()
-            if not all(map(evaluation.has_relative_gain, values.values()))
+            for task, by_seed in self._single.items()
+            if task in self._compared
+            and not all(map(evaluation.has_relative_gain, by_seed.values()))
         ]
 
-    def _finished(self, kind: str, method: str | None = None) -> list[Cell]:
+    def _of(self, kind: str, method: str | None = None) -> list[_Trained]:
         return [
-            cell
-            for cell in self._cells
-            if cell.kind == kind
-            and method in (None, cell.method)
-            and self._records[cell.name].completed
+            one
+            for one in self._trained
+            if one.cell.kind == kind and method in (None, one.cell.method)
         ]
-
-    def _result(self, cell: Cell) -> CellResult:
-        result: CellResult = self._records[cell.name].result
-        return result
-
-    @staticmethod
-    def _seed(cell: Cell) -> int:
-        return cell.config.seed
-
-    def _test(self, cell: Cell) -> dict[str, float]:
-        """Returns the tasks' main metrics on the test split."""
-        return main_metrics(self._result(cell).test, self._application)
 
     def all(self) -> Summary:
-        methods = {name: self._method(name) for name in self._comparison.methods}
+        methods = {name: self._method(name) for name in self._plan.methods}
         self._add_ranks(methods)
         self._add_front(methods)
-        tests = self._tests(methods)
         return {
-            "comparison": encode(self._comparison),
+            "comparison": encode(self._plan),
             "tasks": {
                 task: {
                     "metric": self._application.tasks[task].objective,
@@ -145,86 +152,56 @@ class _Summary:
                 for task in self._tasks
             },
             "single": {
-                task: self._common(f"single {task}", SINGLE)
+                task: _common(self._of(SINGLE, f"single {task}"))
                 | {"test": {task: spread(list(self._single[task].values()))}}
                 for task in self._tasks
-                if self._comparison.single_tasks
+                if self._plan.single_tasks
             },
             "methods": methods,
             "excluded": self._excluded,
-            "tests": tests,
+            "tests": self._tests(methods),
+            "helpers": self._helpers(),
             "affinity": self._affinity(),
-            "failed": {
-                cell.name: self._records[cell.name].error
-                for cell in self._cells
-                if not self._records[cell.name].completed
-            },
-        }
-
-    def _common(self, method: str, kind: str) -> dict[str, Any]:
-        """Returns what a method's cells cost, and which epochs they chose."""
-        cells = self._finished(kind, method)
-        results = [self._result(cell) for cell in cells]
-
-        def known(name: str) -> dict[str, Any]:
-            values = [getattr(result, name) for result in results]
-            return spread([value for value in values if math.isfinite(value)])
-
-        return {
-            "seeds": [self._seed(cell) for cell in cells],
-            "epochs": [result.epoch for result in results],
-            "jobs": [result.jobs for result in results],
-            **{name: known(name) for name in _COSTS},
-            "seconds": spread([self._records[cell.name].seconds for cell in cells]),
+            "failed": self._failed,
         }
 
     def _method(self, name: str) -> dict[str, Any]:
-        cells = self._finished(COMBINATION, name)
-        results = [self._result(cell) for cell in cells]
-        tests = [self._test(cell) for cell in cells]
+        trained = self._of(COMBINATION, name)
+        results = [one.result for one in trained]
         # The gain over the task alone with the same seed: what a seed does to the
         # order of the data does it to both.
         gains = {
-            task: [
-                self._gain(task, test[task], self._seed(cell))
-                for cell, test in zip(cells, tests, strict=True)
-            ]
+            task: [self._gain(task, one.test[task], one.seed) for one in trained]
             for task in self._tasks
         }
-        compared = [task for task in self._tasks if task not in self._excluded]
-        everything = {
-            task: {
-                metric: spread([r.test[task].get(metric, math.nan) for r in results])
-                for metric in (results[0].test[task] if results else ())
-            }
-            for task in self._tasks
-        }
-        return self._common(name, COMBINATION) | {
-            "test": {
-                task: spread([test[task] for test in tests]) for task in self._tasks
-            },
-            "mean": spread(self._means(tests)),
-            "gain": {task: spread(gains[task]) for task in self._tasks},
-            "delta_m": spread(
-                [
-                    float(np.mean([gains[task][index] for task in compared]))
-                    if compared
-                    else math.nan
-                    for index in range(len(cells))
-                ]
-            ),
-            "validation_delta_m": spread([r.validation_delta_m for r in results]),
-            "metrics": everything,
-            "history": _mean_history([result.history for result in results]),
-            "cosines": self._over_cells(cells, "cosines"),
-        }
-
-    def _means(self, tests: Sequence[Mapping[str, float]]) -> list[float]:
-        """Returns means over tasks by seed; none where their metrics are not one."""
+        compared = [gains[t] for t in self._compared if t not in self._excluded]
+        deltas = np.mean(compared, axis=0) if compared else [math.nan] * len(trained)
         metrics = {self._application.tasks[task].objective for task in self._tasks}
-        if len(metrics) > 1:
-            return []
-        return [float(np.mean(list(test.values()))) for test in tests]
+        # None where the tasks' metrics are not one.
+        means = [float(np.mean(list(one.test.values()))) for one in trained]
+        return _common(trained) | {
+            "test": {
+                task: spread([one.test[task] for one in trained])
+                for task in self._tasks
+            },
+            "mean": spread(means if len(metrics) == 1 else []),
+            "gain": {task: spread(gains[task]) for task in self._tasks},
+            "delta_m": spread(list(deltas)),
+            "validation_delta_m": spread([r.validation_delta_m for r in results]),
+            "metrics": {
+                task: {
+                    metric: spread(
+                        [r.test[task].get(metric, math.nan) for r in results]
+                    )
+                    for metric in (results[0].test[task] if results else ())
+                }
+                for task in self._tasks
+            },
+            "history": _mean_history([result.history for result in results]),
+            "cosines": self._mean_table(trained, "cosines"),
+            "shared_samples": self._mean_table(trained, "shared"),
+            "conflict_confidence": self._confidence(trained),
+        }
 
     def _gain(self, task: str, value: float, seed: int) -> float:
         """Returns the relative gain in percent; NaN where there is none.
@@ -241,17 +218,13 @@ class _Summary:
         """Returns the methods with a Δm for every seed, for paired statistics."""
         return [
             name
-            for name, found in methods.items()
-            if len(found["seeds"]) == self._comparison.seeds
-            and np.isfinite(found["delta_m"]["values"]).all()
+            for name, method in methods.items()
+            if len(method["seeds"]) == self._plan.seeds
+            and np.isfinite(method["delta_m"]["values"]).all()
         ]
 
     def _add_ranks(self, methods: dict[str, dict[str, Any]]) -> None:
         complete = self._complete(methods)
-        for found in methods.values():
-            found["rank"] = spread([])
-        if not complete:
-            return
         ranks = [
             evaluation.average_rank(
                 {
@@ -262,16 +235,16 @@ class _Summary:
                 },
                 self._directions,
             )
-            for s in range(self._comparison.seeds)
+            for s in range(self._plan.seeds if complete else 0)
         ]
-        for name in complete:
-            methods[name]["rank"] = spread([rank[name] for rank in ranks])
+        for name, method in methods.items():
+            method["rank"] = spread([rank[name] for rank in ranks if name in rank])
 
     def _add_front(self, methods: dict[str, dict[str, Any]]) -> None:
         points = {
-            name: [found["test"][task]["mean"] for task in self._tasks]
-            for name, found in methods.items()
-            if found["seeds"]
+            name: [method["test"][task]["mean"] for task in self._tasks]
+            for name, method in methods.items()
+            if method["seeds"]
         }
         front = evaluation.pareto_front(
             list(points.values()), [self._directions[task] for task in self._tasks]
@@ -284,13 +257,11 @@ class _Summary:
 
         Without single tasks Δm is against the first combination itself.
         """
-        complete = self._complete(methods)
-        reference = self._comparison.methods[0]
-        deltas = {name: methods[name]["delta_m"]["values"] for name in complete}
+        reference, seeds = self._plan.methods[0], self._plan.seeds
+        deltas = {n: methods[n]["delta_m"]["values"] for n in self._complete(methods)}
         others = {name: v for name, v in deltas.items() if name != reference}
-        seeds = self._comparison.seeds
         families: dict[str, Any] = {}
-        if self._comparison.single_tasks:
+        if self._plan.single_tasks:
             families["against_single"] = (deltas, 0.0)
         if reference in deltas:
             families["against_reference"] = (others, deltas[reference])
@@ -308,8 +279,8 @@ class _Summary:
         for family, (values, other) in families.items():
             tests[family] = {
                 test: {
-                    name: dataclasses.asdict(found)
-                    for name, found in evaluation.paired_tests(
+                    name: dataclasses.asdict(result)
+                    for name, result in evaluation.paired_tests(
                         values, other, test
                     ).items()
                 }
@@ -317,59 +288,142 @@ class _Summary:
             }
         return tests
 
-    def _over_cells(self, cells: Sequence[Cell], what: str) -> Any:
-        """Returns the mean table over cells and epochs, in the order of the tasks.
+    def _mean_table(self, trained: Sequence[_Trained], key: str) -> Any:
+        """Returns a mean of `TaskAffinity` over cells and epochs, tasks in order.
 
         None where no two tasks ever met in a batch, as in streams that take the
         batches of one task after those of another.
         """
-        tables = []
-        for cell in cells:
-            # A model sorts its tasks by name, and leaves out those without a loss.
-            untrained = sharing.get(cell.config.sharing).untrained(self._tasks)
-            order = [
-                self._tasks.index(task)
-                for task in sorted(self._tasks)
-                if task not in untrained
-            ]
-            measured = self._result(cell).affinity
-            if measured is None:
-                continue
-            table = np.full((len(self._tasks),) * 2, np.nan)
-            found = mean_over_epochs(encode(measured), what)
-            table[np.ix_(order, order)] = found
-            tables.append({"epoch": 0, what: table})
+        tables = [
+            {key: mean_over_epochs(records, key)}
+            for records in self._measured(trained, key)
+        ]
         if not tables:
             return None
-        mean = mean_over_epochs(tables, what)
+        mean = mean_over_epochs(tables, key)
         between = mean[~np.eye(len(mean), dtype=bool)]
         return mean.tolist() if np.isfinite(between).any() else None
 
+    def _confidence(self, trained: Sequence[_Trained]) -> Any:
+        """Returns how sure it is that cosines are negative; None without cosines.
+
+        Over the epochs of all cells.
+        """
+        measured = self._measured(trained, "cosines")
+        tables = [record["cosines"] for records in measured for record in records]
+        if not tables:
+            return None
+        values = np.stack(tables)
+        finite = np.isfinite(values)
+        count = finite.sum(axis=0)
+        values = np.where(finite, values, 0.0)
+        mean, mean_square = (
+            np.divide(v.sum(axis=0), count, out=np.zeros(count.shape), where=count > 0)
+            for v in (values, values**2)
+        )
+        return confidence(mean, mean_square, count).tolist()
+
+    def _measured(
+        self, trained: Sequence[_Trained], key: str
+    ) -> list[list[dict[str, np.ndarray]]]:
+        """Returns a table of each cell and epoch, in the order of the tasks."""
+        by_cell = []
+        for one in trained:
+            # A model sorts its tasks by name, and leaves out those without a loss.
+            untrained = sharing.get(one.cell.config.sharing).untrained(self._tasks)
+            own = sorted(task for task in self._tasks if task not in untrained)
+            order = [self._tasks.index(task) for task in own]
+            records = []
+            for record in one.result.affinity or ():
+                values = getattr(record, key)
+                if values is None:
+                    continue
+                table = np.full((len(self._tasks),) * 2, np.nan)
+                table[np.ix_(order, order)] = np.array(values, np.float64)
+                records.append({key: table})
+            if records:
+                by_cell.append(records)
+        return by_cell
+
     def _affinity(self) -> dict[str, Any]:
         """Returns who helps whom by each measure, and the groups they suggest."""
-        reference = self._finished(COMBINATION, self._comparison.methods[0])
-        found: dict[str, Any] = {
-            "lookahead": self._over_cells(reference, "affinity"),
-            "cosines": self._over_cells(reference, "cosines"),
+        reference = self._of(COMBINATION, self._plan.methods[0])
+        tables = {
+            "lookahead": self._mean_table(reference, "affinity"),
+            "cosines": self._mean_table(reference, "cosines"),
             "pairs": self._pair_gains(),
         }
-        found["groups"] = {
+        groups = {
             name: evaluation.suggest_groups(table, self._tasks)._asdict()
-            for name, table in found.items()
+            for name, table in tables.items()
             if table is not None
         }
-        return found
+        return {**tables, "groups": groups}
+
+    def _helpers(self) -> dict[str, Any] | None:
+        """Returns whether helpers help the main task, over seeds that have all."""
+        primary = self._plan.primary
+        if primary is None:
+            return None
+        sources = {
+            "alone": self._of(SINGLE, f"single {primary}"),
+            "together": self._of(COMBINATION, self._plan.methods[0]),
+            **{
+                helper: self._of(WITHOUT, f"without {helper}")
+                for helper in self._plan.helpers
+            },
+        }
+        by_seed = {
+            name: {one.seed: one.test[primary] for one in trained}
+            for name, trained in sources.items()
+        }
+        seeds = [
+            seed
+            for seed in range(self._plan.seeds)
+            if all(math.isfinite(v.get(seed, math.nan)) for v in by_seed.values())
+        ]
+        values = {name: [v[seed] for seed in seeds] for name, v in by_seed.items()}
+        alone, together = values.pop("alone"), values.pop("together")
+        gains = {}
+        if seeds:
+            gains = evaluation.helper_gains(
+                alone, together, values, self._directions[primary]
+            )
+        return {
+            "primary": primary,
+            "method": self._plan.methods[0],
+            "alone": spread(alone),
+            "together": spread(together),
+            "without": {name: spread(reached) for name, reached in values.items()},
+            "gains": {name: gain._asdict() for name, gain in gains.items()},
+        }
 
     def _pair_gains(self) -> list[list[float]] | None:
         by_seed = []
-        for seed in range(self._comparison.seeds):
-            cells = [c for c in self._finished(PAIR) if self._seed(c) == seed]
+        for seed in range(self._plan.seeds):
+            pairs = {
+                (one.cell.tasks[0], one.cell.tasks[1]): one.test
+                for one in self._of(PAIR)
+                if one.seed == seed
+            }
             alone = {t: v[seed] for t, v in self._single.items() if seed in v}
-            if cells and len(alone) == len(self._tasks):
-                pairs = {(c.tasks[0], c.tasks[1]): self._test(c) for c in cells}
+            if pairs and len(alone) == len(self._tasks):
                 gains = evaluation.task_affinity(pairs, alone, self._directions)
-                by_seed.append({"epoch": seed, "pairs": gains})
+                by_seed.append({"pairs": gains})
         return mean_over_epochs(by_seed, "pairs").tolist() if by_seed else None
+
+
+def _common(trained: Sequence[_Trained]) -> dict[str, Any]:
+    """Returns seeds, chosen epochs and costs of a method's cells."""
+    results = [one.result for one in trained]
+    costs = {name: [getattr(result, name) for result in results] for name in _COSTS}
+    return {
+        "seeds": [one.seed for one in trained],
+        "epochs": [result.epoch for result in results],
+        "jobs": [result.jobs for result in results],
+        **{name: spread(list(filter(math.isfinite, v))) for name, v in costs.items()},
+        "seconds": spread([one.seconds for one in trained]),
+    }
 
 
 def _mean_history(

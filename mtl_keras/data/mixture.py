@@ -24,6 +24,7 @@ def mix(
     temperature: float = 1.0,
     ratio: Mapping[str, float] | None = None,
     homogeneous: bool = False,
+    even: bool = False,
     ends: str | int = "longest",
     shuffle: bool = True,
     buffer_size: int | None = None,
@@ -53,12 +54,16 @@ def mix(
             batches, and the sources take turns as evenly as shares allow: equal
             shares give rounds with one batch of each source. The last batch of
             every pass over a source may be smaller.
+        even: Whether every batch that is not homogeneous has its share of each source,
+            up to one sample: sources take turns as evenly as shares allow. Gradient
+            balancing then sees all tasks in every step.
         ends: When an epoch ends: `"longest"`, when every source has been given in
             full at least once, shorter ones anew as often as it takes;
             `"shortest"`, when the first source has been given in full; or after
             this number of steps. By size, the first two are the same.
         shuffle: Whether each pass over a source has an order of its own. Where
-            batches are not homogeneous, whether the sources take turns at random.
+            batches are neither homogeneous nor even, whether the sources take turns at
+            random.
         buffer_size: Samples to draw from while shuffling a source; `None` for all
             of them, which then have to fit into memory.
         seed: Seed of all orders, which depend on nothing else.
@@ -80,6 +85,7 @@ def mix(
         temperature=temperature,
         ratio=ratio,
         homogeneous=homogeneous,
+        even=even,
         ends=ends,
         shuffle=shuffle,
         buffer_size=buffer_size,
@@ -113,6 +119,7 @@ class Mixture:
         temperature: float,
         ratio: Mapping[str, float] | None,
         homogeneous: bool,
+        even: bool,
         ends: str | int,
         shuffle: bool,
         buffer_size: int | None,
@@ -138,6 +145,7 @@ class Mixture:
         self.counts = dict(zip(sizes, map(int, counts), strict=True))
         self.steps = -(-int(counts.sum()) // per_step)
         self._homogeneous, self._shuffle = homogeneous, shuffle
+        self._at_random = shuffle and not homogeneous and not even
         self._per_step, self._units, self._draws = per_step, units, counts
         self._buffers = [buffer_size or size for size in sizes.values()]
         self._order = even_order(counts)
@@ -222,7 +230,7 @@ class Mixture:
 
     def _sources_of(self, epoch: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
         """Returns the source of each draw of an epoch, int64."""
-        if self._shuffle and not self._homogeneous:
+        if self._at_random:
             # A permutation that can be asked for any place, without a state.
             draws = tf.random.experimental.index_shuffle(
                 draws,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mtl_keras.evaluation.affinity import Grouping, suggest_groups, task_affinity
+from mtl_keras.evaluation.auxiliary import HelperGain, helper_gains
 from mtl_keras.evaluation.boxes import BoxIoU
 from mtl_keras.evaluation.calibration import CalibrationError, calibration_error
 from mtl_keras.evaluation.delta import delta_m, has_relative_gain
@@ -26,6 +27,7 @@ __all__ = [
     "BoxIoU",
     "CalibrationError",
     "Grouping",
+    "HelperGain",
     "MaskIoU",
     "PairedTest",
     "SequenceCrossentropy",
@@ -41,6 +43,7 @@ __all__ = [
     "detectable_difference",
     "group_auc",
     "has_relative_gain",
+    "helper_gains",
     "holm",
     "hypervolume",
     "ndcg",

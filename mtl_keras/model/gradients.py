@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from mtl_keras import ops
 from mtl_keras.balancing.base import GradientStep, GramBalancer
+from mtl_keras.balancing.matrix_momentum import MConFIG
 from mtl_keras.balancing.pipeline import Pipeline
 from mtl_keras.balancing.running import RunningBalancer
 from mtl_keras.model.derivatives import explained_derivatives
@@ -23,7 +24,12 @@ from mtl_keras.model.gradient_lists import (
     times,
     unit_upstream,
 )
-from mtl_keras.model.labels import replicas, sum_over_replicas
+from mtl_keras.model.labels import (
+    batch_size,
+    replicas,
+    shared_samples,
+    sum_over_replicas,
+)
 from mtl_keras.model.nonfinite import (
     NonFiniteGuard,
     finite_columns,
@@ -149,6 +155,8 @@ class GradientStepper:
             shared, own = self._running(step, variables, running)
         elif step.representation is not None:
             shared, own = self._through_representation(step, variables)
+        elif isinstance(balancer, MConFIG) and not self.changes_rows:
+            shared, own = self._one_task(step, variables, balancer)
         elif (
             isinstance(balancer, GramBalancer)
             and balancer.update_every > 1
@@ -265,6 +273,7 @@ class GradientStepper:
                 sub_batches=sub_batches,
                 compute_dtypes=self._compute_dtypes,
                 sources=sources,
+                shared_samples=self._shared_samples(step),
             )
         )
         return update
@@ -280,8 +289,7 @@ class GradientStepper:
         shared = variables.shared
         rows, own, sub_batches = self._task_gradients(step, shared, variables)
         update = self._aggregated(step, rows, shared, sub_batches)
-        # The optimizer sums over replicas, each of which has the whole update.
-        return [scaled(gradient, 1.0 / replicas()) for gradient in update], own
+        return _of_whole_batch(step, variables, update), own
 
     def _through_representation(
         self, step: Step, variables: TaskVariables
@@ -354,8 +362,7 @@ class GradientStepper:
         if step.representation is not None:
             update = _below_representation(step, variables, update)
         else:
-            # The optimizer sums over replicas, each of which has the whole update.
-            update = [scaled(gradient, 1.0 / replicas()) for gradient in update]
+            update = _of_whole_batch(step, variables, update)
         return update, _own_gradients(step, variables, own_upstream)
 
     def _difference_quotients(
@@ -423,6 +430,34 @@ class GradientStepper:
         own = [[next(rest) for _ in task] for task in variables.own.values()]
         return everything[: len(variables.shared)], own
 
+    def _one_task(
+        self, step: Step, variables: TaskVariables, balancer: MConFIG
+    ) -> tuple[list[Gradient], list[list[Gradient]]]:
+        """One backward pass for the gradient of the task whose turn it is."""
+        self._watch(step, variables)
+        losses = step.batch_losses * step.loss_weights
+        chosen = balancer.chosen(losses, step.present)
+        upstream, own_upstream = self._upstream(step)
+        parts = step.losses.layout.split(chosen)
+        factors = [part * factor for part, factor in zip(parts, upstream, strict=True)]
+        gradient = step.tape.gradient(step.losses.values, variables.shared, factors)
+        rows = sum_rows([gradient])
+        step.finite = tf.equal(chosen, 0.0) | finite_gradients(rows)
+        update, step.weights = balancer.aggregate_one(
+            GradientStep(
+                rows,
+                losses,
+                step.present,
+                step.loss_scale,
+                compute_dtypes=self._compute_dtypes,
+                sources=variables.shared,
+            ),
+            chosen,
+        )
+        # The optimizer sums over replicas, each of which has the whole update.
+        update = [scaled(gradient, 1.0 / replicas()) for gradient in update]
+        return update, _own_gradients(step, variables, own_upstream)
+
     def _watch(self, step: Step, variables: TaskVariables) -> None:
         """Updates the monitor of conflicts with the task gradients, if there is one."""
         if self._pipeline.monitor is not None and variables.shared:
@@ -433,8 +468,14 @@ class GradientStepper:
                     step.batch_losses * step.loss_weights,
                     step.present,
                     step.loss_scale,
+                    shared_samples=self._shared_samples(step),
                 )
             )
+
+    def _shared_samples(self, step: Step) -> tf.Tensor | None:
+        if self._pipeline.monitor is None:
+            return None
+        return shared_samples(step.labels, step.losses.layout, batch_size(step.y_pred))
 
     def _of_weighted_losses(
         self, step: Step, variables: TaskVariables
@@ -498,6 +539,20 @@ def _task_rows(
             for index in range(loss.shape[0])
         ]
     return rows
+
+
+def _of_whole_batch(
+    step: Step, variables: TaskVariables, update: list[Gradient]
+) -> list[Gradient]:
+    """Returns an update that each replica has of the whole batch, for the optimizer.
+
+    Which is not to sum it over replicas, but where the gradients of added losses, each
+    replica's share, come on top, or norms of such shares are clipped together with it.
+    """
+    if step.added or step.clips:
+        return [scaled(gradient, 1.0 / replicas()) for gradient in update]
+    step.summed = list(variables.shared)
+    return update
 
 
 def _own_gradients(

@@ -7,8 +7,16 @@ to the resolved objects. Reading them here keeps every form that Keras accepts.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from typing import Any, NamedTuple
 
 import keras
@@ -455,6 +463,19 @@ def may_overflow(
     return loss_scale > 1.0
 
 
+def clips(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Returns whether an optimizer clips gradients, before it sums over replicas."""
+    inner = _inner(optimizer)
+    bounds = (inner.clipnorm, inner.clipvalue, inner.global_clipnorm)
+    return any(bound is not None for bound in bounds)
+
+
+def _inner(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return optimizer.inner_optimizer
+    return optimizer
+
+
 def batch_structure(iterator: Any, data_batch: Any) -> Any:
     """Returns a batch of `fit` or `train_on_batch` as `KerasTensor`s, or None.
 
@@ -499,6 +520,7 @@ def update_if(
     optimizer: keras.optimizers.Optimizer,
     gradients: list[Any],
     variables: list[keras.Variable],
+    summed: Collection[keras.Variable] = (),
 ) -> None:
     """Applies gradients where a condition holds; else nothing moves at all.
 
@@ -508,12 +530,16 @@ def update_if(
             graph may not create variables.
         gradients: By variable.
         variables: Variables to update; may be empty.
+        summed: Those whose gradients are already summed over replicas.
     """
     if not variables:
         return
     build_optimizer(optimizer, variables)
     if tf.__internal__.distribute.strategy_supports_no_merge_call():
-        tf.cond(condition, lambda: _apply(optimizer, gradients, variables), _nothing)
+        with _summing_all_but(summed, optimizer):
+            tf.cond(
+                condition, lambda: _apply(optimizer, gradients, variables), _nothing
+            )
         return
 
     # A replica may not branch around what synchronises it with the others, as the
@@ -522,9 +548,10 @@ def update_if(
         strategy: tf.distribute.Strategy, condition: Any, gradients: list[Any]
     ) -> None:
         def update() -> tf.Tensor:
-            strategy.extended.call_for_each_replica(
-                _apply, args=(optimizer, gradients, variables)
-            )
+            with _summing_all_but(summed, optimizer):
+                strategy.extended.call_for_each_replica(
+                    _apply, args=(optimizer, gradients, variables)
+                )
             return tf.constant(True)
 
         (first, *_) = strategy.experimental_local_results(condition)
@@ -533,6 +560,32 @@ def update_if(
     tf.distribute.get_replica_context().merge_call(
         of_all_replicas, args=(condition, gradients)
     )
+
+
+@contextlib.contextmanager
+def _summing_all_but(
+    summed: Collection[keras.Variable], optimizer: keras.optimizers.Optimizer
+) -> Iterator[None]:
+    """Has an optimizer take gradients of these variables as they are."""
+    optimizer, whole = _inner(optimizer), {id(v.value) for v in summed}
+    if not whole:
+        yield
+        return
+    sum_over_replicas = optimizer._all_reduce_sum_gradients
+
+    def of_others(pairs: Iterable[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+        pairs = list(pairs)
+        rest = [pair for pair in pairs if id(pair[1]) not in whole]
+        if any(gradient is not None for gradient, _ in rest):
+            rest = sum_over_replicas(rest)
+        others = iter(rest)
+        return [pair if id(pair[1]) in whole else next(others) for pair in pairs]
+
+    optimizer._all_reduce_sum_gradients = of_others
+    try:
+        yield
+    finally:
+        del optimizer._all_reduce_sum_gradients
 
 
 def _apply(

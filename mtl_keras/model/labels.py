@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
 from mtl_keras.errors import InputError, unknown_name
 from mtl_keras.model.keras_compat import mask_of, with_mask
+
+if TYPE_CHECKING:
+    from mtl_keras.model.columns import TaskLayout
 
 
 class Labels(NamedTuple):
@@ -125,6 +128,33 @@ def sub_batch(labels: Labels, part: int, parts: int, size: tf.Tensor) -> Labels:
             weights[task] = weight * tf.cast(mask, weight.dtype)
             labelled[task] = mask & labels.labelled[task]
     return Labels(labels.y, weights, labelled)
+
+
+def shared_samples(labels: Labels, layout: TaskLayout, size: tf.Tensor) -> tf.Tensor:
+    """Returns how many samples of the batch have labels of two tasks, float32 `[T, T]`.
+
+    Over all replicas; the diagonal has each task's own. A sample counts where any of
+    its elements (a token, a pixel) is labelled.
+
+    Args:
+        labels: This replica's labels.
+        layout: The tasks of each output.
+        size: Samples in this replica's batch, int32 scalar.
+    """
+    columns = []
+    for output in layout.outputs:
+        labelled, width = labels.labelled[output], layout.size(output)
+        if labelled is None:
+            columns.append(tf.ones(tf.stack([size, width or 1]), "float32"))
+        elif width is None:
+            flags = tf.reduce_any(labelled, list(range(1, len(labelled.shape))))
+            columns.append(tf.cast(flags[:, tf.newaxis], "float32"))
+        else:
+            shape = tf.stack([size, width])
+            flags = tf.broadcast_to(fitted(labelled, 2), shape)
+            columns.append(tf.cast(flags, "float32"))
+    samples = tf.concat(columns, axis=1)
+    return sum_over_replicas(tf.matmul(samples, samples, transpose_a=True))
 
 
 def without_tasks(

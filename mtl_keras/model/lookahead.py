@@ -37,7 +37,9 @@ class Lookahead:
         self._gradients = tf.function(self._task_gradients)
         self._losses = tf.function(self._losses_at)
 
-    def __call__(self, x: Any, y: Any, sample_weight: Any = None) -> tuple[Any, Any]:
+    def __call__(
+        self, x: Any, y: Any, sample_weight: Any = None
+    ) -> tuple[Any, Any, Any]:
         """Measures on one batch.
 
         Args:
@@ -46,12 +48,12 @@ class Lookahead:
             sample_weight: Sample weights, or None.
 
         Returns:
-            The cosines of the task gradients, and the share by which a step on task
-            i (row) lowers the loss of task j (column), both float64 `[T, T]`. NaN
-            where a task is absent from the batch or has no gradient, and in the
-            second where the loss is not positive.
+            The cosines of the task gradients, the share by which a step on task i (row)
+            lowers the loss of task j (column), and the samples with labels of both, all
+            float64 `[T, T]`. NaN in the first two where a task is absent from the batch
+            or has no gradient, and in the second where the loss is not positive.
         """
-        before, gramian, gradients = self._gradients(x, y, sample_weight)
+        before, gramian, shared, gradients = self._gradients(x, y, sample_weight)
         before, gramian = before.numpy().astype(np.float64), gramian.numpy()
         norms = np.sqrt(np.diag(gramian))
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -68,7 +70,7 @@ class Lookahead:
                     affinity[task] = 1.0 - after.numpy().astype(np.float64) / before
         # An absent task, whose loss is 0, has neither helped nor been helped.
         affinity[:, ~(before > 0)] = np.nan
-        return cosines, affinity
+        return cosines, affinity, shared.numpy().astype(np.float64)
 
     def _task_gradients(self, x: Any, y: Any, sample_weight: Any) -> Any:
         with tf.GradientTape(persistent=True) as tape:
@@ -80,7 +82,9 @@ class Lookahead:
             )
             for loss in losses.values()
         ]
-        return tf.stack(list(losses.values())), ops.gramian(gradients), gradients
+        shared = self._model.shared_samples(y, outputs, sample_weight)
+        values = tf.stack(list(losses.values()))
+        return values, ops.gramian(gradients), shared, gradients
 
     def _losses_at(
         self, x: Any, y: Any, sample_weight: Any, gradient: Any, step: tf.Tensor

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from mtl_keras import balancing as balancing_lib
 from mtl_keras.balancing.base import LossStep
+from mtl_keras.balancing.conflicts import ConflictMonitor
 from mtl_keras.balancing.matrix_based import all_finite
 from mtl_keras.balancing.pipeline import Pipeline
 from mtl_keras.errors import InputError, check_number, unknown_name
@@ -33,6 +34,7 @@ from mtl_keras.model.gradients import GradientStepper, norms_on_last_shared_laye
 from mtl_keras.model.keras_compat import (
     batch_structure,
     build_optimizer,
+    clips,
     computed_loss,
     loss_tracker,
     loss_trackers,
@@ -52,6 +54,7 @@ from mtl_keras.model.labels import (
     leave_out,
     nan_as_absent,
     replicas,
+    shared_samples,
     sub_batch,
     sum_over_replicas,
     without_tasks,
@@ -187,9 +190,26 @@ class MultiTaskModel(ModelWithTrainingState):
         Raises:
             InputError: Without the monitor.
         """
+        return self._conflict_monitor().cosines().numpy()
+
+    def gradient_conflicts(self) -> dict[str, np.ndarray]:
+        """Returns how sure the conflicts of each pair of tasks are, float64 `[T, T]`.
+
+        Over the steps that `gradient_cosines` is of. `"cosines"`: its means.
+        `"shared_samples"`: samples with labels of both tasks, mean over the steps in
+        which the two met. `"steps"`: how many these are. `"confidence"`: how sure it is
+        that the mean cosine is negative, 0 to 1, by a one-sided t-test over the steps;
+        0.5 says nothing, and below two steps it is NaN.
+
+        Raises:
+            InputError: Without the monitor.
+        """
+        return self._conflict_monitor().tables()
+
+    def _conflict_monitor(self) -> ConflictMonitor:
         if self._pipeline is None or self._pipeline.monitor is None:
             raise InputError('Expected a model compiled with monitor="conflicts".')
-        return self._pipeline.monitor.cosines().numpy()
+        return self._pipeline.monitor
 
     @property
     def shared_variables(self) -> list[keras.Variable]:
@@ -352,7 +372,8 @@ class MultiTaskModel(ModelWithTrainingState):
             monitor: `"conflicts"` logs the share of task pairs whose gradients point
                 against each other (`conflicts`) and how often the method fell back
                 to the mean (`fallbacks`, since the start), and keeps the epoch's
-                mean cosines for `gradient_cosines`. Costs T backward passes for a
+                mean cosines for `gradient_cosines`, and what to believe of them for
+                `gradient_conflicts`. Costs T backward passes for a
                 loss balancer or a running solve. Of a running solve both it and
                 `"residual"` log how far the weights are from the solution
                 (`residual`, 0 at it; see `RunningBalancer`) and the fallbacks.
@@ -705,6 +726,19 @@ class MultiTaskModel(ModelWithTrainingState):
         losses = self._untracked_losses(labels, y_pred)
         return dict(zip(self.tasks, losses, strict=True))
 
+    def shared_samples(
+        self, y: Any, y_pred: dict[str, Any], sample_weight: Any = None
+    ) -> tf.Tensor:
+        """Returns how many samples of a batch two tasks share, float32 `[T, T]`.
+
+        Args:
+            y: Labels, in a form that `fit` takes.
+            y_pred: The model's outputs.
+            sample_weight: As in `fit`; 0 marks an absent label.
+        """
+        labels = self._labels(y, y_pred, sample_weight)
+        return shared_samples(labels, self._layout, batch_size(y_pred))
+
     def compute_metrics(
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
     ) -> dict[str, Any]:
@@ -798,7 +832,11 @@ class MultiTaskModel(ModelWithTrainingState):
             learned = learned._replace(gradient_norms=norms)
         trainable = self.trainable_variables
         update_if(
-            update, self.optimizer, [gradients[id(v)] for v in trainable], trainable
+            update,
+            self.optimizer,
+            [gradients[id(v)] for v in trainable],
+            trainable,
+            step.summed,
         )
         with guard.statistics_of(pipeline.loss_state):
             pipeline.update(learned)
@@ -897,6 +935,7 @@ class MultiTaskModel(ModelWithTrainingState):
             present=present,
             loss_scale=loss_scale,
             may_overflow=may_overflow(self.optimizer, loss_scale),
+            clips=clips(self.optimizer),
         )
 
     def _task_variables(self, step: Step) -> TaskVariables:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from mtl_keras.model.labels import Labels
@@ -48,6 +49,10 @@ class Step:
     """Whether non-finite gradients count as an overflow of the loss scale."""
     probe: BatchProbe | None = None
     """The batch at other weights, where a balancer wants it."""
+    clips: bool = False
+    """Whether the optimizer clips what it has not yet summed over replicas."""
+    summed: list[keras.Variable] = dataclasses.field(default_factory=list)
+    """Variables whose gradients each replica has of the whole batch."""
     loss_weights: tf.Tensor = dataclasses.field(init=False)
     """float32 `[T]`, the loss balancer's weights."""
     weights: tf.Tensor = dataclasses.field(init=False)

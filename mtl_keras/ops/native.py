@@ -1,7 +1,9 @@
 """The compiled ops: where they are, and whether to use them.
 
-The C++ kernels run on the CPU. XLA cannot compile them and a GPU has none, so the
-TensorFlow versions serve there, and where no library was built.
+The C++ kernels run on the CPU. Programs of XLA call the solvers, as custom calls with
+the same C++ code beneath, on the CPU and, operands copied, from a GPU. For the ops on
+gradients and features the TensorFlow versions serve there, and for all of them where no
+library was built.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.framework import kernels
 from tensorflow.python.ops import control_flow_util
 
 IMPLEMENTATIONS = ("auto", "native", "tensorflow")
@@ -38,8 +41,21 @@ def native_available() -> bool:
 
 
 def native_in_use() -> bool:
-    """Returns whether ops called now run in C++; with a GPU, the solvers alone."""
+    """Returns whether ops called now run in C++; with a GPU or XLA, solvers alone."""
     return solvers_in_use() is not None
+
+
+@functools.cache
+def custom_calls_available() -> bool:
+    """Returns whether XLA compiles the solvers' ops, to calls of the C++ code.
+
+    It does where the library was built with TensorFlow's headers for XLA, which has it
+    register kernels for XLA's devices.
+    """
+    if library() is None:
+        return False
+    registered = kernels.get_registered_kernels_for_op("MtlKeras>MinNorm").kernel
+    return any(kernel.device_type == "XLA_CPU_JIT" for kernel in registered)
 
 
 @contextlib.contextmanager
@@ -50,8 +66,9 @@ def implementation(name: str) -> Iterator[None]:
     environment variable `MTL_KERAS_OPS` chooses for a whole process.
 
     Args:
-        name: `"native"` (C++; fails under XLA), `"tensorflow"`, or `"auto"`: C++
-            outside XLA, and with a visible GPU for the solvers alone.
+        name: `"native"` (C++; under XLA it fails for other ops than the solvers),
+            `"tensorflow"`, or `"auto"`: C++, but under XLA and with a visible GPU for
+            the solvers alone.
 
     Raises:
         ValueError: For another name.
@@ -70,14 +87,14 @@ def solvers_in_use() -> Any | None:
     """Returns the compiled ops for `[T, T]` operands, or None for TensorFlow's.
 
     A GPU does not matter: copies of so few numbers cost less than the kernels of the
-    TensorFlow versions.
+    TensorFlow versions. XLA neither, where `custom_calls_available()`.
     """
     if _Choice.name == "tensorflow":
         return None
     if _Choice.name != "auto":
         _check(_Choice.name)
         return library()
-    return None if in_xla() else library()
+    return None if in_xla() and not custom_calls_available() else library()
 
 
 def in_use() -> Any | None:
@@ -87,6 +104,8 @@ def in_use() -> Any | None:
         RuntimeError: If `"native"` is asked for and a GPU is visible: each step would
             copy all task gradients to the host.
     """
+    if _Choice.name == "auto" and in_xla():
+        return None
     compiled = solvers_in_use()
     if compiled is None or not tf.config.get_visible_devices("GPU"):
         return compiled

@@ -13,8 +13,8 @@ import math
 import pathlib
 import re
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -22,10 +22,11 @@ from mtl_keras import optional
 from mtl_keras.files import atomic_write
 
 with optional.extra("plots", "matplotlib", "A figure"):
-    from matplotlib import rc_context
+    from matplotlib import colormaps, rc_context
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+    from matplotlib.patheffects import withStroke
     from matplotlib.ticker import MaxNLocator
 
 WIDTH = 340 / 72  # inches: 340 CSS pixels
@@ -44,33 +45,6 @@ _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "mtl_keras",
     "text.parse_math": False,
 }
-
-
-class Bar(NamedTuple):
-    """One horizontal bar, from 0 to a mean."""
-
-    label: str
-    mean: float | None
-    spread: float | None
-    """Half the length of the whisker; None for no whisker."""
-    text: str
-    """Written at the end of the row."""
-
-
-class Series(NamedTuple):
-    """One line of a chart."""
-
-    label: str
-    values: Sequence[float]
-    """By epoch; NaN leaves a gap."""
-
-
-class Point(NamedTuple):
-    """One numbered point of a chart."""
-
-    label: str
-    x: float
-    y: float
 
 
 P = ParamSpec("P")
@@ -118,6 +92,13 @@ def svg(figure: Figure, about: str) -> str:
     return text.replace("<svg", opening, 1)
 
 
+def chart(
+    title: str, figure: Figure, about: str, above: str = "", below: str = ""
+) -> dict[str, str]:
+    """Returns a titled figure with paragraphs above and below, as templates take it."""
+    return {"title": title, "svg": svg(figure, about), "above": above, "below": below}
+
+
 @styled
 def save_png(figure: Figure, path: pathlib.Path) -> pathlib.Path:
     """Writes a figure as a PNG, atomically, and returns the path.
@@ -155,29 +136,31 @@ def new_figure(width: float, height: float, **kwargs: Any) -> tuple[Figure, Any]
 
 
 @styled
-def bars(rows: Sequence[Bar], unit: str) -> Figure:
-    """Returns horizontal bars around 0, with whiskers.
+def bars(rows: Sequence[tuple[str, Mapping[str, Any], str]], unit: str) -> Figure:
+    """Returns horizontal bars from 0 to a mean, with whiskers.
 
     Args:
-        rows: The bars, from above.
+        rows: Label, `{"mean": …, "std": …}` and text at the end of the row, from
+            above; without a mean there is no bar, without a deviation no whisker.
         unit: Label of the axis.
     """
     figure, axes = new_figure(WIDTH, 0.7 + 0.5 * len(rows))
-    for index, row in enumerate(rows):
+    for index, (label, spread, text) in enumerate(rows):
         above = {
             "transform": axes.get_yaxis_transform(),
             "va": "center",
             "bbox": {"facecolor": _CARD, "edgecolor": "none", "pad": 1.0},
         }
-        axes.text(0.0, index - 0.36, row.label, ha="left", **above)
-        axes.text(1.0, index - 0.36, row.text, ha="right", **above)
-        if row.mean is not None and math.isfinite(row.mean):
+        axes.text(0.0, index - 0.36, label, ha="left", **above)
+        axes.text(1.0, index - 0.36, text, ha="right", **above)
+        mean = spread["mean"]
+        if mean is not None and math.isfinite(mean):
             axes.barh(
                 index + 0.08,
-                row.mean,
+                mean,
                 height=0.34,
-                color="C0" if row.mean >= 0 else "C1",
-                xerr=row.spread or None,
+                color="C0" if mean >= 0 else "C1",
+                xerr=spread["std"] or None,
                 error_kw={"ecolor": "0.2", "capsize": 3},
                 alpha=0.75,
             )
@@ -192,25 +175,24 @@ def bars(rows: Sequence[Bar], unit: str) -> Figure:
 
 
 @styled
-def lines(rows: Sequence[Series], x_name: str, y_name: str) -> Figure:
+def lines(rows: Sequence[Sequence[float]], name: str) -> Figure:
     """Returns values by epoch, the first epoch being 1.
 
     Args:
-        rows: The lines, coloured in their order as `line_style` tells.
-        x_name: Label of the axis of epochs.
-        y_name: Label of the other axis.
+        rows: The lines, coloured in their order by `line_style`; NaN leaves a gap.
+        name: Label of the axis of values.
     """
     figure, axes = new_figure(WIDTH, 3.1)
     for index, row in enumerate(rows):
-        values = np.where(np.isfinite(row.values), row.values, np.nan)
+        values = np.where(np.isfinite(row), row, np.nan)
         epochs = np.arange(1, len(values) + 1)
         marker = "o" if len(values) == 1 else None
         axes.plot(epochs, values, marker=marker, markersize=4, **line_style(index))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.locator_params(nbins=5)
     axes.grid()
-    axes.set_xlabel(x_name)
-    axes.set_ylabel(y_name)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(name)
     return figure
 
 
@@ -240,7 +222,10 @@ def line_legend(names: Sequence[str]) -> Figure:
 
 @styled
 def scatter(
-    points: Sequence[Point], front: Sequence[int], x_name: str, y_name: str
+    points: Sequence[tuple[float, float]],
+    front: Sequence[int],
+    x_name: str,
+    y_name: str,
 ) -> Figure:
     """Returns numbered points, those of a front joined by a line.
 
@@ -258,11 +243,11 @@ def scatter(
     axes.grid()
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(nbins=4))
-    drawn = [i for i, p in enumerate(points) if math.isfinite(p.x + p.y)]
-    joined = sorted((points[i].x, points[i].y) for i in front)
+    drawn = [i for i, (x, y) in enumerate(points) if math.isfinite(x + y)]
+    joined = sorted(points[i] for i in front)
     if joined:
         axes.plot(*zip(*joined, strict=True), "--", color=_NEUTRAL, linewidth=1.2)
-    places = np.array([(points[i].x, points[i].y) for i in drawn]).reshape(-1, 2)
+    places = np.array([points[i] for i in drawn]).reshape(-1, 2)
     axes.plot(*places.T, linestyle="none")  # sets the limits
     axes.margins(0.12)
     figure.draw_without_rendering()  # fixes the layout, and with it the pixels
@@ -330,18 +315,86 @@ def _spread_out(places: np.ndarray, axes: Axes) -> np.ndarray:
 
 
 @styled
+def steps(values: Sequence[float], x_name: str, y_name: str) -> Figure:
+    """Returns values as steps, at 1, 2, … of the horizontal axis."""
+    figure, axes = new_figure(5.0, 3.2)
+    axes.step(range(1, len(values) + 1), values, where="post")
+    axes.set_xlabel(x_name)
+    axes.set_ylabel(y_name)
+    axes.grid()
+    return figure
+
+
+@styled
+def parallel(
+    columns: Mapping[str, Sequence[Any]],
+    scores: Sequence[float],
+    front: Sequence[int],
+    title: str,
+) -> Figure:
+    """Returns every row of a table as a line through its values, best on top.
+
+    Args:
+        columns: Values of N rows, by column: numbers by size, names spread evenly.
+        scores: N numbers, higher being better.
+        front: Indices of the rows on the front, whose lines are thick.
+        title: Text above.
+    """
+    figure, axes = new_figure(1.0 + 1.05 * len(columns), 4.4)
+    heights = np.stack([_heights(values) for values in columns.values()], axis=1)
+    colours = colormaps["viridis_r"](np.linspace(0.15, 1.0, len(scores)))
+    halo = [withStroke(linewidth=3, foreground="white")]
+    for rank, index in enumerate(np.argsort(scores, kind="stable")):
+        axes.plot(
+            heights[index],
+            color=colours[rank],
+            linewidth=2.2 if index in front else 1.0,
+            alpha=1.0 if index in front else 0.6,
+        )
+    for position, values in enumerate(columns.values()):
+        axes.axvline(position, color="0.7", linewidth=1, zorder=0)
+        for text, at in _ticks(values, heights[:, position]):
+            axes.text(
+                position + 0.05, at, text, fontsize=9, va="center", path_effects=halo
+            )
+    axes.set_xticks(range(len(columns)), list(columns), fontsize=9)
+    axes.set_yticks([])
+    axes.set_xlim(-0.1, len(columns) - 0.3)
+    axes.set_ylim(-0.06, 1.06)
+    axes.spines[:].set_visible(False)
+    axes.set_title(title, loc="left")
+    return figure
+
+
+def _heights(values: Sequence[Any]) -> np.ndarray:
+    """Returns the values' positions in [0, 1]; names are spread evenly."""
+    if all(isinstance(value, (int, float)) for value in values):
+        numbers = np.asarray(values, np.float64)
+        span = numbers.max() - numbers.min()
+        return (numbers - numbers.min()) / span if span else np.full(len(values), 0.5)
+    names = sorted(set(map(str, values)))
+    positions = np.linspace(0.0, 1.0, len(names)) if len(names) > 1 else [0.5]
+    return np.array([positions[names.index(str(value))] for value in values])
+
+
+def _ticks(values: Sequence[Any], heights: np.ndarray) -> list[tuple[str, float]]:
+    """Returns the labels of a column: its ends, or every name."""
+    texts = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in values]
+    if all(isinstance(value, (int, float)) for value in values):
+        ends = (int(np.argmin(heights)), int(np.argmax(heights)))
+        return [(texts[i], float(heights[i])) for i in ends]
+    return list(dict(zip(texts, map(float, heights), strict=True)).items())
+
+
+@styled
 def heat(
-    table: Sequence[Sequence[float | None]],
-    names: Sequence[str],
-    digits: int,
-    largest: float,
+    table: Sequence[Sequence[float | None]], names: Sequence[str], largest: float
 ) -> Figure:
     """Returns a square table as colours around 0, with its numbers.
 
     Args:
         table: `[T, T]` rows of numbers; None and NaN stay blank.
         names: T names of the rows and columns.
-        digits: Decimals of the numbers.
         largest: The magnitude that gets the full colour.
     """
     figure, axes = new_figure(WIDTH, 1.2 + 0.5 * len(names))
@@ -356,7 +409,7 @@ def heat(
     for (row, column), value in np.ndenumerate(values):
         if math.isfinite(value):
             # Adding 0 takes the sign off what is rounded to 0.
-            text = f"{round(value, digits) + 0.0:.{digits}f}"
+            text = f"{round(value, 2) + 0.0:.2f}"
             axes.text(column, row, text, ha="center", va="center")
     axes.set_xticks(
         range(len(names)), names, rotation=40, ha="left", rotation_mode="anchor"

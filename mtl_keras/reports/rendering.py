@@ -18,7 +18,6 @@ with optional.extra("plots", "jinja2", "A report"):
 NONE = "–"
 
 Section = dict[str, Any]
-Figure = dict[str, Any]
 
 
 def write_html(path: pathlib.Path, template: str, context: Mapping[str, Any]) -> None:
@@ -64,11 +63,6 @@ def section(title: str, text: str, **content: Any) -> Section:
     """
     empty = dict.fromkeys(("above", "best", "command", "figures", "heads"), ())
     return {**empty, "legend": (), "rows": (), "title": title, "text": text, **content}
-
-
-def figure(title: str, drawn: Any, above: str = "", below: str = "") -> Figure:
-    """Returns a titled figure, with paragraphs above and below its SVG."""
-    return {"title": title, "svg": drawn, "above": above, "below": below}
 
 
 def is_finite(value: float | None) -> TypeGuard[float]:

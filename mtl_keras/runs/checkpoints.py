@@ -39,14 +39,9 @@ _NAME = re.compile(r"epoch-(\d{6})-step-(\d{9})\.npz")
 
 @dataclasses.dataclass
 class Progress:
-    """Progress of a training.
+    """Finished epochs of a training, and finished `step`s of the epoch after these.
 
-    Attributes:
-        epoch: Finished epochs.
-        step: Finished steps of the epoch after these.
-        steps_per_epoch: Steps of an epoch.
-        seconds: Wall time of the training so far.
-        history: `{name: [value of each finished epoch]}`.
+    `history` is `{name: [value of each finished epoch]}`, `seconds` the wall time.
     """
 
     epoch: int
@@ -64,24 +59,14 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint, as read from its file.
-
-    Attributes:
-        path: The file.
-        progress: The progress of the training.
-        values: The state by key; see `MultiTaskModel.state`.
-    """
+    """A checkpoint as read from its file; for `values` see `MultiTaskModel.state`."""
 
     path: pathlib.Path
     progress: Progress
     values: dict[str, np.ndarray]
 
     def restore(self, model: MultiTaskModel) -> None:
-        """Sets all of a compiled model's state.
-
-        Raises:
-            InputError: If it is the state of another model.
-        """
+        """Sets a compiled model's state; InputError if it is another model's."""
         variables = model.state(epoch_means=self.progress.step > 0)
         shapes = {key: tuple(v.shape) for key, v in variables.items()}
         if shapes != {key: v.shape for key, v in self.values.items()}:
@@ -98,11 +83,6 @@ def save(folder: pathlib.Path, model: MultiTaskModel, progress: Progress) -> Non
 
     The file has its name only when all of it is on the disk. It is a zip file of
     NumPy arrays, each with a checksum; nothing in it is code.
-
-    Args:
-        folder: Where the checkpoints are.
-        model: A compiled model with a built optimizer.
-        progress: The progress of its training.
 
     Raises:
         InputError: If the file cannot be written.
@@ -125,14 +105,7 @@ def save(folder: pathlib.Path, model: MultiTaskModel, progress: Progress) -> Non
 
 
 def newest(folder: pathlib.Path) -> tuple[Checkpoint | None, list[str]]:
-    """Reads the newest checkpoint that is whole.
-
-    Args:
-        folder: Where the checkpoints are.
-
-    Returns:
-        The checkpoint, or None; and a line about each newer one that is broken.
-    """
+    """Returns the newest whole checkpoint, and a line about each newer broken one."""
     broken: list[str] = []
     for path in _files(folder):
         try:
@@ -193,7 +166,7 @@ class Save(keras.callbacks.Callback):
     It has to be the last callback: the others have then changed their state.
 
     Args:
-        folder: Where the checkpoints are.
+        folder: The folder of the checkpoints.
         progress: The progress of the training; kept up to date.
         every: Steps between checkpoints within an epoch; None for none.
     """

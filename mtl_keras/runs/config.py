@@ -7,19 +7,27 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-from pydantic import Field, PlainValidator, StrictFloat, StrictInt, StrictStr
+import keras
+from pydantic import (
+    Field,
+    PlainValidator,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+)
 
+from mtl_keras import applications, balancing, sharing
+from mtl_keras.balancing.pipeline import Pipeline
 from mtl_keras.decoding import Count, Decodable, Finite, decode
 from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError, unknown_name
-
-if TYPE_CHECKING:
-    from mtl_keras.applications import Application
+from mtl_keras.runs.optimizers import SCHEDULES, make_optimizer
 
 
-def _named(value: Any) -> Any:
+def _spec(value: Any) -> Any:
     if isinstance(value, (str, Mapping)):
         return value
     raise InputError(
@@ -27,18 +35,9 @@ def _named(value: Any) -> Any:
     )
 
 
-def _named_or_several(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return [_named(member) for member in value]
-    return _named(value)
-
-
-# A name, or {"class_name": ..., "config": ...}, as the registries take them.
-Spec = Annotated[str | dict[str, Any], PlainValidator(_named)]
-Specs = Annotated[
-    str | dict[str, Any] | list[str | dict[str, Any]],
-    PlainValidator(_named_or_several),
-]
+def _specs(value: Any) -> Any:
+    several = isinstance(value, (list, tuple))
+    return [_spec(member) for member in value] if several else _spec(value)
 
 
 def _jit(value: Any) -> Any:
@@ -47,8 +46,10 @@ def _jit(value: Any) -> Any:
     raise InputError(f'Expected true, false or "auto". Received: {value!r:.100}.')
 
 
+# A name, or {"class_name": ..., "config": ...}, as the registries take them.
+Spec = Annotated[str | dict[str, Any], PlainValidator(_spec)]
+Specs = Annotated[Spec | list[Spec], PlainValidator(_specs)]
 Jit = Annotated[bool | str, PlainValidator(_jit)]
-SCHEDULES = ("cosine", "warmup_cosine", "constant")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 
 _DEEPEST = 1_000  # beyond it, building a model takes hours
@@ -92,6 +93,9 @@ class RunConfig(Decodable):
         patience: Epochs without a better validation score (the mean over tasks of
             the main metrics) before the training ends; None for all epochs. The
             model is that of the last epoch.
+        accumulate: Whether each step takes a batch of every data set that the tasks
+            come from, of applications whose batches are of one each (text), so that
+            gradients of all tasks meet; None means no.
     """
 
     application: StrictStr
@@ -113,6 +117,7 @@ class RunConfig(Decodable):
     precision: StrictStr | None = None
     jit: Jit = "auto"
     patience: StrictInt | None = None
+    accumulate: StrictBool | None = None
 
     def validate(self) -> TrainingConfig:
         """Checks every field and fills in the application's defaults.
@@ -122,17 +127,15 @@ class RunConfig(Decodable):
                 out of range, or two balancing methods are of one kind. Nothing has
                 been written or trained.
         """
-        application = _application(self.application, self.data)
+        application = applications.get(self.application).for_data(self.data)
         defaults = {
             "data": application.default_data,
             "tasks": tuple(application.tasks),
             **dataclasses.asdict(application.defaults),
         }
         settings = {
-            field.name: getattr(self, field.name) for field in dataclasses.fields(self)
-        }
-        settings |= {
-            k: v for k, v in defaults.items() if k in settings and settings[k] is None
+            name: defaults.get(name) if value is None else value
+            for name, value in vars(self).items()
         }
         return decode(TrainingConfig, settings)
 
@@ -167,11 +170,9 @@ class TrainingConfig(Decodable):
     precision: StrictStr | None
     jit: Jit
     patience: Count | None
+    accumulate: StrictBool | None = None
 
     def __post_init__(self) -> None:
-        from mtl_keras import balancing, sharing
-        from mtl_keras.balancing.pipeline import Pipeline
-
         self._check_names(self.get_application())
         methods = balancing.get(self.balancing)
         # Two methods of one kind are refused here, and not by `compile` later.
@@ -183,15 +184,11 @@ class TrainingConfig(Decodable):
         """Returns the config itself, which is validated."""
         return self
 
-    def get_application(self) -> Application:
-        """Returns the application, as it is for the data set.
+    def get_application(self) -> applications.Application:
+        """Returns the application, as it is for the data set."""
+        return applications.get(self.application).for_data(self.data)
 
-        Raises:
-            InputError: If the application, or its data set, is unknown.
-        """
-        return _application(self.application, self.data)
-
-    def _check_names(self, application: Application) -> None:
+    def _check_names(self, application: applications.Application) -> None:
         if not self.tasks:
             raise InputError(
                 "Expected at least one task. Known tasks: "
@@ -215,6 +212,11 @@ class TrainingConfig(Decodable):
                 f"Expected no loss_weights for {len(self.tasks)} tasks that are "
                 f"columns of one output. Received: {len(self.loss_weights)}."
             )
+        if self.accumulate is not None and not application.accumulates:
+            raise InputError(
+                f"Expected no `accumulate` {owner}, whose batches are not of one data "
+                f"set each. Received: accumulate={self.accumulate}."
+            )
         for task in self.loss_weights or {}:
             if task not in self.tasks:
                 raise unknown_name("task in loss_weights", task, self.tasks)
@@ -229,12 +231,9 @@ class TrainingConfig(Decodable):
         Returns:
             64 hexadecimal digits (SHA-256 of canonical JSON).
         """
-        import keras
-
-        from mtl_keras import balancing, sharing
-        from mtl_keras.runs.optimizers import make_optimizer
-
         values = encode(self)
+        if not self.accumulate:
+            del values["accumulate"]
         several = isinstance(self.balancing, (list, tuple))
         values["balancing"] = [
             _canonical_method(balancing.serialize(balancing.get(spec)), spec)  # type: ignore[arg-type]
@@ -255,26 +254,14 @@ def _check_optimizer(spec: str) -> None:
 
     Once for each: TensorFlow keeps 70 kB of every optimizer that is made.
     """
-    from mtl_keras.runs.optimizers import make_optimizer
-
     make_optimizer(json.loads(spec), 1.0)
 
 
-def _application(name: str, data: str | None) -> Application:
-    from mtl_keras import applications
-
-    return applications.get(name).for_data(data)
-
-
 def spec_name(spec: Any, write: Callable[[Any], str] = repr) -> str:
-    """Returns a name or config as readable text.
+    """Returns a name or config as text, the values of arguments written by `write`.
 
     `{"class_name": "dwa", "config": {"temperature": 1}}` is `dwa(temperature=1)`,
     and a list is its members with a plus between them.
-
-    Args:
-        spec: A name or configuration that a registry's `get` takes.
-        write: How to write an argument's value.
     """
     if isinstance(spec, dict):
         config = spec.get("config", {})
@@ -286,12 +273,7 @@ def spec_name(spec: Any, write: Callable[[Any], str] = repr) -> str:
 
 
 def _canonical_method(serialized: Any, spec: Any) -> Any:
-    """Returns a serialized method without seeds drawn anew for each instance.
-
-    Args:
-        serialized: The method, serialized by Keras.
-        spec: The method's name or configuration. A seed that it lacks was drawn.
-    """
+    """Returns a serialized method without drawn seeds, which its spec lacks."""
     if not isinstance(serialized, dict) or "class_name" not in serialized:
         return serialized
     arguments = (spec.get("config") or {}) if isinstance(spec, dict) else {}

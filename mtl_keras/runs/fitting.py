@@ -22,7 +22,7 @@ from mtl_keras.files import write_json
 from mtl_keras.model import MultiTaskModel
 from mtl_keras.runs import checkpoints, folder, strategies, unfinished
 from mtl_keras.runs.config import RunConfig, TrainingConfig, spec_name
-from mtl_keras.runs.progress import EpochTensorBoard, StepBar
+from mtl_keras.runs.progress import EpochTensorBoard, StepBar, say
 from mtl_keras.runs.records import made_with
 from mtl_keras.runs.stopping import EarlyStop
 from mtl_keras.runs.training import (
@@ -144,12 +144,6 @@ def _out_of_room() -> Iterator[None]:
 class _Fitting:
     """One training: data and model, made the same way whether new or resumed.
 
-    Args:
-        config: Validated settings, from `RunConfig.validate`.
-        folder: Where its checkpoints are.
-        strategy: Over what to train.
-        console: Where to show progress.
-
     Attributes:
         model: The model; compiled, and trained once `run` has returned.
         test: The test split.
@@ -173,13 +167,10 @@ class _Fitting:
         self._epochs = config.epochs
         self._epoch = tf.Variable(0, dtype=tf.int64, trainable=False)
         with console.status(f"Loading {config.data}"):
+            splits = {"train": self._epoch, "validation": None, "test": None}
             self._train, self._validation, self.test = (
                 strategies.sharded(load_split(config, split, epoch))
-                for split, epoch in (
-                    ("train", self._epoch),
-                    ("validation", None),
-                    ("test", None),
-                )
+                for split, epoch in splits.items()
             )
         self._per_epoch = count_batches(self._train)
         if self._per_epoch == 0:
@@ -200,18 +191,14 @@ class _Fitting:
         callbacks: Sequence[keras.callbacks.Callback],
         finished: folder.Run | None,
     ) -> checkpoints.Progress:
-        """Trains up to the last epoch.
+        """Trains up to the last epoch; returns the progress, with the history of all.
 
         Args:
             logs: Folder for TensorBoard.
-            checkpoint_steps: Steps between checkpoints within an epoch; None for
-                none.
+            checkpoint_steps: Steps between checkpoints within an epoch; None for none.
             callbacks: Further callbacks, which come first.
-            finished: A run of fewer epochs to start from where there is no
-                checkpoint; None to start anew.
-
-        Returns:
-            The progress at the end, with the history of all epochs.
+            finished: A run of fewer epochs to start from where there is no checkpoint;
+                None to start anew.
         """
         checkpoint = self._newest()
         if checkpoint is None and finished is not None:
@@ -221,10 +208,7 @@ class _Fitting:
         stop = None
         if self._config.patience is not None:
             stop = EarlyStop(application, self._config.tasks, self._config.patience)
-        callbacks = [
-            *callbacks,
-            EpochTensorBoard(logs, write_graph=False),
-        ]
+        callbacks = [*callbacks, EpochTensorBoard(logs, write_graph=False)]
         if not self._console.quiet:
             tasks = application.tasks
             metrics = {task: tasks[task].objective for task in self._config.tasks}
@@ -232,13 +216,16 @@ class _Fitting:
                 # The mean over tasks, by which the logs of one output go.
                 metrics = {f"{len(metrics)} tasks": next(iter(metrics.values()))}
             callbacks.append(TaskProgress(metrics, self._epochs, self._console))
-        total = self._per_epoch * self._epochs
-        done = self._steps_done(checkpoint)
-        with StepBar(self._console, "training", total=total, done=done) as bar:
+        done = 0
+        if checkpoint is not None:
+            progress = checkpoint.progress
+            done = progress.epoch * self._per_epoch + progress.step
+        with StepBar(self._console, self._per_epoch * self._epochs, done) as bar:
             callbacks += bar.callbacks
             if checkpoint is not None and checkpoint.progress.step:
                 # The rest of the epoch; the next ones begin at its own checkpoint.
-                self._build_metrics()
+                # Metrics have their variables first, which else the first batch makes.
+                self.model.evaluate(self._validation.take(1), verbose=0)
                 self._fit(callbacks, checkpoint_steps, checkpoint)
                 checkpoint = self._newest()
             if stop is not None:
@@ -292,50 +279,37 @@ class _Fitting:
     def _newest(self) -> checkpoints.Checkpoint | None:
         checkpoint, broken = checkpoints.newest(self._folder)
         for line in broken:
-            self._warn(f"{line} Resuming from the one before it.")
-        if (
-            checkpoint is not None
-            and checkpoint.progress.steps_per_epoch != self._per_epoch
-        ):
+            warning = f"{line} Resuming from the one before it."
+            if self._console.quiet:
+                warnings.warn(warning, stacklevel=2)
+            else:
+                say(self._console, f"Warning: {warning}")
+        steps = checkpoint.progress.steps_per_epoch if checkpoint else self._per_epoch
+        if steps != self._per_epoch:
             raise InputError(
-                f"The unfinished run in {str(self._folder.parent)!r} had "
-                f"{checkpoint.progress.steps_per_epoch} steps in an epoch. Received: "
-                f"data of {self._per_epoch}. Remove it to train anew."
+                f"The unfinished run in {str(self._folder.parent)!r} had {steps} steps "
+                f"in an epoch. Received: data of {self._per_epoch}. Remove it to train "
+                "anew."
             )
         return checkpoint
 
-    def _warn(self, line: str) -> None:
-        if self._console.quiet:
-            warnings.warn(line, stacklevel=2)
-        else:
-            self._console.print(f"Warning: {line}", soft_wrap=True, markup=False)
-
-    def _build_metrics(self) -> None:
-        """Creates the metrics' variables, which else the first batch does."""
-        self.model.evaluate(self._validation.take(1), verbose=0)
-
-    def _steps_done(self, checkpoint: checkpoints.Checkpoint | None) -> int:
-        if checkpoint is None:
-            return 0
-        return checkpoint.progress.epoch * self._per_epoch + checkpoint.progress.step
-
     def _announce(self, checkpoint: checkpoints.Checkpoint | None) -> None:
         config = self._config
-        self._console.print(
+        say(
+            self._console,
             f"Training {config.application} on {config.data}: {config.backbone} with "
             f"{self.model.count_params():,} parameters, {spec_name(config.sharing)} "
             f"sharing, {spec_name(config.balancing)} balancing, {self._epochs} epochs "
             f"of {self._per_epoch} steps",
-            soft_wrap=True,
         )
         if checkpoint is not None:
             progress = checkpoint.progress
             within = f" and {progress.step} steps" if progress.step else ""
             kind = "finished" if checkpoint.path.name == folder.MODEL else "unfinished"
-            self._console.print(
+            say(
+                self._console,
                 f"Resuming the {kind} run, after {progress.epoch} of "
                 f"{self._epochs} epochs{within}.",
-                soft_wrap=True,
             )
 
 

@@ -9,21 +9,21 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
+import keras
 import tensorflow as tf
 
-from mtl_keras.decoding import Decodable, Result, decode
+# Also for their registered classes, by which a model's file names them.
+from mtl_keras import applications, balancing, model, sharing  # noqa: F401
+from mtl_keras.decoding import Result, decode
 from mtl_keras.errors import InputError, first_line, system_reason
-from mtl_keras.files import atomic_write, read_json, read_text
+from mtl_keras.files import read_json, read_text, write_csv
+from mtl_keras.model.model_file import check_model_file
 from mtl_keras.runs.config import TrainingConfig
-from mtl_keras.runs.model_file import check_model_file
 from mtl_keras.runs.records import check_format
-
-if TYPE_CHECKING:
-    import keras
 
 MODEL = "model.keras"
 CONFIG = "config.json"
@@ -53,11 +53,6 @@ class Run:
             InputError: If the file is not one that Keras writes, holds code, or is
                 of layers that nobody has registered.
         """
-        # Also for their registered classes, by which the file names them.
-        import keras
-
-        from mtl_keras import applications, balancing, model, sharing  # noqa: F401
-
         applications.get(self.config.application)
         check_model_file(self.path / MODEL)
         try:
@@ -98,37 +93,19 @@ def load_run(path: str | pathlib.Path) -> Run:
     values = read_json(path / CONFIG)
     check_format(values.pop("made_with", None), path / CONFIG)
     config = decode(TrainingConfig, values, str(path / CONFIG))
-    metrics = decode(
-        _Metrics, {"tasks": read_json(path / METRICS)}, str(path / METRICS)
-    )
-    return Run(path, config, metrics.tasks)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Metrics(Decodable):
-    tasks: dict[str, dict[str, Result]]
+    values = read_json(path / METRICS)
+    metrics = decode(dict[str, dict[str, Result]], values, str(path / METRICS))
+    return Run(path, config, metrics)
 
 
 def write_history(path: pathlib.Path, history: Mapping[str, list[float]]) -> None:
     """Writes the epochs' logs as CSV, one row per epoch counted from 1."""
-    epochs = max((len(values) for values in history.values()), default=0)
-    with (
-        atomic_write(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(["epoch", *history])
-        for epoch in range(epochs):
-            row = [v[epoch] if epoch < len(v) else "" for v in history.values()]
-            writer.writerow([epoch + 1, *row])
+    rows = enumerate(itertools.zip_longest(*history.values()), start=1)
+    write_csv(path, [["epoch", *history], *([epoch, *row] for epoch, row in rows)])
 
 
 def read_history(path: pathlib.Path) -> dict[str, list[float]]:
-    """Reads `write_history`'s file: `{name: values by epoch}`.
-
-    Raises:
-        InputError: If the file is missing or broken.
-    """
+    """Reads `write_history`'s file: `{name: values by epoch}`."""
     try:
         rows = list(csv.DictReader(read_text(path).splitlines(), strict=True))
         return {

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import keras
 
 from mtl_keras.errors import InputError, unknown_name
-from mtl_keras.runs.config import SCHEDULES, Spec
 
 if TYPE_CHECKING:
     from mtl_keras.applications import Application
 
+SCHEDULES = ("cosine", "warmup_cosine", "constant")
 _WARMUP = 0.05  # of all steps
 
 
@@ -19,12 +20,9 @@ def learning_rate_schedule(schedule: str, learning_rate: float, steps: int) -> A
     """Returns the learning rate of an optimizer: a number or a Keras schedule.
 
     Args:
-        schedule: One of `mtl_keras.runs.config.SCHEDULES`.
+        schedule: One of `SCHEDULES`.
         learning_rate: The learning rate at its highest.
         steps: Training steps in all.
-
-    Raises:
-        InputError: If there is no such schedule.
     """
     if schedule not in SCHEDULES:
         raise unknown_name("schedule", schedule, SCHEDULES)
@@ -42,7 +40,9 @@ def learning_rate_schedule(schedule: str, learning_rate: float, steps: int) -> A
 
 
 def make_optimizer(
-    spec: Spec | None, learning_rate: Any, application: Application | None = None
+    spec: str | Mapping[str, Any] | None,
+    learning_rate: Any,
+    application: Application | None = None,
 ) -> keras.optimizers.Optimizer:
     """Returns a new optimizer.
 

@@ -1,4 +1,4 @@
-"""Training progress: a bar where there is a terminal, and logs of epochs."""
+"""Progress of trainings: lines, a bar where there is a terminal, logs of epochs."""
 
 from __future__ import annotations
 
@@ -6,15 +6,25 @@ from typing import Any
 
 import keras
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from mtl_keras.callbacks.task_progress import duration as duration
+
+def say(console: Console, line: str) -> None:
+    """Prints a line as it is, however long."""
+    console.print(line, soft_wrap=True, markup=False)
+
+
+def progress_bar(console: Console, *columns: TextColumn) -> Progress:
+    """Returns a bar that wipes itself away, with further columns behind it."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        *columns,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
 
 
 class EpochTensorBoard(keras.callbacks.TensorBoard):
@@ -30,61 +40,32 @@ class EpochTensorBoard(keras.callbacks.TensorBoard):
 
 
 class StepBar(keras.callbacks.Callback):
-    """Shows a bar over all steps of a training, on a terminal.
+    """Callback that shows a bar over all steps of a training, on a terminal.
 
-    Use it as a context manager, so that an interrupted training wipes it away:
-
-    ```python
-    with StepBar(console, "training") as bar:
-        model.fit(data, callbacks=bar.callbacks, verbose=0)
-    ```
+    A context manager, so that an interrupted training wipes it away.
 
     Args:
         console: Where to draw. Without a terminal nothing is drawn, and
             `callbacks` is empty: a callback after each step is not free.
-        text: Words before the bar.
-        total: Steps in all; None for those that `fit` tells of.
+        total: Steps in all.
         done: How many of them are done already.
     """
 
-    def __init__(
-        self, console: Console, text: str, total: int | None = None, done: int = 0
-    ):
+    def __init__(self, console: Console, total: int, done: int):
         super().__init__()
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            console=console,
-            transient=True,
-        )
-        self._text = text
-        self._total = total
-        self._done = done
-        self._bar: TaskID | None = None
+        self._progress = progress_bar(console)
+        self._bar = self._progress.add_task("training", total=total, completed=done)
         self.callbacks = [self] if console.is_terminal else []
 
     def __enter__(self) -> StepBar:
+        if self.callbacks:
+            self._progress.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        # Stopping what never started would print an empty line.
-        if self._bar is not None:
+        if self.callbacks:
             self._progress.stop()
-
-    def on_train_begin(self, logs: Any = None) -> None:
-        """Starts drawing, once where a training takes several `fit`s."""
-        if self._bar is not None:
-            return
-        total, per_epoch = self._total, self.params.get("steps")
-        if total is None and per_epoch:
-            total = per_epoch * self.params["epochs"]
-        self._bar = self._progress.add_task(
-            self._text, total=total, completed=self._done
-        )
-        self._progress.start()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Moves the bar."""
-        if self._bar is not None:
-            self._progress.advance(self._bar)
+        self._progress.advance(self._bar)

@@ -15,9 +15,10 @@ import numpy as np
 import tensorflow as tf
 from pydantic import StrictStr
 
+from mtl_keras import __version__
 from mtl_keras.decoding import Decodable, Finite, decode
 from mtl_keras.errors import InputError
-from mtl_keras.files import read_json
+from mtl_keras.files import check_free, check_no_links, read_json
 
 SETTINGS = "settings.json"
 RECORD = "record.json"
@@ -27,14 +28,9 @@ FORMAT = 4
 
 @dataclasses.dataclass(frozen=True)
 class Outcome(Decodable):
-    """Outcome of a training.
+    """Outcome of a training: `"COMPLETED"`, or `"FAILED"` with an error and traceback.
 
-    Attributes:
-        status: `"COMPLETED"` or `"FAILED"`.
-        seconds: Wall time.
-        error: Why it failed; else empty.
-        traceback: Where it failed.
-        made_with: Versions and device, as `made_with` returns them.
+    `seconds` is wall time; `made_with` is as the function of this name returns it.
     """
 
     status: Literal["COMPLETED", "FAILED"]
@@ -51,11 +47,7 @@ class Outcome(Decodable):
 
 @dataclasses.dataclass(frozen=True)
 class Record(Outcome):
-    """Record of a scheduler's job: its outcome and result.
-
-    Attributes:
-        result: Result of the job's function; None of a failed one.
-    """
+    """Record of a scheduler's job: its outcome, and its function's result or None."""
 
     result: Any
 
@@ -66,38 +58,55 @@ def failure(error: str, jobs: int) -> Record:
 
 
 def read_record(path: pathlib.Path) -> Record:
-    """Reads a job's record.
-
-    Raises:
-        InputError: If it cannot be read, or is none.
-    """
+    """Reads a job's record."""
     values = read_json(path)
     check_format(values.get("made_with"), path)
     return decode(Record, values, str(path))
 
 
 def check_format(made_with: Any, path: pathlib.Path) -> None:
-    """Raises an InputError unless a record has the format of this version.
-
-    Args:
-        made_with: The value of `made_with` in the file.
-        path: The file.
-    """
+    """Raises an InputError unless a file's `made_with` has this version's format."""
     stored = made_with if isinstance(made_with, dict) else {}
     if stored.get("format") != FORMAT:
         version = stored.get("mtl_keras")
         raise InputError(
             f"{path} is in the format of another version of mtl_keras "
             f"({version if isinstance(version, str) else 'unknown'}; this is "
-            f"{_version()}). Use that version, or name another folder with --out."
+            f"{__version__}). Use that version, or name another folder with --out."
         )
+
+
+def open_folder(out: pathlib.Path, file: str) -> dict[str, Any] | None:
+    """Returns the settings of earlier work, in a file of a folder; None if it is free.
+
+    Raises an InputError for a folder that is in use otherwise, or holds links.
+    """
+    if not (out / file).is_file():
+        check_free(out)
+        return None
+    check_no_links(*out.rglob("*"))
+    earlier = read_json(out / file)
+    check_format(earlier.get("made_with"), out / file)
+    return earlier
+
+
+def check_same(
+    out: pathlib.Path, kind: str, earlier: Mapping[str, Any], now: Mapping[str, Any]
+) -> None:
+    """Raises an InputError for a setting that was another one in earlier work."""
+    for name, value in now.items():
+        if earlier.get(name) != value:
+            raise InputError(
+                f"{str(out)!r} holds {kind} with another {name}: "
+                f"{earlier.get(name)!r:.200} there, {value!r:.200} here. Give the same "
+                "settings to resume it, name another folder with --out, or remove it."
+            )
 
 
 def made_with(jobs: int = 1) -> dict[str, Any]:
     """Returns the provenance of a result: format, versions, commit, device, jobs.
 
-    Args:
-        jobs: How many trainings shared the machine, this one included.
+    `jobs` is how many trainings shared the machine, this one included.
     """
     return {"format": FORMAT, **versions(), "jobs": jobs}
 
@@ -112,7 +121,7 @@ def versions() -> dict[str, str | None]:
         else platform.processor() or platform.machine()
     )
     return {
-        "mtl_keras": _version(),
+        "mtl_keras": __version__,
         "commit": _commit(),
         "python": platform.python_version(),
         "tensorflow": tf.__version__,
@@ -120,12 +129,6 @@ def versions() -> dict[str, str | None]:
         "numpy": np.__version__,
         "device": device,
     }
-
-
-def _version() -> str:
-    import mtl_keras
-
-    return mtl_keras.__version__
 
 
 def _commit() -> str | None:

@@ -27,14 +27,8 @@ def metric_names(application: Any, tasks: Sequence[str]) -> dict[str, list[str]]
 def column_logs(model: Any, application: Any, prefix: str = "") -> dict[str, float]:
     """Returns the metrics of tasks that are columns of an output, by task.
 
-    Args:
-        model: A compiled model, just evaluated.
-        application: The application that it is of.
-        prefix: What the names begin with.
-
-    Returns:
-        `{"<prefix><task>_<metric>": value}`, as Keras logs them of tasks with outputs
-        of their own; nothing for a model without groups of tasks.
+    `{"<prefix><task>_<metric>": value}` of a compiled model, just evaluated, as Keras
+    logs them of tasks with outputs of their own; nothing for a model without groups.
     """
     if not model.columns:
         return {}
@@ -51,17 +45,14 @@ def column_logs(model: Any, application: Any, prefix: str = "") -> dict[str, flo
 def by_task(
     logs: Mapping[str, float], names: Mapping[str, Sequence[str]], prefix: str = ""
 ) -> dict[str, dict[str, float]]:
-    """Sorts Keras's logs by task.
+    """Returns Keras's logs as `{task: {metric: value}}`, each task's `"loss"` last.
 
     Args:
         logs: Results of `evaluate(return_dict=True)`, or an epoch's logs. Keys
             are `<task>_<metric>`; Keras leaves the task out of models with one
             output.
-        names: `{task: [metric, ...]}`, as `metric_names` gives it.
+        names: `{task: [metric, ...]}`, as `metric_names` returns it.
         prefix: `"val_"` for the validation part of an epoch's logs.
-
-    Returns:
-        `{task: {metric: value}}` with each task's metrics, then its `"loss"`.
     """
     results: dict[str, dict[str, float]] = {}
     for task, metrics in names.items():
@@ -76,12 +67,9 @@ def by_task(
 
 
 def means_of_many(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Returns the mean of each metric over tasks that have it, NaN left out.
+    """Returns the mean of each metric over many tasks that have it, NaN left out.
 
     Nothing for few tasks, or where not all have the same metrics.
-
-    Args:
-        results: `{task: {metric: value}}`.
     """
     names = {tuple(values) for values in results.values()}
     if len(results) <= MANY_TASKS or len(names) > 1:
@@ -105,10 +93,8 @@ def main_metrics(
 def score(main: Mapping[str, float], application: Any) -> float:
     """Returns the mean over tasks of the main metrics, higher being better.
 
-    Args:
-        main: `{task: value}`. A metric that is to be minimised counts negative, and
-            one of a target with a unit is divided by the target's deviation.
-        application: The application that knows each metric's direction and unit.
+    A metric that is to be minimised counts negative, and one of a target with a unit
+    is divided by the target's deviation.
     """
     tasks = [application.tasks[task] for task in main]
     oriented = [

@@ -128,8 +128,7 @@ class Scheduler:
     def seconds_left(self, rest: Iterable[tuple[Hashable, float]]) -> float | None:
         """Returns about how long the jobs under way and others take; None at first.
 
-        Args:
-            rest: Kind and size of the jobs that were not submitted yet.
+        `rest` holds kind and size of the jobs that were not submitted yet.
         """
         if not self._seconds:
             return None
@@ -215,26 +214,26 @@ class _Worker:
     """A worker process, as its scheduler sees it."""
 
     def __init__(self, process: subprocess.Popen):
+        assert process.stdin is not None
+        assert process.stdout is not None
         self._process = process
+        self._input, self._output = process.stdin, process.stdout
         self._memory: list[int] = []
         self._served = 0
 
     def send(self, job: Job) -> None:
         message = {"folder": str(job.folder.absolute()), "function": job.function}
-        assert self._process.stdin is not None
         # One that died while it had nothing to do is found out by `receive`.
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
-            self._process.stdin.flush()
+            self._input.write(json.dumps(message).encode() + b"\n")
+            self._input.flush()
 
     def fileno(self) -> int:
-        assert self._process.stdout is not None
-        return self._process.stdout.fileno()
+        return self._output.fileno()
 
     def receive(self) -> dict[str, Any] | None:
         """Returns the answer to a job; None when the process has died."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        line = self._output.readline()
         return json.loads(line) if line.endswith(b"\n") else None
 
     def has_grown(self, answer: Mapping[str, Any]) -> bool:
@@ -247,9 +246,8 @@ class _Worker:
 
     def close(self) -> None:
         """Closes the process's input, upon which it ends by itself."""
-        assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
+            self._input.close()
 
     def end(self) -> int:
         """Waits until the process has ended; returns its exit code."""
@@ -259,18 +257,14 @@ class _Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        self._output.close()
         return code
 
 
 def start_worker(slot: int, slots: int, log: pathlib.Path) -> _Worker:
-    """Starts the worker process of a slot.
+    """Starts the worker process of a slot, from 0.
 
-    Args:
-        slot: Number of the slot, from 0.
-        slots: How many there are.
-        log: Where what it prints before its first job goes.
+    Output before its first job goes to `log`.
     """
     with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(
@@ -288,9 +282,8 @@ def start_worker(slot: int, slots: int, log: pathlib.Path) -> _Worker:
 def share_of(slot: int, slots: int) -> dict[str, str]:
     """Returns the environment by which a worker takes its share of the machine.
 
-    Returns:
-        One GPU for each slot, where there are any (slots in excess share them), with
-        memory that grows; and its part of the processors.
+    That is one GPU for each slot, where there are any (slots in excess share them),
+    with memory that grows; and its part of the processors.
     """
     share = {}
     if gpus := len(tf.config.list_physical_devices("GPU")):

@@ -14,14 +14,8 @@ from mtl_keras.runs.results import by_task, main_metrics, metric_names, score
 class EarlyStop(keras.callbacks.Callback):
     """Callback that ends a training once its validation score stops improving.
 
-    The score is the mean over tasks of the main metrics, as a study has it. What
-    counts is all history of the run, so that a resumed run stops where a whole one
-    would have stopped.
-
-    Args:
-        application: The application, for the names of the main metrics.
-        tasks: The tasks of the model.
-        patience: Epochs without a better score before the training ends.
+    The score is the mean over tasks of the main metrics, as a study has it. All history
+    of the run counts, so that a resumed run stops where a whole one would have stopped.
     """
 
     def __init__(self, application: Any, tasks: Sequence[str], patience: int):
@@ -32,11 +26,7 @@ class EarlyStop(keras.callbacks.Callback):
         self._scores: list[float] = []
 
     def resume(self, history: Mapping[str, Sequence[float]]) -> bool:
-        """Resumes from the finished epochs; returns whether the training has ended.
-
-        Args:
-            history: `{name: [value of each finished epoch]}`.
-        """
+        """Resumes from finished epochs' logs; returns whether training has ended."""
         epochs = max(map(len, history.values()), default=0)
         self._scores = [
             self._score(

@@ -27,21 +27,20 @@ _STEPS_WORTH_COMPILING = 2_000
 def load_split(
     config: TrainingConfig, split: str, epoch: tf.Variable | None = None
 ) -> tf.data.Dataset:
-    """Loads one split as a validated config wants it.
+    """Returns the batches of one split, as `Application.load` does.
 
     Args:
-        config: Validated settings, from `RunConfig.validate`.
-        split: `"train"` (shuffled, and cut to `limit`), `"validation"` or
-            `"test"`.
-        epoch: Number of the epoch to give; see `Application.load`.
-
-    Returns:
-        Batches as `Application.load` gives them.
+        config: Validated settings.
+        split: `"train"` (shuffled, and cut to `limit`), `"validation"` or `"test"`.
+        epoch: Number of the epoch; see `Application.load`.
 
     Raises:
         InputError: If the data set is unknown or cannot be prepared here.
     """
     training = split == "train"
+    more: dict[str, Any] = (
+        {"accumulate": True} if training and config.accumulate else {}
+    )
     return config.get_application().load(
         split,
         data=config.data,
@@ -51,6 +50,7 @@ def load_split(
         seed=config.seed,
         limit=config.limit if training else None,
         epoch=epoch,
+        **more,
     )
 
 
@@ -102,13 +102,10 @@ def compiled_model(config: TrainingConfig, steps: int) -> keras.Model:
 
 
 class ColumnLogs(keras.callbacks.Callback):
-    """Adds the validation metrics of tasks that are columns to an epoch's logs.
+    """Callback that adds validation metrics of tasks that are columns to epochs' logs.
 
     By task, as the logs of tasks with outputs of their own have them. Comes before
     the callbacks that read them.
-
-    Args:
-        application: The application that the model is of.
     """
 
     def __init__(self, application: Application):
@@ -169,13 +166,7 @@ def evaluate(path: str | pathlib.Path) -> dict[str, dict[str, float]]:
 def test_metrics(
     config: TrainingConfig, model: keras.Model, test: tf.data.Dataset
 ) -> dict[str, dict[str, float]]:
-    """Returns all metrics on the test split, `{task: {metric: value}}`.
-
-    Args:
-        config: Validated settings, from `RunConfig.validate`.
-        model: The trained model.
-        test: The test split, as `load_split` gives it.
-    """
+    """Returns all metrics on the test split, `{task: {metric: value}}`."""
     application = config.get_application()
     logs = model.evaluate(test, return_dict=True, verbose=0)
     logs |= column_logs(model, application)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import itertools
 import os
 import pathlib
 import shutil
 from collections.abc import Iterator
 
+from mtl_keras import applications
 from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError
 from mtl_keras.files import (
@@ -26,6 +28,7 @@ from mtl_keras.files import (
 )
 from mtl_keras.runs.config import TrainingConfig
 from mtl_keras.runs.folder import CONFIG, Run, load_run
+from mtl_keras.runs.records import check_same
 
 CHECKPOINTS = "checkpoints"
 AGAIN = "The same command, started again, resumes the run."
@@ -42,24 +45,18 @@ def work_folder(out: pathlib.Path) -> pathlib.Path:
 def next_free(parent: str | os.PathLike, config: TrainingConfig) -> pathlib.Path:
     """Returns `parent/APPLICATION-N` with the first N that is not taken.
 
-    Args:
-        parent: Folder of run folders.
-        config: Validated settings. An unfinished run of the very same settings
-            that no process holds is not taken: it will be resumed.
+    An unfinished run of the very same settings that no process holds is not taken: it
+    will be resumed.
     """
-    from mtl_keras.applications import label
-
-    number = 1
-    while True:
-        out = pathlib.Path(parent) / f"{label(config.application)}-{number}"
-        if not os.path.lexists(out) and _can_be_taken(work_folder(out), config):
-            return out
-        number += 1
+    name = applications.label(config.application)
+    names = (pathlib.Path(parent, f"{name}-{n}") for n in itertools.count(1))
+    return next(out for out in names if _is_free(out, config))
 
 
-def _can_be_taken(work: pathlib.Path, config: TrainingConfig) -> bool:
-    if not work.exists():
-        return True
+def _is_free(out: pathlib.Path, config: TrainingConfig) -> bool:
+    work = work_folder(out)
+    if os.path.lexists(out) or not work.exists():
+        return not os.path.lexists(out)
     try:
         with held(work):
             return read_json(work / CONFIG) == encode(config)
@@ -105,7 +102,12 @@ def opened(
         ) from error
     check_no_links(work, *work.rglob("*"))
     with held(work):
-        _check_settings(work, config, out)
+        settings = encode(config)
+        if (work / CONFIG).is_file():
+            earlier = read_json(work / CONFIG)
+            check_same(work, "an unfinished run", earlier, settings)
+        else:
+            write_json(work / CONFIG, settings)
         try:
             for name in (_RUN, CHECKPOINTS):
                 make_folder(work / name)
@@ -146,29 +148,8 @@ def held(work: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def _check_settings(
-    work: pathlib.Path, config: TrainingConfig, out: pathlib.Path
-) -> None:
-    """Writes the settings, or compares them with those of the unfinished run."""
-    if not (work / CONFIG).is_file():
-        write_json(work / CONFIG, config)
-        return
-    earlier, now = read_json(work / CONFIG), encode(config)
-    for name in now:
-        if earlier.get(name) != now[name]:
-            raise InputError(
-                f"{str(work)!r} holds an unfinished run with another {name}: "
-                f"{earlier.get(name)!r} there, {now[name]!r} here. Give the same "
-                f"settings to resume it, name another --out, or remove it."
-            )
-
-
 def restore_replaced(out: str | os.PathLike) -> None:
-    """Moves a finished run back to its name, where its replacement was interrupted.
-
-    Raises:
-        InputError: If another process is about to give the replacement this name.
-    """
+    """Moves a finished run back to its name, where its replacement was interrupted."""
     out = pathlib.Path(out).absolute()
     replaced = work_folder(out) / _REPLACED
     if replaced.is_dir() and not os.path.lexists(out):
@@ -177,14 +158,9 @@ def restore_replaced(out: str | os.PathLike) -> None:
 
 
 def with_fewer_epochs(out: str | os.PathLike, config: TrainingConfig) -> Run | None:
-    """Returns the finished run of these settings, but for more epochs, in a folder.
+    """Returns the finished run of these settings, but for fewer epochs, in a folder.
 
-    Args:
-        out: The run folder.
-        config: Validated settings, from `RunConfig.validate`.
-
-    Returns:
-        The run; None where there is none, or one of other settings.
+    None where there is none, or one of other settings.
 
     Raises:
         InputError: If the folder's files are broken.

@@ -10,22 +10,26 @@ from typing import Any
 
 from rich.console import Console
 
+from mtl_keras.callbacks.task_progress import duration
 from mtl_keras.decoding import Result, decode
 from mtl_keras.encoding import encode
+from mtl_keras.errors import InputError
+from mtl_keras.evaluation import has_relative_gain
+from mtl_keras.files import read_json, write_json
 from mtl_keras.runs.config import TrainingConfig
-from mtl_keras.runs.progress import duration
+from mtl_keras.runs.progress import say
 from mtl_keras.runs.records import RECORD, read_record
 from mtl_keras.runs.results import by_task, metric_names
 from mtl_keras.runs.scheduler import Job, Scheduler
-from mtl_keras.search import records, report, tensorboard
-from mtl_keras.search.baselines import needs_baselines, read_baselines
+from mtl_keras.search import records, tensorboard
 from mtl_keras.search.hypermodel import SUM, StudyHyperModel
 from mtl_keras.search.keras_tuner_compat import STATE
-from mtl_keras.search.objectives import oriented
-from mtl_keras.search.records import TrialRecord
+from mtl_keras.search.objectives import DELTA_M, oriented
+from mtl_keras.search.records import TrialRecord, main_values, short, shown_tasks
 from mtl_keras.search.study import Study
-from mtl_keras.search.values import short
 
+BASELINES = "baselines.json"
+_ALONE = "mtl_keras.search.trial:train_alone"
 _TRIAL = "mtl_keras.search.trial:train_trial"
 _PAUSE_SECONDS = 1.0
 
@@ -33,13 +37,7 @@ _PAUSE_SECONDS = 1.0
 class Search:
     """Asks an oracle for trials, has them run, and tells it their results.
 
-    Args:
-        study: The study.
-        oracle: Its oracle, or a client of a chief's.
-        out: The study folder.
-        scheduler: Runs the trials.
-        console: Where to show progress.
-        name: Name of this process for a chief; None where the oracle is here.
+    The oracle may be a client of a chief's, for which this process has a `name`.
     """
 
     def __init__(
@@ -97,10 +95,10 @@ class Search:
         """Reports a trial's settings, and submits it to the scheduler."""
         study, hp = self._study, trial.hyperparameters
         config = self._model.config(hp.copy())
-        settings = records.flat_settings(config, short)
         number = f"{int(trial.trial_id) + 1}/{study.settings.trials}"
-        self._say(
-            f"trial {trial.trial_id} ({number}): {report.describe(study, settings)}"
+        say(
+            self._console,
+            f"trial {trial.trial_id} ({number}): {_described(study, config)}",
         )
         start = hp.values.get("tuner/trial_id")
         self._trials[trial.trial_id] = (tuner_id, trial, config)
@@ -134,7 +132,7 @@ class Search:
         trial.status = "COMPLETED"
         self._oracle.end_trial(trial)
         if record.completed:
-            line = report.outcome(self._study, record)
+            line = _outcome(self._study, record)
         else:
             line = f"failed, and is skipped: {' '.join(record.error.split())}"
         line = f"trial {trial.trial_id}: {line}; {duration(record.seconds)}"
@@ -142,7 +140,7 @@ class Search:
             todo = self._study.settings.trials - len(self._oracle.start_order)
             left = self._scheduler.seconds_left([("", 1.0)] * max(todo, 0))
             line += "" if left is None else f", about {duration(left)} left"
-        self._say(line)
+        say(self._console, line)
 
     def _record(
         self, job: Job, trial: Any, config: TrainingConfig
@@ -175,5 +173,84 @@ class Search:
         )
         return record, results
 
-    def _say(self, line: str) -> None:
-        self._console.print(line, soft_wrap=True, markup=False)
+
+def _described(study: Study, config: TrainingConfig) -> str:
+    """Returns the searched settings of a trial in a few words."""
+    settings = records.flat_settings(config, short)
+    parts = [
+        f"{name.replace('_', ' ')} {short(settings[name])}"
+        for name in study.searched
+        if name != "loss_weights"
+    ]
+    if "loss_weights" in study.searched:
+        weights = config.loss_weights or {}
+        parts.append("weights " + " ".join(f"{t} {w:.2f}" for t, w in weights.items()))
+    return ", ".join(parts)
+
+
+def _outcome(study: Study, record: TrialRecord) -> str:
+    """Returns how a finished trial went in a few words."""
+    main = zip(shown_tasks(study), main_values(study, record), strict=True)
+    metrics = ", ".join(f"{task} {value:.4f}" for task, value in main)
+    score = ", ".join(f"{n} {v:.4f}" for n, v in record.objectives.items())
+    return f"{score}; {metrics}" if metrics else score
+
+
+def needs_baselines(study: Study) -> bool:
+    """Returns whether Δm is an objective."""
+    return any(objective.label == DELTA_M for objective in study.objectives)
+
+
+def read_baselines(study: Study, out: pathlib.Path) -> dict[str, float]:
+    """Returns the baselines that the folder holds, by task."""
+    path = out / BASELINES
+    if not path.is_file():
+        return {}
+    baselines = decode(dict[str, Result], read_json(path), str(path))
+    if not set(baselines) <= set(study.tasks):
+        raise InputError(f"{path} does not hold the baselines of this study.")
+    return baselines
+
+
+def train_missing(
+    study: Study, out: pathlib.Path, scheduler: Scheduler, console: Console
+) -> None:
+    """Trains the single-task baselines that the folder lacks, where Δm needs them.
+
+    Raises:
+        InputError: If one cannot be trained, or Δm would exclude every task.
+    """
+    if not needs_baselines(study):
+        return
+    baselines = read_baselines(study, out)
+    waiting = [task for task in study.tasks if task not in baselines]
+    with console.status(f"Training {', '.join(waiting)} alone, with a trial's budget"):
+        while waiting or scheduler.running:
+            while waiting and scheduler.free:
+                task = waiting.pop(0)
+                folder = out.absolute() / STATE / "alone" / task
+                settings = {"study": encode(study.settings), "task": task}
+                scheduler.submit(Job(task, folder, _ALONE, settings, kind="alone"))
+            for job in scheduler.wait(_PAUSE_SECONDS):
+                record = read_record(job.folder / RECORD)
+                if not record.completed:
+                    (job.folder / RECORD).unlink()
+                    raise InputError(
+                        f"The baseline of {job.label!r} cannot be trained: "
+                        f"{' '.join(record.error.split())}"
+                    )
+                value = record.result
+                baselines[job.label] = math.nan if value is None else value
+                write_json(out / BASELINES, baselines)
+    excluded = [task for task in study.tasks if not has_relative_gain(baselines[task])]
+    if len(excluded) == len(study.tasks):
+        raise InputError(
+            "Expected a baseline other than 0 for at least one task: a relative gain "
+            f"over 0 has no value. Received: {baselines}. Choose another objective."
+        )
+    if excluded:
+        say(
+            console,
+            f"Δm excludes {', '.join(excluded)}: alone, with a trial's budget, the "
+            "main metric is 0 or no number.",
+        )

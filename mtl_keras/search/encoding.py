@@ -19,9 +19,6 @@ class SpaceEncoding:
     column each, so that no two of them are nearer to each other than others; and
     a hyperparameter that its conditions switch off reads as its default, so that
     settings which train the same model have the same features.
-
-    Args:
-        space: The hyperparameters, parents before those that they switch.
     """
 
     def __init__(self, space: Sequence[Any]):

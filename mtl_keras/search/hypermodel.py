@@ -24,7 +24,7 @@ from mtl_keras.runs.training import (
     load_split,
 )
 from mtl_keras.search.objectives import Objective, oriented, parse_objectives
-from mtl_keras.search.search_space import parse_space
+from mtl_keras.search.search_space import SearchSpace, parse_space
 from mtl_keras.search.space import Fixed, LossWeights
 from mtl_keras.search.study import Study
 
@@ -347,10 +347,6 @@ def best_epoch(
     callbacks have it), with several the last one that no other epoch dominates: a
     model that the trial had, and as its learning rate had decayed most. A training
     whose last epoch has a value that is no number has failed, whatever came before.
-
-    Args:
-        epochs: `{objective name: value, ...}` of every epoch.
-        objectives: The objectives.
     """
     points = [[results[o.name] for o in objectives] for results in epochs]
     front = pareto_front(points, [o.direction for o in objectives])
@@ -376,27 +372,15 @@ def train_baselines(study: Study) -> dict[str, float]:
 
 
 def train_baseline(study: Study, task: str) -> float:
-    """Trains one task as `train_baselines` does, and returns its main metric."""
-    alone = dataclasses.replace(study.base, tasks=(task,))
+    """Returns the main metric of a task trained alone; see `train_baselines`."""
     keras.utils.clear_session()
-    train = load_split(alone, "train")
-    model = compiled_model(alone, count_batches(train) * alone.epochs)
-    history = model.fit(
-        train,
-        validation_data=load_split(alone, "validation"),
-        epochs=alone.epochs,
-        shuffle=False,
-        verbose=0,
-    ).history
-    application = alone.get_application()
-    names = metric_names(application, (task,))
-    (main,) = parse_objectives(task, application, (task,))
-    values = [
-        main.value(
-            by_task(dict(zip(history, logs, strict=True)), names, "val_"),
-            application,
-            None,
-        )
-        for logs in zip(*history.values(), strict=True)
-    ]
-    return best_epoch([{main.name: value} for value in values], [main])[main.name]
+    objectives = parse_objectives(task, study.application, (task,))
+    alone = dataclasses.replace(
+        study,
+        settings=dataclasses.replace(study.settings, patience=None),
+        base=dataclasses.replace(study.base, tasks=(task,)),
+        space=SearchSpace({}),
+        objectives=objectives,
+    )
+    hypermodel, hp = StudyHyperModel(alone), keras_tuner.HyperParameters()
+    return hypermodel.fit(hp, hypermodel.build(hp))[objectives[0].name]

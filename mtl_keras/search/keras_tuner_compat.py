@@ -92,6 +92,13 @@ class StudyOracle(keras_tuner.Oracle):
         # KerasTuner's own state still names the trial as under way.
         self.save()
 
+    @keras_tuner.synchronized
+    def update_trial(self, trial_id: str, metrics: Any, step: int = 0) -> Any:
+        """Keeps a trial's results, unless it has ended; returns the trial."""
+        if self.ended(trial_id):
+            return self.trials[trial_id]
+        return super().update_trial(trial_id, metrics, step)
+
     def ended(self, trial_id: str) -> bool:
         """Returns whether a trial has its result."""
         return trial_id in self.end_order
@@ -259,6 +266,15 @@ class _Bayesian(StudyOracle, keras_tuner.oracles.BayesianOptimizationOracle):
         return self._random_populate_space()
 
 
+_ORACLES: dict[str, type[StudyOracle]] = {
+    "bayesian": _Bayesian,
+    "grid": _Grid,
+    "hyperband": _Hyperband,
+    "pareto": _Pareto,
+    "random": _Random,
+}
+
+
 def make(hypermodel: StudyHyperModel) -> StudyOracle:
     """Returns the oracle of a study, with the whole space registered in it."""
     study, settings = hypermodel.study, hypermodel.study.settings
@@ -274,23 +290,15 @@ def make(hypermodel: StudyHyperModel) -> StudyOracle:
         # KerasTuner takes a seed of 0 for none.
         "seed": settings.seed + 1,
     }
-    oracle: StudyOracle
-    if settings.oracle == "random":
-        oracle = _Random(**common)
-    elif settings.oracle == "grid":
-        oracle = _Grid(**common)
-    elif settings.oracle == "pareto":
-        oracle = _Pareto(**common)
-    elif settings.oracle == "hyperband":
+    if settings.oracle == "hyperband":
         # `trials` ends it, whichever bracket it is in by then.
-        oracle = _Hyperband(
-            max_epochs=settings.epochs, hyperband_iterations=10**6, **common
-        )
-    else:
+        common |= {"max_epochs": settings.epochs, "hyperband_iterations": 10**6}
+    elif settings.oracle == "bayesian":
         check_bayesian("The oracle 'bayesian'")
         # Half of the trials explore: KerasTuner's own default, three per
         # dimension, would leave a small study no guided trial.
-        oracle = _Bayesian(num_initial_points=max(2, settings.trials // 2), **common)
+        common["num_initial_points"] = max(2, settings.trials // 2)
+    oracle = _ORACLES[settings.oracle](**common)
     oracle.max_trials = settings.trials
     # The tuner reports trials. KerasTuner's own display fails, while it holds the
     # oracle's lock, on a trial that began before a restart.
@@ -301,13 +309,8 @@ def make(hypermodel: StudyHyperModel) -> StudyOracle:
 def open_state(oracle: StudyOracle, out: pathlib.Path, known: Sequence[str]) -> None:
     """Sets an oracle's folder, and loads the state of an earlier run from it.
 
-    Args:
-        oracle: The oracle, as `make` returns it.
-        out: The study folder.
-        known: The trials that have a record.
-
     Raises:
-        InputError: If the state is broken, or lacks one of these trials.
+        InputError: If the state is broken, or lacks one of the known trials.
     """
     oracle._set_project_dir(str(out), STATE)
     if (out / STATE / FILE).is_file():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mtl_keras.errors import InputError, unknown_name
 from mtl_keras.evaluation.delta import delta_m, has_relative_gain
@@ -46,13 +46,7 @@ class Objective:
         application: Application,
         baselines: Mapping[str, float] | None,
     ) -> float:
-        """Returns the objective of a trial's results, NaN where it has none.
-
-        Args:
-            results: `{task: {metric: value}}` on the validation split.
-            application: The application that knows the main metrics.
-            baselines: Main metric of each task trained alone; for `delta_m`.
-        """
+        """Returns the objective of a trial's results, NaN where it has none."""
         if self.task:
             return results.get(self.task, {}).get(self.metric, math.nan)
         main = main_metrics(results, application)
@@ -67,7 +61,7 @@ class Objective:
 def parse_objectives(
     value: str | Sequence[str], application: Application, tasks: Sequence[str]
 ) -> tuple[Objective, ...]:
-    """Reads a study's `objective`.
+    """Returns a study's objectives.
 
     Args:
         value: A name, or a list of names, of which each is `"mean"`, `"delta_m"`, a
@@ -76,8 +70,8 @@ def parse_objectives(
         tasks: The study's tasks.
 
     Raises:
-        InputError: For a name that is neither, a name given twice, or a metric
-            whose direction is not known.
+        InputError: For a name that is neither, a repeated name, or a metric whose
+            direction is not known.
     """
     names = [value] if isinstance(value, str) else list(value)
     objectives = tuple(_objective(name, application, tasks) for name in names)
@@ -130,8 +124,6 @@ def _direction(application: Application, task: str, metric: str) -> str:
     return direction
 
 
-def oriented(objective: Objective, value: Any) -> float:
-    """Returns a value so that higher is better; NaN for a missing one."""
-    if value is None:
-        return math.nan
-    return float(value) if objective.direction == "max" else -float(value)
+def oriented(objective: Objective, value: float) -> float:
+    """Returns a value so that higher is better."""
+    return value if objective.direction == "max" else -value

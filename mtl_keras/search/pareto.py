@@ -266,14 +266,7 @@ def _quasi_random() -> Any:
 
 
 def check_bayesian(user: str) -> None:
-    """Checks that KerasTuner's Gaussian processes can be had.
-
-    Args:
-        user: The part that needs them, for the message.
-
-    Raises:
-        MissingExtraError: Without scikit-learn or SciPy.
-    """
+    """Raises a MissingExtraError without the packages of Gaussian processes."""
     with optional.extra("search", "scikit-learn", user):
         import sklearn.gaussian_process  # noqa: F401
     with optional.extra("search", "scipy", user):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import math
 import pathlib
@@ -16,9 +15,11 @@ from mtl_keras.decoding import Finite, Result, decode
 from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError, unknown_name
 from mtl_keras.evaluation.pareto import hypervolume, pareto_front
-from mtl_keras.files import atomic_write, make_folder, read_json, write_json
+from mtl_keras.files import make_folder, read_json, write_csv, write_json
+from mtl_keras.model.columns import MANY_TASKS
 from mtl_keras.runs.config import RunConfig, TrainingConfig, spec_name
 from mtl_keras.runs.records import Outcome, check_format
+from mtl_keras.search.study import Study
 
 STUDY = "study.json"
 TRIALS = "trials"
@@ -27,14 +28,14 @@ TABLE = "results.csv"
 
 @dataclasses.dataclass(frozen=True)
 class TrialRecord(Outcome):
-    """Record of a trial: its settings, and its results or failure.
+    """Record of a trial: its outcome, settings, and results on the validation split.
 
     Attributes:
         trial: Its number, as text.
         score: The sum of the objectives, higher being better; None of a failed trial.
-        objectives: `{name: value}` on the validation split; NaN of a failed trial.
+        objectives: `{name: value}`; NaN of a failed trial.
         directions: `{name: "max" or "min"}`.
-        metrics: `{task: {metric: value}}` on the validation split.
+        metrics: `{task: {metric: value}}`.
         config: The settings that it was trained with.
         hyperparameters: The values that the oracle drew.
     """
@@ -67,9 +68,6 @@ def read_records(out: pathlib.Path) -> list[TrialRecord]:
 
     With several objectives those on the front come first, and on it those with the
     best mean of their objectives, each scaled to the front's extent.
-
-    Raises:
-        InputError: If a file is no record of a study.
     """
     records = [_read(path) for path in sorted((out / TRIALS).glob("*.json"))]
     for record in records[1:]:
@@ -155,13 +153,7 @@ def write_table(out: pathlib.Path, records: Sequence[TrialRecord]) -> None:
     # A completed trial has all columns, a failed one no metrics.
     completed_first = sorted(rows, key=lambda row: row["status"])
     fields = dict.fromkeys(key for row in completed_first for key in row)
-    with (
-        atomic_write(out / TABLE) as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.DictWriter(file, list(fields))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(out / TABLE, [fields, *([row.get(f) for f in fields] for row in rows)])
 
 
 def _row(record: TrialRecord) -> dict[str, Any]:
@@ -183,12 +175,7 @@ def _row(record: TrialRecord) -> dict[str, Any]:
 def flat_settings(
     config: TrainingConfig, write: Callable[[Any], str] = repr
 ) -> dict[str, Any]:
-    """Returns a trial's settings with one entry per loss weight.
-
-    Args:
-        config: The settings.
-        write: How to write the arguments of methods.
-    """
+    """Returns settings with an entry per loss weight; `write` is as in `spec_name`."""
     settings: dict[str, Any] = {}
     for name, value in encode(config).items():
         if name == "loss_weights":
@@ -201,6 +188,30 @@ def flat_settings(
         else:
             settings[name] = value
     return settings
+
+
+def searched_settings(study: Study) -> list[str]:
+    """Returns the keys of `flat_settings` that differ between trials."""
+    names = [name for name in study.searched if name != "loss_weights"]
+    if "loss_weights" in study.searched:
+        names += [f"loss_weight/{task}" for task in study.tasks]
+    return names
+
+
+def short(value: Any) -> str:
+    """Returns a setting's value as short text."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def shown_tasks(study: Study) -> tuple[str, ...]:
+    """Returns the tasks that are shown one by one: none where they are many."""
+    return study.tasks if len(study.tasks) <= MANY_TASKS else ()
+
+
+def main_values(study: Study, record: TrialRecord) -> list[float]:
+    """Returns the shown tasks' main metrics of a trial, NaN for a failed one."""
+    objectives = {t: study.application.tasks[t].objective for t in shown_tasks(study)}
+    return [record.metrics.get(t, {}).get(o, math.nan) for t, o in objectives.items()]
 
 
 def best_config(

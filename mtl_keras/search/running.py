@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pathlib
 import time
@@ -11,29 +12,21 @@ from collections.abc import Iterator
 
 from rich.console import Console
 
-from mtl_keras.decoding import decode
 from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError, check_integer
-from mtl_keras.files import (
-    check_free,
-    check_no_links,
-    make_folder,
-    read_json,
-    write_json,
-)
+from mtl_keras.files import make_folder, write_json
 from mtl_keras.runs.folder import disk_errors
-from mtl_keras.runs.records import check_format, made_with
+from mtl_keras.runs.progress import say
+from mtl_keras.runs.records import check_same, made_with, open_folder
 from mtl_keras.runs.scheduler import Scheduler
 from mtl_keras.runs.training import count_batches, load_split
 from mtl_keras.search import keras_tuner_compat as oracles
 from mtl_keras.search import records, report, tensorboard
-from mtl_keras.search.ask_and_tell import Search
-from mtl_keras.search.baselines import train_missing
+from mtl_keras.search.ask_and_tell import Search, train_missing
 from mtl_keras.search.hypermodel import StudyHyperModel
 from mtl_keras.search.keras_tuner_compat import StudyOracle
 from mtl_keras.search.records import TrialRecord
-from mtl_keras.search.study import Study, StudySettings
-from mtl_keras.search.values import epochs
+from mtl_keras.search.study import Study
 from mtl_keras.search.workers import (
     BEAT_SECONDS,
     CHIEF_SECONDS,
@@ -117,17 +110,15 @@ def run_chief(
     if _is_over(oracle):
         return _finish(study, out, oracle)
 
-    def say(line: str) -> None:
-        console.print(line, soft_wrap=True, markup=False)
-
     with _known_warnings(), disk_errors(out):
         with Scheduler(1) as scheduler:
             train_missing(study, out, scheduler, console)
-        chief = Chief(oracle, address, silence=max(silence, 2 * BEAT_SECONDS), say=say)
+        tell = functools.partial(say, console)
+        chief = Chief(oracle, address, silence=max(silence, 2 * BEAT_SECONDS), say=tell)
         # Workers may still be at trials that an earlier chief gave them.
         chief.take_up()
         chief.start()
-        say(f"Waiting for workers at {address.rpartition(':')[0]}:{chief.port}")
+        tell(f"Waiting for workers at {address.rpartition(':')[0]}:{chief.port}")
         while not chief.ended():
             time.sleep(0.2)
         chief.stop()
@@ -139,7 +130,6 @@ def run_worker(
     out: str | pathlib.Path,
     *,
     chief: str,
-    name: str | None = None,
     console: Console | None = None,
 ) -> None:
     """Runs trials that a chief hands out, until there are none left.
@@ -149,7 +139,6 @@ def run_worker(
         out: The study folder that the chief writes to; other machines reach it
             over a shared file system.
         chief: `"host:port"` of the chief, which may be started later.
-        name: Name of this worker for the chief; None makes one up.
         console: Where to show progress; None runs in silence.
 
     Raises:
@@ -160,10 +149,8 @@ def run_worker(
     host, _, port = chief.rpartition(":")
     if not host or not port.isdecimal():
         raise InputError(f"Expected the chief as HOST:PORT. Received: {chief!r}.")
-    name = name or f"worker-{os.uname().nodename}-{os.getpid()}"
-    if "chief" in name:
-        # KerasTuner tells its chief by this word.
-        name = name.replace("chief", "host")
+    # KerasTuner tells its chief by this word.
+    name = f"worker-{os.uname().nodename.replace('chief', 'host')}-{os.getpid()}"
     os.environ |= {
         "KERASTUNER_TUNER_ID": name,
         "KERASTUNER_ORACLE_IP": host,
@@ -210,20 +197,11 @@ def _prepare(study: Study, out: pathlib.Path, console: Console) -> StudyOracle:
 
 def _open(study: Study, out: pathlib.Path) -> list[TrialRecord]:
     """Returns the records of an earlier run; InputError if it was another study."""
-    path = out / records.STUDY
-    if not path.is_file():
-        check_free(out)
+    earlier = open_folder(out, records.STUDY)
+    if earlier is None:
         return []
-    check_no_links(*out.rglob("*"))
-    values = read_json(path)
-    check_format(values.pop("made_with", None), path)
-    earlier = decode(StudySettings, values, str(path))
-    for key, now in vars(study.settings).items():
-        if key != "trials" and now != getattr(earlier, key):
-            raise InputError(
-                f"{str(out)!r} holds a study with another {key!r}. Name another "
-                "folder with --out, or remove that one."
-            )
+    now = encode(study.settings)
+    check_same(out, "a study", earlier | {"trials": now["trials"]}, now)
     return records.read_records(out)
 
 
@@ -236,19 +214,18 @@ def _announce(
     study: Study, known: list[TrialRecord], out: pathlib.Path, console: Console
 ) -> None:
     settings = study.settings
-    console.print(
+    say(
+        console,
         f"Study of {settings.application} on {study.base.data}: up to "
-        f"{settings.trials} trials of {epochs(study)} by {settings.oracle} search over "
+        f"{settings.trials} trials of {study.epochs} by {settings.oracle} search over "
         f"{', '.join(study.searched)}",
-        soft_wrap=True,
     )
     if known:
-        done = len(known)
-        rest = max(settings.trials - done, 0)
-        console.print(
+        done, rest = len(known), max(settings.trials - len(known), 0)
+        say(
+            console,
             f"Reused from {out}: {done} finished trial{'s' if done > 1 else ''}; "
             + (f"up to {rest} to go." if rest else "nothing left to run."),
-            soft_wrap=True,
         )
 
 

@@ -7,7 +7,7 @@
 | `depth = { min = 2, max = 4 }`            | a range, both ends included      |
 | `learning_rate = { min = 1e-4, max = 1e-2, log = true }` | searched by magnitude |
 | `loss_weights = { max_ratio = 4.0 }`      | searched, see `LossWeights`      |
-| `sharing = { class_name = "mmoe", search = true }` | see `components`    |
+| `sharing = { class_name = "mmoe", search = true }` | see `search_space`  |
 | `loss_weights = { left = 1.0, mask = 2.0 }` | fixed                          |
 """
 
@@ -32,6 +32,13 @@ SETTINGS: dict[str, type] = {
     "batch_size": int,
     "learning_rate": float,
 }
+_EXPECTED = {
+    float: "a number",
+    int: "a whole number",
+    str: "a name",
+    bool: 'true, false or "auto"',
+}
+_RANGE = ("min", "max", "step", "log")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +46,7 @@ class Fixed:
     """A setting that is the same in every trial."""
 
     value: Any
+    searched = False
 
     def sample(self, hp: Any, name: str) -> Any:
         """Returns the value; nothing is searched.
@@ -59,14 +67,10 @@ class Choice:
     """A setting that takes one of several values."""
 
     values: tuple[Any, ...]
+    searched = True
 
     def sample(self, hp: Any, name: str) -> Any:
-        """Draws from KerasTuner, whose choices are all of one type.
-
-        Args:
-            hp: KerasTuner's hyperparameters, as for any hypermodel.
-            name: Name of the setting.
-        """
+        """Draws from KerasTuner; see `Fixed.sample`."""
         encoded = self._encoded()
         drawn = hp.Choice(name, encoded)
         # KerasTuner gives None for settings that their conditions switch off.
@@ -103,14 +107,10 @@ class Range:
     high: float
     step: float | None = None
     log: bool = False
+    searched = True
 
     def sample(self, hp: Any, name: str) -> Any:
-        """Draws from KerasTuner.
-
-        Args:
-            hp: KerasTuner's hyperparameters, as for any hypermodel.
-            name: Name of the setting.
-        """
+        """Draws from KerasTuner; see `Fixed.sample`."""
         sampling = "log" if self.log else "linear"
         if isinstance(self.low, int) and isinstance(self.high, int):
             step = None if self.log else (self.step or 1)
@@ -137,6 +137,7 @@ class LossWeights:
     """
 
     max_ratio: float
+    searched = True
 
     def sample(self, hp: Any, tasks: Sequence[str]) -> dict[str, float]:
         """Draws one weight per task from KerasTuner.
@@ -161,72 +162,52 @@ class LossWeights:
 Dimension = Fixed | Choice | Range
 
 
-def parse_dimension(name: str, value: Any) -> Dimension:
-    """Reads one setting of `[space]`.
+def parse_dimension(name: str, value: Any, kind: type | None = None) -> Dimension:
+    """Returns a setting or argument: a list of values, `{ min, max }`, or one value.
 
     Args:
-        name: The setting, a key of `SETTINGS`.
+        name: Its name in messages, without `space.`.
         value: Its value in the study file.
+        kind: Type of its values; None for any.
 
     Raises:
-        InputError: If the type is wrong or the range is empty.
+        InputError: If the type is wrong, or the list or the range is empty.
     """
-    kind = SETTINGS[name]
     if isinstance(value, list):
         if not value:
             raise InputError(f"Expected space.{name} to list at least one value.")
         values = tuple(_value(name, kind, item) for item in value)
+        if len(values) == 1:
+            return Fixed(values[0])
         _check_values(name, values)
-        return Fixed(values[0]) if len(values) == 1 else Choice(values)
-    if isinstance(value, dict) and kind in (int, float):
+        return Choice(values)
+    if isinstance(value, dict) and kind in (int, float, None):
+        if kind is None:
+            ends = [value.get("min"), value.get("max")]
+            kind = int if all(isinstance(end, int) for end in ends) else float
         return _range(name, kind, value)
     return Fixed(_value(name, kind, value))
 
 
-def parse_argument(name: str, value: Any) -> Dimension:
-    """Reads a searched argument, whose values may be of any type.
-
-    Args:
-        name: Its name in messages.
-        value: A list of values, `{ min = …, max = … }`, or one value.
-
-    Raises:
-        InputError: If the list or the range is empty.
-    """
-    if isinstance(value, list):
-        if not value:
-            raise InputError(f"Expected space.{name} to list at least one value.")
-        if len(value) == 1:
-            return Fixed(value[0])
-        _check_values(name, value)
-        return Choice(tuple(value))
-    if isinstance(value, dict):
-        ends = [value.get("min"), value.get("max")]
-        kind = int if all(isinstance(end, int) for end in ends) else float
-        return _range(name, kind, value)
-    return Fixed(value)
-
-
 def parse_loss_weights(value: Any) -> LossWeights | Fixed:
-    """Reads `space.loss_weights`: `{ max_ratio = R }`, or one number per task."""
+    """Returns `space.loss_weights`: `{ max_ratio = R }`, or one number per task."""
+    received = f"Received: {value!r}."
     if not isinstance(value, dict) or not value:
         raise InputError(
             "Expected space.loss_weights to be { max_ratio = NUMBER } or a table of "
-            f"one number per task. Received: {value!r}."
+            f"one number per task. {received}"
         )
     if "max_ratio" not in value:
         return Fixed(value)
     ratio = value["max_ratio"]
     if len(value) > 1:
-        other = next(key for key in value if key != "max_ratio")
         raise InputError(
             "Expected space.loss_weights to hold either max_ratio or weights of "
-            f"tasks, not both. Received: max_ratio and {other!r}."
+            f"tasks, not both. {received}"
         )
     if not is_number(ratio) or not 1 < ratio < math.inf:
         raise InputError(
-            "Expected space.loss_weights.max_ratio to be a number above 1. "
-            f"Received: {ratio!r}."
+            f"Expected space.loss_weights.max_ratio to be a number above 1. {received}"
         )
     return LossWeights(float(ratio))
 
@@ -247,59 +228,45 @@ def _check_values(name: str, values: Sequence[Any]) -> None:
         )
 
 
-def _value(name: str, kind: type, value: Any) -> Any:
+def _value(name: str, kind: type | None, value: Any) -> Any:
     if kind is float and is_number(value):
         return float(value)
-    if kind is int and isinstance(value, int) and not isinstance(value, bool):
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if (
+        kind is None
+        or (kind is int and whole)
+        or (kind in (str, bool) and isinstance(value, kind))
+        or (kind is bool and value == "auto")
+    ):
         return value
-    if kind is str and isinstance(value, str):
-        return value
-    if kind is bool and (isinstance(value, bool) or value == "auto"):
-        return value
-    expected = {
-        float: "a number",
-        int: "a whole number",
-        str: "a name",
-        bool: 'true, false or "auto"',
-    }[kind]
-    raise InputError(f"Expected space.{name} to be {expected}. Received: {value!r}.")
+    raise InputError(
+        f"Expected space.{name} to be {_EXPECTED[kind]}. Received: {value!r}."
+    )
 
 
 def _range(name: str, kind: type, table: dict[str, Any]) -> Range:
-    known = ("min", "max", "step", "log")
     for key in table:
-        if key not in known:
-            raise unknown_name(f"key in space.{name}", key, known)
+        if key not in _RANGE:
+            raise unknown_name(f"key in space.{name}", key, _RANGE)
     for key in ("min", "max"):
         if key not in table:
             raise InputError(
                 f"Expected space.{name} to have min and max. Missing: {key}."
             )
     low, high = (_value(f"{name}.{key}", kind, table[key]) for key in ("min", "max"))
-    if not low < high:
-        raise InputError(
-            f"Expected space.{name}.min to be below max. Received: {low} and {high}."
-        )
-    if math.inf in (-low, high):
-        raise InputError(
-            f"Expected space.{name}.min and max to be finite. Received: {low} and "
-            f"{high}."
-        )
-    log = table.get("log", False)
-    if not isinstance(log, bool):
-        raise InputError(
-            f"Expected space.{name}.log to be true or false. Received: {log!r}."
-        )
-    if log and low <= 0:
-        raise InputError(
-            f"Expected space.{name}.min to be above 0 with log = true. Received: {low}."
-        )
-    step = table.get("step")
+    log, step = table.get("log", False), table.get("step")
     if step is not None:
         step = _value(f"{name}.step", kind, step)
-        if log or step <= 0:
+    for key, holds, expected in (
+        ("min", low < high, "below max"),
+        ("min", -math.inf < low, "finite"),
+        ("max", high < math.inf, "finite"),
+        ("log", isinstance(log, bool), "true or false"),
+        ("min", not log or low > 0, "above 0 with log = true"),
+        ("step", step is None or (step > 0 and not log), "above 0, without log = true"),
+    ):
+        if not holds:
             raise InputError(
-                f"Expected space.{name}.step to be above 0, and without log = true. "
-                f"Received: {step}."
+                f"Expected space.{name}.{key} to be {expected}. Received: {table!r}."
             )
     return Range(low, high, step, log)

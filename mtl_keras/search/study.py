@@ -6,10 +6,11 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, StrictInt, StrictStr
 
+from mtl_keras import applications
 from mtl_keras.decoding import Count, Decodable, decode
 from mtl_keras.errors import InputError, unknown_name
 from mtl_keras.files import read_toml
@@ -17,9 +18,6 @@ from mtl_keras.runs.config import RunConfig, TrainingConfig
 from mtl_keras.search.objectives import Objective, parse_objectives
 from mtl_keras.search.search_space import SearchSpace, parse_space
 from mtl_keras.search.space import Fixed
-
-if TYPE_CHECKING:
-    from mtl_keras.applications import Application
 
 ORACLES = ("bayesian", "grid", "hyperband", "pareto", "random")
 
@@ -84,21 +82,19 @@ class StudySettings(Decodable):
             self.objective, validated.get_application(), validated.tasks
         )
         self._check_objectives(len(objectives) > 1)
-        for name, dimension in space.dimensions.items():
-            for value in dimension.examples():
-                dataclasses.replace(base, **{name: value}).validate()
+        examples = {name: d.examples() for name, d in space.dimensions.items()}
         if isinstance(space.loss_weights, Fixed):
-            weights = space.loss_weights.value
-            dataclasses.replace(base, loss_weights=weights).validate()
+            examples["loss_weights"] = space.loss_weights.examples()
         elif space.loss_weights is not None:
             if len(validated.tasks) < 2:
                 raise InputError(
                     "Expected at least two tasks to search loss_weights over. "
                     f"Received: {', '.join(validated.tasks)}."
                 )
-            dataclasses.replace(
-                base, loss_weights=dict.fromkeys(validated.tasks, 1.0)
-            ).validate()
+            examples["loss_weights"] = [dict.fromkeys(validated.tasks, 1.0)]
+        for name, values in examples.items():
+            for value in values:
+                dataclasses.replace(base, **{name: value}).validate()
         if not space.searched:
             raise InputError(
                 "Expected [space] to leave something to search: a list of values, a "
@@ -147,8 +143,14 @@ class Study:
         """The names of the settings that differ between trials."""
         return self.space.searched
 
+    @property
+    def epochs(self) -> str:
+        """The number of epochs of a trial as text, such as `3 epochs`."""
+        epochs = self.settings.epochs
+        return f"{epochs} epoch{'s' if epochs > 1 else ''}"
+
     @functools.cached_property
-    def application(self) -> Application:
+    def application(self) -> applications.Application:
         """The application, as it is for the study's data."""
         return self.base.get_application()
 
@@ -163,17 +165,13 @@ def load_study(path: str | pathlib.Path) -> Study:
         InputError: If the file cannot be read, or a key, type, name or range is
             wrong. The message starts with the file's name.
     """
-    from mtl_keras import applications
-
     path = pathlib.Path(path)
     table = read_toml(path, "study file")
-    if isinstance(table.get("application"), str):
-        # The file is named by whoever starts the study, and with it its application.
-        name = applications.canonical(table["application"], path.parent)
-        table["application"] = applications.allow(name)
-    if isinstance(table.get("data"), str):
-        name = applications.canonical(table["data"], path.parent)
-        table["data"] = applications.allow(name)
+    for key in ("application", "data"):
+        if isinstance(table.get(key), str):
+            # The file is named by whoever starts the study, and with it its code.
+            name = applications.canonical(table[key], path.parent)
+            table[key] = applications.allow(name)
     try:
         return decode(StudySettings, table).validate()
     except InputError as error:

@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 from tensorboard.plugins.hparams import api as hparams
 
-from mtl_keras.search.records import TrialRecord, flat_settings
+from mtl_keras.search.records import TrialRecord, flat_settings, searched_settings
 from mtl_keras.search.study import Study
 
 LOGS = "logs"
@@ -19,22 +19,14 @@ def write_columns(out: pathlib.Path, study: Study) -> None:
 
     These are the searched settings, the objectives and the tasks' main metrics.
     Without this the table would have all settings, and metrics in any order.
-
-    Args:
-        out: The study folder.
-        study: Its study.
     """
-    tasks = study.tasks
-    searched = [name for name in study.searched if name != "loss_weights"]
-    if "loss_weights" in study.searched:
-        searched += [f"loss_weight/{task}" for task in tasks]
-    application = study.application
+    tasks = study.application.tasks
     metrics = [f"objective/{objective.label}" for objective in study.objectives]
-    metrics += [f"{task}/{application.tasks[task].objective}" for task in tasks]
+    metrics += [f"{task}/{tasks[task].objective}" for task in study.tasks]
     writer = tf.summary.create_file_writer(str(out / LOGS))
     with writer.as_default(step=0):
         hparams.hparams_config(
-            hparams=[hparams.HParam(name) for name in searched],
+            hparams=[hparams.HParam(name) for name in searched_settings(study)],
             metrics=[hparams.Metric(name) for name in metrics],
         )
     writer.close()
@@ -45,10 +37,6 @@ def write_trial(out: pathlib.Path, record: TrialRecord) -> None:
 
     A trial that is run again leaves a second file, of which TensorBoard shows the
     newest values.
-
-    Args:
-        out: The study folder.
-        record: The trial.
     """
     settings = {
         name: _plain(value) for name, value in flat_settings(record.config).items()

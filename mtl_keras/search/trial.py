@@ -25,13 +25,10 @@ def train_trial(
 
     Args:
         folder: The trial's working directory. A Hyperband trial leaves its weights
-            there, for the longer ones that start from it.
+            in it, for the longer ones that start from it.
         settings: `study` (settings of the study), `hyperparameters` (KerasTuner's
             config of them), `baselines` (main metric of each task alone, or None)
             and `start` (the working directory of the trial to start from, or None).
-
-    Returns:
-        The results of `StudyHyperModel.fit`.
     """
     hypermodel = _hypermodel(json.dumps(settings["study"]))
     hypermodel.baselines = settings["baselines"]
@@ -51,15 +48,7 @@ def train_trial(
 
 
 def train_alone(folder: pathlib.Path, settings: Mapping[str, Any]) -> float:
-    """Trains one task alone, with the budget of a trial; a job of `Scheduler`.
-
-    Args:
-        folder: The job's working directory; not used.
-        settings: `study` and `task`.
-
-    Returns:
-        The task's main metric on the validation split.
-    """
+    """Returns the main metric of `task` alone, on validation; a job of `Scheduler`."""
     study = _hypermodel(json.dumps(settings["study"])).study
     return train_baseline(study, settings["task"])
 

@@ -8,11 +8,10 @@ when it is the first. A chief that is gone is waited for.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent import futures
 from typing import Any
 
@@ -36,14 +35,13 @@ _ID = "tuner-id"  # in the metadata of every call
 class Chief:
     """Serves an oracle to workers until its search has ended.
 
+    Raises an InputError if the address cannot be listened on.
+
     Args:
         oracle: The oracle.
         address: `"host:port"` to listen on; port 0 takes a free one.
-        silence: Seconds without a word after which a worker counts as dead.
-        say: Called with a line of text for each event worth telling.
-
-    Raises:
-        InputError: If the address cannot be listened on.
+        silence: Seconds without a call after which a worker counts as dead.
+        say: Called with a line of text for each worker that died.
     """
 
     def __init__(
@@ -54,7 +52,8 @@ class Chief:
         silence: float = SILENCE_SECONDS,
         say: Callable[[str], None] = print,
     ):
-        self._servicer = _Servicer(oracle)
+        self._servicer = OracleServicer(oracle)
+        self._calls = _OneAtATime()
         self._oracle = oracle
         self._silence = silence
         self._say = say
@@ -62,6 +61,7 @@ class Chief:
             futures.ThreadPoolExecutor(max_workers=8),
             # Two chiefs on one port would each get some of the calls.
             options=[("grpc.so_reuseport", 0)],
+            interceptors=[self._calls],
         )
         protos.get_service_grpc().add_OracleServicer_to_server(
             self._servicer, self._server
@@ -80,7 +80,7 @@ class Chief:
         """Adopts the workers of an earlier chief, as if they had just reported."""
         for tuner_id, trial_id in self._oracle.left_running.items():
             self._oracle.take_up(tuner_id, trial_id)
-            self._servicer.seen[tuner_id] = time.monotonic()
+            self._calls.seen[tuner_id] = time.monotonic()
 
     def start(self) -> None:
         """Starts to serve."""
@@ -89,18 +89,18 @@ class Chief:
     def ended(self) -> bool:
         """Returns whether the search has ended; takes back trials of silent workers."""
         now = time.monotonic()
-        with self._servicer.lock:
+        with self._calls.lock:
             silent = [
                 tuner_id
                 for tuner_id in self._oracle.ongoing_trials
-                if now - self._servicer.seen.get(tuner_id, now) > self._silence
+                if now - self._calls.seen.get(tuner_id, now) > self._silence
             ]
             over = self._servicer.stop_triggered and not (
                 self._oracle.ongoing_trials or self._oracle.waiting
             )
             for tuner_id in silent:
                 trial = self._oracle.give_back(tuner_id)
-                self._servicer.seen.pop(tuner_id, None)
+                self._calls.seen.pop(tuner_id, None)
                 self._say(f"{tuner_id} died; its trial {trial.trial_id} goes back")
         return over or self._oracle.stopped
 
@@ -112,55 +112,26 @@ class Chief:
         self._server.stop(grace=1.0).wait()
 
 
-class _Servicer(OracleServicer):
-    """KerasTuner's, which also notes who has called, and answers one at a time."""
+class _OneAtATime(grpc.ServerInterceptor):
+    """Notes who has called, and answers one call at a time."""
 
-    # The methods bear the names of the protocol.
-    # ruff: noqa: N802
-
-    def __init__(self, oracle: StudyOracle):
-        super().__init__(oracle)
+    def __init__(self) -> None:
         self.lock = threading.RLock()
         self.seen: dict[str, float] = {}
 
-    @contextlib.contextmanager
-    def _turn(self, context: Any) -> Iterator[None]:
-        caller = dict(context.invocation_metadata()).get(_ID)
-        with self.lock:
-            if caller is not None:
-                self.seen[caller] = time.monotonic()
-            yield
+    def intercept_service(self, continuation: Any, details: Any) -> Any:
+        handler = continuation(details)
+        caller = dict(details.invocation_metadata).get(_ID)
 
-    def GetSpace(self, request: Any, context: Any) -> Any:
-        with self._turn(context):
-            return super().GetSpace(request, context)
+        def answer(request: Any, context: Any) -> Any:
+            with self.lock:
+                if caller is not None:
+                    self.seen[caller] = time.monotonic()
+                return handler.unary_unary(request, context)
 
-    def UpdateSpace(self, request: Any, context: Any) -> Any:
-        with self._turn(context):
-            return super().UpdateSpace(request, context)
-
-    def CreateTrial(self, request: Any, context: Any) -> Any:
-        with self._turn(context):
-            return super().CreateTrial(request, context)
-
-    def UpdateTrial(self, request: Any, context: Any) -> Any:
-        with self._turn(context):
-            if self.oracle.ended(request.trial_id):
-                trial = self.oracle.get_trial(request.trial_id)
-                return protos.get_service().UpdateTrialResponse(trial=trial.to_proto())
-            return super().UpdateTrial(request, context)
-
-    def EndTrial(self, request: Any, context: Any) -> Any:
-        with self._turn(context):
-            return super().EndTrial(request, context)
-
-    def GetTrial(self, request: Any, context: Any) -> Any:
-        with self._turn(context):
-            return super().GetTrial(request, context)
-
-    def GetBestTrials(self, request: Any, context: Any) -> Any:
-        with self._turn(context):
-            return super().GetBestTrials(request, context)
+        return handler and grpc.unary_unary_rpc_method_handler(
+            answer, handler.request_deserializer, handler.response_serializer
+        )
 
 
 class WorkerClient(OracleClient):

@@ -13,9 +13,11 @@ from mtl_keras.applications import Text
 from mtl_keras.applications.text.decoder import Decoder
 from mtl_keras.applications.text.sources import Source, samples
 from mtl_keras.applications.text.tokens import tokens
+from mtl_keras.compare import Comparison
 from mtl_keras.data import GeneratedText
 from mtl_keras.errors import InputError
 from mtl_keras.evaluation import answer_scores
+from mtl_keras.runs import RunConfig
 
 TASKS = ["sentiment", "answer", "translation"]
 WIDTHS = {"rnn": 6, "mlp": 6, "transformer": 8}
@@ -59,6 +61,41 @@ def test_batches_are_of_one_data_set_and_label_its_task(text):
         assert all(inputs["text"] != b"")
         assert set(labels) == set(TASKS)
     assert seen == dict.fromkeys(TASKS, 160)
+
+
+def test_accumulated_batches_label_every_task(text):
+    """One batch of each source at a time; conflicts between their tasks are seen."""
+    load = {"batch_size": 16, "shuffle": True}
+    batches = text.load("train", accumulate=True, **load)
+    seen = dict.fromkeys(TASKS, 0)
+    for _, _, weights in batches.as_numpy_iterator():
+        for task in TASKS:
+            assert weights[task].sum() == 16
+            seen[task] += 16
+    assert seen == dict.fromkeys(TASKS, 160)
+    model = text.build(backbone="mlp", width=6, depth=1)
+    model.compile("adam", loss=text.losses(), balancing="pcgrad", monitor="conflicts")
+    model.fit(batches, verbose=0)
+    found = model.gradient_conflicts()
+    between = ~np.eye(3, dtype=bool)
+    np.testing.assert_array_equal(found["steps"], 10.0)
+    assert np.all(found["cosines"][between] != 0.0)
+    np.testing.assert_array_equal(found["shared_samples"], 16 * np.eye(3))
+
+
+@pytest.mark.parametrize(("given", "taken"), [(None, True), (False, False)])
+def test_comparisons_accumulate_unless_told_otherwise(given, taken):
+    base = RunConfig("text", tasks=("sentiment", "answer"), accumulate=given)
+    plan = Comparison(base, balancing=("equal",), seeds=1).validate()
+    assert all(cell.config.accumulate is taken for cell in plan.cells())
+    with pytest.raises(InputError, match="no `accumulate`"):
+        RunConfig("vision", accumulate=True).validate()
+    # What does not accumulate is the same training as before there was a choice.
+    one, other = (
+        RunConfig("text", accumulate=value).validate().identity()
+        for value in (None, False)
+    )
+    assert one == other != RunConfig("text", accumulate=True).validate().identity()
 
 
 def test_span_labels_are_the_answers_tokens(text):

@@ -13,12 +13,17 @@ from mtl_keras.balancing import GradientBalancer, GradientStep, LossStep
 
 CONFIGS = {
     "krum": {"n_byzantine": 0},
-    "pcd": {"primary": "b"},
+    **{
+        name: {"primary": "b"}
+        for name in ("pcd", "gradient_cosine", "metabalance", "auxinash")
+    },
     "stch": {"warmup_epochs": 1},
     **{name: {"seed": 7} for name in ("random", "pcgrad", "gradvac", "graddrop")},
 }
 DRAWN = ("random", "pcgrad", "gradvac", "graddrop")
 """Methods that draw random numbers."""
+WITH_PRIMARY = tuple(name for name, c in CONFIGS.items() if "primary" in c)
+"""Methods with one main task."""
 TASKS = ("a", "b", "c", "d")
 SHAPES = ((2, 3), (5,))
 LEARNING_RATE = 0.1
@@ -39,6 +44,12 @@ def rows_of(num_tasks=4, seed=0):
     rng = np.random.default_rng(seed)
     rows = rng.normal(size=(num_tasks, 11))
     return (rows - 0.7 * rows.mean(axis=0)) * rng.uniform(0.5, 2.0, (num_tasks, 1))
+
+
+def problems(count=100):
+    """Yields seeds, conflicting task gradients and losses of random problems."""
+    for seed in range(count):
+        yield rows_of(seed=seed), losses_of(seed=seed)
 
 
 def losses_of(num_tasks=4, seed=0):

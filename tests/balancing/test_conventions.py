@@ -131,9 +131,13 @@ def test_building_again_starts_every_method_anew():
             np.testing.assert_array_equal(again[key], value, err_msg=f"{name} {key}")
 
 
-# The main task of "pcd" has a name, not a place.
+# A main task has a name, not a place; "ldc_mtl" compares neighbours, and "m_config"
+# takes the tasks in turn.
+BY_PLACE = (*cases.WITH_PRIMARY, "ldc_mtl", "m_config")
+
+
 @pytest.mark.parametrize(
-    "method", [name for name in DETERMINISTIC if name != "pcd"], indirect=True
+    "method", [name for name in DETERMINISTIC if name not in BY_PLACE], indirect=True
 )
 def test_permuting_tasks_permutes_weights(method):
     balancer, run = method
@@ -149,12 +153,13 @@ def test_permuting_tasks_permutes_weights(method):
         np.testing.assert_allclose(same, update, rtol=1e-4, atol=1e-5)
 
 
-# "modo", "moco" and "excess_mtl" have absolute step sizes; updates of "nash" and
-# "fairgrad" shrink as the gradients grow.
+# "modo", "moco" and "excess_mtl" have absolute step sizes; updates of "nash" and its
+# kin shrink as the gradients grow, and those of "m_config" are Adam's.
 SCALES_WITH_GRADIENTS = [
     name
     for name in NAMES
-    if name not in ("modo", "moco", "excess_mtl", "nash", "fairgrad")
+    if name not in ("modo", "moco", "excess_mtl", "m_config")
+    and name not in ("nash", "fairgrad", "pivrg", "auxinash")
     and isinstance(balancing.get({"class_name": name}), GradientBalancer)
 ]
 
@@ -262,6 +267,28 @@ OTHER_CONFIGS = {
     "db_mtl": {"beta": 0.5},
     "excess_mtl": {"step_size": 0.5},
     "trimmed_mean": {"trim": 0},
+    "ldc_mtl": {
+        "strength": 0.3,
+        "normalization": "none",
+        "learning_rate": 0.1,
+        "initial_logit": -1.0,
+    },
+    "pivrg": {
+        "baselines": {"a": 0.5, "b": 1.0, "c": 2.0, "d": 0.1},
+        "bound": 3.0,
+        "min_temperature": 1.0,
+        "max_norm": 1.0,
+    },
+    "gradient_cosine": {"primary": "c", "gate": "hard"},
+    "auxinash": {
+        "primary": "c",
+        "preference": {"a": 2.0},
+        "learning_rate": 0.1,
+        "momentum": 0.5,
+        "max_norm": 1.0,
+    },
+    "metabalance": {"primary": "c", "relax": 0.5, "adjust": "reduce", "beta": 0.5},
+    "m_config": {"beta_1": 0.5, "beta_2": None, "epsilon": 1e-6},
     "auto_lambda": {"primary": ["a"], "learning_rate": 0.1, "initial": 0.5},
 }
 
@@ -293,14 +320,22 @@ def test_auto_lambda_takes_one_name(primary):
     assert cases.make("auto_lambda", primary=primary).primary == ["a"]
 
 
+@pytest.mark.parametrize("name", cases.WITH_PRIMARY)
+def test_a_main_task_is_one_of_the_tasks(name):
+    with pytest.raises(InputError, match=r"Unknown primary task.*'e'"):
+        cases.make(name, primary="e")
+    assert cases.make(name, primary=None).primary is None
+
+
 @pytest.mark.parametrize("primary", ["ab", [], ["a", "e"]])
 def test_auto_lambda_names_the_existing_tasks(primary):
     with pytest.raises(InputError, match=r"'a', 'b', 'c', 'd'.*Received: primary="):
         cases.make("auto_lambda", primary=primary)
 
 
-def test_negative_losses_have_no_geometric_mean():
-    balancer = cases.make("gls")
+@pytest.mark.parametrize("name", ["gls", "scale_invariant"])
+def test_negative_losses_have_no_logarithm(name):
+    balancer = cases.make(name)
     with pytest.raises(tf.errors.InvalidArgumentError, match="non-negative"):
         cases.step(balancer, cases.rows_of(), -cases.losses_of())
     compiled = tf.function(balancer.weights, jit_compile=True, autograph=False)

@@ -16,6 +16,7 @@ import tensorflow as tf
 from mtl_keras import balancing
 from mtl_keras.balancing import GradientStep
 from mtl_keras.balancing.simplex import project_to_simplex
+from mtl_keras.errors import InputError
 from mtl_keras.ops import solvers
 
 J2 = np.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
@@ -401,3 +402,199 @@ def test_dual_steps_on_two_halves(name):
         np.testing.assert_allclose(
             flat, expected @ (first + second), rtol=1e-4, atol=1e-5
         )
+
+
+@pytest.mark.parametrize("gate", ["soft", "hard"])
+def test_gates_let_auxiliary_gradients_through_by_their_cosine(gate):
+    balancer = cases.make("gradient_cosine", primary="b", gate=gate)
+    for rows, _ in cases.problems():
+        unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        cosines = unit @ unit[1]
+        expected = np.maximum(cosines, 0.0) if gate == "soft" else 1.0 * (cosines >= 0)
+        weights = balancer.weights(tf.constant(rows @ rows.T)).numpy()
+        np.testing.assert_allclose(weights, expected, atol=1e-12)
+        # The main task never loses.
+        assert rows[1] @ (weights @ rows) >= (1 - 1e-12) * rows[1] @ rows[1]
+
+
+def omega(losses, baselines, bound, least):
+    """Shares by performance, as the authors' code has them."""
+    delta = 100 * (losses - baselines) / baselines
+    temperature = max((delta.max() - delta.min()) / np.log(bound), least)
+    shares = np.exp((delta - delta.max()) / temperature)
+    return len(losses) * shares / shares.sum()
+
+
+def test_performance_informed_weights_solve_their_equation():
+    """On 100 problems, at the losses of the epoch before; a root is the only one."""
+    baselines = np.array([0.5, 1.0, 0.7, 2.0])
+    balancer = cases.make("pivrg", baselines=baselines.tolist(), min_temperature=2.0)
+    present = np.array([True, True, False, True])
+    solve = tf.function(balancer.weights, autograph=False)
+    learn = tf.function(balancer.weights_with_losses, autograph=False)
+    before = baselines  # for which all shares are 1, as in the first epoch
+    for rows, losses in cases.problems():
+        gramian, shares = rows @ rows.T, omega(before, baselines, 2.0, 2.0)
+        assert shares.max() / shares.min() <= 2.0 + 1e-9
+        weights = solve(tf.constant(gramian)).numpy()
+        np.testing.assert_allclose(
+            gramian @ weights, np.sqrt(shares / weights), rtol=1e-5
+        )
+        fewer = solve(tf.constant(gramian * np.outer(present, present))).numpy()
+        shares = omega(before[present], baselines[present], 2.0, 2.0)
+        products = gramian[np.ix_(present, present)] @ fewer[present]
+        np.testing.assert_allclose(
+            products, np.sqrt(shares / fewer[present]), rtol=1e-5
+        )
+        assert fewer[2] == 0
+        balancer.on_epoch_begin()
+        for factor in (0.5, 1.5):
+            learn(tf.constant(gramian), tf.constant(factor * losses, tf.float32))
+        balancer.on_epoch_begin()
+        before = losses
+
+
+def test_performance_informed_weights_without_baselines_are_fairgrads():
+    for rows, _ in cases.problems(10):
+        np.testing.assert_allclose(
+            solved("pivrg", rows), solved("fairgrad", rows, alpha=2.0), rtol=1e-9
+        )
+
+
+@pytest.mark.parametrize(
+    ("baselines", "reason"),
+    [([1.0, 2.0], "one entry per task"), ({"a": 1.0}, "positive for every task")],
+)
+def test_baselines_are_those_of_all_tasks(baselines, reason):
+    with pytest.raises(InputError, match=reason):
+        cases.make("pivrg", baselines=baselines)
+
+
+def test_running_performance_informed_weights_reach_the_exact_ones():
+    config = {"baselines": [0.5, 1.0, 0.7, 2.0], "min_temperature": 2.0}
+    exact, running = (
+        cases.make("pivrg", solve=s, **config) for s in ("exact", "running")
+    )
+    rows, losses = cases.rows_of(), tf.constant(cases.losses_of(), tf.float32)
+    gramian = tf.constant(rows @ rows.T)
+    exact.weights_with_losses(gramian, losses)
+    weights = followed(running, gramian, losses, steps=1)
+    exact.on_epoch_begin()
+    running.on_epoch_begin()
+    weights = followed(running, gramian, losses)
+    np.testing.assert_allclose(weights, exact.weights(gramian), rtol=1e-3)
+    assert not np.allclose(weights, solved("fairgrad", rows, alpha=2.0), rtol=5e-3)
+
+
+def followed(balancer, gramian, losses, steps=150):
+    """Returns the weights of a running solve after products with one matrix."""
+    present = tf.ones(losses.shape, "bool")
+
+    @tf.function(autograph=False)
+    def step():
+        weights = balancer.running_weights(losses, present)
+        products = tf.linalg.matvec(gramian, tf.cast(weights, "float64"))
+        balancer.follow(products, losses, present, tf.constant(True))
+
+    for _ in range(steps):
+        step()
+    return balancer.running_weights(losses, present).numpy()
+
+
+def halves_step(rows, first, second):
+    return GradientStep(
+        cases.by_variable(rows),
+        tf.ones((4,)),
+        tf.ones((4,), "bool"),
+        tf.constant(8.0),  # which divides the gradients
+        sub_batches=[cases.by_variable(8 * half) for half in (first, second)],
+    )
+
+
+def test_learned_preferences_descend_the_main_tasks_loss():
+    """Weights solve G w = p / w; p follows the slope by differences, 100 times."""
+    balancer = cases.make("auxinash", primary="b", learning_rate=0.02, momentum=0.5)
+
+    @tf.function(autograph=False)
+    def take(rows, first, second):
+        return balancer.aggregate(halves_step(8 * rows, first, second))[1]
+
+    @tf.function(autograph=False)
+    def root(gramian, shares):
+        return solvers.power_root(gramian, 1.0, shares=shares)[0]
+
+    momentum, preference = np.zeros(4), np.ones(4)
+    for seed in range(100):
+        first, second = (cases.rows_of(seed=seed + add) for add in (0, 200))
+        rows = 0.5 * (first + second)
+        single = rows.astype("float32").astype("float64")
+        gramian = single @ single.T
+        parts = (tf.constant(x, tf.float32) for x in (rows, first, second))
+        weights = take(*parts).numpy()
+        np.testing.assert_allclose(gramian @ weights, preference / weights, rtol=1e-4)
+
+        def main_loss(p, first=first, second=second, gramian=gramian):
+            """Linear in the step, on the second half as a batch of its own."""
+            w = root(tf.constant(gramian), tf.constant(p)).numpy()
+            return -second[1] @ first.T @ w
+
+        if seed % 4:  # differences are slow
+            preference = balancer.variables["preference"].numpy()
+            momentum = balancer.variables["momentum"].numpy()
+            continue
+        gradient = np.zeros(4)
+        for index, move in enumerate(1e-5 * np.eye(4)):
+            difference = main_loss(preference + move) - main_loss(preference - move)
+            gradient[index] = difference / 2e-5
+        momentum = 0.5 * momentum + gradient / max(np.linalg.norm(gradient), 1.0)
+        preference = np.maximum(preference - 0.02 * momentum, 1e-4)
+        preference *= 4 / preference.sum()
+        kept = balancer.variables["preference"].numpy()
+        np.testing.assert_allclose(kept, preference, rtol=1e-4, atol=1e-6)
+        preference, momentum = kept, balancer.variables["momentum"].numpy()
+    assert balancer.variables["fallbacks"].numpy() == 0
+    assert np.ptp(preference) > 0.5
+
+
+def divided_cases():
+    quick = ("nash", "cr_mogm", "sdmgrad", "auxinash", "pivrg", "mgda")
+    for name in GRAM_METHODS:
+        yield pytest.param(name, marks=[] if name in quick else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize("normalize", ["norm", "loss", "loss+"])
+@pytest.mark.parametrize("name", divided_cases())
+def test_every_gram_method_divides_gradients_first(name, normalize):
+    """Its update is that of the method without, on gradients divided beforehand."""
+    divides, plain = (cases.make(name, normalize=n) for n in (normalize, "none"))
+    for seed in range(2):
+        rows, losses = cases.rows_of(seed=seed), cases.losses_of(seed=seed)
+        losses[2] = 0.0 if normalize == "loss" else -losses[2]
+        divisors = np.ones(4)
+        if normalize != "loss":
+            divisors = divisors * np.linalg.norm(rows, axis=1)
+        if normalize != "norm":
+            divisors *= np.where(losses == 0.0, 1.0, np.abs(losses))
+        expected, update = cases.step(plain, rows / divisors[:, None], losses)
+        weights, same = cases.step(divides, rows, losses)
+        np.testing.assert_allclose(weights, expected / divisors, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(same, update, rtol=1e-3, atol=1e-4)
+    assert divides.get_config()["normalize"] == normalize
+
+
+def test_mgda_has_two_names_of_one_normalisation():
+    assert balancing.MGDA("l2").normalize == "norm"
+    with pytest.raises(InputError, match="one of `normalization` and `normalize`"):
+        balancing.MGDA("l2", normalize="loss")
+
+
+def test_running_solves_divide_by_losses():
+    """At the solution of the divided gradients; norms they do not know."""
+    rows, losses = cases.rows_of(), tf.constant(cases.losses_of(), tf.float32)
+    gramian = tf.constant(rows @ rows.T)
+    balancer = cases.make("nash", solve="running", normalize="loss")
+    weights = followed(balancer, gramian, losses)
+    exact = balancing.Nash(normalize="loss").weights_with_losses(gramian, losses)
+    np.testing.assert_allclose(weights, exact, rtol=1e-3)
+    with pytest.raises(InputError, match="normalize='none' or 'loss'"):
+        balancing.Nash(solve="running", normalize="norm")

@@ -101,6 +101,71 @@ def test_weights_are_the_gradient_of_the_published_scalar(objective, config):
     np.testing.assert_allclose(weights(make(name, **config)), 3 * expected, rtol=1e-5)
 
 
+def scale_invariant(losses):
+    return tf.reduce_mean(tf.math.log(losses))
+
+
+def test_weights_of_the_scale_invariant_baseline_are_its_gradient():
+    balancer = cases.make("scale_invariant", scale="mean")
+    present = tf.ones((4,), "bool")
+    for _, losses in cases.problems():
+        actual = balancer.weights(tf.constant(losses, tf.float32), present)
+        np.testing.assert_allclose(actual, slope(scale_invariant, losses), rtol=1e-5)
+        # No unit counts.
+        other = balancer.weights(tf.constant(1e6 * losses, tf.float32), present)
+        np.testing.assert_allclose(other * 1e6, actual, rtol=1e-5)
+
+
+@pytest.mark.parametrize("normalization", ["log", "none"])
+def test_loss_discrepancy_control_follows_the_published_objective(normalization):
+    """Model and logits descend one scalar, 100 times over; neighbours are present."""
+    places = {True: [0, 1, 2, 3], False: [0, 1, 3]}
+    config = {"strength": 0.3, "normalization": normalization, "learning_rate": 0.1}
+    balancer, whole = cases.make("ldc_mtl", scale="mean", **config), True
+    first = {}
+    for _, losses in cases.problems():
+        chosen = places[whole]
+        present = np.isin(np.arange(4), chosen)
+        logits = balancer.variables["logits"].numpy().astype("float64")
+        for index in chosen:
+            first.setdefault(index, np.float32(losses[index]))
+        divisors = tf.constant([first[index] for index in chosen], tf.float64)
+
+        def objective(values, logits, divisors=divisors):
+            if normalization == "log":
+                values = tf.math.log(values / divisors)
+            shares = tf.sigmoid(logits)
+            weighted = shares * values
+            gaps = tf.reduce_sum(tf.abs(weighted[:-1] - weighted[1:]))
+            total = tf.stop_gradient(tf.reduce_sum(shares))
+            return tf.reduce_sum(weighted) / total + 0.3 * gaps
+
+        masked = np.where(present, losses, 0.0)
+        actual = balancer.weights(tf.constant(masked, tf.float32), present).numpy()
+        # Gaps of losses at their start are 0 up to rounding, and have no slope.
+        if len(first) == 4 and not np.allclose(losses[chosen], divisors, rtol=1e-3):
+            fixed = tf.constant(logits[chosen])
+            expected = slope(lambda x, w=fixed: objective(x, w), losses[chosen])
+            np.testing.assert_allclose(actual[chosen], expected, rtol=1e-4, atol=1e-5)
+            assert not actual[~present].any()
+            fixed = tf.constant(losses[chosen])
+            expected = slope(lambda w, x=fixed: objective(x, w), logits[chosen])
+            before = balancer.variables["adam_momentum"].numpy()
+            update(balancer, masked, present)
+            after = balancer.variables["adam_momentum"].numpy()
+            gradient = (after - 0.9 * before) / 0.1
+            np.testing.assert_allclose(gradient[chosen], expected, rtol=1e-3, atol=1e-5)
+            np.testing.assert_array_equal(after[~present], before[~present])
+        else:
+            update(balancer, masked, present)
+        whole = not whole
+
+
+def update(balancer, losses, present):
+    losses = tf.constant(losses, tf.float32)
+    balancer.update(LossStep(losses, tf.constant(present), tf.constant(0.1)))
+
+
 @pytest.mark.parametrize("name", ["uncertainty", "imtl_l"])
 def test_trained_scales_follow_the_published_objective(name):
     kinds = {"b": "classification"}

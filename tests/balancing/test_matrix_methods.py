@@ -171,3 +171,87 @@ def test_an_overflowed_step_is_seen_and_forgotten(name):
     if name != "graddrop":  # which has drawn once more
         _, update = cases.step(one, rows, losses)
         np.testing.assert_array_equal(update, cases.step(other, rows, losses)[1])
+
+
+def norms_by_variable(rows):
+    return np.array(
+        [np.linalg.norm(part, axis=1) for part in (rows[:, :6], rows[:, 6:])]
+    )
+
+
+@pytest.mark.parametrize("adjust", ["both", "reduce", "enlarge"])
+def test_metabalance_brings_auxiliary_gradients_to_the_main_ones_length(adjust):
+    balancer = cases.make("metabalance", primary="b", adjust=adjust, relax=0.7)
+    take = tf.function(lambda *x: cases.step(balancer, *x), autograph=False)
+    average, seen = np.zeros((2, 4)), np.zeros(4)
+    problems = cases.problems(100 if adjust == "both" else 20)
+    for number, (rows, losses) in enumerate(problems):
+        rows = rows * 10.0 ** np.array([-2.0, 0.0, 2.0, 0.0])[:, None]
+        present = np.array([True, True, number % 3 > 0, True])
+        rows *= present[:, None]
+        moved = 0.9 * average + 0.1 * norms_by_variable(rows)
+        average, seen = np.where(present, moved, average), seen + present
+        corrected = average / (1 - 0.9 ** np.maximum(seen, 1))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            factors = 0.7 * corrected[:, 1:2] / corrected + 0.3
+        if adjust != "both":
+            longer = corrected > corrected[:, 1:2]
+            factors = np.where(longer == (adjust == "reduce"), factors, 1.0)
+        factors[:, 1] = 1.0
+        factors = np.where(present, factors, 0.0)
+        scaled = np.repeat(factors, (6, 5), axis=0).T * rows
+        weights, update = take(
+            *(tf.constant(x, tf.float32) for x in (rows, losses)), tf.constant(present)
+        )
+        size = np.abs(scaled).sum(axis=0).max()
+        np.testing.assert_allclose(update, scaled.sum(0), rtol=1e-4, atol=1e-6 * size)
+        with np.errstate(invalid="ignore"):
+            ratio = np.linalg.norm(scaled, axis=1) / np.linalg.norm(rows, axis=1)
+        np.testing.assert_allclose(weights, np.nan_to_num(ratio), rtol=1e-4)
+
+
+def test_metabalance_without_its_main_task_is_the_sum():
+    balancer = cases.make("metabalance", primary="b")
+    rows, present = cases.rows_of(), np.array([True, False, True, True])
+    for _ in range(2):
+        weights, update = cases.step(balancer, rows, cases.losses_of(), present)
+        np.testing.assert_allclose(update, rows[present].sum(0), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(weights, present, rtol=1e-6)
+
+
+def config_update(rows):
+    """ConFIG by the definition of the paper."""
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    direction = np.linalg.pinv(unit) @ np.ones(len(rows))
+    direction /= np.linalg.norm(direction)
+    return (rows @ direction).sum() * direction
+
+
+@pytest.mark.parametrize("beta_2", [0.99, None])
+def test_momentum_config_takes_the_tasks_in_turn(beta_2):
+    balancer = cases.make("m_config", beta_1=0.8, beta_2=beta_2)
+    take = tf.function(lambda *x: cases.step(balancer, *x), autograph=False)
+    averages, seen = np.zeros((4, 11)), np.zeros(4)
+    last, second = np.zeros(11), np.zeros(11)
+    fallbacks = 0
+    for number, (rows, losses) in enumerate(cases.problems(), start=1):
+        turn = (number - 1) % 4
+        averages[turn] = 0.8 * averages[turn] + 0.2 * rows[turn]
+        seen[turn] += 1
+        ready = seen > 0
+        means = averages[ready] / (1 - 0.8 ** seen[ready])[:, None]
+        expected = config_update(means)
+        _, update = take(*(tf.constant(x, tf.float32) for x in (rows, losses)))
+        if balancer.variables["fallbacks"].numpy() > fallbacks:
+            fallbacks += 1
+            expected = means.sum(axis=0)
+        average = expected * (1 - 0.8**number)
+        added = (average - 0.8 * last) / 0.2
+        last = average
+        if beta_2 is not None:
+            second = beta_2 * second + (1 - beta_2) * added**2
+            root = np.sqrt(second / (1 - beta_2**number))
+            expected = expected / (root + 1e-8 * root.max())
+        size = np.abs(expected).max()
+        np.testing.assert_allclose(update, expected, rtol=1e-3, atol=1e-4 * size)
+    assert fallbacks < 10

@@ -205,6 +205,22 @@ def test_xla_compiles_a_fit_once(tasks, methods):
     assert counts == dict.fromkeys(methods, 1)
 
 
+def test_one_pass_of_m_config_is_what_it_takes_of_t_passes():
+    """A policy that checks task gradients takes all of them."""
+    x, y = data()
+    one, all_of_them = (
+        build("m_config", run_eagerly=True, on_nonfinite=policy)
+        for policy in ("raise", "skip_task")
+    )
+    for model in (one, all_of_them):
+        for _ in range(4):
+            model.train_on_batch(x, y)
+    assert not one._stepper.changes_rows
+    assert all_of_them._stepper.changes_rows
+    assert_same(one, all_of_them, rtol=1e-4, atol=1e-6)
+    assert one.balancers[0].variables["steps"].numpy().tolist() == [2, 1, 1]
+
+
 @pytest.mark.parametrize("name", ["famo", "auto_lambda", "sdmgrad"])
 def test_further_passes_leave_batch_statistics_and_seeds_alone(name):
     x, y = data()

@@ -45,7 +45,7 @@ def build(name, optimizer=None, policy="float32", **compile_config):
     finally:
         keras.config.set_dtype_policy("float32")
     config = dict(cases.CONFIGS.get(name, {}))
-    if name == "pcd":
+    if name in cases.WITH_PRIMARY:
         config["primary"] = "left"
     model.compile(
         optimizer or keras.optimizers.Adam(2e-3),

@@ -49,8 +49,15 @@ def test_writes_cosines_and_weights_each_epoch(tmp_path):
     width, height, encoded = tf.make_ndarray(images[-1].tensor_proto)
     picture = tf.io.decode_png(encoded, channels=4)
     assert picture.shape == (int(height), int(width), 4)
-    expected = heat_map(model.gradient_cosines(), ["left", "right"])
+    confidence = model.gradient_conflicts()["confidence"]
+    expected = heat_map(model.gradient_cosines(), ["left", "right"], confidence)
     np.testing.assert_array_equal(picture, expected)
+    # Two steps do not make a conflict sure, which looks otherwise.
+    assert confidence[0, 1] < 0.95
+    sure = heat_map(model.gradient_cosines(), ["left", "right"])
+    assert np.any(sure != expected)
+    one = heat_map(np.eye(2), ["left", "right"], np.zeros((2, 2)))
+    np.testing.assert_array_equal(one, heat_map(np.eye(2), ["left", "right"]))
     for task in ("left", "right"):
         own = EventAccumulator(str(tmp_path / "balancing" / task))
         own.Reload()

@@ -66,6 +66,7 @@ def test_equals_the_closed_form_and_leaves_the_model_alone(tmp_path):
         tables = np.mean([record[index] for record in expected], axis=0)
         np.testing.assert_allclose(measured.mean(table), tables, rtol=2e-3, atol=2e-5)
     assert [record["epoch"] for record in measured.history] == [0, 1]
+    np.testing.assert_array_equal(measured.mean("shared"), 8.0)
     # A task's own step lowers its own loss; a resumed training adds epochs.
     assert (np.diag(measured.mean("affinity")) > 0).all()
     again = TaskAffinity(batches, step_size=STEP, path=tmp_path / "affinity.json")

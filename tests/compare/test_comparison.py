@@ -1,4 +1,4 @@
-"""What a comparison trains, what it makes of it, and how it resumes."""
+"""Trainings of a comparison, their results, and its resumption."""
 
 from __future__ import annotations
 
@@ -67,14 +67,14 @@ def test_results_follow_from_the_cells(tiny, eagerly, inline, trainings, tmp_pat
     summary = run_comparison(
         comparison(), out, console=console, command="mtl-keras <b>"
     )
-    found = records(out)
-    assert len(found) == len(trainings) == 2 * (2 + 2 + 1)
+    trained = records(out)
+    assert len(trained) == len(trainings) == 2 * (2 + 2 + 1)
     assert "about" in console.export_text()
 
     # The chosen epoch is the best on validation, and its model was tested and kept.
-    record = found["hard-pcgrad-seed1"]
+    record = trained["hard-pcgrad-seed1"]
     history = record["history"]
-    alone = [found[f"single_{task}-seed1"]["validation"][task] for task in MAIN]
+    alone = [trained[f"single_{task}-seed1"]["validation"][task] for task in MAIN]
     gains = [
         np.mean(
             [
@@ -97,10 +97,10 @@ def test_results_follow_from_the_cells(tiny, eagerly, inline, trainings, tmp_pat
     # Δm is against the single tasks of the same seed, on test.
     method = summary["methods"]["pcgrad"]
     for seed in range(2):
-        tested = main(found[f"hard-pcgrad-seed{seed}"])
+        tested = main(trained[f"hard-pcgrad-seed{seed}"])
         by_task = []
         for task in MAIN:
-            base = main(found[f"single_{task}-seed{seed}"])[task]
+            base = main(trained[f"single_{task}-seed{seed}"])[task]
             by_task.append((-1 if task == "level" else 1) * (tested[task] / base - 1))
         assert method["delta_m"]["values"][seed] == pytest.approx(
             100 * np.mean(by_task)
@@ -116,8 +116,8 @@ def test_results_follow_from_the_cells(tiny, eagerly, inline, trainings, tmp_pat
     np.testing.assert_allclose(ranks.sum(axis=0), 3.0)
 
     # Row: who helps. The pair's value of `level` against `level` alone.
-    pair = [main(found[f"pair_way_level-seed{seed}"])["level"] for seed in range(2)]
-    base = [main(found[f"single_level-seed{seed}"])["level"] for seed in range(2)]
+    pair = [main(trained[f"pair_way_level-seed{seed}"])["level"] for seed in range(2)]
+    base = [main(trained[f"single_level-seed{seed}"])["level"] for seed in range(2)]
     gain = summary["affinity"]["pairs"][0][1]
     assert gain == pytest.approx(
         np.mean([100 * (1 - p / b) for p, b in zip(pair, base, strict=True)])
@@ -129,7 +129,7 @@ def test_results_follow_from_the_cells(tiny, eagerly, inline, trainings, tmp_pat
     with (out / "cells.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["metric"] == "mae"]
     assert {label(row["cell"]) for row in rows} == {
-        n for n in found if "level" in n or "hard" in n
+        n for n in trained if "level" in n or "hard" in n
     }
     assert json.loads((out / "results.json").read_text())["methods"]["equal"][
         "seeds"
@@ -151,9 +151,9 @@ def test_results_follow_from_the_cells(tiny, eagerly, inline, trainings, tmp_pat
 def test_cells_of_a_seed_differ_in_nothing_but_what_is_compared(tiny):
     cells = comparison(sharing=("hard", "mmoe")).validate().cells()
     assert len({cell.name for cell in cells}) == len(cells) == 2 * (2 + 4 + 1)
-    given = [encode(cell.config) for cell in cells if cell.config.seed == 1]
-    for key in set(given[0]) - {"tasks", "sharing", "balancing"}:
-        assert len({str(config[key]) for config in given}) == 1, key
+    configs = [encode(cell.config) for cell in cells if cell.config.seed == 1]
+    for key in set(configs[0]) - {"tasks", "sharing", "balancing"}:
+        assert len({str(config[key]) for config in configs}) == 1, key
     orders = [
         np.concatenate([x["image"] for x, _ in load_split(cell.config, "train")])
         for cell in cells
@@ -217,7 +217,7 @@ def test_one_training_written_in_two_ways_has_one_identity(tiny, first, second):
         comparison(balancing=(first, second)).validate()
 
 
-def test_a_seed_that_is_given_counts(tiny):
+def test_a_fixed_seed_counts(tiny):
     ways = ("pcgrad", spec("pcgrad", seed=1), spec("pcgrad", seed=2))
     assert len({c.name for c in comparison(balancing=ways).validate().cells()}) == 12
 
@@ -241,17 +241,17 @@ def test_a_single_task_without_a_baseline_leaves_the_others(
         summary = run_comparison(one, tmp_path / "out", console=console)
     assert "without level, whose baseline on validation is 0" in console.export_text()
     assert summary["failed"] == {}
-    found = summary["methods"]["pcgrad"]
-    assert found["delta_m"]["values"] == found["gain"]["way"]["values"]
+    method = summary["methods"]["pcgrad"]
+    assert method["delta_m"]["values"] == method["gain"]["way"]["values"]
 
     single.unlink()
     monkeypatch.setattr(keras.Model, "fit", lambda *args, **kwargs: 1 / 0)
     summary = run_comparison(one, tmp_path / "out")
     assert [label(name) for name in summary["failed"]] == ["single_level-seed0"]
-    found = summary["methods"]["pcgrad"]
-    assert np.isnan(found["delta_m"]["mean"])
-    assert np.isfinite(found["gain"]["way"]["mean"])
-    assert np.isfinite(found["test"]["level"]["mean"])
+    method = summary["methods"]["pcgrad"]
+    assert np.isnan(method["delta_m"]["mean"])
+    assert np.isfinite(method["gain"]["way"]["mean"])
+    assert np.isfinite(method["test"]["level"]["mean"])
 
 
 def test_a_failed_cell_is_recorded_and_tried_again(
@@ -348,7 +348,7 @@ def test_a_killed_comparison_resumes(tiny, eagerly, inline, trainings, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"balancing": ("equal", "pcgard")}, "Did you mean 'pcgrad'"),
         ({"balancing": ("equal", "equal")}, "Received twice: equal"),
@@ -360,10 +360,10 @@ def test_a_killed_comparison_resumes(tiny, eagerly, inline, trainings, tmp_path)
     ],
 )
 def test_wrong_settings_stop_it_before_anything_is_written(
-    tiny, tmp_path, changes, words
+    tiny, tmp_path, changes, message
 ):
     settings = {"base": RunConfig("tiny"), **changes}
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=message):
         run_comparison(Comparison(**settings), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -465,3 +465,59 @@ def test_without_single_tasks_the_first_method_is_the_reference(
     assert not names[0] & names[2]
     with pytest.raises(InputError, match="single_tasks=True with pairs=True"):
         comparison(single_tasks=False).validate()
+
+
+def test_a_main_task_is_trained_alone_with_all_and_without_each_helper(
+    tiny, inline, eagerly, tmp_path, trainings
+):
+    out = tmp_path / "out"
+    given = Comparison(RunConfig("tiny", epochs=2), primary="level", seeds=1)
+    told = {
+        cell.method: cell.config.balancing
+        for cell in given.validate().cells()
+        if cell.kind == "combination"
+    }
+    assert len(told) == 6
+    for name, spec in told.items():
+        if name != "equal":
+            assert spec["config"]["primary"] == "level"
+    one = dataclasses.replace(given, balancing=("equal", "gradient_cosine"))
+    console = Console(record=True, width=160, file=io.StringIO())
+    summary = run_comparison(one, out, console=console)
+    assert "2 without a helper" in console.export_text()
+    found = records(out)
+    assert len(trainings) == len(found) == 1 + 2 + 2
+    alone = found["single_level-seed0"]
+    together = found["hard-equal-seed0"]
+    without = found["without_way-seed0"]
+    assert set(without["test"]) == {"bright", "level"}
+    # All keep the epoch that is best for the main task.
+    for record in (alone, together, without):
+        key = "val_mae" if record is alone else "val_level_mae"
+        assert record["epoch"] == 1 + int(np.argmin(record["history"][key]))
+    values = [record["test"]["level"]["mae"] for record in (alone, together, without)]
+    helpers = summary["helpers"]
+    assert list(helpers["gains"]) == ["all", "way", "bright"]
+    gain = helpers["gains"]["all"]["gain"]
+    assert gain == pytest.approx(100 * (1 - values[1] / values[0]))
+    assert summary["methods"]["equal"]["delta_m"]["mean"] == pytest.approx(gain)
+    gain = helpers["gains"]["way"]["gain"]
+    assert gain == pytest.approx(100 * (1 - values[1] / values[2]))
+    page = (out / "report.html").read_text()
+    assert "Do the helpers help?" in page
+    assert "all but way" in page
+    # With one helper, without it is alone.
+    two = dataclasses.replace(one, base=TWO_TASKS)
+    assert {cell.kind for cell in two.validate().cells()} == {"single", "combination"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"primary": "lvel"}, "Did you mean 'level'"),
+        ({"primary": "level", "pairs": True}, "pairs=False and single_tasks=True"),
+    ],
+)
+def test_a_main_task_is_checked(tiny, changes, message):
+    with pytest.raises(InputError, match=message):
+        Comparison(TWO_TASKS, **changes).validate()

@@ -1,4 +1,4 @@
-"""What a summary and its report make of given records; nothing is trained."""
+"""Summaries and reports of records that are written down; nothing is trained."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mtl_keras.compare.report import write_report
 from mtl_keras.compare.summary import summarise
 from mtl_keras.decoding import decode
 from mtl_keras.evaluation import holm
-from mtl_keras.reports.figures import Bar, Point, bars, heat, scatter, svg
+from mtl_keras.reports.figures import bars, heat, scatter, svg
 from mtl_keras.runs import RunConfig
 from mtl_keras.runs.records import Record, failure, made_with
 
@@ -26,7 +26,7 @@ METHODS = ("equal", {"class_name": "dwa", "config": {"temperature": 1.5}}, "famo
 
 
 @pytest.fixture
-def given(tiny):
+def compared(tiny):
     """A comparison of three methods and four seeds with made-up records."""
     comparison = Comparison(RunConfig("tiny", epochs=2), METHODS, seeds=4).validate()
     rng = np.random.default_rng(0)
@@ -67,7 +67,7 @@ def names(comparison):
 
 def deltas(comparison, records, label):
     """Δm of every seed, from the definition."""
-    found = []
+    values = []
     named = names(comparison)
     for seed in range(4):
         gains = []
@@ -75,8 +75,8 @@ def deltas(comparison, records, label):
             value = records[named[f"hard-{label}-seed{seed}"]].result.test[task][metric]
             base = records[named[f"single_{task}-seed{seed}"]].result.test[task][metric]
             gains.append((-1 if task == "level" else 1) * (value / base - 1))
-        found.append(100 * np.mean(gains))
-    return np.array(found)
+        values.append(100 * np.mean(gains))
+    return np.array(values)
 
 
 def write(summary, path):
@@ -88,8 +88,8 @@ def write(summary, path):
     return path.read_text(encoding="utf-8")
 
 
-def test_tests_are_those_of_scipy_over_the_seeds(given):
-    comparison, records = given
+def test_tests_are_those_of_scipy_over_the_seeds(compared):
+    comparison, records = compared
     summary = summarise(comparison, records)
     labels = {"dwa(temperature=1.5)": "dwa_temperature_1.5", "famo": "famo"}
     equal = deltas(comparison, records, "equal")
@@ -97,10 +97,10 @@ def test_tests_are_those_of_scipy_over_the_seeds(given):
         stats.ttest_rel(deltas(comparison, records, label), equal).pvalue
         for label in labels.values()
     ]
-    found = summary["tests"]["against_reference"]["t"]
-    assert list(found) == list(labels)
-    assert [t["p"] for t in found.values()] == pytest.approx(expected)
-    assert [t["p_corrected"] for t in found.values()] == pytest.approx(holm(expected))
+    tests = summary["tests"]["against_reference"]["t"]
+    assert list(tests) == list(labels)
+    assert [t["p"] for t in tests.values()] == pytest.approx(expected)
+    assert [t["p_corrected"] for t in tests.values()] == pytest.approx(holm(expected))
     alone = summary["tests"]["against_single"]["t"]["equal"]
     assert alone["p"] == pytest.approx(stats.ttest_1samp(equal, 0).pvalue)
     # The order of the tasks, not that of their names: `way` comes first.
@@ -115,8 +115,8 @@ def test_tests_are_those_of_scipy_over_the_seeds(given):
     assert summary["affinity"]["cosines"][0][1] == pytest.approx(table[2, 0])
 
 
-def test_what_has_no_value_is_shown_as_such(given, tmp_path):
-    comparison, records = given
+def test_missing_values_are_shown_as_dashes(compared, tmp_path):
+    comparison, records = compared
     named = names(comparison)
     failed = failure("E: <script>x</script>", jobs=1)
     records[named["hard-famo-seed2"]].result.test["way"]["accuracy"] = math.nan
@@ -143,9 +143,9 @@ def test_what_has_no_value_is_shown_as_such(given, tmp_path):
 @pytest.mark.parametrize("zero", [0.0, 1e-9, math.nan])
 @pytest.mark.slow
 def test_a_task_with_a_baseline_of_0_is_excluded_from_every_delta(
-    given, zero, tmp_path
+    compared, zero, tmp_path
 ):
-    comparison, records = given
+    comparison, records = compared
     comparison = dataclasses.replace(comparison, pairs=True)
     named = names(comparison)
     for cell in comparison.cells():
@@ -158,14 +158,14 @@ def test_a_task_with_a_baseline_of_0_is_excluded_from_every_delta(
     summary = summarise(comparison, records)
     assert summary["excluded"] == ["level"]
     # For all seeds alike: Δm is the mean over the other two tasks.
-    for seed, found in enumerate(summary["methods"]["famo"]["delta_m"]["values"]):
+    for seed, value in enumerate(summary["methods"]["famo"]["delta_m"]["values"]):
         gains = [
             records[named[f"hard-famo-seed{seed}"]].result.test[task][MAIN[task]]
             / records[named[f"single_{task}-seed{seed}"]].result.test[task][MAIN[task]]
             - 1
             for task in ("way", "bright")
         ]
-        assert found == pytest.approx(100 * np.mean(gains))
+        assert value == pytest.approx(100 * np.mean(gains))
     assert len(summary["tests"]["against_single"]["t"]) == 3
     pairs = np.array(summary["affinity"]["pairs"])
     assert np.isfinite(pairs).all()  # level over the other seeds
@@ -179,8 +179,10 @@ def test_a_task_with_a_baseline_of_0_is_excluded_from_every_delta(
     write(summary, tmp_path / "report.html")
 
 
-def test_equal_differences_of_all_seeds_are_reported_as_not_testable(given, tmp_path):
-    comparison, records = given
+def test_equal_differences_of_all_seeds_are_reported_as_not_testable(
+    compared, tmp_path
+):
+    comparison, records = compared
     named = names(comparison)
     for seed in range(4):
         for task, metric in MAIN.items():
@@ -215,8 +217,8 @@ class Checker(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_is_whole_and_loads_nothing(given, tmp_path):
-    page = write(summarise(*given), tmp_path / "report.html")
+def test_the_page_is_whole_and_loads_nothing(compared, tmp_path):
+    page = write(summarise(*compared), tmp_path / "report.html")
     checker = Checker()
     checker.feed(page)
     assert checker.open == []
@@ -235,20 +237,23 @@ def test_the_page_is_whole_and_loads_nothing(given, tmp_path):
 
 
 def test_bars_and_points_are_where_their_values_are():
-    figure = bars([Bar("a", 2.0, 0.5, ""), Bar("b", -4.0, None, "")], "%")
+    figure = bars(
+        [("a", {"mean": 2.0, "std": 0.5}, ""), ("b", {"mean": -4.0, "std": None}, "")],
+        "%",
+    )
     first, second = figure.axes[0].patches
     assert (first.get_x(), first.get_width()) == (0.0, 2.0)
     assert (second.get_x(), second.get_width()) == (0.0, -4.0)
     assert first.get_facecolor() != second.get_facecolor()
-    points = [Point("a", 0.0, 0.0), Point("b", 1.0, 2.0), Point("c", 0.5, math.nan)]
+    points = [(0.0, 0.0), (1.0, 2.0), (0.5, math.nan)]
     figure = scatter(points, [1], "x", "y")
     numbers = {text.get_text(): text.xy for text in figure.axes[0].texts}
     assert {n: tuple(xy) for n, xy in numbers.items()} == {"1": (0, 0), "2": (1, 2)}
 
 
 def test_numbers_of_points_close_together_do_not_cover_each_other():
-    far = [Point("far", 0.0, 0.0)]
-    close = [Point(str(n), 1.0 + 0.001 * n, 1.0 - 0.001 * n) for n in range(8)]
+    far = [(0.0, 0.0)]
+    close = [(1.0 + 0.001 * n, 1.0 - 0.001 * n) for n in range(8)]
     figure = scatter(far + close, [], "x", "y")
     figure.draw_without_rendering()
     texts = figure.axes[0].texts
@@ -266,7 +271,7 @@ def test_numbers_of_points_close_together_do_not_cover_each_other():
 
 def test_names_in_figures_are_text_and_not_markup():
     names = ["<b>&", "$a_b$", "城市"]
-    drawn = svg(heat(np.eye(3), names, 2, 1.0), 'x"y')
+    drawn = svg(heat(np.eye(3), names, 1.0), 'x"y')
     for name in ("&lt;b&gt;&amp;", "$a_b$", "城市"):
         assert f">{name}<" in drawn
     assert "<b>" not in drawn

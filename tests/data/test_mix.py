@@ -159,6 +159,18 @@ def test_equal_shares_of_homogeneous_batches_are_rounds():
     assert turns == [1, 2, 3] * 6
 
 
+def test_even_batches_have_their_share_of_every_source():
+    mixture = mixed(even=True, batch_size=12, shuffle=True)
+    batches = read(mixture.epoch(0))
+    assert drawn(batches) == {name: [1] * size for name, size in SIZES.items()}
+    assert [len(batch) for batch in numbers(batches)] == [12, 12, 12, 1]
+    for batch in numbers(batches)[:-1]:
+        for name, size in SIZES.items():
+            of_source = [n for n in batch if FIRST[name] <= n < FIRST[name] + 100]
+            assert abs(len(of_source) - 12 * size / 37) <= 1, name
+    assert numbers(batches) != numbers(read(mixture.epoch(1)))
+
+
 def test_temperature_is_the_power_of_the_papers():
     # Sizes 1 : 16 at temperature 4 are shares 1 : 2.
     sources = {"a": source("a", 4), "c": source("c", 64)}

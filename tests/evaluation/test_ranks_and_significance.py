@@ -15,6 +15,7 @@ from mtl_keras.errors import InputError
 from mtl_keras.evaluation import (
     average_rank,
     detectable_difference,
+    helper_gains,
     holm,
     paired_tests,
 )
@@ -131,3 +132,40 @@ def test_detectable_difference_is_found_with_the_stated_power():
     p = stats.ttest_1samp(draws, 0.0, axis=1).pvalue
     assert np.mean(p < 0.05 / 7) == pytest.approx(0.8, abs=0.01)
     assert detectable_difference(10) < detectable_difference(3) < effect
+
+
+def test_helpers_are_judged_by_paired_tests_of_with_against_without():
+    rng = np.random.default_rng(0)
+    seeds = rng.normal(0.7, 0.05, 6)
+    together = seeds + rng.normal(0.0, 0.004, 6)
+    without = {
+        "useful": together - 0.03 - rng.normal(0.0, 0.004, 6),
+        "harmful": together + 0.03 + rng.normal(0.0, 0.004, 6),
+        "neither": together + rng.normal(0.0, 0.01, 6),
+    }
+    alone = together - 0.05 - rng.normal(0.0, 0.004, 6)
+    p = {
+        name: stats.ttest_rel(together, other).pvalue
+        for name, other in {"all": alone, **without}.items()
+    }
+    corrected = dict(zip(p, holm(list(p.values())), strict=True))
+    expected = ["helps", "helps", "hurts", "unclear"]
+    for sign, direction in ((1, "max"), (-1, "min")):
+        gains = helper_gains(
+            sign * alone,
+            sign * together,
+            {name: sign * values for name, values in without.items()},
+            direction,
+        )
+        assert [gain.verdict for gain in gains.values()] == expected
+        for name, other in {"all": alone, **without}.items():
+            assert gains[name].p == pytest.approx(p[name])
+            assert gains[name].p_corrected == pytest.approx(corrected[name])
+            gain = np.mean(100 * (together - other) / np.abs(other))
+            assert gains[name].gain == pytest.approx(gain)
+    # One seed says how much, and not how sure.
+    (one,) = helper_gains([0.5], [0.6]).values()
+    assert one.gain == pytest.approx(20.0)
+    assert one.verdict == "unclear"
+    with pytest.raises(InputError, match="as many with all"):
+        helper_gains([0.5, 0.6], [0.6])

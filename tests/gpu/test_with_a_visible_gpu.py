@@ -9,11 +9,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.distribute import cross_device_ops
 from tensorflow.python.eager import context
 
 import mtl_keras
-from mtl_keras import ops, serving
+from mtl_keras import balancing, ops, serving
 from mtl_keras.backbones.sequences import SequenceGRU
+from mtl_keras.balancing.base import GramBalancer
 from mtl_keras.errors import InputError
 from mtl_keras.ops import native, solvers
 from mtl_keras.serving.stock_ops import check_stock
@@ -126,6 +128,84 @@ def test_loops_of_known_length_have_a_trip_count_under_xla(solver):
     text = solve.experimental_get_compiler_ir(gramian)(stage="optimized_hlo")
     loops = [line for line in text.splitlines() if " while(" in line]
     assert all("known_trip_count" in line for line in loops)
+
+
+def step_in_hlo(method, num_tasks):
+    """What XLA gets to compile for a step on two shared layers."""
+    inputs = keras.Input((5,))
+    h = keras.layers.Dense(4, "tanh")(keras.layers.Dense(6, "tanh")(inputs))
+    tasks = [f"t{i}" for i in range(num_tasks)]
+    model = mtl_keras.MultiTaskModel(
+        inputs, {task: keras.layers.Dense(1, name=task)(h) for task in tasks}
+    )
+    model.compile("sgd", loss="mse", balancing=method, jit_compile=True)
+    batch = tf.ones((8, 5)), {task: tf.ones((8, 1)) for task in tasks}
+    model.optimizer.build(model.trainable_variables)
+    model.train_step(batch)  # Creates what is left of its variables.
+    step = tf.function(model.train_step, jit_compile=True, autograph=False)
+    return step.experimental_get_compiler_ir(batch)(stage="hlo")
+
+
+def instructions(text):
+    return sum(" = " in line for line in text.splitlines() if line.startswith("  "))
+
+
+class Mean(GramBalancer):
+    """The Gram matrix and a combination with constant weights: no solver."""
+
+    def weights(self, gramian, precision=0.0):
+        return tf.fill([gramian.shape[0]], 1.0 / gramian.shape[0])
+
+
+@pytest.mark.skipif(
+    not native.custom_calls_available(), reason="built without XLA's headers"
+)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        if name in ("cagrad", "pcd")
+        else pytest.param(name, marks=pytest.mark.slow)
+        for name in balancing.names()
+        if isinstance(balancing.get(name), GramBalancer)
+    ],
+)
+def test_solvers_add_little_to_the_step_that_xla_compiles(name):
+    sizes = []
+    for num_tasks in (4, 8):
+        text = step_in_hlo(name, num_tasks)
+        for slow in (" while(", " cholesky(", " triangular-solve(", "Eigh", "<="):
+            assert slow not in text
+        sizes.append(instructions(text))
+    method = balancing.get(name)
+    if method.num_sub_batches == 0:
+        assert sizes[1] <= 1.15 * instructions(step_in_hlo(Mean(), 8))
+
+
+@pytest.mark.parametrize(("method", "sums"), [("upgrad", [6, 12]), ("equal", [10])])
+def test_replicas_sum_each_gradient_once(method, sums, mirrored, monkeypatch):
+    calls = []
+    reduce = cross_device_ops.CrossDeviceOps.batch_reduce
+
+    def counted(self, operation, pairs, options=None):
+        pairs = list(pairs)
+        shapes = [value.values[0].shape for value, _ in pairs]
+        # Others sum flags and totals, vectors of their own.
+        if any(shape.rank == 2 for shape in shapes):
+            calls.append(len(pairs))
+        return reduce(self, operation, pairs, options)
+
+    monkeypatch.setattr(cross_device_ops.CrossDeviceOps, "batch_reduce", counted)
+    with mirrored.scope():
+        inputs = keras.Input((5,))
+        h = keras.layers.Dense(4)(keras.layers.Dense(6, "tanh")(inputs))
+        model = mtl_keras.MultiTaskModel(
+            inputs, {t: keras.layers.Dense(1, name=t)(h) for t in "abc"}
+        )
+        model.compile("adam", loss="mse", balancing=method)
+    model.fit(np.ones((8, 5)), {t: np.ones((8, 1)) for t in "abc"}, verbose=0)
+    # Twelve task gradients on four shared variables, and those of the heads.
+    assert sorted(calls) == sums
 
 
 def test_lines_about_a_gpu_that_cannot_be_used_are_shown(monkeypatch):

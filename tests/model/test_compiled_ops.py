@@ -7,8 +7,59 @@ import numpy as np
 import pytest
 
 import mtl_keras
-from mtl_keras import ops
+from mtl_keras import balancing, ops
+from mtl_keras.balancing.base import GramBalancer
 from mtl_keras.ops import native
+
+GRAM_METHODS = [
+    name for name in balancing.names() if isinstance(balancing.get(name), GramBalancer)
+]
+
+
+def after_20_steps(name, jit_compile, implementation):
+    """Returns the weights of a model of three tasks."""
+    keras.utils.set_random_seed(0)
+    keras.utils.clear_session(free_memory=False)
+    inputs = keras.Input((6,))
+    shared = keras.layers.Dense(5, "tanh")(keras.layers.Dense(7, "tanh")(inputs))
+    model = mtl_keras.MultiTaskModel(
+        inputs, {task: keras.layers.Dense(1)(shared) for task in "abc"}
+    )
+    config = {"krum": {"n_byzantine": 0}, "pcd": {"primary": "a"}}.get(name, {})
+    method = {"class_name": name, "config": config}
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(80, 6)), {t: rng.normal(size=(80, 1)) for t in "abc"}
+    with ops.implementation(implementation):
+        model.compile(
+            keras.optimizers.SGD(0.01),
+            loss="mse",
+            balancing=method,
+            jit_compile=jit_compile,
+        )
+        model.fit(x, y, batch_size=4, epochs=1, verbose=0, shuffle=False)
+    return np.concatenate([w.ravel() for w in model.get_weights()])
+
+
+@pytest.mark.skipif(not ops.native_available(), reason="no compiled ops")
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == "upgrad" else pytest.param(name, marks=pytest.mark.slow)
+        for name in GRAM_METHODS
+    ],
+)
+def test_ops_custom_calls_and_tensorflow_train_alike(name):
+    native, calls, composed, under_xla = (
+        after_20_steps(name, *choice)
+        for choice in (
+            (False, "auto"),
+            (True, "auto"),
+            (False, "tensorflow"),
+            (True, "tensorflow"),
+        )
+    )
+    for other in (calls, composed, under_xla):
+        np.testing.assert_allclose(other, native, rtol=0, atol=1e-6)
 
 
 def trained(jit_compile):

@@ -7,10 +7,12 @@ import threading
 import keras
 import numpy as np
 import pytest
+import scipy.stats
 import tensorflow as tf
 
 import mtl_keras
 from mtl_keras.balancing import GradientStep, GramBalancer
+from mtl_keras.balancing.conflicts import ConflictMonitor
 
 
 class Alternating(GramBalancer):
@@ -261,6 +263,56 @@ def test_monitored_cosines_are_those_of_the_task_gradients(balancing):
     np.testing.assert_allclose(model.gradient_cosines(), expected, atol=1e-4)
     model.train_on_batch(x, {task: -labels for task, labels in y.items()})
     assert not np.allclose(model.gradient_cosines(), expected, atol=1e-4)
+
+
+def test_confidence_in_a_conflict_is_a_t_test_over_the_steps():
+    monitor, rng = ConflictMonitor(3), np.random.default_rng(0)
+    cosines, shared = [], []
+    for step in range(12):
+        rows = rng.normal(size=(3, 5))
+        rows[1] -= 0.7 * rows[0]  # a conflict, up to noise
+        rows[2] *= step % 3 > 0  # absent from every third
+        unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+        cosines.append(unit @ unit.T)
+        shared.append(rng.integers(1, 9, (3, 3)))
+        monitor.update_state(
+            tf.constant(rows @ rows.T), tf.constant(shared[-1], tf.float32)
+        )
+    for _ in range(2):
+        found = monitor.tables()
+        for i, j in ((0, 1), (0, 2), (1, 2)):
+            met = [k for k in range(12) if 2 not in (i, j) or k % 3]
+            values = [cosines[k][i, j] for k in met]
+            test = scipy.stats.ttest_1samp(values, 0.0, alternative="less")
+            assert found["confidence"][i, j] == pytest.approx(1 - test.pvalue, abs=1e-6)
+            assert found["cosines"][i, j] == pytest.approx(np.mean(values), abs=1e-6)
+            assert found["steps"][i, j] == len(met)
+            mean = np.mean([shared[k][i, j] for k in met])
+            assert found["shared_samples"][i, j] == pytest.approx(mean)
+        assert found["confidence"][0, 1] > 0.9
+        monitor.reset_state()  # keeps them until the next step
+    monitor.update_state(tf.constant(rows @ rows.T))
+    assert np.isnan(monitor.tables()["confidence"]).all()
+    monitor.update_state(tf.constant(rows @ rows.T))  # twice the same
+    assert monitor.tables()["confidence"][0, 0] == 0.0
+
+
+@pytest.mark.parametrize("balancing", ["equal", "mgda"])
+def test_monitored_pairs_tell_how_many_samples_they_share(balancing):
+    model = build(balancing, monitor="conflicts")
+    x, y = data()
+    count = len(y["a"])
+    rng = np.random.default_rng(1)
+    weights = {task: rng.integers(0, 2, count).astype("float32") for task in "ab"}
+    weights["c"] = np.ones(count, "float32")
+    model.fit(x, y, sample_weight=weights, batch_size=count, verbose=0)
+    labelled = np.stack([weights["a"] > 0, weights["b"] > 0, np.ones(count)], axis=1)
+    expected = labelled.T.astype(float) @ labelled
+    found = model.gradient_conflicts()["shared_samples"]
+    assert 0 < expected[0, 1] < expected[0, 2] < count
+    met = model.gradient_conflicts()["steps"] > 0  # "c" has a branch with one of them
+    np.testing.assert_array_equal(found, np.where(met, expected, 0.0))
+    assert met.sum() > 3
 
 
 def test_a_loss_and_a_gradient_balancer_combine():

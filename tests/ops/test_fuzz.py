@@ -155,6 +155,12 @@ def test_solvers(data):
         lambda: library.mtl_keras_grad_vac(
             gram, square, orders, data.draw(number), precision
         ),
+        lambda: library.mtl_keras_imtl_g(gram, precision),
+        lambda: library.mtl_keras_config(gram, precision),
+        lambda: library.mtl_keras_aligned(
+            gram, data.draw(st.integers(-1, 3)), precision
+        ),
+        lambda: library.mtl_keras_nonnegative_qp(gram, square, data.draw(number)),
     ]
     for call in calls:
         result = attempt(call)

@@ -12,8 +12,8 @@ from mtl_keras import balancing
 from mtl_keras import sharing as sharing_methods
 from mtl_keras.errors import InputError
 from mtl_keras.search import StudyHyperModel, keras_tuner_compat, load_study
-from mtl_keras.search.components import parse_components
-from mtl_keras.search.space import parse_argument
+from mtl_keras.search.search_space import parse_components
+from mtl_keras.search.space import parse_dimension
 
 HEAD = """
 application = "tiny"
@@ -156,7 +156,7 @@ def test_an_architecture_is_searched_with_its_own_arguments(tiny, tmp_path):
 )
 def test_a_choice_draws_the_values_that_it_was_given(values):
     hp = keras_tuner.HyperParameters()
-    choice = parse_argument("any", list(values))
+    choice = parse_dimension("any", list(values))
     assert choice.sample(hp, "any") == values[0]
     drawn = []
     for value in hp.space[0].values:

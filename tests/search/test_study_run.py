@@ -17,7 +17,7 @@ from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError
 from mtl_keras.search import best_config, load_study, run_study
 from mtl_keras.search import trial as trials
-from mtl_keras.search.report import leaderboard
+from mtl_keras_cli.tuning import leaderboard
 
 STUDY = """
 application = "tiny"
@@ -164,7 +164,7 @@ def test_nothing_keeps_the_models_of_trials(study_of, tmp_path, monkeypatch):
 
 def test_another_study_or_foreign_files_are_not_touched(study_of, tmp_path):
     run_study(study_of(1), tmp_path / "study")
-    with pytest.raises(InputError, match="another 'oracle'"):
+    with pytest.raises(InputError, match="another oracle: 'random' there"):
         run_study(study_of(1, "bayesian"), tmp_path / "study")
     (tmp_path / "study" / "state" / "oracle.json").write_text('{"cut": ')
     with pytest.raises(InputError, match="is broken"):

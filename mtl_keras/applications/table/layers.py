@@ -167,7 +167,7 @@ class DecodedImages(keras.layers.Layer):
 
 @_register
 class NotEmpty(keras.layers.Layer):
-    """Tells which texts or files hold something: strings to bool, of one shape.
+    """Mask of texts or files that hold something: strings to bool, of one shape.
 
     Args:
         **kwargs: See `keras.layers.Layer`.
@@ -188,7 +188,7 @@ class NotEmpty(keras.layers.Layer):
 
 @_register
 class NotMissing(keras.layers.Layer):
-    """Tells which vectors are there: `[batch, d]` to bool `[batch]`, False for NaN.
+    """Mask of present vectors: `[batch, d]` to bool `[batch]`, False for NaN.
 
     Args:
         **kwargs: See `keras.layers.Layer`.
@@ -205,7 +205,7 @@ class NotMissing(keras.layers.Layer):
 
 @_register
 class AlwaysPresent(keras.layers.Layer):
-    """Gives True for each sample of `[batch, d]`: bool `[batch]`.
+    """Mask of all samples: `[batch, d]` to bool `[batch]`, True.
 
     Args:
         **kwargs: See `keras.layers.Layer`.

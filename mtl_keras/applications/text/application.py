@@ -68,6 +68,8 @@ class Text(BoundApplication):
     `data` is `"generated_text"`, or the names of one data set for each task, with
     commas between them: `"imdb_reviews,squad/v1.1,multi30k/de"`. Batches are of one
     data set each, and have sample weights: 0 for the tasks that it does not label.
+    Gradient balancers then have nothing to balance; `load(accumulate=True)` gives as
+    many samples at a time as a batch of each, of all data sets by their size.
 
     The model reads raw strings: `text`, `question` (empty where nothing is asked)
     and, for training and scoring only, `target`, the reference translation.
@@ -79,6 +81,7 @@ class Text(BoundApplication):
     """
 
     name = "text"
+    accumulates = True
     default_data = sources.DEFAULT
     backbones = tuple(_BACKBONES)
     tasks = _TASKS
@@ -115,6 +118,7 @@ class Text(BoundApplication):
         limit: int | None = None,
         data_dir: str | os.PathLike | None = None,
         epoch: tf.Variable | None = None,
+        accumulate: bool = False,
     ) -> tf.data.Dataset:
         """See `Application.load`; `limit` holds for each data set.
 
@@ -125,7 +129,12 @@ class Text(BoundApplication):
             split, data=data, tasks=tasks, limit=limit, data_dir=data_dir
         )
         return mix(
-            streams, batch_size=batch_size, homogeneous=True, shuffle=shuffle, seed=seed
+            streams,
+            batch_size=batch_size * (len(streams) if accumulate else 1),
+            homogeneous=not accumulate,
+            even=accumulate,
+            shuffle=shuffle,
+            seed=seed,
         ).dataset(epoch=epoch)
 
     def streams(

@@ -49,6 +49,9 @@ def nonnegative_qp(
         The solution, `[B, T]`, with its free entries, and a `[B]` bool: whether
         the optimality conditions hold. They fail where there is no minimum.
     """
+    if start is None and (library := native.solvers_in_use()) is not None:
+        x, solved = library.mtl_keras_nonnegative_qp(matrix, linear, noise)
+        return ActiveSet(x, x > 0.0), solved
     size = matrix.shape[0]
     rounding = 4.0 * size * EPS
     share = max(noise, rounding)

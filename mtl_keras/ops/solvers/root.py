@@ -16,24 +16,27 @@ _MAX_STEPS = 200
 _CANCELLED = 1e-5
 # Keeps the system regular where gradients are dependent and their terms underflow.
 _RIDGE = 1e-13
-# Shares of a full step that are tried.
+# Fractions of a full step that are tried.
 _FRACTIONS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.01)
 # Exponents are kept within the range of a double.
 _LARGEST_LOG = 600.0
 
 
 def power_root(
-    gramian: Any, alpha: float = 1.0, precision: float = EPS
+    gramian: Any,
+    alpha: float = 1.0,
+    precision: float = EPS,
+    shares: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Solves `G w = w^(-1/alpha)` for `w > 0` (Nash-MTL and FairGrad).
+    """Solves `G w = s w^(-1/alpha)` for `w > 0` (Nash-MTL, FairGrad and their kin).
 
-    `alpha = 1` is the Nash bargaining solution. The root is the only minimum of
-    the convex function `w' G w / 2 - sum_i phi(w_i)`, where the derivative of `phi`
-    is `w^(-1/alpha)`. Newton's method runs on the logarithms of `w` and of
-    `w^(-1/alpha)`, which stay in the range of a float64 for any `alpha` and any size of
-    the gradients, and searches along every step until steps are short. Exact, where
-    the paper of Nash-MTL solves a sequence of convex approximations and FairGrad's
-    authors use a least-squares solver.
+    `alpha = 1` is the Nash bargaining solution, with `shares` the asymmetric one. The
+    root is the only minimum of the convex function
+    `w' G w / 2 - sum_i s_i phi(w_i)`, where the derivative of `phi` is `w^(-1/alpha)`.
+    Newton's method runs on the logarithms of `w` and of `w^(-1/alpha)`, which stay in
+    the range of a float64 for any `alpha` and any size of the gradients, and searches
+    along every step until steps are short. Exact, where the paper of Nash-MTL solves a
+    sequence of convex approximations and FairGrad's authors use a least-squares solver.
 
     At a Pareto-stationary point there is no root: the weights are then 1 for every
     task, the plain sum, and not converged.
@@ -47,6 +50,8 @@ def power_root(
         alpha: Fairness, positive.
         precision: That of the gradients, see `problem`: sums that cancel to less are
             Pareto-stationary points.
+        shares: `s`, positive float64 `[T]`; None is 1 for every task. Solved by
+            TensorFlow's own ops, not by a compiled one.
 
     Returns:
         `[T]` float64 weights, the root itself, and a scalar bool.
@@ -58,18 +63,21 @@ def power_root(
         raise ValueError(f"Expected alpha > 0. Received: alpha={alpha}.")
     gramian = square(gramian)
     noise = max(_CANCELLED, noise_of(precision))
-    if (library := native.solvers_in_use()) is not None:
+    library = native.solvers_in_use()
+    if library is not None and shares is None:
         return tuple(library.mtl_keras_power_root(gramian, alpha, precision))
     p = 1.0 / alpha
     problem = prepare(gramian)
     cosines = problem.cosines
     size = cosines.shape[0]
     identity = tf.eye(size, dtype=tf.float64)
-    shares = tf.constant(_FRACTIONS, tf.float64)[:, tf.newaxis]
+    fractions = tf.constant(_FRACTIONS, tf.float64)[:, tf.newaxis]
 
     # With y = norms * w: cosines y = target * y^-p. Excluded tasks are equations of
     # their own, y = y^-p.
     log_target = (p - 1.0) * tf.math.log(problem.norms)
+    if shares is not None:
+        log_target += problem.active * tf.math.log(tf.cast(shares, tf.float64))
     common = tf.reduce_mean(log_target)
     log_target -= common
 
@@ -114,14 +122,14 @@ def power_root(
         step = step[:, 0] * damping / y
         change = tf.reduce_max(tf.abs(step))
 
-        moves = moved(log_y, products, shares * step)
+        moves = moved(log_y, products, fractions * step)
         power = moves if p == 1.0 else tf.math.expm1((1.0 - p) * moves) / (1.0 - p)
         tried = y * tf.exp(moves)
         length = tf.reduce_sum(y * products)
         squares = tf.reduce_sum(tried * tf.matmul(tried, cosines), axis=-1)
         values = 0.5 * (squares - length) - tf.reduce_sum(q * y * power, axis=-1)
         values = tf.where(tf.math.is_finite(values), values, math.inf)
-        # The largest share whose objective is the least up to rounding.
+        # The largest fraction whose objective is the least up to rounding.
         slack = 1e-13 * (0.5 * length + tf.reduce_sum(q * y))
         good = values <= tf.reduce_min(values) + slack
         # Close to the root the objective is flat to rounding: full steps are safe.

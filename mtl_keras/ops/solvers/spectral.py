@@ -6,7 +6,15 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from mtl_keras.ops.solvers.problem import EPS, Problem, finish, noise_of, prepare
+from mtl_keras.ops import native
+from mtl_keras.ops.solvers.problem import (
+    EPS,
+    Problem,
+    finish,
+    noise_of,
+    prepare,
+    square,
+)
 
 # Sums that cancel to less than this share of their terms are taken for zero.
 _CANCELLED = 1e-6
@@ -31,6 +39,9 @@ def imtl_g(gramian: Any, precision: float = EPS) -> tuple[tf.Tensor, tf.Tensor]:
     Returns:
         `[T]` float64 weights that sum to 1, and a scalar bool.
     """
+    gramian = square(gramian)
+    if (library := native.solvers_in_use()) is not None:
+        return tuple(library.mtl_keras_imtl_g(gramian, precision))
     problem = prepare(gramian)
     weights = _equal_cosines(problem, precision) / problem.norms
     total = tf.reduce_sum(weights)
@@ -56,14 +67,19 @@ def config(gramian: Any, precision: float = EPS) -> tuple[tf.Tensor, tf.Tensor]:
     Returns:
         `[T]` float64 weights, and a scalar bool.
     """
+    gramian = square(gramian)
+    if (library := native.solvers_in_use()) is not None:
+        return tuple(library.mtl_keras_config(gramian, precision))
     problem = prepare(gramian)
     units = _equal_cosines(problem, precision)
     products = tf.linalg.matvec(problem.cosines, units) * problem.active
-    square = tf.reduce_sum(units * products)
+    squared = tf.reduce_sum(units * products)
     length = tf.reduce_sum(problem.norms * products)
     share = max(_CANCELLED, noise_of(precision))
-    converged = (square > share**2 * tf.reduce_sum(units**2)) & (length > 0.0)
-    weights = units / problem.norms * length / square
+    # At a Pareto-stationary point the sign of the length is one of rounding.
+    positive = length > share * tf.reduce_sum(problem.norms * tf.abs(products))
+    converged = (squared > share**2 * tf.reduce_sum(units**2)) & positive
+    weights = units / problem.norms * length / squared
     return finish(problem, weights, converged, problem.mean * problem.count)
 
 
@@ -79,8 +95,9 @@ def aligned(
     dependent gradients that spread over four decades leave the update undetermined:
     that of the same gradients rounded otherwise is off by up to a half.
 
-    Under XLA, whose eigenvectors are less exact, weights are good to about 1e-7 for
-    gradients of similar norms and 1e-2 for norms that spread over six decades.
+    Under XLA without the compiled solvers, whose eigenvectors are less exact, weights
+    are good to about 1e-7 for gradients of similar norms and 1e-2 for norms that spread
+    over six decades.
 
     Where the update would be zero, because the gradients cancel, the weights are
     the mean's and not converged.
@@ -104,6 +121,10 @@ def aligned(
         raise ValueError(
             f"Expected scale_mode in {SCALE_MODES}. Received: {scale_mode!r}."
         )
+    gramian = square(gramian)
+    if (library := native.solvers_in_use()) is not None:
+        mode = SCALE_MODES.index(scale_mode)
+        return tuple(library.mtl_keras_aligned(gramian, mode, precision))
     problem = prepare(gramian)
     spectrum = _spectrum(*_without_noise(problem, precision))
     values, kept = spectrum.values, spectrum.kept
@@ -120,9 +141,9 @@ def aligned(
     weights = tf.sqrt(scale) * _apply(spectrum, 1.0 / roots, slopes, problem.mean)
     # The update is sqrt(s) times this long: zero where all gradients cancel.
     along = tf.linalg.matvec(spectrum.vectors, problem.mean, transpose_a=True)
-    square = tf.reduce_sum(tf.where(kept, along**2, 0.0))
+    squared = tf.reduce_sum(tf.where(kept, along**2, 0.0))
     share = max(_CANCELLED, noise_of(precision))
-    converged = square > share**2 * tf.reduce_sum(problem.mean**2)
+    converged = squared > share**2 * tf.reduce_sum(problem.mean**2)
     return finish(problem, weights, converged, problem.mean)
 
 

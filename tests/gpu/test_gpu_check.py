@@ -1,0 +1,104 @@
+"""`make gpu-check`: how checks end, and the checks themselves on the CPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+PATH = pathlib.Path(__file__).parents[2] / "benchmarks" / "gpu_check.py"
+
+
+@pytest.fixture(scope="module")
+def gpu_check():
+    spec = importlib.util.spec_from_file_location("gpu_check", PATH)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gpu_check"] = module  # Where dataclasses look for it.
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["gpu_check"]
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, PATH, *map(str, arguments)],
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "-1"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_without_a_gpu_it_is_one_line_and_code_2(tmp_path):
+    done = run("--out", tmp_path / "gpu.json")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "No GPU to check: TensorFlow sees no GPU.\n"
+    assert not (tmp_path / "gpu.json").exists()
+
+
+def test_the_most_important_checks_fit_into_ten_minutes(gpu_check):
+    assert len(gpu_check.CHECKS) == 15
+    names = list(gpu_check.chosen(10, None))
+    assert names[0] == "machine"
+    assert sum(gpu_check.CHECKS[name].seconds for name in names) <= 600
+    assert {"native_solvers", "agreement", "placement"} <= set(names)
+    assert list(gpu_check.chosen(None, None)) == list(gpu_check.CHECKS)
+    assert list(gpu_check.chosen(None, ["gram"])) == ["machine", "gram"]
+
+
+PROGRAMS = {
+    "passed": 'print(\'noise\'); print(\'{"status": "passed", "message": ""}\')',
+    "crashed": 'import os; print(\'{"status": "passed"}x\'); os.abort()',
+    "timeout": "import time; time.sleep(60)",
+}
+
+
+@pytest.mark.parametrize("status", PROGRAMS)
+def test_how_a_check_may_end(status, gpu_check, monkeypatch, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAMS[status])
+    monkeypatch.setattr(gpu_check, "__file__", str(program))
+    limit = 0.5 if status == "timeout" else 60
+    result = gpu_check.in_a_process("gram", "GPU", limit)
+    assert result["status"] == status
+    assert result["expected"] == gpu_check.CHECKS["gram"].expected
+    assert result["seconds"] >= 0.0
+
+
+def test_results_are_kept_and_a_failure_is_exit_code_1(
+    gpu_check, monkeypatch, tmp_path, capsys
+):
+    def result(name, device, limit):
+        if name == "machine":
+            return {"status": "passed", "message": "", "found": {"count": 1}} | extra
+        status = "failed" if name == "sparse" else "passed"
+        return {"status": status, "message": f"{name} of {device}"} | extra
+
+    extra = {"seconds": 1.0, "expected": "what it should be"}
+    monkeypatch.setattr(gpu_check, "in_a_process", result)
+    out = tmp_path / "gpu.json"
+    for only, code in ((["gram"], 0), (["sparse"], 1), (["two_gpus"], 0)):
+        arguments = ["gpu_check", "--out", str(out), "--only", *only]
+        monkeypatch.setattr(sys, "argv", arguments)
+        assert gpu_check.main() == code
+        checks = json.loads(out.read_text())["checks"]
+        assert list(checks) == ["machine", *only]
+    assert checks["two_gpus"]["status"] == "skipped"
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].endswith("TensorFlow sees the GPU")
+    assert printed[-1].endswith("Needs 2 GPUs; here: 1.")
+
+
+@pytest.mark.slow
+def test_every_check_passes_on_the_cpu(tmp_path):
+    out = tmp_path / "gpu.json"
+    done = run("--device", "CPU", "--slack", 20, "--out", out)
+    assert done.returncode == 0, done.stdout
+    checks = json.loads(out.read_text())["checks"]
+    assert {check["status"] for check in checks.values()} == {"passed"}
+    assert len(checks) == 15
