@@ -1,6 +1,9 @@
-"""Writes what the page on balancing says of each method, out of the docstrings.
+"""Writes the generated parts of the documentation.
 
-    python docs/generate.py            # rewrites docs/balancing.md
+    python docs/generate.py     # rewrites docs/balancing.md, docs/worth.md, README.md
+
+What the page on balancing says of each method is made of the docstrings; the tables and
+the picture of "Does it pay?" of benchmarks/results, by `evidence`.
 
 A docstring holds, before its sections, the formula, the paper and every departure from
 it, and a paragraph `Cost: ... . Choose it when ... .`
@@ -13,9 +16,12 @@ import pathlib
 import re
 from typing import NamedTuple
 
+import evidence
+
 from mtl_keras import balancing
 
-PAGE = pathlib.Path(__file__).parent / "balancing.md"
+DOCS = pathlib.Path(__file__).parent
+PAGES = (DOCS / "balancing.md", DOCS / "worth.md", DOCS.parent / "README.md")
 _COST = re.compile(
     r"Cost: (?P<backward>[^,;.]*?) backward(?:, (?P<forward>\d+) forward)?"
     r"(?:; state: (?P<state>[^;.]*))?(?:; needs: (?P<needs>[^;]*?))?\. "
@@ -115,17 +121,20 @@ def parts() -> dict[str, str]:
     tables["methods"] = "\n".join(
         f"### {m.name}\n\n`{m.cls.__name__}`: {text_of(m)}\n" for m in all_methods
     )
-    return tables
+    return tables | evidence.parts()
 
 
 def page(text: str) -> str:
-    """Returns the page with its generated parts as the docstrings have them now."""
+    """Returns a page with its generated parts as docstrings and results have them."""
     for name, part in parts().items():
         begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-        before, rest = text.split(begin)
-        text = before + begin + "\n" + part + "\n" + end + rest.split(end)[1]
+        if begin in text:
+            before, rest = text.split(begin)
+            text = before + begin + "\n" + part + "\n" + end + rest.split(end)[1]
     return text
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(PAGE.read_text("utf-8")), "utf-8")
+    for path in PAGES:
+        path.write_text(page(path.read_text("utf-8")), "utf-8")
+    evidence.draw()

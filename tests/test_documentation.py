@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import json
 import pathlib
 import re
 import shlex
+import statistics
+import sys
 import tomllib
 from typing import NamedTuple
 
@@ -151,15 +154,52 @@ def test_every_room_has_a_page_of_reference():
 
 @pytest.fixture(scope="module")
 def generate():
+    # As `python docs/generate.py` has it, for the modules beside it.
+    sys.path.insert(0, str(DOCS))
     spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+    yield module
+    sys.path.remove(str(DOCS))
 
 
-def test_the_balancing_page_is_generated_from_the_docstrings(generate):
-    text = generate.PAGE.read_text(encoding="utf-8")
-    assert generate.page(text) == text, "python docs/generate.py writes it anew"
+def test_generated_parts_are_those_of_docstrings_and_results(generate):
+    texts = [page.read_text(encoding="utf-8") for page in generate.PAGES]
+    for text, page in zip(texts, generate.PAGES, strict=True):
+        assert generate.page(text) == text, f"python docs/generate.py: {page.name}"
+    for name in generate.parts():
+        assert "\n".join(texts).count(f"<!-- {name} -->\n") == 1, name
+
+
+def test_evidence_is_that_of_the_runs(generate):
+    """The gains and seconds of a table, against the runs by plain arithmetic."""
+    results = json.loads((ROOT / "benchmarks" / "results" / "worth.json").read_text())
+
+    def runs(method, labels):
+        key = "fdu_mtl", method, labels
+        return {
+            run["seed"]: run
+            for run in results["runs"]
+            if (run["data"], run["method"], run["labels"]) == key and run["seed"]
+        }
+
+    alone, joint = runs("alone", 200), runs("equal", 200)
+    differences = [
+        statistics.mean(joint[seed]["test"]) - statistics.mean(alone[seed]["test"])
+        for seed in alone
+    ]
+    mean = statistics.mean(differences)
+    # 2.262 is the t distribution's 97.5 % quantile for nine degrees of freedom.
+    half = 2.262 * statistics.stdev(differences) / len(differences) ** 0.5
+    assert len(differences) == 10
+    gain = f"+{mean:.3f}** ({mean - half:+.3f} to {mean + half:+.3f})"
+    seconds = f"{statistics.mean(run['cpu_seconds'] for run in joint.values()):.1f}"
+    text = (DOCS / "worth.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| shared, `equal`")]
+    assert any(gain in row for row in rows)
+    rows = [line for line in text.splitlines() if line.startswith("| Reviews of 16")]
+    row = next(line for line in rows if "| 200 |" in line)
+    assert row.split("|")[4].strip() == seconds
 
 
 @pytest.mark.parametrize("name", balancing.names())
