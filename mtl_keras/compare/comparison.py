@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mtl_keras import applications, balancing
+from mtl_keras import balancing
 from mtl_keras.errors import InputError, check_integer, unknown_name
 from mtl_keras.runs.config import RunConfig, Spec, TrainingConfig, spec_name
 
@@ -185,6 +185,8 @@ class Comparison:
 
     def _settings(self) -> RunConfig:
         """Returns `base` with the names of `build` and `data`."""
+        from mtl_keras import applications
+
         base = self.base
         if self.build is not None:
             name = applications.allow(self.build)

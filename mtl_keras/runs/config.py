@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import keras
 from pydantic import (
@@ -19,12 +19,15 @@ from pydantic import (
     StrictStr,
 )
 
-from mtl_keras import applications, balancing, sharing
+from mtl_keras import balancing, sharing
 from mtl_keras.balancing.pipeline import Pipeline
 from mtl_keras.decoding import Count, Decodable, Finite, decode
 from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError, unknown_name
 from mtl_keras.runs.optimizers import SCHEDULES, make_optimizer
+
+if TYPE_CHECKING:
+    from mtl_keras.applications import Application
 
 
 def _spec(value: Any) -> Any:
@@ -127,7 +130,7 @@ class RunConfig(Decodable):
                 out of range, or two balancing methods are of one kind. Nothing has
                 been written or trained.
         """
-        application = applications.get(self.application).for_data(self.data)
+        application = _application(self)
         defaults = {
             "data": application.default_data,
             "tasks": tuple(application.tasks),
@@ -184,11 +187,11 @@ class TrainingConfig(Decodable):
         """Returns the config itself, which is validated."""
         return self
 
-    def get_application(self) -> applications.Application:
+    def get_application(self) -> Application:
         """Returns the application, as it is for the data set."""
-        return applications.get(self.application).for_data(self.data)
+        return _application(self)
 
-    def _check_names(self, application: applications.Application) -> None:
+    def _check_names(self, application: Application) -> None:
         if not self.tasks:
             raise InputError(
                 "Expected at least one task. Known tasks: "
@@ -296,3 +299,10 @@ def _canonical_numbers(values: Any) -> Any:
     if isinstance(values, float) and values.is_integer():
         return int(values)
     return values
+
+
+def _application(config: RunConfig | TrainingConfig) -> Application:
+    # Loads the generators of toy data, which only those who train applications need.
+    from mtl_keras import applications
+
+    return applications.get(config.application).for_data(config.data)

@@ -16,8 +16,6 @@ from collections.abc import Iterator, Mapping
 import keras
 import tensorflow as tf
 
-# Also for their registered classes, by which a model's file names them.
-from mtl_keras import applications, balancing, model, sharing  # noqa: F401
 from mtl_keras.decoding import Result, decode
 from mtl_keras.errors import InputError, first_line, system_reason
 from mtl_keras.files import read_json, read_text, write_csv
@@ -53,6 +51,9 @@ class Run:
             InputError: If the file is not one that Keras writes, holds code, or is
                 of layers that nobody has registered.
         """
+        # For their registered classes, by which a model's file names them.
+        from mtl_keras import applications, balancing, model, sharing  # noqa: F401
+
         applications.get(self.config.application)
         check_model_file(self.path / MODEL)
         try:

@@ -15,7 +15,6 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 
-from mtl_keras import applications
 from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError
 from mtl_keras.files import (
@@ -48,7 +47,9 @@ def next_free(parent: str | os.PathLike, config: TrainingConfig) -> pathlib.Path
     An unfinished run of the very same settings that no process holds is not taken: it
     will be resumed.
     """
-    name = applications.label(config.application)
+    from mtl_keras.applications import label
+
+    name = label(config.application)
     names = (pathlib.Path(parent, f"{name}-{n}") for n in itertools.count(1))
     return next(out for out in names if _is_free(out, config))
 

@@ -6,11 +6,10 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, StrictInt, StrictStr
 
-from mtl_keras import applications
 from mtl_keras.decoding import Count, Decodable, decode
 from mtl_keras.errors import InputError, unknown_name
 from mtl_keras.files import read_toml
@@ -18,6 +17,9 @@ from mtl_keras.runs.config import RunConfig, TrainingConfig
 from mtl_keras.search.objectives import Objective, parse_objectives
 from mtl_keras.search.search_space import SearchSpace, parse_space
 from mtl_keras.search.space import Fixed
+
+if TYPE_CHECKING:
+    from mtl_keras.applications import Application
 
 ORACLES = ("bayesian", "grid", "hyperband", "pareto", "random")
 
@@ -150,7 +152,7 @@ class Study:
         return f"{epochs} epoch{'s' if epochs > 1 else ''}"
 
     @functools.cached_property
-    def application(self) -> applications.Application:
+    def application(self) -> Application:
         """The application, as it is for the study's data."""
         return self.base.get_application()
 
@@ -165,6 +167,8 @@ def load_study(path: str | pathlib.Path) -> Study:
         InputError: If the file cannot be read, or a key, type, name or range is
             wrong. The message starts with the file's name.
     """
+    from mtl_keras import applications
+
     path = pathlib.Path(path)
     table = read_toml(path, "study file")
     for key in ("application", "data"):

@@ -40,12 +40,12 @@ def imtl_g(gramian: Any, precision: float = EPS) -> tuple[tf.Tensor, tf.Tensor]:
         `[T]` float64 weights that sum to 1, and a scalar bool.
     """
     gramian = square(gramian)
+    share = max(_CANCELLED, noise_of(precision))
     if (library := native.solvers_in_use()) is not None:
         return tuple(library.mtl_keras_imtl_g(gramian, precision))
     problem = prepare(gramian)
     weights = _equal_cosines(problem, precision) / problem.norms
     total = tf.reduce_sum(weights)
-    share = max(_CANCELLED, noise_of(precision))
     converged = tf.abs(total) > share * tf.reduce_sum(tf.abs(weights))
     return finish(problem, weights / total, converged, problem.mean)
 
@@ -68,6 +68,7 @@ def config(gramian: Any, precision: float = EPS) -> tuple[tf.Tensor, tf.Tensor]:
         `[T]` float64 weights, and a scalar bool.
     """
     gramian = square(gramian)
+    share = max(_CANCELLED, noise_of(precision))
     if (library := native.solvers_in_use()) is not None:
         return tuple(library.mtl_keras_config(gramian, precision))
     problem = prepare(gramian)
@@ -75,7 +76,6 @@ def config(gramian: Any, precision: float = EPS) -> tuple[tf.Tensor, tf.Tensor]:
     products = tf.linalg.matvec(problem.cosines, units) * problem.active
     squared = tf.reduce_sum(units * products)
     length = tf.reduce_sum(problem.norms * products)
-    share = max(_CANCELLED, noise_of(precision))
     # At a Pareto-stationary point the sign of the length is one of rounding.
     positive = length > share * tf.reduce_sum(problem.norms * tf.abs(products))
     converged = (squared > share**2 * tf.reduce_sum(units**2)) & positive
