@@ -12,7 +12,6 @@ import time
 
 import numpy as np
 import pytest
-from tiny_application import Tiny
 
 from mtl_keras import balancing
 from mtl_keras.errors import InputError
@@ -55,7 +54,7 @@ def start(out, *arguments, task=None):
     program = (
         "from mtl_keras import applications\n"
         "from tiny_application import Tiny\n"
-        "applications._APPLICATIONS['tiny'] = Tiny\n"
+        "applications.register('tiny', Tiny)\n"
         "from mtl_keras_cli.app import app\n"
         "app()\n"
     )
@@ -81,7 +80,7 @@ def cluster(size):
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_ends_the_others_and_a_restart_resumes(tmp_path):
+def test_a_worker_that_dies_ends_the_others_and_a_restart_resumes(tmp_path, tiny):
     arguments = ["--epochs", "60", "--balancing", "upgrad"]
     alone = start(tmp_path / "alone", *arguments)
     assert alone.wait() == 0, alone.stderr.read()
@@ -100,20 +99,11 @@ def test_a_worker_that_dies_ends_the_others_and_a_restart_resumes(tmp_path):
     for process in again:
         assert process.wait(timeout=300) == 0, process.stderr.read()
     assert "Resuming the unfinished run" in again[0].stdout.read()
-    for one, two in zip(
-        load_run_weights(tmp_path / "alone"), load_run_weights(out), strict=True
-    ):
+    weights = (
+        load_run(path).model().get_weights() for path in (tmp_path / "alone", out)
+    )
+    for one, two in zip(*weights, strict=True):
         np.testing.assert_allclose(two, one, rtol=1e-3, atol=1e-4)
-
-
-def load_run_weights(path):
-    from mtl_keras import applications
-
-    applications._APPLICATIONS["tiny"] = Tiny
-    try:
-        return load_run(path).model().get_weights()
-    finally:
-        del applications._APPLICATIONS["tiny"]
 
 
 @pytest.mark.slow
