@@ -115,7 +115,6 @@ class PCD(_PrimaryBalancer):
     """
 
     method = "pcd"
-    natural_scale = "sum"
 
     def __init__(
         self,
