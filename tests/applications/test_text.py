@@ -287,7 +287,7 @@ def train_with(text, name, batches):
     return before, after
 
 
-FEW = ["graddrop", "upgrad"]
+FEW = ["upgrad"]
 GRAM_BASED = [
     name
     for name in balancing.names()

@@ -19,6 +19,7 @@ from rich.console import Console
 from mtl_keras.compare import Comparison, run_comparison
 from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError
+from mtl_keras.reports import figures
 from mtl_keras.runs import RunConfig, evaluate, scheduler
 from mtl_keras.runs.training import load_split
 
@@ -45,6 +46,12 @@ def records(out):
 
 def main(record):
     return {task: values[MAIN[task]] for task, values in record["test"].items()}
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch):
+    """Reports without their drawings, which take the longest; test_report.py has them."""
+    monkeypatch.setattr(figures, "svg", lambda figure, about: "<svg></svg>")
 
 
 @pytest.fixture

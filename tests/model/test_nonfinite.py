@@ -177,7 +177,9 @@ def test_a_skipped_task_is_an_absent_task(method, value):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("policy", ["skip_task", "skip_step"])
+@pytest.mark.parametrize(
+    "policy", ["skip_task", pytest.param("skip_step", marks=pytest.mark.slow)]
+)
 def test_ways_to_run_a_step_skip_the_same(policy, arguments):
     x, y = data(bad=[3, 40])
     models = []
@@ -191,7 +193,15 @@ def test_ways_to_run_a_step_skip_the_same(policy, arguments):
     assert_equal_weights(*models, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["equal", "uncertainty", "gradvac", "db_mtl"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "uncertainty",
+        "db_mtl",
+        pytest.param("equal", marks=pytest.mark.slow),
+        pytest.param("gradvac", marks=pytest.mark.slow),
+    ],
+)
 def test_a_skipped_step_leaves_weights_and_balancing_as_they_were(method):
     x, y = data(bad=[40])
     model = build(method, statistics=False, on_nonfinite="skip_step")

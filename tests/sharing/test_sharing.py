@@ -63,7 +63,7 @@ def test_gradients_reach_every_variable_and_a_file_keeps_all(name, backbone, tmp
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(n, marks=() if n in ("mmoe", "ple") else pytest.mark.slow)
+        pytest.param(n, marks=() if n == "mmoe" else pytest.mark.slow)
         for n in NAMES
     ],
 )
