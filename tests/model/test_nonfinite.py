@@ -112,7 +112,7 @@ def test_the_step_of_train_on_batch_raises_at_once():
 
 
 def test_a_regularisation_loss_is_no_tasks_fault():
-    model = build(statistics=False)
+    model = build(statistics=False, run_eagerly=True)
     model.layers[1].kernel.regularizer = lambda w: tf.reduce_sum(tf.sqrt(0.0 * w))
     with pytest.raises(NonFiniteError, match="regularisation loss, with all losses"):
         model.fit(*data(16), **FIT)
@@ -338,7 +338,8 @@ def test_arguments_are_checked_and_saved(tmp_path):
         build(on_nonfinite="ignore")
     with pytest.raises(InputError, match="task_clipnorm"):
         build(task_clipnorm=-1.0)
-    model = build("pcgrad", on_nonfinite="skip_task", task_clipnorm=0.5)
+    options = {"on_nonfinite": "skip_task", "task_clipnorm": 0.5}
+    model = build("pcgrad", run_eagerly=True, **options)
     model.fit(*data(16), **FIT)
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras", safe_mode=True)
