@@ -18,16 +18,14 @@ demo: $(VENV)/installed
 	$(BIN)/mtl-keras evaluate $(TUNED)/best
 	$(BIN)/mtl-keras export $(TUNED)/best --to $(TUNED)/export --check --reuse
 
-# A file's tests share a process: what it traces, trains or exports for several of them,
-# it does once.
-WORKERS := -n 2 --dist loadfile
-
+# A file's tests share a process: what is traced, trained or exported for several of them
+# is so once.
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest $(WORKERS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # What `make test` leaves out: hours. With SHARE=N an Nth part of it, each day another one.
 test-slow: $(VENV)/installed-dev
-	$(BIN)/python -m pytest $(WORKERS) -m slow $(if $(SHARE),--share $(SHARE))
+	$(BIN)/python -m pytest -n 2 -m slow $(if $(SHARE),--share $(SHARE))
 
 # The kernels' own tests, under AddressSanitizer and UndefinedBehaviorSanitizer, built by
 # GCC and by clang where they are installed, with warnings as errors. Without a C++
