@@ -50,7 +50,7 @@ def main(record):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Reports without their drawings, which take the longest; test_report.py has them."""
+    """Leaves reports without their drawings, which take longest to write."""
     monkeypatch.setattr(figures, "svg", lambda figure, about: "<svg></svg>")
 
 

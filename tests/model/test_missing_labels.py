@@ -289,9 +289,7 @@ def test_absent_samples_train_as_if_left_out(masked):
     everywhere = {"size": np.zeros(16), "kind": labelled.astype("float32")}
     results = []
     for rows, weights in ((np.arange(16), everywhere), (labelled, None)):
-        model = sequences(
-            masked, optimizer=keras.optimizers.SGD(1.0), run_eagerly=True
-        )
+        model = sequences(masked, optimizer=keras.optimizers.SGD(1.0), run_eagerly=True)
         if weights is None:
             stock = keras.Model(model.input, model.output)
             stock.compile(

@@ -142,7 +142,8 @@ def test_a_trial_without_progress_stops(study_of, tmp_path, monkeypatch):
 def test_a_trial_is_scored_by_its_best_epoch(study_of, tmp_path, monkeypatch):
     study = study_of(
         'trials = 3\nepochs = 8\npatience = 2\nobjective = "level"',
-        '[space]\noptimizer = "sgd"\nlearning_rate = [0.4, 0.7, 1.0]\nbatch_size = 16\n',
+        '[space]\noptimizer = "sgd"\nbatch_size = 16\n'
+        "learning_rate = [0.4, 0.7, 1.0]\n",
     )
     histories = []
     fit = keras.Model.fit

@@ -73,10 +73,7 @@ def test_gradients_reach_every_variable_and_a_file_keeps_all(name, backbone, tmp
 @pytest.mark.parametrize("backbone", ELSEWHERE)
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(n, marks=() if n == "mmoe" else pytest.mark.slow)
-        for n in NAMES
-    ],
+    [pytest.param(n, marks=() if n == "mmoe" else pytest.mark.slow) for n in NAMES],
 )
 def test_trains_under_xla_in_mixed_precision_and_is_exported(name, backbone, tmp_path):
     keras.config.set_dtype_policy("mixed_float16")
