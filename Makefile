@@ -18,8 +18,10 @@ demo: $(VENV)/installed
 	$(BIN)/mtl-keras evaluate $(TUNED)/best
 	$(BIN)/mtl-keras export $(TUNED)/best --to $(TUNED)/export --check --reuse
 
+# A file's tests share a process: what is traced, trained or exported for several of them
+# is so once.
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # What `make test` leaves out: hours. With SHARE=N an Nth part of it, each day another one.
 test-slow: $(VENV)/installed-dev

@@ -54,7 +54,7 @@ class Tiny(Application):
     }
     defaults = TrainingDefaults(
         epochs=2,
-        batch_size=16,
+        batch_size=32,
         learning_rate=0.01,
         backbone="mlp",
         sharing="hard",

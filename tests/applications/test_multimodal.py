@@ -32,9 +32,9 @@ def model(application):
     return application.build(width=2)
 
 
-def load(application, split="train", **kwargs):
+def load(application, split="train", batch_size=16, **kwargs):
     return application.load(
-        split, batch_size=16, data_dir=application.data_dir, **kwargs
+        split, batch_size=batch_size, data_dir=application.data_dir, **kwargs
     )
 
 
@@ -156,7 +156,8 @@ def test_every_fusion_learns(application, data, fusion, sharing, balancing):
         balancing=balancing,
         run_eagerly=True,  # tracing would take most of the time
     )
-    history = model.fit(load(application), epochs=2, verbose=0).history
+    train = load(application, batch_size=50)
+    history = model.fit(train, epochs=2, verbose=0).history
     assert all(np.isfinite(values).all() for values in history.values())
     assert history["loss"][-1] < history["loss"][0]
 

@@ -305,7 +305,7 @@ def train_with(text, name, batches):
     return before, after
 
 
-FEW = ["graddrop", "upgrad"]
+FEW = ["upgrad"]
 GRAM_BASED = [
     name
     for name in balancing.names()

@@ -12,12 +12,12 @@ from mtl_keras import backbones, sharing
 from mtl_keras.errors import InputError
 
 SHAPES = {
-    "cnn": (9, 9, 12),
-    "cnn_rnn": (9, 12),
+    "cnn": (3, 3, 12),
+    "cnn_rnn": (3, 12),
     "mlp": (6,),
-    "resnet": (9, 9, 24),
-    "rnn": (36, 12),
-    "transformer_encoder": (36, 6),
+    "resnet": (3, 3, 24),
+    "rnn": (12, 12),
+    "transformer_encoder": (12, 6),
 }
 
 
@@ -30,9 +30,9 @@ def model_of(stages, inputs):
 
 @pytest.mark.parametrize("name", backbones.names())
 def test_shapes_gradients_and_files(name, tmp_path):
-    model = model_of(backbones.get(name)(6, 3), keras.Input((36, 36, 1)))
+    model = model_of(backbones.get(name)(6, 3), keras.Input((12, 12, 1)))
     assert model.output_shape[1:] == SHAPES[name]
-    x = np.random.default_rng(0).normal(size=(4, 36, 36, 1)).astype("float32")
+    x = np.random.default_rng(0).normal(size=(4, 12, 12, 1)).astype("float32")
     with tf.GradientTape() as tape:
         loss = tf.reduce_mean((model(x, training=True) - 0.3) ** 2)
     variables = model.trainable_variables

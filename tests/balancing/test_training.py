@@ -263,7 +263,7 @@ def test_the_second_pass_of_famo_draws_the_same_masks(run_eagerly):
     assert balancer.variables["adam_steps"].numpy().tolist() == [2, 2, 2]
 
 
-OF_EACH_FAMILY = {"famo", "pcgrad", "db_mtl"}
+OF_EACH_FAMILY = {"famo", "db_mtl"}  # And the running Nash, of the Gram methods.
 EVERY_SECOND = [
     {"class_name": name, "config": {"update_every": 2, **config}}
     for name, config in (

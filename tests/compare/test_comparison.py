@@ -19,6 +19,7 @@ from rich.console import Console
 from mtl_keras.compare import Comparison, run_comparison
 from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError
+from mtl_keras.reports import figures
 from mtl_keras.runs import RunConfig, evaluate, scheduler
 from mtl_keras.runs.training import load_split
 
@@ -48,6 +49,12 @@ def main(record):
 
 
 @pytest.fixture
+def undrawn(monkeypatch):
+    """Leaves reports without their drawings, which take longest to write."""
+    monkeypatch.setattr(figures, "svg", lambda figure, about: "<svg></svg>")
+
+
+@pytest.fixture
 def trainings(monkeypatch):
     """Counts the trainings."""
     fits = []
@@ -61,7 +68,9 @@ def trainings(monkeypatch):
     return fits
 
 
-def test_results_follow_from_the_cells(tiny, eagerly, inline, trainings, tmp_path):
+def test_results_follow_from_the_cells(
+    tiny, eagerly, inline, undrawn, trainings, tmp_path
+):
     out = tmp_path / "comparison"
     console = Console(record=True, width=160, file=io.StringIO())
     summary = run_comparison(
@@ -255,7 +264,7 @@ def test_a_single_task_without_a_baseline_leaves_the_others(
 
 
 def test_a_failed_cell_is_recorded_and_tried_again(
-    tiny, eagerly, inline, monkeypatch, tmp_path
+    tiny, eagerly, inline, undrawn, monkeypatch, tmp_path
 ):
     fit = keras.Model.fit
 
@@ -329,7 +338,9 @@ run_comparison(Comparison(config, ("equal",), seeds=1), {out!r})
 """
 
 
-def test_a_killed_comparison_resumes(tiny, eagerly, inline, trainings, tmp_path):
+def test_a_killed_comparison_resumes(
+    tiny, eagerly, inline, undrawn, trainings, tmp_path
+):
     """Killed by a signal that nothing can catch, within the third training."""
     out = tmp_path / "out"
     script = KILLED.format(tests=str(pathlib.Path(__file__).parents[1]), out=str(out))

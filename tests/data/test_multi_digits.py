@@ -6,23 +6,29 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from mtl_keras.data import MultiDigits
 from mtl_keras.data.generated import digits, scenes
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("tfds")
-
-
-@pytest.fixture(scope="module")
-def test_split(data_dir):
+def loaded(data_dir):
     """The test split, through TensorFlow Datasets' own front door."""
     dataset = tfds.load("multi_digits/digits", split="test", data_dir=str(data_dir))
     return next(iter(tfds.as_numpy(dataset.batch(10_000))))
 
 
+@pytest.fixture(scope="module")
+def test_split(tmp_path_factory):
+    """The whole test split, beside few samples of the others."""
+    with pytest.MonkeyPatch.context() as patch:
+        scenes_of = MultiDigits.builder_configs["digits"].scenes
+        for split in ("train", "validation"):
+            patch.setitem(scenes_of, split, 40)
+        return loaded(tmp_path_factory.mktemp("few"))
+
+
 @pytest.mark.slow
-def test_features_are_as_documented(test_split, data_dir):
+def test_features_are_as_documented(tmp_path):
+    test_split = loaded(tmp_path)
     assert {name: (x.dtype, x.shape[1:]) for name, x in test_split.items()} == {
         "image": (np.uint8, (36, 36, 1)),
         "left": (np.int64, ()),
@@ -31,7 +37,7 @@ def test_features_are_as_documented(test_split, data_dir):
         "boxes": (np.float32, (2, 4)),
         "mask": (np.uint8, (36, 36, 1)),
     }
-    info = tfds.builder("multi_digits", data_dir=str(data_dir)).info
+    info = tfds.builder("multi_digits", data_dir=str(tmp_path)).info
     assert info.config_name == "digits"
     assert {name: part.num_examples for name, part in info.splits.items()} == {
         "train": 12_000,

@@ -163,9 +163,7 @@ class Mean(GramBalancer):
 @pytest.mark.parametrize(
     "name",
     [
-        name
-        if name in ("cagrad", "pcd")
-        else pytest.param(name, marks=pytest.mark.slow)
+        pytest.param(name, marks=() if name == "cagrad" else pytest.mark.slow)
         for name in balancing.names()
         if isinstance(balancing.get(name), GramBalancer)
     ],

@@ -14,7 +14,7 @@ import mtl_keras
 from mtl_keras.errors import InputError
 
 
-def build(balancing, image=False):
+def build(balancing, image=False, run_eagerly=True):
     inputs = keras.Input((6,))
     h = keras.layers.Dense(12, "tanh")(inputs)
     outputs = {
@@ -40,6 +40,7 @@ def build(balancing, image=False):
         metrics=metrics,
         weighted_metrics={"size": [keras.metrics.MeanAbsoluteError("weighted")]},
         balancing=balancing,
+        run_eagerly=run_eagerly,
     )
     return model
 
@@ -99,6 +100,7 @@ def test_loss_and_metrics_are_those_of_the_labelled_samples(filler):
                 "accuracy",
             ],
         },
+        run_eagerly=True,
     )
     alone = {task: values[labelled] for task, values in y.items()}
     w = weight[labelled]
@@ -120,7 +122,7 @@ def test_loss_and_metrics_are_those_of_the_labelled_samples(filler):
 
 @pytest.mark.parametrize("balancing", ["equal", "uncertainty", "dwa", "pcgrad", "mgda"])
 def test_a_task_absent_from_the_batch_moves_nothing(balancing):
-    model = build(balancing)
+    model = build(balancing, run_eagerly=balancing != "mgda")
     x, y = data()
     present = {"kind": np.ones(100), "size": np.ones(100)}
     model.fit(x, y, sample_weight=present, epochs=2, verbose=0)  # build all state
@@ -166,7 +168,7 @@ def test_label_counts_are_summed_over_replicas(mirrored):
     for strategy in (tf.distribute.get_strategy(), mirrored):
         keras.utils.set_random_seed(11)
         with strategy.scope():
-            model = build("pcgrad")
+            model = build("pcgrad", run_eagerly=False)
         model.fit(
             x,
             y,
@@ -287,10 +289,12 @@ def test_absent_samples_train_as_if_left_out(masked):
     everywhere = {"size": np.zeros(16), "kind": labelled.astype("float32")}
     results = []
     for rows, weights in ((np.arange(16), everywhere), (labelled, None)):
-        model = sequences(masked, optimizer=keras.optimizers.SGD(1.0))
+        model = sequences(masked, optimizer=keras.optimizers.SGD(1.0), run_eagerly=True)
         if weights is None:
             stock = keras.Model(model.input, model.output)
-            stock.compile(model.optimizer, loss={"kind": model.loss["kind"]})
+            stock.compile(
+                model.optimizer, loss={"kind": model.loss["kind"]}, run_eagerly=True
+            )
             stock.train_on_batch(x[rows], {"kind": y["kind"][rows]})
         else:
             model.train_on_batch(x, y, sample_weight=weights)

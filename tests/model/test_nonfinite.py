@@ -112,7 +112,7 @@ def test_the_step_of_train_on_batch_raises_at_once():
 
 
 def test_a_regularisation_loss_is_no_tasks_fault():
-    model = build(statistics=False)
+    model = build(statistics=False, run_eagerly=True)
     model.layers[1].kernel.regularizer = lambda w: tf.reduce_sum(tf.sqrt(0.0 * w))
     with pytest.raises(NonFiniteError, match="regularisation loss, with all losses"):
         model.fit(*data(16), **FIT)
@@ -177,7 +177,9 @@ def test_a_skipped_task_is_an_absent_task(method, value):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("policy", ["skip_task", "skip_step"])
+@pytest.mark.parametrize(
+    "policy", ["skip_task", pytest.param("skip_step", marks=pytest.mark.slow)]
+)
 def test_ways_to_run_a_step_skip_the_same(policy, arguments):
     x, y = data(bad=[3, 40])
     models = []
@@ -191,7 +193,15 @@ def test_ways_to_run_a_step_skip_the_same(policy, arguments):
     assert_equal_weights(*models, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["equal", "uncertainty", "gradvac", "db_mtl"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "uncertainty",
+        "db_mtl",
+        pytest.param("equal", marks=pytest.mark.slow),
+        pytest.param("gradvac", marks=pytest.mark.slow),
+    ],
+)
 def test_a_skipped_step_leaves_weights_and_balancing_as_they_were(method):
     x, y = data(bad=[40])
     model = build(method, statistics=False, on_nonfinite="skip_step")
@@ -328,7 +338,8 @@ def test_arguments_are_checked_and_saved(tmp_path):
         build(on_nonfinite="ignore")
     with pytest.raises(InputError, match="task_clipnorm"):
         build(task_clipnorm=-1.0)
-    model = build("pcgrad", on_nonfinite="skip_task", task_clipnorm=0.5)
+    options = {"on_nonfinite": "skip_task", "task_clipnorm": 0.5}
+    model = build("pcgrad", run_eagerly=True, **options)
     model.fit(*data(16), **FIT)
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras", safe_mode=True)

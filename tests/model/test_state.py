@@ -13,7 +13,7 @@ from mtl_keras import balancing as balancing_lib
 from mtl_keras.errors import InputError
 
 
-def build(balancing):
+def build(balancing, **compile_arguments):
     keras.utils.set_random_seed(21)
     inputs = keras.Input((6,))
     h = keras.layers.Dense(12, "tanh")(inputs)
@@ -21,7 +21,7 @@ def build(balancing):
     model = mtl_keras.MultiTaskModel(
         inputs, {"a": keras.layers.Dense(3)(h), "b": keras.layers.Dense(1)(h)}
     )
-    model.compile("adam", loss="mse", balancing=balancing)
+    model.compile("adam", loss="mse", balancing=balancing, **compile_arguments)
     return model
 
 
@@ -37,7 +37,10 @@ def data():
 METHODS = [
     pytest.param("uncertainty", marks=pytest.mark.slow),
     pytest.param("dwa", marks=pytest.mark.slow),
-    {"class_name": "PCGrad", "config": {"seed": 5, "scale": "mean"}},
+    pytest.param(
+        {"class_name": "PCGrad", "config": {"seed": 5, "scale": "mean"}},
+        marks=pytest.mark.slow,
+    ),
     ["uncertainty", {"class_name": "pcgrad", "config": {"seed": 4}}],
     {"class_name": "nash", "config": {"solve": "running", "update_every": 2}},
 ]
@@ -102,7 +105,7 @@ def test_configuration_round_trips_through_json(name):
 
 def test_weights_carry_over_to_another_method(tmp_path):
     x, y = data()
-    trained = build("uncertainty")
+    trained = build("uncertainty", run_eagerly=True)
     trained.fit(x, y, epochs=1, **FIT)
     trained.save_weights(tmp_path / "w.weights.h5")
     other = build("pcgrad")

@@ -55,7 +55,7 @@ def test_the_graph_shows_the_shared_variables():
 def test_a_frozen_layer_is_left_alone():
     model = model_with_a_branch(optimizer="sgd")
     model.get_layer("stem").trainable = False
-    model.compile("sgd", loss="mse", balancing="mgda")
+    model.compile("sgd", loss="mse", balancing="mgda", run_eagerly=True)
     before = model.get_layer("stem").get_weights()[0].copy()
     x, y = data()
     model.fit(x, y, verbose=0)
@@ -69,7 +69,9 @@ def test_heads_follow_their_own_gradient_under_gradient_balancers(balancing):
     heads = {}
     for name in ("equal", balancing):
         keras.utils.set_random_seed(2)
-        model = model_with_a_branch(optimizer=keras.optimizers.SGD(0.1), balancing=name)
+        model = model_with_a_branch(
+            optimizer=keras.optimizers.SGD(0.1), balancing=name, run_eagerly=True
+        )
         model.fit(x, y, batch_size=32, verbose=0)
         heads[name] = [model.get_layer(f"head_{t}").get_weights()[0] for t in "abc"]
         stem = model.get_layer("stem").get_weights()[0]
@@ -99,6 +101,7 @@ def test_task_specific_decides_what_trains_the_heads(kind, task_specific):
         model = model_with_a_branch(
             optimizer=keras.optimizers.SGD(0.1),
             balancing="equal" if name == "equal" else balancing,
+            run_eagerly=True,
         )
         before = model.get_layer("head_a").get_weights()[0].copy()
         history = model.fit(x, y, batch_size=32, verbose=0).history
@@ -120,7 +123,12 @@ def test_regularisation_is_not_balanced():
         h = keras.layers.Dense(5, kernel_regularizer="l2", use_bias=False)(inputs)
         outputs = {t: keras.layers.Dense(1, use_bias=False)(h) for t in "ab"}
         model = mtl_keras.MultiTaskModel(inputs, outputs)
-        model.compile(keras.optimizers.SGD(0.5), loss="mse", balancing=balancing)
+        model.compile(
+            keras.optimizers.SGD(0.5),
+            loss="mse",
+            balancing=balancing,
+            run_eagerly=True,
+        )
         model.fit(x, y, verbose=0)  # The tasks' gradients are zero.
         results.append(model.get_weights()[0])
     np.testing.assert_allclose(results[1], results[0], rtol=1e-6)
@@ -353,7 +361,9 @@ def test_nested_models_balance_as_flat_ones(form, gradients_of):
         keras.utils.set_random_seed(2)
         model = mtl_keras.MultiTaskModel(*nested_network(this))
         method = balancing_lib.MGDA(gradients_of=gradients_of)
-        model.compile(keras.optimizers.SGD(0.1), loss="mse", balancing=method)
+        model.compile(
+            keras.optimizers.SGD(0.1), loss="mse", balancing=method, run_eagerly=True
+        )
         model.fit(x, y, epochs=2, shuffle=False, verbose=0)
         names = {v.path.rpartition("/")[0][-6:] for v in model.shared_variables}
         assert {name.rpartition("/")[2] for name in names} == {"stem"}

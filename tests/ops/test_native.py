@@ -90,8 +90,9 @@ def traced(name, which):
     "kind", ["plain", "conflict", "scales", "nearly dependent", "absent", "tiny"]
 )
 def test_solvers_agree(name, kind):
-    if name.startswith("aligned") and kind == "scales":
-        pytest.skip("Eigenvalues beyond float64's digits are rounding errors.")
+    # Eigenvalues beyond float64's digits are rounding errors, and so are the weights of
+    # Aligned-MTL; in the update these errors cancel.
+    of_updates = name.startswith("aligned") and kind == "scales"
     for num_tasks in (3, 8):
         for seed in range(5):
             rows = rows_of(kind, num_tasks, seed)
@@ -100,6 +101,8 @@ def test_solvers_agree(name, kind):
             *composed, second = traced(name, "tensorflow")(gram)
             assert bool(first) == bool(second)
             for a, b in zip(compiled, composed, strict=True):
+                if of_updates:
+                    a, b = a.numpy() @ rows, b.numpy() @ rows
                 scale = np.abs(b).max(initial=1e-300)
                 # Round-off, amplified by an ill-conditioned matrix.
                 slack = 1e-6 if kind == "nearly dependent" else 1e-9

@@ -60,7 +60,7 @@ def assert_same(out, other):
 
 
 def config(**changes):
-    return RunConfig("tiny", **{"epochs": 3, "limit": 80, **changes})
+    return RunConfig("tiny", **{"epochs": 3, "limit": 80, "batch_size": 40, **changes})
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def config(**changes):
 def test_a_stopped_run_ends_as_one_that_never_stopped(
     tiny, eagerly, tmp_path, monkeypatch, changes, steps, stops
 ):
-    settings = config(**changes)
+    settings = config(batch_size=16, **changes)
     train(settings, tmp_path / "whole")
     for save in stops:
         with monkeypatch.context() as patch:
@@ -226,8 +226,8 @@ def test_runs_that_cannot_be_resumed_are_refused_and_kept(stopped, monkeypatch):
     (work / "run" / "model.keras").symlink_to(stopped / "elsewhere")
     refused("no symbolic link", config())
     (work / "run" / "model.keras").unlink()
-    monkeypatch.setitem(SIZES, "train", 50)
-    refused("5 steps in an epoch. Received: data of 4", config())
+    monkeypatch.setitem(SIZES, "train", 40)
+    refused("2 steps in an epoch. Received: data of 1", config())
     assert {p: p.read_bytes() for p in work.rglob("*") if p.is_file()} == before
 
 

@@ -14,6 +14,7 @@ from sharing_cases import (
     TASKS,
     assert_same,
     batch,
+    convolutional,
     dense,
     functional,
     model_of,
@@ -30,14 +31,24 @@ ELSEWHERE = [
 ]
 
 
+# Of those with layers or channels of their own for images.
+CONVOLUTIONAL = ("mmoe", "mtan", "sluice")
+
+
 @pytest.mark.parametrize(
-    "backbone",
+    ("name", "backbone"),
     [
-        pytest.param(b, marks=pytest.mark.slow if b is recurrent else ())
+        pytest.param(
+            name,
+            b,
+            marks=()
+            if b is dense or (b is convolutional and name in CONVOLUTIONAL)
+            else pytest.mark.slow,
+        )
+        for name in NAMES
         for b in BACKBONES
     ],
 )
-@pytest.mark.parametrize("name", NAMES)
 def test_gradients_reach_every_variable_and_a_file_keeps_all(name, backbone, tmp_path):
     model = functional(name, *backbone())
     x, y = batch(model)
@@ -62,10 +73,7 @@ def test_gradients_reach_every_variable_and_a_file_keeps_all(name, backbone, tmp
 @pytest.mark.parametrize("backbone", ELSEWHERE)
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(n, marks=() if n in ("mmoe", "ple") else pytest.mark.slow)
-        for n in NAMES
-    ],
+    [pytest.param(n, marks=() if n == "mmoe" else pytest.mark.slow) for n in NAMES],
 )
 def test_trains_under_xla_in_mixed_precision_and_is_exported(name, backbone, tmp_path):
     keras.config.set_dtype_policy("mixed_float16")
@@ -84,7 +92,7 @@ def test_trains_under_xla_in_mixed_precision_and_is_exported(name, backbone, tmp
     assert b"MtlKeras>" not in (version / "saved_model.pb").read_bytes()
 
 
-@pytest.mark.parametrize("length", [None, 7])
+@pytest.mark.parametrize("length", [None, pytest.param(7, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NAMES)
 def test_tokens_are_embedded_before_gates_read_them(name, length):
     inputs = keras.Input((length,), dtype="int32")
