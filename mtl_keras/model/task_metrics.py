@@ -117,11 +117,24 @@ def where_computed(
     by_output = batches.result()
     counts |= {name: by_output[output] for name, output in outputs.items()}
     return {
-        name: tf.where(tf.convert_to_tensor(counts[name]) > 0, result, np.nan)
-        if name in counts and tf.as_dtype(result.dtype).is_floating
-        else result
+        name: _nan_without(counts[name], result) if name in counts else result
         for name, result in results.items()
     }
+
+
+def _nan_without(count: Any, result: Any) -> Any:
+    """Returns a metric's result, NaN where the count is 0 and the result of floats.
+
+    Results may be Python's numbers, and dicts of several.
+    """
+
+    def replaced(value: Any) -> Any:
+        value = tf.convert_to_tensor(value)
+        if not value.dtype.is_floating:
+            return value
+        return tf.where(tf.convert_to_tensor(count) > 0, value, np.nan)
+
+    return keras.tree.map_structure(replaced, result)
 
 
 def _update_weighted(

@@ -147,6 +147,18 @@ def test_a_task_absent_from_the_batch_moves_nothing(balancing):
     assert all(np.all(np.isfinite(w)) for w in model.get_weights())
 
 
+def test_weights_may_be_a_mask_of_bools():
+    x, y = data()
+    labelled = np.arange(100) % 3 > 0
+    results = []
+    for dtype in ("float32", "bool", "uint8"):
+        keras.utils.set_random_seed(0)
+        model = build("equal")
+        weights = {"kind": labelled.astype(dtype), "size": np.ones(100, dtype)}
+        results.append(model.train_on_batch(x, y, weights, return_dict=True))
+    assert results[1] == results[2] == results[0]
+
+
 def test_nothing_labelled_at_all_makes_no_nan():
     model = build("mgda")
     x, y = data()
