@@ -264,6 +264,15 @@ def has_value_by_element(loss: keras.losses.Loss) -> bool:
     return is_mean or getattr(loss, "is_mean_over_elements", False)
 
 
+def compares_samples(loss: keras.losses.Loss) -> bool:
+    """Returns whether a loss's value of one sample depends on the others.
+
+    Losses of other modules say so by an attribute `compares_samples`.
+    """
+    is_pairwise = isinstance(loss, keras.losses.Circle)
+    return is_pairwise or getattr(loss, "compares_samples", False)
+
+
 def check_axes(kind: str, task: str, values: tf.Tensor, *weights: Any) -> None:
     """Raises `InputError` for weights or masks with more axes than the values.
 
@@ -304,6 +313,7 @@ def _value(task: str, loss: keras.losses.Loss, labels: Labels, y_pred: Any) -> _
     of_output = fitted(labelled, len(y_pred.shape))
     guarded = _differentiated_where(of_output, y_pred)
     reduces_itself = type(loss).__call__ is not keras.losses.Loss.__call__
+    reduces_itself |= compares_samples(loss)
     if not reduces_itself:
         in_mask = mask_of(y_pred)
         values = element_values(
