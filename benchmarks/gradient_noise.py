@@ -33,15 +33,15 @@ DTYPES = {
     "mixed_float16": 2.0**-10,
     "mixed_bfloat16": 2.0**-7,
 }
-STEPS = 300
+STEPS = 100
 MODELS = {
     "dense 32": lambda: (keras.Input((16,)), dense(2, 32)),
-    "dense 512": lambda: (keras.Input((16,)), dense(4, 512)),
+    "dense 256": lambda: (keras.Input((16,)), dense(4, 256)),
     "conv": lambda: (keras.Input((16, 16, 1)), conv()),
     "embedding": lambda: (keras.Input((12,), dtype="int32"), tokens("mean")),
     "gru": lambda: (keras.Input((12,), dtype="int32"), tokens("gru")),
 }
-BATCHES = (16, 1024)
+BATCHES = (16, 256)
 
 
 def dense(depth: int, width: int) -> list[keras.layers.Layer]:

@@ -129,7 +129,7 @@ def test_sure_and_wrong_outputs_learn_from_their_logits_beside_weights():
     for name, value in expected.items():
         assert actual[name] == pytest.approx(value, rel=1e-6), name
     for one, other in zip(stock, ours, strict=True):
-        np.testing.assert_array_equal(one, other)
+        np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-6)
 
 
 def test_float64_is_stock_keras_to_the_bit():
@@ -191,8 +191,8 @@ def test_metrics_with_results_of_any_type_are_stock_keras():
     expected, actual, without = results
     assert actual == {name: pytest.approx(v, rel=1e-6) for name, v in expected.items()}
     assert np.isfinite(without["kind_accuracy"])
-    assert all(np.isnan(v) for v in without["size_dict"].values())
-    assert np.isnan(without["size_float"])
+    for name in ("once", "twice", "size_float"):
+        assert np.isnan(without[name])
 
 
 @pytest.mark.parametrize(
