@@ -29,6 +29,7 @@ from keras.src.saving.keras_saveable import KerasSaveable
 
 __all__ = ["KerasSaveable"]
 
+_ACTIVATIONS = {"Sigmoid": tf.sigmoid, "Softmax": tf.nn.softmax}
 _UNNAMED = re.compile(r"keras_tensor(_\d+)?")
 
 
@@ -143,8 +144,8 @@ def outputs_of_metrics(
         for output, of_output in zip(order, metrics, strict=True)
         for _ in (of_output.metrics if of_output else ())
     ]
-    losses = {tracker.name for tracker in loss_trackers(model)}
-    names = [name for name in results if name not in losses]
+    # A metric may have the name of a loss, whose result then replaces its own.
+    _, *names = results
     return dict(zip(names, by_metric, strict=False))
 
 
@@ -414,7 +415,10 @@ def standardized_inputs(model: keras.Model, inputs: Any) -> list[Any]:
 
 
 def identity_with_mask(tensor: Any) -> Any:
-    """Returns a copy of a tensor that carries its Keras mask."""
+    """Returns a copy of a tensor that carries its Keras mask.
+
+    Not its logits: the copy is there to be differentiated by.
+    """
     return with_mask(tf.identity(tensor), mask_of(tensor))
 
 
@@ -428,6 +432,31 @@ def with_mask(tensor: Any, mask: Any) -> Any:
     if mask is not None:
         tensor._keras_mask = mask
     return tensor
+
+
+def with_logits(function: Callable[[Any], Any], tensor: Any) -> Any:
+    """Returns `function(tensor)`, made to carry its logits if the tensor does.
+
+    Keras notes the logits of a softmax or sigmoid at its output, or looks for them at
+    the operation in a graph, and computes crossentropies of these: a probability of 0
+    or 1 has no gradient.
+
+    Args:
+        function: Selects or rearranges the entries of a tensor.
+        tensor: An output of a model.
+    """
+    result = function(tensor)
+    logits = getattr(tensor, "_keras_logits", None)
+    operation = getattr(tensor, "op", None)
+    if logits is not None:
+        result._keras_logits = function(logits)
+    elif (
+        operation is not None
+        and operation.type in _ACTIVATIONS
+        and len(result.shape) <= len(tensor.shape)
+    ):
+        result = _ACTIVATIONS[operation.type](function(operation.inputs[0]))
+    return result
 
 
 def call_again(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -9,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from mtl_keras.errors import InputError, unknown_name
-from mtl_keras.model.keras_compat import mask_of, with_mask
+from mtl_keras.model.keras_compat import mask_of, with_logits, with_mask
 
 if TYPE_CHECKING:
     from mtl_keras.model.columns import TaskLayout
@@ -54,8 +55,11 @@ def arrange_labels(
         weight = weights[task]
         labelled[task] = None
         if weight is not None and y[task] is not None:
-            weights[task] = weight = tf.convert_to_tensor(weight)
+            weight = tf.convert_to_tensor(weight)
             labelled[task] = tf.cast(weight, "bool")
+            if weight.dtype == tf.bool:
+                weight = tf.cast(weight, "float32")
+            weights[task] = weight
             y[task] = _with_usable_fillers(task, y[task], labelled[task], y_pred[task])
     return Labels(y, weights, labelled)
 
@@ -201,7 +205,7 @@ def leave_out(
     """
     outputs, weights = dict(y_pred), dict(labels.weights)
     for task, keep in kept.items():
-        output = tf.where(keep, y_pred[task], tf.zeros_like(y_pred[task]))
+        output = with_logits(functools.partial(_zero_unless, keep), y_pred[task])
         outputs[task] = with_mask(output, mask_of(y_pred[task]))
         weight = weights[task]
         if keep.shape.rank:
@@ -209,8 +213,12 @@ def leave_out(
             continue
         if weight is None:
             weight = tf.ones(tf.shape(y_pred[task])[:1])
-        weights[task] = tf.where(keep, weight, tf.zeros_like(weight))
+        weights[task] = _zero_unless(keep, weight)
     return outputs, weights
+
+
+def _zero_unless(keep: tf.Tensor, tensor: tf.Tensor) -> tf.Tensor:
+    return tf.where(keep, tensor, tf.zeros_like(tensor))
 
 
 def by_output(
@@ -326,7 +334,7 @@ def gathered(labelled: tf.Tensor, tensor: Any) -> tf.Tensor:
         tensor: A tensor that begins with these axes.
     """
     mask = mask_of(tensor)
-    entries = tf.boolean_mask(tensor, labelled)
+    entries = with_logits(lambda t: tf.boolean_mask(t, labelled), tensor)
     if mask is None or len(mask.shape) < len(labelled.shape):
         return entries
     return with_mask(entries, tf.boolean_mask(mask, labelled))

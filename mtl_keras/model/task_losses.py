@@ -12,7 +12,12 @@ import tensorflow as tf
 from mtl_keras.errors import InputError
 from mtl_keras.model.arguments import naming_output
 from mtl_keras.model.columns import TaskLayout
-from mtl_keras.model.keras_compat import ResolvedLoss, mask_of, with_mask
+from mtl_keras.model.keras_compat import (
+    ResolvedLoss,
+    mask_of,
+    with_logits,
+    with_mask,
+)
 from mtl_keras.model.labels import (
     Labels,
     fitted,
@@ -171,7 +176,9 @@ def task_losses(
         terms, labelled = [], []
         for one, of_loss in zip(resolved, computed[task], strict=True):
             factor, count = next(totals)
-            value = of_loss.value if factor is None else of_loss.value * factor
+            value = of_loss.value
+            if factor is not None:
+                value *= tf.cast(factor, value.dtype)
             if one.tracker is not None:
                 of_batch = _tracked(index, one.tracker, value, count, y_pred[task])
                 if layout.size(task) is not None:
@@ -240,8 +247,12 @@ def element_values(
     if len(y.shape) == len(y_pred.shape) - 1 and y_pred.shape[-1] == 1:
         return function(tf.expand_dims(y, -1), y_pred)
     if len(y.shape) == len(y_pred.shape) == rank:
-        return function(tf.expand_dims(y, -1), tf.expand_dims(y_pred, -1))
+        return function(tf.expand_dims(y, -1), _with_last_axis(y_pred))
     return values
+
+
+def _with_last_axis(y_pred: Any) -> Any:
+    return with_logits(lambda tensor: tf.expand_dims(tensor, -1), y_pred)
 
 
 def has_value_by_element(loss: keras.losses.Loss) -> bool:
@@ -251,6 +262,15 @@ def has_value_by_element(loss: keras.losses.Loss) -> bool:
     """
     is_mean = getattr(loss, "fn", None) in _MEANS_OF_ELEMENTS
     return is_mean or getattr(loss, "is_mean_over_elements", False)
+
+
+def compares_samples(loss: keras.losses.Loss) -> bool:
+    """Returns whether a loss's value of one sample depends on the others.
+
+    Losses of other modules say so by an attribute `compares_samples`.
+    """
+    is_pairwise = isinstance(loss, keras.losses.Circle)
+    return is_pairwise or getattr(loss, "compares_samples", False)
 
 
 def check_axes(kind: str, task: str, values: tf.Tensor, *weights: Any) -> None:
@@ -287,12 +307,13 @@ class _Reduction(keras.losses.Loss):
 def _value(task: str, loss: keras.losses.Loss, labels: Labels, y_pred: Any) -> _Value:
     y, weight, labelled = labels.y[task], labels.weights[task], labels.labelled[task]
     if weight is None:
-        return _Value(tf.cast(loss(y, y_pred, None), "float32"))
+        return _Value(_at_least_float32(loss(y, y_pred, None)))
     weight, labelled = fitted(_not_negative(weight), 1), fitted(labelled, 1)
     # Stop the gradient of absent labels: 0 × NaN is NaN.
     of_output = fitted(labelled, len(y_pred.shape))
-    guarded = tf.where(of_output, y_pred, tf.stop_gradient(y_pred))
+    guarded = _differentiated_where(of_output, y_pred)
     reduces_itself = type(loss).__call__ is not keras.losses.Loss.__call__
+    reduces_itself |= compares_samples(loss)
     if not reduces_itself:
         in_mask = mask_of(y_pred)
         values = element_values(
@@ -316,7 +337,7 @@ def _value(task: str, loss: keras.losses.Loss, labels: Labels, y_pred: Any) -> _
         weight = tf.broadcast_to(weight, tf.shape(values))
     values = with_mask(tf.where(labelled, values, tf.zeros_like(values)), mask)
     reduction = _Reduction(reduction=loss.reduction, dtype=loss.dtype)
-    value = tf.cast(reduction(values, values, weight), "float32")
+    value = _at_least_float32(reduction(values, values, weight))
     if mask is None:
         elements, counted = tf.ones_like(labelled), labelled
     else:
@@ -361,13 +382,13 @@ def _column_values(
         weight = tf.cast(fitted(_not_negative(weight), 2), "float32") * ones
         labelled = tf.broadcast_to(fitted(labels.labelled[output], 2), tf.shape(y_pred))
         # Stop the gradient of absent labels: 0 × NaN is NaN.
-        y_pred = tf.where(labelled, y_pred, tf.stop_gradient(y_pred))
+        y_pred = _differentiated_where(labelled, y_pred)
     y_pred = keras.ops.convert_to_tensor(y_pred, dtype=loss.dtype)
-    values = loss.call(tf.expand_dims(y, -1), tf.expand_dims(y_pred, -1))
+    values = loss.call(tf.expand_dims(y, -1), _with_last_axis(y_pred))
     # Neither may one column's NaN reach the others through their backward pass.
     finite = tf.stop_gradient(tf.math.is_finite(values))
-    y_pred = tf.where(finite, y_pred, tf.stop_gradient(y_pred))
-    values = loss.call(tf.expand_dims(y, -1), tf.expand_dims(y_pred, -1))
+    y_pred = _differentiated_where(finite, y_pred)
+    values = loss.call(tf.expand_dims(y, -1), _with_last_axis(y_pred))
     values = tf.cast(values, "float32")
     if labelled is not None:
         values = tf.where(labelled, values, 0.0)
@@ -383,6 +404,13 @@ def _column_values(
     value = tf.math.divide_no_nan(total, divisor) / float(replicas())
     wanted = divisor if by_weight else counted
     return _Value(value, divisor, wanted, counted, number)
+
+
+def _differentiated_where(flags: tf.Tensor, y_pred: Any) -> Any:
+    """Returns an output without a gradient where the flags are not set."""
+    return with_logits(
+        lambda tensor: tf.where(flags, tensor, tf.stop_gradient(tensor)), y_pred
+    )
 
 
 def _of_labelled(
@@ -403,7 +431,7 @@ def _of_labelled(
     if mask is not None:
         weight = fitted(weight, len(mask.shape))
     value = loss(tf.boolean_mask(y, entries), output, weight)
-    value = tf.where(is_any, tf.cast(value, "float32"), 0.0)
+    value = tf.where(is_any, _at_least_float32(value), 0.0)
     number = _number(labelled)
     elements = tf.cast(tf.size(labelled), "float32")
     return _Value(value, number, number, number, elements)
@@ -417,6 +445,12 @@ def _not_negative(weight: tf.Tensor) -> tf.Tensor:
     with tf.control_dependencies([check] if check is not None else []):
         # XLA leaves assertions out: there the loss is not finite.
         return tf.where(weight < 0, tf.constant(math.nan, weight.dtype), weight)
+
+
+def _at_least_float32(value: tf.Tensor) -> tf.Tensor:
+    """Returns a loss in float32, in float64 if it was computed in this."""
+    value = tf.convert_to_tensor(value)
+    return value if value.dtype == tf.float64 else tf.cast(value, "float32")
 
 
 def fitted_or_none(mask: Any, rank: int) -> tf.Tensor | None:
@@ -481,7 +515,8 @@ def _tracked(
     if len(value.shape) and count is None:
         value = tf.reduce_mean(value) / float(replicas())
     elif len(value.shape):
-        value = tf.math.divide_no_nan(tf.reduce_sum(value), count)
+        total = tf.reduce_sum(value)
+        value = tf.math.divide_no_nan(total, tf.cast(count, total.dtype))
     # Without sample weights as Keras does it: its static batch size, which may be
     # unknown.
     number = y_pred.shape[0] if count is None else count / float(replicas())
@@ -504,10 +539,11 @@ def _scale(values: Sequence[tf.Tensor]) -> tf.Tensor | None:
 def _scalar(
     value: tf.Tensor, scale: tf.Tensor | None, columns: int | None
 ) -> tf.Tensor:
-    """Returns the sum over the batch where losses are not reduced."""
-    if scale is None:
-        return value
-    if columns is not None or not len(value.shape):
-        return value * scale
-    size = tf.cast(tf.size(value), "float32") * float(replicas())
-    return tf.reduce_sum(value) * (scale / size)
+    """Returns the sum over the batch where losses are not reduced, in float32."""
+    if scale is not None:
+        scale = tf.cast(scale, value.dtype)
+        if columns is None and len(value.shape):
+            scale /= tf.cast(tf.size(value), value.dtype) * float(replicas())
+            value = tf.reduce_sum(value)
+        value *= scale
+    return tf.cast(value, "float32")

@@ -117,11 +117,24 @@ def where_computed(
     by_output = batches.result()
     counts |= {name: by_output[output] for name, output in outputs.items()}
     return {
-        name: tf.where(tf.convert_to_tensor(counts[name]) > 0, result, np.nan)
-        if name in counts and tf.as_dtype(result.dtype).is_floating
-        else result
+        name: _nan_without(counts[name], result) if name in counts else result
         for name, result in results.items()
     }
+
+
+def _nan_without(count: Any, result: Any) -> Any:
+    """Returns a metric's result, NaN where the count is 0 and the result of floats.
+
+    Results may be Python's numbers, and dicts of several.
+    """
+
+    def replaced(value: Any) -> Any:
+        value = tf.convert_to_tensor(value)
+        if not value.dtype.is_floating:
+            return value
+        return tf.where(tf.convert_to_tensor(count) > 0, value, np.nan)
+
+    return keras.tree.map_structure(replaced, result)
 
 
 def _update_weighted(
@@ -174,12 +187,16 @@ def _update_mean(
     function, elementary = wrapped
     mask = mask_of(y_pred)
     rank = max(axes(weight), axes(mask))
-    values = element_values(function, y, y_pred, rank, elementary)
-    if len(values.shape) == 0:
+    over_batch = _covers_batch(function, y_pred)
+    if not over_batch:
+        values = element_values(function, y, y_pred, rank, elementary)
+        over_batch = len(values.shape) == 0
+    if over_batch:
         # The labelled samples alone, and once where there is none.
         first = tf.reshape(tf.range(tf.size(labelled)) < 1, tf.shape(labelled))
         entries = labelled | (first & ~tf.reduce_any(labelled))
         value = function(tf.boolean_mask(y, entries), gathered(entries, y_pred))
+        value = tf.reduce_mean(value)
         value = tf.where(tf.reduce_any(labelled), value, tf.zeros_like(value))
         total = tf.reduce_sum(tf.cast(weight, value.dtype))
         keras.metrics.Mean.update_state(metric, value, sample_weight=total)
@@ -194,6 +211,13 @@ def _update_mean(
     keras.metrics.Mean.update_state(
         metric, with_mask(values, own_mask), sample_weight=weight
     )
+
+
+def _covers_batch(function: Any, y_pred: Any) -> bool:
+    """Returns whether a metric's function combines samples, by its `axis`."""
+    axis = getattr(function, "keywords", {}).get("axis")
+    axes_of_function = axis if isinstance(axis, (list, tuple)) else [axis]
+    return any(one in (0, -len(y_pred.shape)) for one in axes_of_function)
 
 
 def _update_on_labelled(

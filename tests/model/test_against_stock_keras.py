@@ -94,6 +94,115 @@ def test_equal_weighting_is_stock_keras_in_every_form_of_compile(form):
         np.testing.assert_allclose(our_history[name], stock_history[name], rtol=1e-4)
 
 
+SATURATED = {
+    "binary": (1, "sigmoid", "binary_crossentropy"),
+    "focal": (3, "softmax", "categorical_focal_crossentropy"),
+    "function": (1, tf.nn.sigmoid, "binary_crossentropy"),
+    "labels": (3, "sigmoid", "binary_crossentropy"),
+    "one_hot": (3, "softmax", "categorical_crossentropy"),
+    "sparse": (3, "softmax", "sparse_categorical_crossentropy"),
+}
+
+
+def test_sure_and_wrong_outputs_learn_from_their_logits_beside_weights():
+    """A probability of 0 in float32 has no gradient, and a loss of 16 at most."""
+    x, _ = data()
+    rng = np.random.default_rng(0)
+    y, weights = {}, {}
+    for task, (width, _, loss) in SATURATED.items():
+        ids = rng.integers(0, max(width, 2), len(x))
+        y[task] = ids if "sparse" in loss else np.eye(width)[ids % width]
+        if width == 1:
+            y[task] = ids[:, np.newaxis].astype("float32")
+        weights[task] = rng.uniform(0.5, 2.0, len(x))
+    weights["labels"] = rng.uniform(0.5, 2.0, (len(x), 1))
+    results = []
+    for cls in (keras.Model, mtl_keras.MultiTaskModel):
+        keras.utils.set_random_seed(3)
+        inputs = keras.Input((8,))
+        steep = keras.initializers.RandomNormal(stddev=60.0)
+        h = keras.layers.Dense(4)(inputs)
+        outputs = {
+            task: keras.layers.Dense(width, activation, kernel_initializer=steep)(h)
+            for task, (width, activation, _) in SATURATED.items()
+        }
+        model = cls(inputs, outputs)
+        losses = {task: loss for task, (*_, loss) in SATURATED.items()}
+        metrics = {"sparse": ["sparse_categorical_crossentropy"]}
+        model.compile(keras.optimizers.SGD(0.01), losses, weighted_metrics=metrics)
+        logs = model.train_on_batch(x, y, weights, return_dict=True)
+        results.append((model.get_weights(), logs))
+    (stock, expected), (ours, actual) = results
+    assert expected["sparse_loss"] > 20.0
+    for name, value in expected.items():
+        assert actual[name] == pytest.approx(value, rel=1e-6), name
+    for one, other in zip(stock, ours, strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-6)
+
+
+def test_float64_is_stock_keras_to_the_bit():
+    x, y = data()
+    weights = {"kind": np.linspace(0.5, 1.5, 96), "size": np.linspace(2.0, 1.0, 96)}
+    keras.config.set_floatx("float64")
+    try:
+        results = []
+        for cls in (keras.Model, mtl_keras.MultiTaskModel):
+            keras.utils.set_random_seed(3)
+            model = cls(*network())
+            model.compile("adam", run_eagerly=True, **FORMS["dict"]())
+            for sample_weight in (None, weights):
+                model.train_on_batch(x, y, sample_weight)
+            results.append(model.get_weights())
+    finally:
+        keras.config.set_floatx("float32")
+    for expected, actual in zip(*results, strict=True):
+        np.testing.assert_array_equal(actual, expected)
+
+
+class Gap(keras.metrics.Mean):
+    """A mean whose result is of another type than a tensor of floats."""
+
+    def __init__(self, kind, **kwargs):
+        super().__init__(name=kind, **kwargs)
+        self.kind = kind
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        del y_true, sample_weight
+        super().update_state(y_pred)
+
+    def result(self):
+        mean = super().result()
+        return {
+            "dict": {"once": mean, "twice": 2.0 * mean},
+            "float": 0.5,
+            "integer": keras.ops.cast(mean, "int32"),
+            "loss": mean,
+        }[self.kind]
+
+
+def test_metrics_with_results_of_any_type_are_stock_keras():
+    x, y = data()
+    weights = {"kind": np.ones(96), "size": np.zeros(96)}
+    results = []
+    for cls in (keras.Model, mtl_keras.MultiTaskModel):
+        keras.utils.set_random_seed(3)
+        model = cls(*network())
+        kinds = ("dict", "float", "integer", "loss")
+        model.compile(
+            loss=FORMS["dict"]()["loss"],
+            metrics={"kind": ["accuracy"], "size": [Gap(kind) for kind in kinds]},
+        )
+        logs = [model.evaluate(x, y, verbose=0, return_dict=True)]
+        if cls is mtl_keras.MultiTaskModel:
+            logs.append(model.test_on_batch(x, y, weights, return_dict=True))
+        results += logs
+    expected, actual, without = results
+    assert actual == {name: pytest.approx(v, rel=1e-6) for name, v in expected.items()}
+    assert np.isfinite(without["kind_accuracy"])
+    for name in ("once", "twice", "size_float"):
+        assert np.isnan(without[name])
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -130,6 +130,20 @@ def test_a_group_trains_as_outputs_of_their_own(case):
         np.testing.assert_allclose(results[name], last, rtol=1e-4)
 
 
+def test_a_sure_and_wrong_column_has_the_loss_of_its_logits():
+    model = compiled(build(is_group=True), "equal")
+    kernel = np.full((5, 4), 60.0)
+    model.get_layer("assay").set_weights([kernel, np.zeros(4)])
+    logits = keras.Model(model.input, model.get_layer("assay").output).predict(
+        X, verbose=0
+    )
+    logs = model.evaluate(**batches(is_group=True), verbose=0, return_dict=True)
+    losses = np.logaddexp(0.0, logits) - LABELS * logits
+    expected = losses[LABELLED > 0].mean()
+    assert expected > 20.0
+    assert logs["assay_loss"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_one_column_can_be_stopped_or_not_finite():
     model = compiled(build(True), "equal", on_nonfinite="skip_task", run_eagerly=True)
     batch = {key: value for key, value in batches(True).items() if key != "x"}

@@ -149,6 +149,68 @@ def test_a_task_absent_from_the_batch_moves_nothing(balancing):
     assert all(np.all(np.isfinite(w)) for w in model.get_weights())
 
 
+class Triplet(keras.losses.Loss):
+    """The mean distance to the samples of the same class."""
+
+    compares_samples = True
+
+    def call(self, y_true, y_pred):
+        gaps = keras.ops.sum((y_pred[:, None] - y_pred[None]) ** 2, axis=-1)
+        of_class = keras.ops.cast(y_true[:, None] == y_true[None], gaps.dtype)
+        return keras.ops.sum(gaps * of_class, axis=1) / keras.ops.sum(of_class, axis=1)
+
+
+@pytest.mark.parametrize("loss", [keras.losses.Circle, Triplet])
+def test_a_loss_between_samples_sees_the_labelled_ones_alone(loss):
+    model = build("equal")
+    model.compile(loss={"kind": loss(), "size": "mse"}, run_eagerly=True)
+    x, y = data()
+    labelled = np.arange(100) % 3 > 0
+    weights = dict.fromkeys(y, labelled.astype("float32"))
+    with_absent = {"kind": np.where(labelled, y["kind"], 0), "size": y["size"]}
+    alone = {task: label[labelled] for task, label in y.items()}
+    actual = model.test_on_batch(x, with_absent, weights, return_dict=True)
+    model.reset_metrics()
+    expected = model.test_on_batch(x[labelled], alone, return_dict=True)
+    assert actual["kind_loss"] == pytest.approx(expected["kind_loss"], rel=1e-5)
+
+
+def test_a_metric_over_the_batch_sees_the_labelled_samples_alone():
+    model = build("equal")
+    metrics = [
+        keras.metrics.PearsonCorrelation(axis=0),
+        keras.metrics.CosineSimilarity(axis=0),
+    ]
+    model.compile(
+        loss={"kind": None, "size": "mse"},
+        metrics={"size": metrics},
+        run_eagerly=True,
+    )
+    x, y = data()
+    labelled = np.arange(100) % 3 > 0
+    guess = model.predict(x, verbose=0)["size"][labelled, 0]
+    size = y["size"][labelled, 0]
+    y["size"][~labelled] = 1e3
+    weights = {"size": labelled.astype("float32")}
+    logs = model.test_on_batch(x, {"size": y["size"]}, weights, return_dict=True)
+    correlation = np.corrcoef(guess, size)[0, 1]
+    cosine = guess @ size / np.linalg.norm(guess) / np.linalg.norm(size)
+    assert logs["size_pearson_correlation"] == pytest.approx(correlation, abs=1e-5)
+    assert logs["size_cosine_similarity"] == pytest.approx(cosine, abs=1e-5)
+
+
+def test_weights_may_be_a_mask_of_bools():
+    x, y = data()
+    labelled = np.arange(100) % 3 > 0
+    results = []
+    for dtype in ("float32", "bool", "uint8"):
+        keras.utils.set_random_seed(0)
+        model = build("equal")
+        weights = {"kind": labelled.astype(dtype), "size": np.ones(100, dtype)}
+        results.append(model.train_on_batch(x, y, weights, return_dict=True))
+    assert results[1] == results[2] == results[0]
+
+
 def test_nothing_labelled_at_all_makes_no_nan():
     model = build("mgda")
     x, y = data()

@@ -552,6 +552,37 @@ def test_float32_noise_in_the_gramian():
         assert np.abs(weights).max() < 1e6
 
 
+@pytest.mark.parametrize("batch", [16, 512])
+@pytest.mark.parametrize(
+    ("dtype", "spacing"),
+    [("float32", 2.0**-23), ("float16", 2.0**-10), ("bfloat16", 2.0**-7)],
+)
+def test_a_dependent_gradient_is_off_by_less_than_the_noise(dtype, spacing, batch):
+    rng = np.random.default_rng(0)
+    x = tf.cast(rng.normal(size=(batch, 16)), dtype)
+    targets = tf.constant(rng.normal(size=(batch, 2)), tf.float32)
+    shared = [
+        tf.constant(rng.normal(size=(size, 64)) / np.sqrt(size), tf.float32)
+        for size in (16, 64)
+    ]
+    heads = tf.constant(rng.normal(size=(64, 2)) / 8.0, tf.float32)
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(shared)
+        h = x
+        for kernel in shared:
+            h = tf.nn.relu(h @ tf.cast(kernel, dtype))
+        outputs = tf.cast(h @ tf.cast(heads, dtype), tf.float32)
+        first, second = tf.unstack(tf.reduce_mean((outputs - targets) ** 2, axis=0))
+        mean = (first + second) / 2.0
+    rows = [
+        np.concatenate([g.numpy().ravel() for g in tape.gradient(loss, shared)])
+        for loss in (first, second, mean)
+    ]
+    a, b, c = np.array(rows, "float64")
+    defect = np.linalg.norm(c - (a + b) / 2.0) / np.linalg.norm(c)
+    assert spacing / 20.0 < defect < solvers.noise_of(spacing)
+
+
 def test_dual_cone_takes_a_batch():
     gram = tf.constant(J2 @ J2.T)
     lower = np.array([[0.5, 0.0], [0.0, 0.5], [0.5, 0.5]])
