@@ -11,7 +11,7 @@ from rich.console import Console
 from mtl_keras import runs
 from mtl_keras.applications.built import BuiltModel
 from mtl_keras.applications.table.application import Table
-from mtl_keras.applications.table.predicting import predict_file
+from mtl_keras.applications.table.predicting import predict_file, suffix_of
 from mtl_keras.data.tables.proposal import propose
 from mtl_keras.errors import InputError
 
@@ -64,13 +64,8 @@ def predict(
         )
     if out is None:
         name = source.name.partition(".")[0]
-        out = source.with_name(f"{name}.predictions{_suffix(source)}")
+        out = source.with_name(f"{name}.predictions{suffix_of(source) or '.csv'}")
     if os.path.lexists(out):
         raise InputError(f"{str(out)!r} exists. Remove it, or name another --out.")
     rows = predict_file(loaded.model(), application, source, out)
     console.print(f"Wrote {out}: {rows:,} rows", soft_wrap=True)
-
-
-def _suffix(source: pathlib.Path) -> str:
-    parquet = source.suffix.lower() in (".parquet", ".pq")
-    return source.suffix if parquet else ".csv"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mtl_keras.data.tables.arrow import pa
-from mtl_keras.data.tables.reading import Chunk
+from mtl_keras.data.tables.reading import Chunk, NumberMarks
 from mtl_keras.data.tables.values import (
     LARGEST,
     class_name,
@@ -75,7 +75,7 @@ def guess(chunk: Chunk, column: str, folder: pathlib.Path) -> Guess:
     distinct, _ = factorised(present)
     count = len(distinct)
     if count <= 1:
-        note = f"always {distinct[0]!r}" if count else "empty"
+        note = f"{'always ' * (not missing)}{distinct[0]!r}" if count else "empty"
         return Guess(
             column,
             "category",
@@ -83,10 +83,11 @@ def guess(chunk: Chunk, column: str, folder: pathlib.Path) -> Guess:
             missing=missing,
             distinct=count,
             note=note,
-            useless=True,
+            # Beside one value, an empty cell is another.
+            useless=not count or not missing,
         )
     common: dict[str, Any] = {"missing": missing, "distinct": count}
-    numbers = _numbers(distinct)
+    numbers = _numbers(chunk.marks, distinct)
     if numbers is not None:
         return _number(column, numbers, len(present), common)
     if is_dated(pa.array(present[:1])) and all(
@@ -97,9 +98,9 @@ def guess(chunk: Chunk, column: str, folder: pathlib.Path) -> Guess:
     return _text(column, present, distinct, folder, common)
 
 
-def _numbers(distinct: np.ndarray) -> np.ndarray | None:
+def _numbers(marks: NumberMarks, distinct: np.ndarray) -> np.ndarray | None:
     try:
-        values = pa.array(distinct).cast(pa.float64()).to_numpy()
+        values = marks.plain(pa.array(distinct)).cast(pa.float64()).to_numpy()
     except pa.ArrowInvalid:
         return None
     return values if (np.abs(values) < LARGEST).all() else None

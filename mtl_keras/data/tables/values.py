@@ -12,6 +12,8 @@ from mtl_keras.errors import InputError
 
 LARGEST = float(np.finfo(np.float32).max)
 _SECONDS_PER_DAY = 86_400
+# A zone follows a time: `10:30:00Z`, `10:30:00+02:00`.
+_ZONED = r":\d.*(Z|[+-]\d{2}(:?\d{2})?)$"
 
 
 def numbers(chunk: Chunk, column: str, dates: bool = False) -> np.ndarray:
@@ -20,8 +22,8 @@ def numbers(chunk: Chunk, column: str, dates: bool = False) -> np.ndarray:
     Args:
         chunk: The rows.
         column: Name of the column.
-        dates: Whether text is a date, as `is_dated` says; dates and times count as
-            days since 1970.
+        dates: Whether text is a date or time, as `is_dated` says; these count as days
+            since 1970.
 
     Raises:
         InputError: For text that is no number, an infinity, or a number that float32
@@ -46,9 +48,9 @@ def numbers(chunk: Chunk, column: str, dates: bool = False) -> np.ndarray:
 
 
 def is_dated(array: pa.Array) -> bool | None:
-    """Returns whether a column's first value is a date in text; None without one."""
+    """Returns whether a column's first value is a date or time; None without one."""
     if not pa.types.is_string(array.type):
-        return False
+        return pa.types.is_temporal(array.type)
     present = array.drop_null()
     if not len(present):
         return None
@@ -167,6 +169,7 @@ def _parsed(chunk: Chunk, column: str, array: pa.Array, dates: bool) -> pa.Array
             )
             raise _wrong(chunk, column, row, "dates")
         return parsed
+    array = chunk.marks.plain(array)
     try:
         return array.cast(pa.float64())
     except pa.ArrowInvalid as error:
@@ -183,10 +186,15 @@ def _is_number(array: pa.Array) -> bool:
 
 
 def _as_time(array: pa.Array) -> pa.Array | None:
+    """Returns ISO dates and times, of UTC where they name a zone; None for others."""
+    zoned = pc.match_substring_regex(array, _ZONED)
+    nothing = pa.scalar(None, pa.string())
     try:
-        return array.cast(pa.timestamp("us"))
+        local = pc.if_else(zoned, nothing, array).cast(pa.timestamp("us"))
+        utc = pc.if_else(zoned, array, nothing).cast(pa.timestamp("us", "UTC"))
     except pa.ArrowInvalid:
         return None
+    return pc.coalesce(local, utc.cast(pa.timestamp("us")))
 
 
 def _days(chunk: Chunk, column: str, array: pa.Array) -> pa.Array:
