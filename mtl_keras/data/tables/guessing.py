@@ -15,6 +15,7 @@ from mtl_keras.data.tables.reading import Chunk, NumberMarks
 from mtl_keras.data.tables.values import (
     LARGEST,
     class_name,
+    class_order,
     factorised,
     is_dated,
     texts,
@@ -41,6 +42,7 @@ class Guess:
         missing: Share of empty cells.
         distinct: Number of distinct values.
         note: Description of the values, for a comment.
+        positive: Of two values of text: the one whose probability a task predicts.
     """
 
     column: str
@@ -51,6 +53,7 @@ class Guess:
     distinct: int = 0
     note: str = ""
     useless: bool = False
+    positive: str | None = None
 
 
 def guess(chunk: Chunk, column: str, folder: pathlib.Path) -> Guess:
@@ -154,4 +157,8 @@ def _text(
         return Guess(column, "category", None, note=note, **common)
     if len(distinct) <= 4:
         note = ", ".join(map(repr, distinct.tolist()))
+    if task == "binary":
+        # The later one, as `TaskSettings.positive` has it.
+        positive = str(max(distinct.tolist(), key=class_order))
+        common["positive"] = positive
     return Guess(column, "category", task, note=note, **common)

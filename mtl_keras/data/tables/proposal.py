@@ -446,13 +446,12 @@ def _write(
             "# Each row labels the task that this column names.",
             f"by = {_value(task_by)}",
             f"label = {_value(tasks[0])}",
-            f"kind = {_value(guesses[tasks[0]].task)}",
+            f"kind = {_value(guesses[tasks[0]].task)}  # {_labels(guesses[tasks[0]])}",
         ]
     else:
         lines.append("# number, binary or multiclass.")
         lines += [
-            f"{_key(name)} = {_value(guesses[name].task)}  # "
-            f"{_comment(guesses[name].note)}"
+            f"{_key(name)} = {_value(guesses[name].task)}  # {_labels(guesses[name])}"
             for name in tasks
         ]
         others = [n for n, g in guesses.items() if g.task and n not in tasks]
@@ -503,6 +502,12 @@ def _value(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _labels(g: Guess) -> str:
+    """Returns the comment of a task."""
+    positive = "" if g.positive is None else f"; positive: {g.positive!r}"
+    return _comment(f"{g.note}{positive}")
 
 
 def _comment(text: str) -> str:
