@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 import mtl_keras
 from mtl_keras.data.tables import (
@@ -472,6 +473,27 @@ def test_an_encoding_is_found(tmp_path, names, encoding):
     text = proposal.propose([tmp_path / "t.csv"], tmp_path / "t.toml")
     assert tomllib.loads(text)["data"].get("encoding", "utf-8") == encoding
     assert names[0] in text
+
+
+def test_images_are_told_by_their_paths_and_first_bytes(tmp_path):
+    (tmp_path / "sub").mkdir()
+    for index in range(20):
+        path = tmp_path / "sub" / f"{index}.png"
+        Image.new("LA" if index % 2 else "RGB", (9, 9)).save(path)
+    table = pd.DataFrame({"photo": [f"sub/{i}.png" for i in range(20)], "y": range(20)})
+    table.to_csv(tmp_path / "t.csv", index=False)
+    # From another folder than the table's.
+    own = mtl_keras.applications.Table(tmp_path / "t.csv", tasks={"y": "number"})
+    assert own.description.features["photo"].kind == "image"
+    (tmp_path / "sub" / "text.jpg").write_text("no image")
+    for path, fault in {
+        "sub/text.jpg": "which is no JPEG, PNG, GIF or BMP file",
+        "sub/none.png": f"which is no file in {tmp_path / 'sub'}",
+    }.items():
+        columns = {"photo": pa.array(["sub/0.png", None, path])}
+        chunk = reading.Chunk(columns, [(0, "new.csv", 2)])
+        with pytest.raises(InputError, match=rf"new\.csv, row 4: .*{fault}"):
+            values.image_paths(chunk, "photo", tmp_path)
 
 
 ERRORS = {

@@ -133,8 +133,9 @@ def _text(
     folder: pathlib.Path,
     common: dict[str, Any],
 ) -> Guess:
-    if str(distinct[0]).lower().endswith(_IMAGES) and os.path.isfile(
-        folder / distinct[0]
+    some = [str(value) for value in distinct[:100]]
+    if all(value.lower().endswith(_IMAGES) for value in some) and any(
+        os.path.isfile(folder / value) for value in some
     ):
         return Guess(column, "image", None, note=str(distinct[0]), **common)
     words = float(np.mean([len(v.split()) for v in distinct[:1_000]]))
