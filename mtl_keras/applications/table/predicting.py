@@ -61,8 +61,9 @@ def predict_file(
     source, out = pathlib.Path(source).absolute(), pathlib.Path(out).absolute()
     # Rows to predict are in no split, and need no column for one.
     data = dataclasses.replace(table.file.data, files=source.name, split=Split())
-    if suffix_of(source) is not None:
-        data = dataclasses.replace(data, format=_FORMATS[suffix_of(source)])
+    suffix = suffix_of(source)
+    if suffix is not None:
+        data = dataclasses.replace(data, format=_FORMATS[suffix])
     reader = FileReader(DataFile(source, data, {}, {}))
     reader.check(stats.title for stats in table.description.features.values())
     rows = 0

@@ -128,7 +128,8 @@ def reading_of(paths: Sequence[str], folder: pathlib.Path) -> tuple[Data, list[s
     data = dataclasses.replace(data, missing=_markers(rows))
     delimiter = "" if is_parquet else FileReader.delimiter_of(data, first)
     marks = _number_marks(_first_rows(_train_reader(data, folder)), delimiter)
-    data = dataclasses.replace(data, decimal=marks.decimal, thousands=marks.thousands)
+    by_name: dict[str, Any] = dataclasses.asdict(marks)
+    data = dataclasses.replace(data, **by_name)
     return data, (
         []
         if data.header
