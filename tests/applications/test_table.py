@@ -290,6 +290,10 @@ def test_a_mean_over_tasks_does_not_depend_on_the_unit_of_a_target(data_file, tm
     mean = score(main, applications.Table(data_file))
     other = applications.Table(tmp_path / "houses.toml")
     assert mean == pytest.approx(score(main | {"Preis (€)": 5e6}, other), rel=1e-5)
+    table = applications.Table(data_file)
+    unlabelled = main | {"Preis (€)": np.nan}
+    assert score(unlabelled, table) == pytest.approx((0.9 + 0.6) / 2)
+    assert np.isnan(score(dict.fromkeys(main, np.nan), table))
     # Prices deviate by 10,000.
     assert mean == pytest.approx((0.9 + 0.6 - 0.5) / 3, rel=0.1)
 
