@@ -11,7 +11,7 @@ from rich.console import Console
 from mtl_keras import runs
 from mtl_keras.applications.built import BuiltModel
 from mtl_keras.applications.table.application import Table
-from mtl_keras.applications.table.predicting import predict_file
+from mtl_keras.applications.table.predicting import predict_file, suffix_of
 from mtl_keras.balancing.arguments import preference_per_task
 from mtl_keras.data.tables.proposal import propose
 from mtl_keras.errors import InputError
@@ -72,7 +72,7 @@ def predict(
         )
     if out is None:
         name = source.name.partition(".")[0]
-        out = source.with_name(f"{name}.predictions{_suffix(source)}")
+        out = source.with_name(f"{name}.predictions{suffix_of(source) or '.csv'}")
     if os.path.lexists(out):
         raise InputError(f"{str(out)!r} exists. Remove it, or name another --out.")
     model = loaded.model()
@@ -88,8 +88,3 @@ def predict(
         chosen = dict(zip(tasks.values(), preference, strict=True))
     rows = predict_file(model, application, source, out, chosen)
     console.print(f"Wrote {out}: {rows:,} rows", soft_wrap=True)
-
-
-def _suffix(source: pathlib.Path) -> str:
-    parquet = source.suffix.lower() in (".parquet", ".pq")
-    return source.suffix if parquet else ".csv"

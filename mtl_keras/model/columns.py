@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from mtl_keras.errors import InputError, unknown_name
@@ -107,6 +108,26 @@ class TaskLayout:
             elif any(name in tasks for name in names):
                 masks[output] = [name in tasks for name in names]
         return masks
+
+
+def weights_by_output(loss_weights: Any, groups: Mapping[str, Sequence[str]]) -> Any:
+    """Returns `loss_weights` by output: of a group float32 `[T]`, if columns have any.
+
+    A column's weight is multiplied by that of the group's output.
+
+    Args:
+        loss_weights: As `compile` takes it.
+        groups: Names of the columns of each output that is a group.
+    """
+    if not isinstance(loss_weights, Mapping):
+        return loss_weights
+    weights = dict(loss_weights)
+    for output, names in groups.items():
+        own = {name: weights.pop(name) for name in names if name in weights}
+        if own:
+            by_column = np.array([own.get(name, 1.0) for name in names], np.float32)
+            weights[output] = by_column * weights.get(output, 1.0)
+    return weights
 
 
 def check_columns(

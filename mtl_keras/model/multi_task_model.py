@@ -27,7 +27,12 @@ from mtl_keras.model.arguments import (
 )
 from mtl_keras.model.class_weights import checked, is_by_output, with_class_weight
 from mtl_keras.model.column_metrics import ColumnMetric, with_column_metrics
-from mtl_keras.model.columns import TaskLayout, check_columns, variables_by_column
+from mtl_keras.model.columns import (
+    TaskLayout,
+    check_columns,
+    variables_by_column,
+    weights_by_output,
+)
 from mtl_keras.model.derivatives import check_derivatives
 from mtl_keras.model.fit_hook import FitHook, MonitorModes
 from mtl_keras.model.gradients import GradientStepper, norms_on_last_shared_layer
@@ -360,7 +365,7 @@ class MultiTaskModel(ModelWithTrainingState):
             loss: As in Keras. Every output needs an entry in a dict; `None` leaves
                 an output untrained. The losses in a list for one output are added up.
             loss_weights: As in Keras; they multiply the losses before balancing.
-                Tasks left out of a dict count 1.
+                Tasks left out of a dict count 1; columns of `columns` are tasks too.
             metrics: As in Keras.
             weighted_metrics: As in Keras.
             run_eagerly: As in Keras.
@@ -438,7 +443,7 @@ class MultiTaskModel(ModelWithTrainingState):
         loss_outputs: Sequence[str] = outputs
         if loss is not None or not self._overrides_compute_loss:
             loss, loss_weights, loss_outputs = arrange_losses(
-                loss, loss_weights, outputs
+                loss, weights_by_output(loss_weights, groups), outputs
             )
         as_passed = {"metrics": metrics, "weighted_metrics": weighted_metrics}
         if groups:

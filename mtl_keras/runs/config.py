@@ -221,11 +221,6 @@ class TrainingConfig(Decodable):
             raise unknown_name("schedule", self.schedule, SCHEDULES)
         if self.precision is not None and self.precision not in PRECISIONS:
             raise unknown_name("precision", self.precision, PRECISIONS)
-        if self.loss_weights and application.columns_of(self.tasks):
-            raise InputError(
-                f"Expected no loss_weights for {len(self.tasks)} tasks that are "
-                f"columns of one output. Received: {len(self.loss_weights)}."
-            )
         if self.accumulate is not None and not application.accumulates:
             raise InputError(
                 f"Expected no `accumulate` {owner}, whose batches are not of one data "

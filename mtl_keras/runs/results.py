@@ -94,11 +94,13 @@ def score(main: Mapping[str, float], application: Any) -> float:
     """Returns the mean over tasks of the main metrics, higher being better.
 
     A metric that is to be minimised counts negative, and one of a target with a unit
-    is divided by the target's deviation.
+    is divided by the target's deviation. Tasks without a value (NaN), as the data has
+    no label of theirs, are left out; without any value the mean is NaN.
     """
-    tasks = [application.tasks[task] for task in main]
+    tasks = application.tasks
     oriented = [
-        (1 if task.direction == "max" else -1) * value / task.unit
-        for task, value in zip(tasks, main.values(), strict=True)
+        (1 if tasks[task].direction == "max" else -1) * value / tasks[task].unit
+        for task, value in main.items()
+        if not math.isnan(value)
     ]
-    return sum(oriented) / len(oriented)
+    return sum(oriented) / len(oriented) if oriented else math.nan

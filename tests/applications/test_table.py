@@ -320,6 +320,36 @@ def test_new_rows_need_no_column_of_the_split(by, tmp_path):
     assert "verkauft?_probability" in pd.read_csv(out)
 
 
+@pytest.mark.parametrize("out", ["out.csv", "out.csv.gz", "out.parquet"])
+def test_predictions_have_the_marks_of_the_table(out, tmp_path, eagerly):
+    from mtl_keras.applications.table.predicting import predict_file
+
+    rows = frame(30)[["x", "Preis (€)"]].assign(x=np.arange(30) * 1000.5)
+    form = {"sep": ";", "decimal": ",", "index": False}
+    rows.to_csv(tmp_path / "houses.csv", **form)
+    (tmp_path / "houses.toml").write_text(
+        """
+        data = { files = "houses.csv", delimiter = ";", decimal = "," }
+        features.x = "number"
+        tasks."Preis (€)" = "number"
+        """,
+        encoding="utf-8",
+    )
+    table = applications.Table(tmp_path / "houses.toml")
+    assert table.description.features["x"].high > 20_000
+    model = table.build(width=4, depth=1)
+    rows[["x"]].to_csv(tmp_path / "new.csv", **form)
+    assert predict_file(model, table, tmp_path / "new.csv", tmp_path / out) == 30
+    answers = (
+        pd.read_parquet(tmp_path / out)
+        if out.endswith("parquet")
+        else pd.read_csv(tmp_path / out, sep=";", decimal=",")
+    )
+    inputs = {"x": tf.constant(rows["x"].to_numpy("float32"))}
+    direct = model.predict(inputs, verbose=0)["Preis"][:, 0]
+    np.testing.assert_allclose(answers["Preis (€)_prediction"], direct, rtol=1e-5)
+
+
 def test_a_mean_over_tasks_does_not_depend_on_the_unit_of_a_target(data_file, tmp_path):
     rows = frame()
     rows["Preis (€)"] *= 1000
@@ -329,6 +359,10 @@ def test_a_mean_over_tasks_does_not_depend_on_the_unit_of_a_target(data_file, tm
     mean = score(main, applications.Table(data_file))
     other = applications.Table(tmp_path / "houses.toml")
     assert mean == pytest.approx(score(main | {"Preis (€)": 5e6}, other), rel=1e-5)
+    table = applications.Table(data_file)
+    unlabelled = main | {"Preis (€)": np.nan}
+    assert score(unlabelled, table) == pytest.approx((0.9 + 0.6) / 2)
+    assert np.isnan(score(dict.fromkeys(main, np.nan), table))
     # Prices deviate by 10,000.
     assert mean == pytest.approx((0.9 + 0.6 - 0.5) / 3, rel=0.1)
 
@@ -464,7 +498,13 @@ def test_many_tasks_are_the_columns_of_one_output(tmp_path, eagerly):
         """,
         encoding="utf-8",
     )
-    config = runs.RunConfig(str(tmp_path / "schools.toml"), epochs=1, width=8, depth=1)
+    config = runs.RunConfig(
+        str(tmp_path / "schools.toml"),
+        epochs=1,
+        width=8,
+        depth=1,
+        loss_weights={"é 3": 0.5},
+    )
     results = runs.train(config, tmp_path / "run")
     assert results.metrics == runs.evaluate(tmp_path / "run")
     history = pd.read_csv(tmp_path / "run" / "history.csv")
@@ -478,6 +518,12 @@ def test_many_tasks_are_the_columns_of_one_output(tmp_path, eagerly):
     shapes = [tuple(v.shape) for v in model.trainable_variables]
     shared = [tuple(v.shape) for v in model.shared_variables]
     assert [s for s in shapes if s not in shared] == [(8, 35), (35,)]
+    names = [task.name for task in table.tasks.values()]
+    kept = keras.saving.deserialize_keras_object(model.get_compile_config())
+    halved = [table.tasks["é 3"].name == name for name in names]
+    np.testing.assert_array_equal(
+        kept["loss_weights"]["tasks"], np.where(halved, 0.5, 1.0)
+    )
 
     # Predictions and metrics by task, in the table's unit, by pandas.
     test = next(iter(table.load("test", batch_size=700)))

@@ -9,8 +9,10 @@ import tracemalloc
 import damaged_tables
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 import mtl_keras
 from mtl_keras.data.tables import (
@@ -377,6 +379,121 @@ def test_a_headless_table_with_markers_and_files_by_split_is_proposed(tmp_path):
     assert values["data"]["header"] is False
     assert values["data"]["missing"] == ["?"]
     assert values["tasks"] == {"column_3": "binary"}
+
+
+MARKED = {
+    # A row of cells, the numbers that they are, `delimiter`, `decimal`, `thousands`.
+    "1.234,5;-0,25;12;1.000.000": ([1234.5, -0.25, 12, 1e6], ";", ",", "."),
+    "1 234,5;0,5;12;1\u202f000": ([1234.5, 0.5, 12, 1000], ";", ",", " "),
+    "1,234;0,5;12;3": ([1.234, 0.5, 12, 3], ";", ",", None),
+    '"1,234.5",0.5,12,"1,000,000"': ([1234.5, 0.5, 12, 1e6], None, None, ","),
+    "1'234.5\t0.5\t12\t1'000": ([1234.5, 0.5, 12, 1000], "\t", None, "'"),
+    "1.234,0.5,12,1e3": ([1.234, 0.5, 12, 1000], None, None, None),
+}
+
+
+@pytest.mark.parametrize(("cells", "expected"), MARKED.items())
+def test_marks_in_numbers_are_found_and_read(tmp_path, cells, expected):
+    parsed, delimiter, *marks = expected
+    header = (delimiter or ",").join("abcd")
+    other = "7" + f"{delimiter or ','}7" * 3
+    text = "\n".join([header, *[cells, other] * 9]) + "\n"
+    (tmp_path / "t.csv").write_text(text, encoding="utf-8-sig")
+    proposed = tomllib.loads(
+        proposal.propose([tmp_path / "t.csv"], tmp_path / "t.toml", tasks=["d"])
+    )
+    assert proposed["features"] == dict.fromkeys("abc", "number")
+    data = proposed["data"]
+    assert [data.get(k) for k in ("delimiter", "decimal", "thousands")] == [
+        delimiter,
+        *marks,
+    ]
+    reader = FileReader(schema.make_data_file(proposed, tmp_path / "t.toml"))
+    (chunk,) = reader.read(reader.units[0], list("abcd"))
+    read = [values.numbers(chunk, name)[0] for name in "abcd"]
+    assert read == pytest.approx(parsed, rel=1e-12)
+
+
+@pytest.mark.parametrize("cell", ["1.5", "1.2345", "12.34,5", "1,5,5"])
+def test_a_number_with_other_marks_is_refused(cell):
+    marks = reading.NumberMarks(",", ".")
+    columns = {"a": pa.array(["1,5", cell])}
+    with pytest.raises(InputError, match=r"t\.csv, row 3: Expected numbers"):
+        values.numbers(reading.Chunk(columns, [(0, "t.csv", 2)], marks=marks), "a")
+
+
+def test_times_of_a_zone_are_those_of_utc():
+    cells = ["2024-03-01T02:30:00+02:00", "2024-03-01 00:30:00Z", None, "2024-03-01"]
+    days = 19783 + np.array([1 / 48, 1 / 48, np.nan, 0])
+    times = pd.to_datetime(cells[:3], utc=True, format="ISO8601")
+    for column in (pa.array(cells), pa.Array.from_pandas(times)):
+        chunk = reading.Chunk({"t": column}, [(0, "t.csv", 2)])
+        assert values.is_dated(column)
+        read = values.numbers(chunk, "t", dates=True)
+        known = ~np.isnan(read)
+        assert known.tolist() == [True, True, False, True][: len(column)]
+        np.testing.assert_allclose(read[known], days[: len(column)][known], rtol=1e-12)
+
+
+@pytest.mark.parametrize("labels", [["price", "sold"], []])
+def test_a_file_without_labels_is_left_for_predictions(tmp_path, labels):
+    table = frame(60)[["x", "city", "price", "sold"]]
+    table.to_csv(tmp_path / "train.csv", index=False)
+    held_out = (
+        table.assign(price=np.nan, sold=np.nan) if labels else table[["x", "city"]]
+    )
+    held_out.to_csv(tmp_path / "test.csv", index=False)
+    table.to_csv(tmp_path / "valid.csv", index=False)
+    paths = [tmp_path / f"{name}.csv" for name in ("train", "valid", "test")]
+    for given in (paths, [paths[0], paths[2]]):
+        text = proposal.propose(given, tmp_path / "t.toml", tasks=labels)
+        proposed = tomllib.loads(text)
+        assert "test.csv has no labels" in text
+        assert proposed["tasks"] == {"price": "number", "sold": "binary"}
+        train = {"train": "train.csv", "validation": "valid.csv"}
+        files = proposed["data"]["files"]
+        assert files == (train if given is paths else "train.csv")
+        file = schema.make_data_file(proposed, tmp_path / "t.toml")
+        OpenTable(file, in_memory(FileReader(file), file.columns))
+
+
+@pytest.mark.parametrize(
+    ("names", "encoding"),
+    [
+        (["评分", "城市"], "gb18030"),
+        (["Größe", "naïve Ära"], "latin1"),
+        (["评分", "é"], "utf-8"),
+    ],
+)
+def test_an_encoding_is_found(tmp_path, names, encoding):
+    table = pd.DataFrame({names[0]: range(9), names[1]: ["中", "国"] * 4 + ["中"]})
+    if encoding == "latin1":
+        table[names[1]] = ["Zürich", "Köln"] * 4 + ["Orléans"]
+    table.to_csv(tmp_path / "t.csv", index=False, encoding=encoding)
+    text = proposal.propose([tmp_path / "t.csv"], tmp_path / "t.toml")
+    assert tomllib.loads(text)["data"].get("encoding", "utf-8") == encoding
+    assert names[0] in text
+
+
+def test_images_are_told_by_their_paths_and_first_bytes(tmp_path):
+    (tmp_path / "sub").mkdir()
+    for index in range(20):
+        path = tmp_path / "sub" / f"{index}.png"
+        Image.new("LA" if index % 2 else "RGB", (9, 9)).save(path)
+    table = pd.DataFrame({"photo": [f"sub/{i}.png" for i in range(20)], "y": range(20)})
+    table.to_csv(tmp_path / "t.csv", index=False)
+    # From another folder than the table's.
+    own = mtl_keras.applications.Table(tmp_path / "t.csv", tasks={"y": "number"})
+    assert own.description.features["photo"].kind == "image"
+    (tmp_path / "sub" / "text.jpg").write_text("no image")
+    for path, fault in {
+        "sub/text.jpg": "which is no JPEG, PNG, GIF or BMP file",
+        "sub/none.png": f"which is no file in {tmp_path / 'sub'}",
+    }.items():
+        columns = {"photo": pa.array(["sub/0.png", None, path])}
+        chunk = reading.Chunk(columns, [(0, "new.csv", 2)])
+        with pytest.raises(InputError, match=rf"new\.csv, row 4: .*{fault}"):
+            values.image_paths(chunk, "photo", tmp_path)
 
 
 ERRORS = {

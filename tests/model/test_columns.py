@@ -81,7 +81,7 @@ def weights_of(model):
 
 FIT = {"batch_size": 16, "epochs": 2, "shuffle": False, "verbose": 0}
 CASES = {
-    "equal": ({"class_name": "equal"}, {"loss_weights": {"assay": 2.0}}),
+    "equal": ({"class_name": "equal"}, {"loss_weights": {"assay": 2.0, "t1": 0.25}}),
     "nash": ({"class_name": "nash", "config": {"task_specific": "weighted"}}, {}),
     "running": (
         [
@@ -110,7 +110,7 @@ def test_a_group_trains_as_outputs_of_their_own(case):
     for is_group in (True, False):
         arguments = dict(options)
         if "loss_weights" in arguments and not is_group:
-            arguments["loss_weights"] = dict.fromkeys(NAMES, 2.0)
+            arguments["loss_weights"] = {**dict.fromkeys(NAMES, 2.0), "t1": 0.5}
         eager = not is_group or case != "running"
         model = compiled(build(is_group), method, run_eagerly=eager, **arguments)
         histories.append(model.fit(**batches(is_group), **FIT).history)

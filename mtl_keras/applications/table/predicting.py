@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from mtl_keras.applications.table.application import Table
-from mtl_keras.data.tables.arrow import pa, pa_csv, pq
+from mtl_keras.data.tables.arrow import pa, pa_csv, pc, pq
 from mtl_keras.data.tables.description import TaskStats
 from mtl_keras.data.tables.reading import FileReader
 from mtl_keras.data.tables.samples import feature_values, read_image
-from mtl_keras.data.tables.schema import DataFile, Split
+from mtl_keras.data.tables.schema import Data, DataFile, Split
 from mtl_keras.errors import InputError
 from mtl_keras.files import atomic_write
 from mtl_keras.pareto import PreferenceModel
 from mtl_keras.pareto.model import PREFERENCE
 
 _BATCH = 1_024
+_FORMATS: dict[str, Any] = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+_PACKED = (".gz", ".bz2", ".zst", ".xz")
 
 
 def predict_file(
@@ -40,8 +49,10 @@ def predict_file(
     Args:
         model: A model of the table's tasks.
         table: The table that it was trained on.
-        source: A CSV, TSV or Parquet file with at least the columns of the features.
-        out: The file to write: Parquet by its name, else CSV.
+        source: A CSV, TSV or Parquet file with at least the columns of the features,
+            read as the table's own files are.
+        out: The file to write: Parquet by its name, else UTF-8 text, with the marks
+            between cells and in numbers that the table has.
         preference: Of a `PreferenceModel`, the preference for all rows, `{task:
             number}`; None for the uniform one.
 
@@ -54,31 +65,68 @@ def predict_file(
     """
     source, out = pathlib.Path(source).absolute(), pathlib.Path(out).absolute()
     # Rows to predict are in no split, and need no column for one.
-    data = dataclasses.replace(
-        table.file.data, files=source.name, format=None, split=Split()
-    )
+    data = dataclasses.replace(table.file.data, files=source.name, split=Split())
+    suffix = suffix_of(source)
+    if suffix is not None:
+        data = dataclasses.replace(data, format=_FORMATS[suffix])
     reader = FileReader(DataFile(source, data, {}, {}))
     reader.check(stats.title for stats in table.description.features.values())
     rows = 0
     try:
-        with atomic_write(out) as temporary:
+        with atomic_write(out) as temporary, contextlib.ExitStack() as opened:
             writer = None
             for batch in _predicted(model, table, reader, source.parent, preference):
+                if not _is_parquet(out):
+                    batch = _as_text(batch, reader.marks.decimal)
                 if writer is None:
-                    parquet = out.suffix.lower() in (".parquet", ".pq")
-                    writer = (pq.ParquetWriter if parquet else pa_csv.CSVWriter)(
-                        str(temporary), batch.schema
-                    )
+                    writer = _opened(temporary, out, data, batch.schema, opened)
                 writer.write_table(batch)
                 rows += len(batch)
             if writer is None:
                 raise InputError(f"{source}: Expected rows. Received: none.")
-            writer.close()
     except OSError as error:
         raise InputError(
             f"{str(out)!r} cannot be written: {error.strerror}."
         ) from error
     return rows
+
+
+def suffix_of(path: pathlib.Path) -> str | None:
+    """Returns the suffix that tells a table's format, such as `.csv` of `x.csv.gz`."""
+    suffixes = [s.lower() for s in path.suffixes if s.lower() not in _PACKED]
+    return suffixes[-1] if suffixes and suffixes[-1] in _FORMATS else None
+
+
+def _is_parquet(path: pathlib.Path) -> bool:
+    return _FORMATS.get(suffix_of(path) or "") == "parquet"
+
+
+def _opened(
+    temporary: pathlib.Path,
+    out: pathlib.Path,
+    data: Data,
+    schema: pa.Schema,
+    opened: contextlib.ExitStack,
+) -> pq.ParquetWriter | pa_csv.CSVWriter:
+    """Returns a writer of the format that the name of `out` tells."""
+    if _is_parquet(out):
+        return opened.enter_context(pq.ParquetWriter(str(temporary), schema))
+    file = opened.enter_context(pa.output_stream(str(temporary), compression="detect"))
+    delimiter = FileReader.delimiter_of(dataclasses.replace(data, format=None), out)
+    options = pa_csv.WriteOptions(delimiter=delimiter)
+    return opened.enter_context(pa_csv.CSVWriter(file, schema, write_options=options))
+
+
+def _as_text(table: pa.Table, decimal: str) -> pa.Table:
+    """Returns a table whose fractions are text with the given mark."""
+    if decimal == ".":
+        return table
+    for index, field in enumerate(table.schema):
+        if pa.types.is_floating(field.type):
+            text = table.column(index).cast(pa.string())
+            text = pc.replace_substring(text, ".", decimal)
+            table = table.set_column(index, field.name, text)
+    return table
 
 
 def _predicted(

@@ -27,7 +27,7 @@ class FeatureStats(Decodable):
         length: Tokens of a text that are read, or values of a vector.
         by: Of texts: `"word"` or `"character"`.
         size: Of images: height and width.
-        dates: Whether a number is a date in text.
+        dates: Whether a number is a date or time; text is read as one then.
     """
 
     name: str
@@ -64,7 +64,7 @@ class TaskStats(Decodable):
         low: Lowest label of all splits.
         high: Highest label of all splits.
         balanced: Whether training rows are weighed such that classes weigh the same.
-        dates: Whether a number is a date in text.
+        dates: Whether a number is a date or time; text is read as one then.
     """
 
     name: str

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from mtl_keras.data.tables.arrow import pa
-from mtl_keras.data.tables.reading import Chunk
+from mtl_keras.data.tables.reading import Chunk, NumberMarks
 from mtl_keras.data.tables.values import (
     LARGEST,
     class_name,
+    class_order,
     factorised,
     is_dated,
     texts,
@@ -41,6 +42,7 @@ class Guess:
         missing: Share of empty cells.
         distinct: Number of distinct values.
         note: Description of the values, for a comment.
+        positive: Of two values of text: the one whose probability a task predicts.
     """
 
     column: str
@@ -51,6 +53,7 @@ class Guess:
     distinct: int = 0
     note: str = ""
     useless: bool = False
+    positive: str | None = None
 
 
 def guess(chunk: Chunk, column: str, folder: pathlib.Path) -> Guess:
@@ -75,7 +78,7 @@ def guess(chunk: Chunk, column: str, folder: pathlib.Path) -> Guess:
     distinct, _ = factorised(present)
     count = len(distinct)
     if count <= 1:
-        note = f"always {distinct[0]!r}" if count else "empty"
+        note = f"{'always ' * (not missing)}{distinct[0]!r}" if count else "empty"
         return Guess(
             column,
             "category",
@@ -83,10 +86,11 @@ def guess(chunk: Chunk, column: str, folder: pathlib.Path) -> Guess:
             missing=missing,
             distinct=count,
             note=note,
-            useless=True,
+            # Beside one value, an empty cell is another.
+            useless=not count or not missing,
         )
     common: dict[str, Any] = {"missing": missing, "distinct": count}
-    numbers = _numbers(distinct)
+    numbers = _numbers(chunk.marks, distinct)
     if numbers is not None:
         return _number(column, numbers, len(present), common)
     if is_dated(pa.array(present[:1])) and all(
@@ -97,9 +101,9 @@ def guess(chunk: Chunk, column: str, folder: pathlib.Path) -> Guess:
     return _text(column, present, distinct, folder, common)
 
 
-def _numbers(distinct: np.ndarray) -> np.ndarray | None:
+def _numbers(marks: NumberMarks, distinct: np.ndarray) -> np.ndarray | None:
     try:
-        values = pa.array(distinct).cast(pa.float64()).to_numpy()
+        values = marks.plain(pa.array(distinct)).cast(pa.float64()).to_numpy()
     except pa.ArrowInvalid:
         return None
     return values if (np.abs(values) < LARGEST).all() else None
@@ -129,8 +133,9 @@ def _text(
     folder: pathlib.Path,
     common: dict[str, Any],
 ) -> Guess:
-    if str(distinct[0]).lower().endswith(_IMAGES) and os.path.isfile(
-        folder / distinct[0]
+    some = [str(value) for value in distinct[:100]]
+    if all(value.lower().endswith(_IMAGES) for value in some) and any(
+        os.path.isfile(folder / value) for value in some
     ):
         return Guess(column, "image", None, note=str(distinct[0]), **common)
     words = float(np.mean([len(v.split()) for v in distinct[:1_000]]))
@@ -153,4 +158,8 @@ def _text(
         return Guess(column, "category", None, note=note, **common)
     if len(distinct) <= 4:
         note = ", ".join(map(repr, distinct.tolist()))
+    if task == "binary":
+        # The later one, as `TaskSettings.positive` has it.
+        positive = str(max(distinct.tolist(), key=class_order))
+        common["positive"] = positive
     return Guess(column, "category", task, note=note, **common)

@@ -18,9 +18,10 @@ from mtl_keras.data.tables.reading import (
     Chunk,
     FileReader,
     MemoryReader,
+    NumberMarks,
     resolve_files,
 )
-from mtl_keras.data.tables.schema import Data, DataFile, Files
+from mtl_keras.data.tables.schema import Data, DataFile, Files, Names
 from mtl_keras.errors import InputError, unknown_name
 
 _ROWS = 50_000
@@ -29,6 +30,12 @@ _SPLIT_NAMES = {
     "test": re.compile(r"(^|[^a-z])test([^a-z]|$)"),
     "validation": re.compile(r"(^|[^a-z])(valid|validation|val|dev)([^a-z]|$)"),
 }
+# With a point before the fraction, and with a comma; the likelier ones first.
+_MARKS = (
+    tuple(NumberMarks(".", thousands) for thousands in (None, ",", " ", "'", "’")),
+    tuple(NumberMarks(",", thousands) for thousands in (None, ".", " ", "'", "’")),
+)
+_MARKED = re.compile(r"[+-]?\d{1,3}(?:[., ']?\d{3})*(?:[.,]\d+)?")
 _SPLIT_VALUES = {"train", "training", "validation", "valid", "val", "dev", "test"}
 
 
@@ -54,23 +61,32 @@ def propose(
     folder = pathlib.Path(to).absolute().parent
     paths = [os.path.relpath(os.path.abspath(file), folder) for file in files]
     data, notes = reading_of(paths, folder)
-    file = DataFile(folder / "x.toml", data, {}, {})
-    reader = FileReader(file)
-    reader.check(reader.names)
-    chunk = _first_rows(reader, paths)
-    markers = _markers(chunk)
-    if markers:
-        data = dataclasses.replace(data, missing=markers)
-        reader = FileReader(dataclasses.replace(file, data=data))
-        chunk = _first_rows(reader, paths)
+    reader = _train_reader(data, folder)
+    chunk = _first_rows(reader)
     guesses = {name: guess(chunk, name, folder) for name in reader.names}
+    tasks = list(tasks or ())
+    if not tasks and task_by is None:
+        tasks = [
+            n
+            for n in _lacking(data, folder, reader.names)
+            if guesses[n].task is not None
+        ]
     chosen = _choose(guesses, tasks, task_by, paths)
+    data, unlabelled = _with_labels(data, folder, chosen)
+    notes += [
+        f"{path} has no labels: `mtl-keras predict RUN {path}` answers it."
+        for path in unlabelled
+    ]
+    FileReader(_as_file(data, folder)).check(reader.names)
     split = _split_column(chunk, guesses)
     return _write(data, notes, guesses, chosen, task_by, split, len(chunk))
 
 
 def propose_features(
-    reader: MemoryReader, leave_out: Iterable[str], split: Mapping[str, Any]
+    reader: MemoryReader,
+    leave_out: Iterable[str],
+    split: Mapping[str, Any],
+    folder: pathlib.Path,
 ) -> dict[str, Any]:
     """Returns kinds of all columns that can be features.
 
@@ -78,20 +94,19 @@ def propose_features(
         reader: The table.
         leave_out: Columns that are no features.
         split: Settings of the split, whose columns are no features either.
+        folder: The folder that paths of images are relative to.
     """
     others = {*leave_out, *(split.get(key) for key in ("column", "group", "time"))}
     (unit,) = reader.units
     (chunk,) = reader.read(unit, reader.names)
     guesses = [
-        guess(chunk, name, pathlib.Path())
-        for name in reader.names
-        if name not in others
+        guess(chunk, name, folder) for name in reader.names if name not in others
     ]
     return {g.column: _feature(g) for g in guesses if g.feature is not None}
 
 
 def reading_of(paths: Sequence[str], folder: pathlib.Path) -> tuple[Data, list[str]]:
-    """Returns how files are to be read, by a look at the first one, and notes on it.
+    """Returns how files are to be read, by a look at the first rows, and notes on it.
 
     Args:
         paths: The files.
@@ -102,24 +117,94 @@ def reading_of(paths: Sequence[str], folder: pathlib.Path) -> tuple[Data, list[s
     if by_split:
         files = Files(**by_split)
     data = Data(files=files)
-    first = resolve_files(DataFile(folder / "x.toml", data, {}, {}))[0]
-    if _magic(first) == b"PAR1":
-        return dataclasses.replace(data, format="parquet"), []
-    notes = []
-    encoding = _encoding(first)
-    head = _head(first, encoding)
+    first = resolve_files(_as_file(data, folder))[0]
+    is_parquet = _magic(first) == b"PAR1"
+    data = (
+        dataclasses.replace(data, format="parquet")
+        if is_parquet
+        else _text_reading(data, first)
+    )
+    rows = _first_rows(_train_reader(data, folder))
+    data = dataclasses.replace(data, missing=_markers(rows))
+    delimiter = "" if is_parquet else FileReader.delimiter_of(data, first)
+    marks = _number_marks(_first_rows(_train_reader(data, folder)), delimiter)
+    by_name: dict[str, Any] = dataclasses.asdict(marks)
+    data = dataclasses.replace(data, **by_name)
+    return data, (
+        []
+        if data.header
+        else ["The first row looks like data: columns are numbered from 1."]
+    )
+
+
+def _text_reading(data: Data, path: pathlib.Path) -> Data:
+    """Returns how a text file is to be read, by its first lines."""
+    encoding = _encoding(path)
+    head = _head(path, encoding)
     delimiter = _delimiter(head)
     header = _has_header(head, delimiter)
-    if not header:
-        notes.append("The first row looks like data: columns are numbered from 1.")
+    data = dataclasses.replace(data, encoding=encoding, header=header)
+    if delimiter == FileReader.delimiter_of(data, path):
+        return data
+    return dataclasses.replace(data, delimiter=delimiter)
+
+
+def _as_file(data: Data, folder: pathlib.Path) -> DataFile:
+    return DataFile(folder / "x.toml", data, {}, {})
+
+
+def _train_reader(data: Data, folder: pathlib.Path) -> FileReader:
+    """Returns a reader of the training files, which have all columns."""
+    if isinstance(data.files, Files):
+        data = dataclasses.replace(data, files=data.files.train)
+    reader = FileReader(_as_file(data, folder))
+    reader.check(reader.names)
+    return reader
+
+
+def _held_out(data: Data) -> dict[str, Names]:
+    """Returns the files for validation and test, by split."""
+    if not isinstance(data.files, Files):
+        return {}
+    named = dataclasses.asdict(data.files)
+    return {k: v for k, v in named.items() if k != "train" and v is not None}
+
+
+def _lacking(data: Data, folder: pathlib.Path, names: Sequence[str]) -> list[str]:
+    """Returns columns of the training files that files held out do not have."""
+    lacking = set()
+    for files in _held_out(data).values():
+        part = dataclasses.replace(data, files=files)
+        lacking |= {*names} - {*FileReader(_as_file(part, folder)).names}
+    return [name for name in names if name in lacking]
+
+
+def _with_labels(
+    data: Data, folder: pathlib.Path, labels: Sequence[str]
+) -> tuple[Data, list[str]]:
+    """Returns the data without files held out that have no labels, and these files."""
+    kept: dict[str, Names] = {}
+    unlabelled: list[str] = []
+    for split, files in _held_out(data).items():
+        part = dataclasses.replace(data, files=files)
+        reader = FileReader(_as_file(part, folder))
+        present = [name for name in labels if name in reader.names]
+        chunks = (c for unit in reader.units for c in reader.read(unit, present))
+        if present and any(
+            array.null_count < len(array)
+            for chunk in chunks
+            for array in chunk.columns.values()
+        ):
+            kept[split] = files
+        else:
+            unlabelled += [files] if isinstance(files, str) else files
+    if not unlabelled:
+        return data, []
+    assert isinstance(data.files, Files)
+    train = data.files.train
     return (
-        dataclasses.replace(
-            data,
-            encoding=encoding,
-            delimiter=None if delimiter == "," else delimiter,
-            header=header,
-        ),
-        notes,
+        dataclasses.replace(data, files=Files(train, **kept) if kept else train),
+        unlabelled,
     )
 
 
@@ -146,6 +231,7 @@ def _magic(path: pathlib.Path) -> bytes:
 
 
 def _encoding(path: pathlib.Path) -> str:
+    """Returns the encoding of a text file, by its first megabyte."""
     with _open(path) as file:
         head = file.read(1 << 20)
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -155,8 +241,18 @@ def _encoding(path: pathlib.Path) -> str:
         head.decode("utf-8")
     except UnicodeDecodeError as error:
         if error.start < len(head) - 4:
-            return "latin1"
+            return _not_unicode(head)
     return "utf-8"
+
+
+def _not_unicode(head: bytes) -> str:
+    """Returns Chinese or else Latin: bytes beyond ASCII are pairs in Chinese alone."""
+    try:
+        # A character may be cut at the end.
+        head[: head.rfind(b"\n") + 1].decode("gb2312")
+    except UnicodeDecodeError:
+        return "latin1"
+    return "gb18030"
 
 
 def _head(path: pathlib.Path, encoding: str) -> list[str]:
@@ -201,21 +297,22 @@ def _is_number(cell: str) -> bool:
     try:
         float(cell)
     except ValueError:
-        return False
+        return _MARKED.fullmatch(cell) is not None
     return True
 
 
-def _first_rows(reader: FileReader, paths: Sequence[str]) -> Chunk:
+def _first_rows(reader: FileReader) -> Chunk:
     chunk = next(
         (c for unit in reader.units for c in reader.read(unit, reader.names) if len(c)),
         None,
     )
     if chunk is None:
+        path = reader.units[0].path
         raise InputError(
-            f"{paths[0]}: Expected a table with rows. Received: a header alone."
+            f"{path}: Expected a table with rows. Received: a header alone."
         )
     columns = {name: array[:_ROWS] for name, array in chunk.columns.items()}
-    return Chunk(columns, chunk.places, chunk.split)
+    return dataclasses.replace(chunk, columns=columns)
 
 
 def _markers(chunk: Chunk) -> tuple[str, ...]:
@@ -232,6 +329,32 @@ def _markers(chunk: Chunk) -> tuple[str, ...]:
             if mark == "?" or (rest and all(_is_number(value) for value in rest)):
                 markers.append(mark)
     return tuple(dict.fromkeys(markers))
+
+
+def _number_marks(chunk: Chunk, delimiter: str) -> NumberMarks:
+    """Returns the marks by which most columns are numbers, plain ones if as many."""
+    columns = [
+        array.drop_null().unique()
+        for array in chunk.columns.values()
+        if pa.types.is_string(array.type) and array.null_count < len(array)
+    ]
+
+    def count(marks: NumberMarks) -> int:
+        return sum(_are_numbers(marks, array) for array in columns)
+
+    # Between commas, one within a cell is a mark of thousands; between semicolons it
+    # is rather one of fractions.
+    points, commas = _MARKS
+    marks = {",": points, ";": (points[0], *commas, *points)}
+    return max(marks.get(delimiter, (*points, *commas)), key=count)
+
+
+def _are_numbers(marks: NumberMarks, array: pa.Array) -> bool:
+    try:
+        marks.plain(array).cast(pa.float64())
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 def _choose(
@@ -324,13 +447,12 @@ def _write(
             "# Each row labels the task that this column names.",
             f"by = {_value(task_by)}",
             f"label = {_value(tasks[0])}",
-            f"kind = {_value(guesses[tasks[0]].task)}",
+            f"kind = {_value(guesses[tasks[0]].task)}  # {_labels(guesses[tasks[0]])}",
         ]
     else:
         lines.append("# number, binary or multiclass.")
         lines += [
-            f"{_key(name)} = {_value(guesses[name].task)}  # "
-            f"{_comment(guesses[name].note)}"
+            f"{_key(name)} = {_value(guesses[name].task)}  # {_labels(guesses[name])}"
             for name in tasks
         ]
         others = [n for n, g in guesses.items() if g.task and n not in tasks]
@@ -381,6 +503,12 @@ def _value(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _labels(g: Guess) -> str:
+    """Returns the comment of a task."""
+    positive = "" if g.positive is None else f"; positive: {g.positive!r}"
+    return _comment(f"{g.note}{positive}")
 
 
 def _comment(text: str) -> str:

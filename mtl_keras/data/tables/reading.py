@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mtl_keras.data.tables.arrow import pa, pa_csv, pc, pq
-from mtl_keras.data.tables.schema import DataFile, Files
+from mtl_keras.data.tables.schema import Data, DataFile, Files
 from mtl_keras.errors import InputError, first_line, unknown_name
 
 CHUNK_ROWS = 1 << 16
@@ -42,6 +42,42 @@ class Unit:
 
 
 @dataclasses.dataclass(frozen=True)
+class NumberMarks:
+    """Marks in the numbers of a text file; see `schema.Data`.
+
+    Attributes:
+        decimal: Mark of the fraction.
+        thousands: Mark between groups of three digits; None for none.
+    """
+
+    decimal: str = "."
+    thousands: str | None = None
+
+    def plain(self, array: pa.Array) -> pa.Array:
+        """Returns text with its numbers as Arrow reads them: `1234.5`.
+
+        Args:
+            array: Strings; those that are no numbers may change.
+        """
+        if self.thousands is not None:
+            mark = r"[\s\x{a0}\x{202f}]"
+            if self.thousands != " ":
+                mark = re.escape(self.thousands)
+            fraction = re.escape(self.decimal)
+            grouped = rf"^[+-]?\d{{1,3}}({mark}\d{{3}})+({fraction}\d*)?$"
+            array = pc.if_else(
+                pc.match_substring_regex(array, grouped),
+                pc.replace_substring_regex(array, mark, ""),
+                array,
+            )
+        if self.decimal == ",":
+            # A point that is no mark of thousands makes the text no number.
+            array = pc.replace_substring(array, ".", "_")
+            array = pc.replace_substring(array, ",", ".")
+        return array
+
+
+@dataclasses.dataclass(frozen=True)
 class Chunk:
     """Some rows of a table.
 
@@ -50,11 +86,13 @@ class Chunk:
         places: `(first row, file, number of that row as people count)` of each file
             that the rows are from, in order.
         split: The split that the rows are of, where files tell.
+        marks: Marks in numbers that are text.
     """
 
     columns: Mapping[str, pa.Array]
     places: Sequence[tuple[int, str, int]]
     split: str | None = None
+    marks: NumberMarks = NumberMarks()
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
@@ -74,6 +112,7 @@ class FileReader:
     Attributes:
         units: The parts of the table, in order.
         names: Names of the columns, in the first file's order.
+        marks: Marks in numbers that are text.
 
     Raises:
         InputError: If there is no such file, or the files differ in their columns or
@@ -82,6 +121,7 @@ class FileReader:
 
     def __init__(self, file: DataFile):
         self._data = file.data
+        self.marks = NumberMarks(file.data.decimal, file.data.thousands)
         self._paths = _resolve(file)
         self._headers: dict[pathlib.Path, list[str]] = {}
         self.names = self.header(self._paths[0][0])
@@ -113,9 +153,10 @@ class FileReader:
         assert unit.path is not None
         row = unit.first
         for batch in self._batches(unit, columns):
-            arrays = {name: _plain(batch.column(name)) for name in columns}
+            arrays = {name: self._cells(_plain(batch.column(name))) for name in columns}
             number = row + (1 if self._is_parquet(unit.path) else 1 + self._data.header)
-            yield Chunk(arrays, [(0, unit.path.name, number)], unit.split)
+            places = [(0, unit.path.name, number)]
+            yield Chunk(arrays, places, unit.split, self.marks)
             row += len(batch)
 
     def count(self, unit: Unit) -> int:
@@ -165,11 +206,12 @@ class FileReader:
             wanted = [names.index(name) for name in columns]
             with self._open_csv(unit.path, len(names), wanted) as reader:
                 for batch in reader:
-                    cells = [self._cells(array) for array in batch.columns]
-                    yield pa.RecordBatch.from_arrays(cells, names=list(columns))
+                    yield batch.rename_columns(list(columns))
 
     def _cells(self, array: pa.Array) -> pa.Array:
         """Returns text without white space around it, and null where it is missing."""
+        if not pa.types.is_string(array.type):
+            return array
         array = pc.utf8_trim_whitespace(array)
         missing = pc.is_in(array, pa.array([*_MISSING, *self._data.missing]))
         return pc.if_else(missing, pa.scalar(None, pa.string()), array)
@@ -184,7 +226,6 @@ class FileReader:
             count: Number of columns; None before their names are known.
             wanted: Positions of the columns to read.
         """
-        delimiter = self._data.delimiter or ("\t" if self._is_tsv(path) else ",")
         # Positions stand for names, which may be there twice.
         keys = None if count is None else [f"{index}" for index in range(count)]
         return pa_csv.open_csv(
@@ -199,7 +240,7 @@ class FileReader:
                 autogenerate_column_names=keys is None and not self._data.header,
             ),
             parse_options=pa_csv.ParseOptions(
-                delimiter=delimiter, newlines_in_values=True
+                delimiter=self.delimiter_of(self._data, path), newlines_in_values=True
             ),
             convert_options=pa_csv.ConvertOptions(
                 column_types={key: pa.string() for key in keys or ()},
@@ -213,10 +254,19 @@ class FileReader:
             return self._data.format == "parquet"
         return path.suffix.lower() in (".parquet", ".pq")
 
-    def _is_tsv(self, path: pathlib.Path) -> bool:
-        if self._data.format is not None:
-            return self._data.format == "tsv"
-        return ".tsv" in [suffix.lower() for suffix in path.suffixes]
+    @staticmethod
+    def delimiter_of(data: Data, path: pathlib.Path) -> str:
+        """Returns the character between cells of a CSV or TSV file.
+
+        Args:
+            data: How the table is read.
+            path: The file.
+        """
+        if data.delimiter is not None:
+            return data.delimiter
+        if data.format is not None:
+            return "\t" if data.format == "tsv" else ","
+        return "\t" if ".tsv" in [s.lower() for s in path.suffixes] else ","
 
 
 class MemoryReader:
@@ -247,7 +297,7 @@ class MemoryReader:
         """Yields the rows of a unit, in one chunk."""
         chunk = self._parts[unit.split]
         arrays = {name: chunk.columns[name] for name in columns}
-        yield Chunk(arrays, chunk.places, chunk.split)
+        yield dataclasses.replace(chunk, columns=arrays)
 
     def count(self, unit: Unit) -> int:
         """Returns the number of rows of a unit."""
@@ -317,7 +367,7 @@ def _joined(chunks: Sequence[Chunk]) -> Chunk:
         name: pa.concat_arrays([chunk.columns[name] for chunk in chunks])
         for name in chunks[0].columns
     }
-    return Chunk(columns, places, chunks[0].split)
+    return dataclasses.replace(chunks[0], columns=columns, places=places)
 
 
 def resolve_files(file: DataFile) -> list[pathlib.Path]:

@@ -15,7 +15,7 @@ from mtl_keras.data.tables.description import FeatureStats, TaskStats
 from mtl_keras.data.tables.labels import model_labels, owners
 from mtl_keras.data.tables.reading import Chunk, MemoryReader, Unit
 from mtl_keras.data.tables.schema import SPLITS, TaskBy
-from mtl_keras.data.tables.values import numbers, texts, vectors
+from mtl_keras.data.tables.values import image_paths, numbers, texts, vectors
 
 _BUFFER_ROWS = 1 << 18
 _UNITS_AT_A_TIME = 4
@@ -35,6 +35,10 @@ def feature_values(
         chunk: The rows.
         features: Inputs by name.
         folder: The folder that paths of images are relative to.
+
+    Raises:
+        InputError: For a value of another kind or an image that is no file, with the
+            row.
     """
     values = {}
     for name, stats in features.items():
@@ -42,11 +46,10 @@ def feature_values(
             column = numbers(chunk, stats.title, stats.dates).astype(np.float32)
         elif stats.kind == "vector":
             column = vectors(chunk, stats.title, stats.length)
+        elif stats.kind == "image":
+            column = image_paths(chunk, stats.title, folder)
         else:
             column = texts(chunk, stats.title)
-            if stats.kind == "image":
-                paths = [str(folder / path) if path else "" for path in column]
-                column = np.array(paths, object)
         values[name] = column
     return values
 

@@ -99,6 +99,9 @@ class Data(Decodable):
         encoding: Encoding of CSV and TSV files.
         header: Whether the first row holds names; else `column_1`, `column_2`, ….
         missing: Cells that count as empty, apart from `""`, `nan` and `null`.
+        decimal: Mark of the fraction in numbers of CSV and TSV files.
+        thousands: Mark between groups of three digits there, if any; `" "` stands for
+            every kind of space.
         split: Which rows are for what.
         stream: Whether to read the files in every epoch instead of keeping the rows
             in memory; None decides by their size.
@@ -110,8 +113,17 @@ class Data(Decodable):
     encoding: StrictStr = "utf-8"
     header: StrictBool = True
     missing: tuple[StrictStr, ...] = ()
+    decimal: Literal[".", ","] = "."
+    thousands: Literal[".", ",", " ", "'", "’"] | None = None
     split: Split = dataclasses.field(default_factory=Split)
     stream: StrictBool | None = None
+
+    def __post_init__(self) -> None:
+        if self.decimal == self.thousands:
+            raise InputError(
+                "Expected decimal and thousands to differ. Received: "
+                f"{self.decimal!r} for both."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,7 +58,8 @@ def open_source(
         reader = of_frame(source)
     if features is None:
         used = [tasks[key] for key in ("by", "label") if "by" in tasks]
-        features = propose_features(reader, [*tasks, *used], split or {})
+        others = [*tasks, *used]
+        features = propose_features(reader, others, split or {}, path.parent)
     values = {
         "data": {**data, **({"split": dict(split)} if split else {})},
         "features": dict(features),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import os
 import pathlib
 
 import numpy as np
@@ -12,8 +11,13 @@ import numpy as np
 from mtl_keras.data.tables.description import FeatureStats
 from mtl_keras.data.tables.reading import Chunk
 from mtl_keras.data.tables.schema import Feature
-from mtl_keras.data.tables.values import is_dated, numbers, texts, vectors
-from mtl_keras.errors import InputError
+from mtl_keras.data.tables.values import (
+    image_paths,
+    is_dated,
+    numbers,
+    texts,
+    vectors,
+)
 
 _SAMPLE = 1 << 18
 _BINS = 32
@@ -114,9 +118,8 @@ class Collector:
         elif self._feature.kind == "vector":
             self._add_vectors(vectors(chunk, title, self._length)[train])
         elif self._feature.kind == "image":
-            paths = texts(chunk, title)
+            paths = image_paths(chunk, title, self._folder)
             self._missing += int((paths[train] == "").sum())
-            self._check_images(chunk, paths)
         else:
             values = texts(chunk, title)[train]
             self._missing += int((values == "").sum())
@@ -137,15 +140,6 @@ class Collector:
         self._sums.append(
             np.concatenate([ones, present.sum(0)[None], (present**2).sum(0)[None]])
         )
-
-    def _check_images(self, chunk: Chunk, paths: np.ndarray) -> None:
-        for row, path in enumerate(paths):
-            if path and not os.path.isfile(self._folder / path):
-                raise InputError(
-                    f"{chunk.place(row)}: Expected the path of an image in the column "
-                    f"{self._base.title!r}. Received: {path!r}, which is no file in "
-                    f"{self._folder}."
-                )
 
     def result(self) -> FeatureStats:
         """Returns the statistics."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import pathlib
 
 import numpy as np
 
@@ -12,6 +14,10 @@ from mtl_keras.errors import InputError
 
 LARGEST = float(np.finfo(np.float32).max)
 _SECONDS_PER_DAY = 86_400
+# First bytes of JPEG, PNG, GIF and BMP files.
+_IMAGES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM")
+# A zone follows a time: `10:30:00Z`, `10:30:00+02:00`.
+_ZONED = r":\d.*(Z|[+-]\d{2}(:?\d{2})?)$"
 
 
 def numbers(chunk: Chunk, column: str, dates: bool = False) -> np.ndarray:
@@ -20,8 +26,8 @@ def numbers(chunk: Chunk, column: str, dates: bool = False) -> np.ndarray:
     Args:
         chunk: The rows.
         column: Name of the column.
-        dates: Whether text is a date, as `is_dated` says; dates and times count as
-            days since 1970.
+        dates: Whether text is a date or time, as `is_dated` says; these count as days
+            since 1970.
 
     Raises:
         InputError: For text that is no number, an infinity, or a number that float32
@@ -46,9 +52,9 @@ def numbers(chunk: Chunk, column: str, dates: bool = False) -> np.ndarray:
 
 
 def is_dated(array: pa.Array) -> bool | None:
-    """Returns whether a column's first value is a date in text; None without one."""
+    """Returns whether a column's first value is a date or time; None without one."""
     if not pa.types.is_string(array.type):
-        return False
+        return pa.types.is_temporal(array.type)
     present = array.drop_null()
     if not len(present):
         return None
@@ -81,6 +87,41 @@ def texts(chunk: Chunk, column: str) -> np.ndarray:
                 f"{array.type}."
             ) from error
     return array.fill_null("").to_numpy(zero_copy_only=False)
+
+
+def image_paths(chunk: Chunk, column: str, folder: pathlib.Path) -> np.ndarray:
+    """Returns a column of paths as str `[rows]` of objects, "" where a cell is empty.
+
+    Args:
+        chunk: The rows.
+        column: Name of the column.
+        folder: The folder that the paths are relative to.
+
+    Raises:
+        InputError: For a path that is no file, or not one of such an image, with the
+            row.
+    """
+    paths = texts(chunk, column)
+    for row, path in enumerate(paths):
+        fault = _image_fault(folder / path) if path else None
+        if fault is not None:
+            raise InputError(
+                f"{chunk.place(row)}: Expected the path of an image in the column "
+                f"{column!r}. Received: {path!r}, which {fault}."
+            )
+    return np.array([str(folder / path) if path else "" for path in paths], object)
+
+
+def _image_fault(path: pathlib.Path) -> str | None:
+    """Returns why a file cannot be read as an image, by its first bytes."""
+    if not os.path.isfile(path):
+        return f"is no file in {path.parent}"
+    try:
+        with path.open("rb") as file:
+            head = file.read(4)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return None if head.startswith(_IMAGES) else "is no JPEG, PNG, GIF or BMP file"
 
 
 def factorised(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -167,6 +208,7 @@ def _parsed(chunk: Chunk, column: str, array: pa.Array, dates: bool) -> pa.Array
             )
             raise _wrong(chunk, column, row, "dates")
         return parsed
+    array = chunk.marks.plain(array)
     try:
         return array.cast(pa.float64())
     except pa.ArrowInvalid as error:
@@ -183,10 +225,15 @@ def _is_number(array: pa.Array) -> bool:
 
 
 def _as_time(array: pa.Array) -> pa.Array | None:
+    """Returns ISO dates and times, of UTC where they name a zone; None for others."""
+    zoned = pc.match_substring_regex(array, _ZONED)
+    nothing = pa.scalar(None, pa.string())
     try:
-        return array.cast(pa.timestamp("us"))
+        local = pc.if_else(zoned, nothing, array).cast(pa.timestamp("us"))
+        utc = pc.if_else(zoned, array, nothing).cast(pa.timestamp("us", "UTC"))
     except pa.ArrowInvalid:
         return None
+    return pc.coalesce(local, utc.cast(pa.timestamp("us")))
 
 
 def _days(chunk: Chunk, column: str, array: pa.Array) -> pa.Array:
