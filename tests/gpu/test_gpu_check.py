@@ -9,7 +9,12 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import tensorflow as tf
+
+from mtl_keras import ops
+from mtl_keras.ops import native, solvers
 
 PATH = pathlib.Path(__file__).parents[2] / "benchmarks" / "gpu_check.py"
 
@@ -92,6 +97,53 @@ def test_results_are_kept_and_a_failure_is_exit_code_1(
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].endswith("TensorFlow sees the GPU")
     assert printed[-1].endswith("Needs 2 GPUs; here: 1.")
+
+
+def test_ops_of_the_size_of_gradients_are_found_where_they_do_not_belong(gpu_check):
+    def graph(*nodes):
+        return tf.compat.v1.GraphDef(
+            node=[
+                tf.compat.v1.NodeDef(name=op, op=op, device=f"/job:a/device:{device}:0")
+                for op, device in nodes
+            ]
+        )
+
+    steps = [
+        graph(("MatMul", "GPU"), ("MtlKeras>UpGrad", "CPU")),
+        graph(("_Fused", "CPU")),
+    ]
+    elsewhere = gpu_check.misplaced(steps, "GPU")
+    assert elsewhere == {"MtlKeras>UpGrad": 1, "_Fused": 1}
+    assert gpu_check.data_sized(elsewhere) == []
+    steps.append(graph(("_FusedMatMul", "CPU"), ("MtlKeras>TaskGramian", "CPU")))
+    elsewhere = gpu_check.misplaced(steps, "GPU")
+    assert gpu_check.data_sized(elsewhere) == ["MtlKeras>TaskGramian", "_FusedMatMul"]
+
+
+@pytest.mark.skipif(
+    not native.custom_calls_available(), reason="built without XLA's headers"
+)
+@pytest.mark.parametrize("jit", [False, True])
+def test_solvers_that_are_not_compiled_are_noticed(gpu_check, jit):
+    gram = tf.constant([[2.0, -1.0], [-1.0, 3.0]], "float64")
+    for implementation, compiled in (("auto", True), ("tensorflow", False)):
+        call = tf.function(solvers.upgrad, jit_compile=jit, autograph=False)
+        with ops.implementation(implementation):
+            assert gpu_check.compiled_solver(call, gram, jit, "CPU") is compiled
+
+
+def test_weights_that_differ_from_the_cpus_fail_the_check(gpu_check, monkeypatch):
+    def trained(method, tasks, jit):
+        return np.full(4, {"equal": 0.0}.get(method, 1.0) + (off if jit else 0.0))
+
+    monkeypatch.setattr(gpu_check, "trained", trained)
+    monkeypatch.setattr(gpu_check, "gram_methods", lambda device: ["upgrad", "mgda"])
+    off = 5e-5
+    gpu_check.agreement("CPU", found := {})
+    assert found["mgda"] == pytest.approx({"from equal": 1.0, "graph": 0.0, "XLA": off})
+    off = 2e-4
+    with pytest.raises(AssertionError, match=r"upgrad, XLA is off by 2\.0e-04"):
+        gpu_check.agreement("CPU", {})
 
 
 @pytest.mark.slow
