@@ -211,7 +211,7 @@ def test_settings_of_compiling_reach_trainings_trials_and_comparisons(
     path = tmp_path / "study.toml"
     path.write_text(
         'application = "tiny"\ntrials = 1\nepochs = 1\nlimit = 40\n'
-        "[space]\njit = true\nsteps_per_execution = 3\n"
+        "[space]\nwidth = [4, 8]\njit = true\nsteps_per_execution = 3\n"
     )
     trial = StudyHyperModel(load_study(path))
     hp = keras_tuner.HyperParameters()
