@@ -121,7 +121,7 @@ def add_solvers(bundle: Bundle) -> None:
                     with ops.implementation(way):
                         bundle.add_program(
                             f"{name}, T = {tasks}, {what}",
-                            lambda g, s=solve: s(g)[0],
+                            solve,
                             [gram],
                             within,
                             [weights],
@@ -163,11 +163,16 @@ def add_steps(bundle: Bundle, methods: list[str]) -> None:
         model.make_train_function()
         model.train_step((images, labels))  # Creates what is left of its variables.
 
-        def one(images: Any, labels: Any, model: Any = model) -> list[Any]:
-            model.train_step((images, labels))
-            return [v.value.read_value() for v in model.trainable_variables]
-
+        one = _step_of(model)
         bundle.add_program(f"step, {method}", one, [images, labels], 1e-4)
+
+
+def _step_of(model: keras.Model) -> Callable[..., list[Any]]:
+    def one(images: Any, labels: Any) -> list[Any]:
+        model.train_step((images, labels))
+        return [v.value.read_value() for v in model.trainable_variables]
+
+    return one
 
 
 def main() -> None:

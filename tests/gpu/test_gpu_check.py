@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 from mtl_keras import ops
-from mtl_keras.ops import native, solvers
+from mtl_keras.ops import native
 
 PATH = pathlib.Path(__file__).parents[2] / "benchmarks" / "gpu_check.py"
 
@@ -127,7 +127,8 @@ def test_ops_of_the_size_of_gradients_are_found_where_they_do_not_belong(gpu_che
 def test_solvers_that_are_not_compiled_are_noticed(gpu_check, jit):
     gram = tf.constant([[2.0, -1.0], [-1.0, 3.0]], "float64")
     for implementation, compiled in (("auto", True), ("tensorflow", False)):
-        call = tf.function(solvers.upgrad, jit_compile=jit, autograph=False)
+        solve = gpu_check.all_solvers()["upgrad"]
+        call = tf.function(solve, jit_compile=jit, autograph=False)
         with ops.implementation(implementation):
             assert gpu_check.compiled_solver(call, gram, jit, "CPU") is compiled
 
