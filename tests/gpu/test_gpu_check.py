@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
 import pytest
@@ -145,6 +147,52 @@ def test_weights_that_differ_from_the_cpus_fail_the_check(gpu_check, monkeypatch
     off = 2e-4
     with pytest.raises(AssertionError, match=r"upgrad, XLA is off by 2\.0e-04"):
         gpu_check.agreement("CPU", {})
+
+
+@pytest.mark.skipif(
+    not native.custom_calls_available(), reason="built without XLA's headers"
+)
+def test_a_bundle_holds_programs_with_inputs_and_results(gpu_check, monkeypatch):
+    monkeypatch.syspath_prepend(str(PATH.parent))
+    gpu_bundle = importlib.import_module("gpu_bundle")
+    solve = gpu_check.all_solvers()["upgrad"]
+    scale = tf.Variable(2.0, dtype="float64")
+    gram = tf.constant([[2.0, -1.0], [-1.0, 3.0]], "float64")
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz") as archive:
+        bundle = gpu_bundle.Bundle(archive)
+        bundle.add_program("scaled", lambda g: solve(scale * g)[0], [gram], 1e-9)
+        bundle.add_list()
+    file.seek(0)
+    with tarfile.open(fileobj=file) as archive:
+        files = {
+            member.name.removeprefix("gpu-bundle/"): archive.extractfile(member).read()
+            for member in archive.getmembers()
+        }
+    (program,) = json.loads(files["programs.json"])
+    assert program == {"name": "scaled", "file": "000", "within": 1e-9, "calls": 1}
+    assert b"@mtl_keras_UpGrad" in files["programs/000.mlir"]
+    arrays = np.load(io.BytesIO(files["programs/000.npz"]))
+    np.testing.assert_array_equal(arrays["input_0"], gram)
+    assert arrays["input_1"] == 2.0
+    np.testing.assert_array_equal(arrays["expected_0"], solve(2.0 * gram)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="no JAX")
+def test_a_bundle_runs_through_jax(tmp_path):
+    archive = tmp_path / "bundle.tar.gz"
+    command = [sys.executable, PATH.with_name("gpu_bundle.py"), "--out", archive]
+    subprocess.run([*command, "--methods", "upgrad"], check=True)
+    with tarfile.open(archive) as opened:
+        opened.extractall(tmp_path, filter="data")
+    run_there = [
+        sys.executable,
+        tmp_path / "gpu-bundle" / "run.py",
+        "--platform",
+        "cpu",
+    ]
+    subprocess.run(run_there, check=True)
 
 
 @pytest.mark.slow
