@@ -367,7 +367,7 @@ def placement(device: str, found: dict[str, Any]) -> None:
         model = dense(method, 3, jit=False)
         model.make_train_function()
         iterator = iter(data)
-        model.train_function(iterator)
+        # Before the first step: TensorFlow gives graphs as it makes them.
         context.enable_run_metadata()
         model.train_function(iterator)
         metadata = context.export_run_metadata()
