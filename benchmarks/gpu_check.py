@@ -70,13 +70,17 @@ def expect(condition: Any, message: str) -> None:
 # Models and measurements, for all checks.
 
 
-def dense(method: str, tasks: int, jit: bool, **compiling: Any) -> Any:
-    """Returns a compiled model of dense layers."""
+def dense(
+    method: str, tasks: int, jit: bool, policy: str = "float32", **compiling: Any
+) -> Any:
+    """Returns a compiled model of dense layers of a dtype policy."""
     import keras
 
     import mtl_keras
 
     keras.utils.clear_session(free_memory=False)
+    # Which the line before has forgotten.
+    keras.config.set_dtype_policy(policy)
     keras.utils.set_random_seed(0)
     inputs = keras.Input((32,))
     h = keras.layers.Dense(64, "tanh")(keras.layers.Dense(64, "tanh")(inputs))
@@ -421,17 +425,15 @@ def precision(device: str, found: dict[str, Any]) -> None:
     x, y = samples(3, 24)
     for policy in ("mixed_float16", "mixed_bfloat16"):
         for jit in (False, True):
-            keras.config.set_dtype_policy(policy)
             optimizer = keras.optimizers.SGD(0.01)
             if policy == "mixed_float16":
                 optimizer = keras.optimizers.LossScaleOptimizer(
                     optimizer, initial_scale=2.0**30
                 )
             with tf.device(f"{device}:0"):
-                model = dense("upgrad", 3, jit=jit, optimizer=optimizer)
+                model = dense("upgrad", 3, jit, policy, optimizer=optimizer)
                 before = model.get_weights()
                 history = model.fit(x, y, batch_size=BATCH, epochs=1, verbose=0)
-            keras.config.set_dtype_policy("float32")
             key = f"{policy}{', XLA' if jit else ''}"
             row = found[key] = {"loss": history.history["loss"][-1]}
             row["moved"] = max(
