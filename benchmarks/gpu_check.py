@@ -75,10 +75,12 @@ def dense(
 ) -> Any:
     """Returns a compiled model of dense layers of a dtype policy."""
     import keras
+    import tensorflow as tf
 
     import mtl_keras
 
-    keras.utils.clear_session(free_memory=False)
+    if not tf.distribute.has_strategy():  # Whose scope it would take away.
+        keras.utils.clear_session(free_memory=False)
     # Which the line before has forgotten.
     keras.config.set_dtype_policy(policy)
     keras.utils.set_random_seed(0)
@@ -103,12 +105,21 @@ def dense(
 
 
 def samples(tasks: int, steps: int) -> tuple[Any, dict[str, Any]]:
-    """Returns inputs and labels of so many batches for `dense`."""
+    """Returns inputs and labels of so many batches for `dense`.
+
+    Every second task is the opposite of the first, larger or smaller, and noise: their
+    gradients conflict.
+    """
     import numpy as np
 
     rng = np.random.default_rng(0)
     x = rng.normal(size=(BATCH * steps, 32)).astype("float32")
-    y = {f"t{i}": rng.normal(size=(len(x), 1)).astype("float32") for i in range(tasks)}
+    base = x @ rng.normal(size=(32, 1)) / 32**0.5
+    y = {}
+    for i in range(tasks):
+        noise = rng.normal(size=base.shape)
+        labels = (-1) ** i * (1 + i % 3) * base + 0.5 * noise
+        y[f"t{i}"] = labels.astype("float32")
     return x, y
 
 

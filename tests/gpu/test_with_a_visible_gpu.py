@@ -172,11 +172,13 @@ class Mean(GramBalancer):
     ],
 )
 def test_solvers_add_little_to_the_step_that_xla_compiles(name):
+    slow = [" while(", "Eigh", "<="]
+    if name != "auxinash":  # Which solves one linear system for its preferences.
+        slow += [" cholesky(", " triangular-solve("]
     sizes = []
     for num_tasks in (4, 8):
         text = step_in_hlo(name, num_tasks)
-        for slow in (" while(", " cholesky(", " triangular-solve(", "Eigh", "<="):
-            assert slow not in text
+        assert [operation for operation in slow if operation in text] == []
         sizes.append(instructions(text))
     method = balancing.get(name)
     if method.num_sub_batches == 0:

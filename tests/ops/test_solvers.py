@@ -178,6 +178,7 @@ def test_power_roots(kind, num_tasks):
                 tf.constant(gram), 2.0, shares=tf.constant(shares)
             )
         assert converged
+        weights = weights.numpy()
         np.testing.assert_allclose(gram @ weights * weights**0.5, shares, 1e-8)
 
 
