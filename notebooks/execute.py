@@ -4,15 +4,18 @@
     python notebooks/execute.py 01 text            # those with this in their name
     python notebooks/execute.py --write 03         # and keep the outputs
 
-Each runs in an empty folder and a process of its own. A cell that raises, or writes to
-standard error, fails; so does a notebook that takes too long, and a committed one that
-lacks outputs, is too large or names a folder of the machine that it ran on.
+Each runs in an empty folder and a process of its own, two at a time. A cell that
+raises, or writes to standard error, fails; so does a notebook that takes too long, and
+a committed one that lacks outputs, is too large or names a folder of the machine that
+it ran on.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import contextlib
+import functools
 import os
 import pathlib
 import re
@@ -54,22 +57,33 @@ def main() -> int:
     )
     if not paths:
         parser.error(f"no notebook is named like {' or '.join(arguments.names)}")
-    wrong = []
-    for path in paths:
-        started = cpu_seconds()
-        committed = nbformat.read(path, as_version=4)
-        executed = nbformat.read(path, as_version=4)
-        problems = run(executed)
-        seconds = cpu_seconds() - started
-        if seconds > SECONDS:
-            problems.append(f"takes more than {SECONDS} s")
-        if arguments.write and not problems:
-            nbformat.write(executed, path)
-            committed = executed
-        problems += flaws(path, committed, executed)
-        wrong += problems
-        print(f"{path.name}: {seconds:.0f} s", *problems, sep="\n    ", flush=True)
+    wrong = False
+    with concurrent.futures.ProcessPoolExecutor(max_workers=2) as processes:
+        checked = processes.map(functools.partial(check, write=arguments.write), paths)
+        for path, (seconds, problems) in zip(paths, checked, strict=True):
+            wrong = wrong or bool(problems)
+            print(f"{path.name}: {seconds:.0f} s", *problems, sep="\n    ", flush=True)
     return 1 if wrong else 0
+
+
+def check(path: pathlib.Path, write: bool) -> tuple[float, list[str]]:
+    """Returns the CPU time that a notebook takes, and what is wrong with it.
+
+    Args:
+        path: A notebook.
+        write: Keep its outputs if nothing is wrong.
+    """
+    started = cpu_seconds()
+    committed = nbformat.read(path, as_version=4)
+    executed = nbformat.read(path, as_version=4)
+    problems = run(executed)
+    seconds = cpu_seconds() - started
+    if seconds > SECONDS:
+        problems.append(f"takes more than {SECONDS} s")
+    if write and not problems:
+        nbformat.write(executed, path)
+        committed = executed
+    return seconds, problems + flaws(path, committed, executed)
 
 
 def cpu_seconds() -> float:
