@@ -19,7 +19,7 @@ The models take turns step by step, so that a slow minute of the machine hits al
 them; ratios are those of the medians, and their spread that of the ratios in single
 rounds. `xla` compares the same on a small dense model under `jit_compile=True`, by
 default at T = 2, 8 and 20; with `--hlo` it times nothing, but counts HLO instructions
-of the models that were timed, with the solvers as custom calls and in TensorFlow's ops.
+of the models, with the solvers as custom calls and in TensorFlow's ops.
 `--only NAME,...` leaves out other methods and keeps their rows, each with the time that
 its ratio is against. Writes benchmarks/results/step.json.
 
@@ -247,15 +247,15 @@ def hlo(model: keras.Model, batch: tuple, implementation: str) -> dict[str, int]
 
 
 def add_hlo(result: dict) -> None:
-    """Adds to the rows of the models what XLA gets to compile."""
+    """Adds to the rows of the models, or makes them, what XLA gets to compile."""
     tasks = [f"task_{i}" for i in range(result["tasks"])]
     y = {task: tf.zeros((BATCH,), "int64") for task in tasks}
     batch = (tf.zeros((BATCH, *SHAPE)), y)
-    by_name = models(tasks)
-    for row in result["rows"]:
-        if row["model"] not in by_name:
-            continue
-        model = by_name[row["model"]]
+    rows = {row["model"]: row for row in result["rows"]}
+    for name, model in models(tasks).items():
+        if name not in rows:
+            result["rows"].append(rows.setdefault(name, {"model": name}))
+        row = rows[name]
         model.optimizer.build(model.trainable_variables)
         model.train_step(batch)  # Creates what is left of its variables.
         row["hlo"] = hlo(model, batch, "auto")
@@ -268,12 +268,14 @@ def table(result: dict) -> str:
         lines[0] += " HLO with TensorFlow's solvers | with calls | loops | with calls |"
         lines[1] += "---|---|---|---|"
     for row in result["rows"]:
-        low, median, high = (row["ms"][key] for key in ("low", "median", "high"))
-        first, third = row["ratio_quartiles"]
-        lines.append(
-            f"| {row['model']} | {median:.1f} ({low:.1f}–{high:.1f}) | "
-            f"{row['ratio']:.3f} ({first:.3f}–{third:.3f}) | {row['against']} |"
-        )
+        if "ms" in row:
+            low, median, high = (row["ms"][key] for key in ("low", "median", "high"))
+            first, third = row["ratio_quartiles"]
+            times = f"{median:.1f} ({low:.1f}–{high:.1f}) | "
+            times += f"{row['ratio']:.3f} ({first:.3f}–{third:.3f}) | {row['against']}"
+        else:
+            times = "– | – | –"
+        lines.append(f"| {row['model']} | {times} |")
         if "hlo" in row:
             before, after = row["hlo_tensorflow"], row["hlo"]
             lines[-1] += f" {before['instructions']} | {after['instructions']} |"
@@ -317,11 +319,11 @@ def main() -> None:
         tasks = [f"task_{i}" for i in range(num_tasks)]
         runs = {run["tasks"]: run for run in results.get(key, [])}
         if HLO:
-            add_hlo(found := runs[num_tasks])
+            add_hlo(found := runs.get(num_tasks, {"tasks": num_tasks, "rows": []}))
         else:
             found = measure(num_tasks, steppers(tasks, models(tasks)))
             keep_rows(found, runs.get(num_tasks, {"rows": []}))
-        print(f"T = {num_tasks}, {found['steps_each']} steps each")
+        print(f"T = {num_tasks}, {found.get('steps_each', 0)} steps each")
         print(table(found), flush=True)
         runs[num_tasks] = found
         results[key] = [runs[number] for number in sorted(runs)]
