@@ -48,7 +48,7 @@ def built() -> ctypes.CDLL:
     objects = []
     for path in sources:
         target = HERE / f"{path.stem}.o"
-        flags = f"-std=c++17 -O3 -fPIC {SIMD.get(path.stem, '')}"
+        flags = f"-std=c++17 -O3 -fPIC -w {SIMD.get(path.stem, '')}"
         include = [f"-I{HERE / 'csrc'}", f"-I{jax.ffi.include_dir()}"]
         command = ["g++", *flags.split(), *include, "-c", str(path), "-o", str(target)]
         subprocess.run(command, check=True)
