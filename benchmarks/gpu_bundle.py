@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_bundle.py [--methods NAME,...] [--out FILE]
 
-Writes build/gpu-bundle.tar.gz, of about 3 MB: StableHLO of the solvers (as custom calls,
+Writes build/gpu-bundle.tar.gz, of some 3 MB: StableHLO of the solvers (as custom calls,
 and as TensorFlow's ops), of the sparse Gram matrix, and of whole training steps of the
 methods on the Gram matrix, each with inputs and what it gives here; the sources of the
 custom calls; and run.py, which builds these there, runs all programs and says which
@@ -40,7 +40,12 @@ from mtl_keras import ops
 from mtl_keras.ops import native
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-SOURCES = ("csrc/solvers/*", "csrc/kernels/simd*", "csrc/xla/handlers.cc")
+SOURCES = (
+    "csrc/solvers/*",
+    "csrc/kernels/simd*",
+    "csrc/kernels/dtype.h",
+    "csrc/xla/handlers.cc",
+)
 NAME = "gpu-bundle"
 
 
