@@ -85,11 +85,12 @@ void TestOptimalityConditions() {
       Vector shares(tasks);
       for (int i = 0; i < tasks; ++i) shares[i] = 0.25 * (1 + i % 9);
       for (double alpha : {1.0, 2.0, 0.7}) {
-        for (const double* s : {static_cast<const double*>(nullptr), shares.data()}) {
+        for (const bool given : {false, true}) {
+          const double* s = given ? shares.data() : nullptr;
           CHECK(PowerRoot(g, tasks, alpha, s, kEps, w.data()));
           Multiply(gram, w.data(), products.data());
           for (int i = 0; i < tasks; ++i) {
-            const double share = s == nullptr ? 1.0 : s[i];
+            const double share = given ? shares[i] : 1.0;
             CHECK_CLOSE(products[i] * std::pow(w[i], 1.0 / alpha) / share, 1.0, 1e-8);
           }
         }
