@@ -20,8 +20,10 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import os
 import pathlib
+import re
 import tarfile
 from collections.abc import Callable
 from typing import Any
@@ -88,6 +90,7 @@ class Bundle:
             for t in (*tf.nest.flatten(arguments), *traced.captured_inputs)
         ]
         text = call.experimental_get_compiler_ir(*arguments)(stage="stablehlo")
+        text = with_plain_booleans(text)
         if expected is None:
             expected = [t.numpy() for t in tf.nest.flatten(call(*arguments))]
         number = f"{len(self._programs):03d}"
@@ -108,6 +111,19 @@ class Bundle:
     def add_list(self) -> None:
         """Adds the list of programs."""
         self.add("programs.json", json.dumps(self._programs, indent=1).encode())
+
+
+def with_plain_booleans(text: str) -> str:
+    """Returns MLIR with boolean constants in words: versions pack bits differently."""
+
+    def plain(match: re.Match) -> str:
+        shape = [int(size) for size in match[2].split("x")]
+        packed = np.frombuffer(bytes.fromhex(match[1]), "uint8")
+        bits = np.unpackbits(packed, count=math.prod(shape), bitorder="little")
+        values = json.dumps(bits.reshape(shape).astype(bool).tolist())
+        return f"dense<{values}> : tensor<{match[2]}xi1>"
+
+    return re.sub(r'dense<"0x([0-9A-F]+)"> : tensor<([0-9x]+)xi1>', plain, text)
 
 
 def add_solvers(bundle: Bundle) -> None:

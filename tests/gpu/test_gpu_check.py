@@ -176,6 +176,8 @@ def test_a_bundle_holds_programs_with_inputs_and_results(gpu_check, monkeypatch)
     np.testing.assert_array_equal(arrays["input_0"], gram)
     assert arrays["input_1"] == 2.0
     np.testing.assert_array_equal(arrays["expected_0"], solve(2.0 * gram)[0])
+    plain = gpu_bundle.with_plain_booleans('dense<"0x09"> : tensor<2x2xi1>')
+    assert plain == "dense<[[true, false], [false, true]]> : tensor<2x2xi1>"
 
 
 @pytest.mark.slow
