@@ -1,10 +1,11 @@
-"""Tables and pictures of the page "Does it pay?", out of benchmarks/results.
+"""Tables and pictures of pages on what was measured, out of benchmarks/results.
 
 `python docs/generate.py` writes them; no figure of theirs is written by hand.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -217,6 +218,57 @@ def balancing(qm9: Mapping[str, Any]) -> str:
     return table(["", "error over single, %", "against `equal`, points", "seeds"], rows)
 
 
+# Names of data and models in the table of `benchmarks/preferences.py`.
+PREFERENCES = {
+    "census": "Census-Income",
+    "digits": "Scenes of two digits",
+    "manifold": "one model, `manifold`",
+    "hypernetwork": "one model, `hypernetwork(rank=4)`",
+    "separate": "five models, a fifth of the updates each",
+    "separate in full": "five models, all the updates each",
+}
+
+
+def preferences(measured: Mapping[str, Any]) -> str:
+    """Returns hypervolumes of one model for all preferences and of a model for each."""
+    runs: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    for run in measured["runs"]:
+        runs.setdefault((run["data"], run["method"]), {})[run["seed"]] = run
+    # Those of every seed that the comparison has.
+    seeds = {data: runs[data, "separate"].keys() for data in measured["data"]}
+    volumes = {
+        key: np.array([by_seed[seed]["hypervolume"] for seed in sorted(seeds[key[0]])])
+        for key, by_seed in runs.items()
+        if seeds[key[0]] <= by_seed.keys()
+    }
+    gains = {
+        (data, method): volume - volumes[data, "separate"]
+        for (data, method), volume in volumes.items()
+        if method != "separate"
+    }
+    tests = paired_tests(gains, 0.0)
+    rows = []
+    for data, method in itertools.product(measured["data"], list(PREFERENCES)[2:]):
+        if (data, method) not in volumes:
+            continue
+        of_all = list(runs[data, method].values())
+        volume = volumes[data, method]
+        rows.append(
+            [
+                PREFERENCES[data],
+                PREFERENCES[method],
+                f"{of_all[0]['updates']:,}",
+                f"{of_all[0]['parameters']:,}",
+                f"{volume.mean():.3f} ± {volume.std(ddof=1):.3f}",
+                interval(tests[data, method], 3) if (data, method) in tests else "–",
+                f"{np.mean([run['cpu_seconds'] for run in of_all]):.0f}",
+                str(len(volume)),
+            ]
+        )
+    head = ["", "", "updates", "weights", "hypervolume", "gain (95 %)", "CPU s"]
+    return table([*head, "seeds"], rows)
+
+
 class Pairs(NamedTuple):
     """Values of one task by seed, shared and alone."""
 
@@ -312,6 +364,7 @@ def parts() -> dict[str, str]:
     generated["negative"] = negative()
     generated["worth"] = summary(runs)
     generated["qm9"] = balancing(results("qm9"))
+    generated["preferences"] = preferences(results("preferences"))
     return generated
 
 

@@ -1,9 +1,9 @@
 """Writes the generated parts of the documentation.
 
-    python docs/generate.py     # rewrites docs/balancing.md, docs/worth.md, README.md
+    python docs/generate.py     # rewrites the pages of `PAGES`
 
-What the page on balancing says of each method is made of the docstrings; the tables and
-the picture of "Does it pay?" of benchmarks/results, by `evidence`.
+What the page on balancing says of each method is made of the docstrings; the tables of
+the others and the picture of "Does it pay?" of benchmarks/results, by `evidence`.
 
 A docstring holds, before its sections, the formula, the paper and every departure from
 it, and a paragraph `Cost: ... . Choose it when ... .`
@@ -21,7 +21,10 @@ import evidence
 from mtl_keras import balancing
 
 DOCS = pathlib.Path(__file__).parent
-PAGES = (DOCS / "balancing.md", DOCS / "worth.md", DOCS.parent / "README.md")
+PAGES = (
+    *(DOCS / name for name in ("balancing.md", "pareto.md", "worth.md")),
+    DOCS.parent / "README.md",
+)
 _COST = re.compile(
     r"Cost: (?P<backward>[^,;.]*?) backward(?:, (?P<forward>\d+) forward)?"
     r"(?:; state: (?P<state>[^;.]*))?(?:; needs: (?P<needs>[^;]*?))?\. "

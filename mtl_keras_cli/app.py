@@ -117,6 +117,7 @@ def init(
         "mtl-keras train vision --balancing pcgrad --tasks left,right --epochs 5",
         "mtl-keras train vision --balancing 'uncertainty + cagrad(c=0.5)'",
         "mtl-keras train vision --sharing 'mmoe(num_experts=4)'",
+        "mtl-keras train houses.toml --preferences 'manifold(rank=4)'",
         "mtl-keras train --from-study runs/study-vision --out runs/best",
     )
 )
@@ -148,6 +149,13 @@ def train(
             help="How tasks are balanced; else equal. With arguments: "
             "'cagrad(c=0.5)'. A loss balancer and a gradient balancer may be joined "
             "by a plus."
+        ),
+    ] = None,
+    preferences: Annotated[
+        str | None,
+        typer.Option(
+            help="Make the trade-off between tasks an input of the model: manifold or "
+            "hypernetwork, with arguments: 'manifold(rank=4, scalarisation=cosmos)'."
         ),
     ] = None,
     width: Annotated[int | None, typer.Option(help="Width of the backbone.")] = None,
@@ -241,6 +249,7 @@ def train(
         "backbone": backbone,
         "sharing": None if sharing is None else read_spec(sharing),
         "balancing": None if balancing is None else read_spec(balancing),
+        "preferences": None if preferences is None else read_spec(preferences),
         "width": width,
         "depth": depth,
         "epochs": epochs,
@@ -419,6 +428,7 @@ def evaluate(
 ) -> None:
     """Evaluate a run's model on the test split again.
 
+    A run with preferences is evaluated at the uniform one and at each task's own.
     Nothing is written.
     """
     tensorflow.load()
@@ -426,6 +436,11 @@ def evaluate(
     from mtl_keras.encoding import encode
 
     _allow(code)
+    if runs.load_run(run).config.preferences is not None:
+        from mtl_keras_cli import fronts
+
+        fronts.evaluate(run, as_json=as_json, console=make_console())
+        return
     metrics = runs.evaluate(run)
     if as_json:
         print(json.dumps(encode(metrics), indent=2))
@@ -437,6 +452,7 @@ def evaluate(
     epilog=examples(
         "mtl-keras predict runs/houses-1 new.csv",
         "mtl-keras predict runs/houses-1 new.parquet --out answers.parquet",
+        "mtl-keras predict runs/houses-2 new.csv --preference 0.7,0.3",
     )
 )
 def predict(
@@ -448,6 +464,13 @@ def predict(
         pathlib.Path | None,
         typer.Option(help="File to write; else FILE.predictions beside FILE."),
     ] = None,
+    preference: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a run with preferences: a number for each task, in the order of "
+            "evaluate, with commas between; else all alike."
+        ),
+    ] = None,
     code: Code = None,
 ) -> None:
     """Write a run's predictions beside the rows of a file.
@@ -456,10 +479,11 @@ def predict(
     with their probability.
     """
     tensorflow.load()
-    from mtl_keras_cli import tables
+    from mtl_keras_cli import fronts, tables
 
     _allow(code)
-    tables.predict(run, file, out, make_console())
+    shares = None if preference is None else fronts.read_preference(preference)
+    tables.predict(run, file, out, preference=shares, console=make_console())
 
 
 @app.command(

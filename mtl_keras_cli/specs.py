@@ -23,7 +23,8 @@ def read_spec(text: str) -> Spec | list[Spec]:
     Args:
         text: A name, or a name with arguments: `name(argument=value, ...)`. Values
             are numbers, texts (the quotes may be left out of a name), true, false,
-            null, lists `[...]` and tables `{...}`. Several are joined by a plus.
+            null, lists `[...]`, tables `{...}`, or again names with arguments. Several
+            are joined by a plus.
 
     Returns:
         `"name"`, `{"class_name": name, "config": {argument: value}}`, or a list of
@@ -115,6 +116,8 @@ def _value(value: str, text: str) -> Any:
     except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
         if _NAME.fullmatch(value) and not value[0].isdigit():
             return value
+        if value.endswith(")") and value[0].isalpha():
+            return _member(value, text)
         raise _malformed(text, f"{value!r} as a value") from error
 
 

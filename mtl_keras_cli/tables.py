@@ -12,8 +12,11 @@ from mtl_keras import runs
 from mtl_keras.applications.built import BuiltModel
 from mtl_keras.applications.table.application import Table
 from mtl_keras.applications.table.predicting import predict_file
+from mtl_keras.balancing.arguments import preference_per_task
 from mtl_keras.data.tables.proposal import propose
 from mtl_keras.errors import InputError
+from mtl_keras.pareto import PreferenceModel
+from mtl_keras.runs.training import preference_tasks
 
 
 def init(
@@ -45,13 +48,18 @@ def init(
 
 
 def predict(
-    run: pathlib.Path, source: pathlib.Path, out: pathlib.Path | None, console: Console
+    run: pathlib.Path,
+    source: pathlib.Path,
+    out: pathlib.Path | None,
+    *,
+    preference: Sequence[float] | None,
+    console: Console,
 ) -> None:
     """Writes predictions of a run's model beside the rows of a file.
 
     Raises:
         InputError: If the run is not of a table, the file cannot be read, or `out`
-            exists or cannot be written.
+            exists or cannot be written; for a preference that does not fit the run.
     """
     loaded = runs.load_run(run)
     application = loaded.config.get_application()
@@ -67,7 +75,18 @@ def predict(
         out = source.with_name(f"{name}.predictions{_suffix(source)}")
     if os.path.lexists(out):
         raise InputError(f"{str(out)!r} exists. Remove it, or name another --out.")
-    rows = predict_file(loaded.model(), application, source, out)
+    model = loaded.model()
+    chosen: dict[str, float] | None = None
+    if preference is not None:
+        if not isinstance(model, PreferenceModel):
+            raise InputError(
+                "Expected no --preference for a run without --preferences. Received: "
+                f"--preference of {str(run)!r}."
+            )
+        tasks = preference_tasks(loaded.config, model)
+        preference_per_task(preference, list(tasks))
+        chosen = dict(zip(tasks.values(), preference, strict=True))
+    rows = predict_file(model, application, source, out, chosen)
     console.print(f"Wrote {out}: {rows:,} rows", soft_wrap=True)
 
 

@@ -202,6 +202,32 @@ def test_evidence_is_that_of_the_runs(generate):
     assert row.split("|")[4].strip() == seconds
 
 
+def test_hypervolumes_are_those_of_the_losses():
+    results = json.loads(
+        (ROOT / "benchmarks" / "results" / "preferences.json").read_text()
+    )
+    text = (DOCS / "pareto.md").read_text(encoding="utf-8")
+    for run in results["runs"]:
+        width, height = results["data"][run["data"]]["reference"]
+        # Below the staircase of the points, from the left one on.
+        area, floor = 0.0, height
+        for x, y in sorted(run["losses"]):
+            area += max(width - x, 0.0) * max(floor - y, 0.0)
+            floor = min(floor, y)
+        assert run["hypervolume"] == pytest.approx(area / (width * height))
+    for data in results["data"]:
+        one, five = (
+            {
+                run["seed"]: run["hypervolume"]
+                for run in results["runs"]
+                if (run["data"], run["method"]) == (data, method)
+            }
+            for method in ("manifold", "separate")
+        )
+        gain = statistics.mean(one[seed] - five[seed] for seed in five)
+        assert f"**{gain:+.3f}**" in text
+
+
 @pytest.mark.parametrize("name", balancing.names())
 def test_costs_in_docstrings_are_those_of_the_code(generate, name):
     config = {"static": {"task_weights": [1.0] * 4}}.get(name, {})

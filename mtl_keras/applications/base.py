@@ -20,6 +20,9 @@ from mtl_keras.model import MultiTaskModel
 if TYPE_CHECKING:
     import tensorflow as tf
 
+    from mtl_keras.pareto import PreferenceModel
+    from mtl_keras.pareto.forms import Form
+
 SPLITS = ("train", "validation", "test")
 
 
@@ -351,6 +354,18 @@ class Application(Served, abc.ABC):
             outputs: The heads' outputs, by the names that `outputs_of` gives.
         """
         return MultiTaskModel(inputs, outputs)
+
+    def condition(
+        self, model: MultiTaskModel, form: Form, num_tasks: int
+    ) -> PreferenceModel:
+        """Returns a model of `build` with a preference over the tasks as an input.
+
+        Args:
+            model: The model; its layers are taken over.
+            form: How it is conditioned.
+            num_tasks: Entries of the preference: the number of tasks with a loss.
+        """
+        return form.condition(model, num_tasks)
 
     def losses(self, tasks: Iterable[str] | None = None) -> dict[str, Any]:
         """Returns new losses by the model's outputs, for `compile`."""

@@ -111,7 +111,7 @@ def front(
     """
     tasks = model.tasks
     if isinstance(points, int):
-        preferences = _lattice(len(tasks), check_integer("points", points, low=2) - 1)
+        preferences = lattice(len(tasks), check_integer("points", points, low=2) - 1)
     else:
         preferences = np.asarray(points, "float64")
         if preferences.ndim != 2 or preferences.shape[1] != len(tasks):
@@ -139,7 +139,12 @@ def _adding(
     return add
 
 
-def _lattice(size: int, divisions: int) -> np.ndarray:
+def middle_and_corners(size: int) -> np.ndarray:
+    """Returns the uniform preference, then each task's own, `[1 + size, size]`."""
+    return np.vstack([np.full(size, 1.0 / size), np.eye(size)])
+
+
+def lattice(size: int, divisions: int) -> np.ndarray:
     """Returns the points of the simplex whose entries are multiples of 1 / divisions.
 
     Sorted with the first entry falling, `[N, size]`.

@@ -107,6 +107,8 @@ class Conditioned(keras.layers.Layer):
         config = self.layer.get_config()
         changes = {
             "name": "kernels",
+            # Not serialized: of a serialized policy `from_config` takes the name alone.
+            "dtype": self.layer.dtype_policy,
             "trainable": True,
             "use_bias": False,
             "kernel_constraint": None,
@@ -136,10 +138,11 @@ class Conditioned(keras.layers.Layer):
 
     @property
     def _makes_kernel(self) -> bool:
-        # `ops.conv` knows neither groups nor causal padding.
+        # `ops.conv` knows neither groups nor causal padding, and quantised kernels
+        # are without their scales.
         config = self.layer.get_config()
         stock = config.get("padding") != "causal" and config.get("groups", 1) == 1
-        return self.rank is None and stock
+        return self.rank is None and stock and self.layer.quantization_mode is None
 
     def _with_made_kernel(self, inputs: Any, coefficients: Any) -> Any:
         """Returns σ's input but for the bias's change, at the price of the layer."""

@@ -15,7 +15,7 @@ from typing import Any
 from mtl_keras.runs.config import RunConfig, TrainingConfig
 from mtl_keras.runs.fitting import Results, train
 from mtl_keras.runs.folder import Run, load_run
-from mtl_keras.runs.training import compiled_model, evaluate
+from mtl_keras.runs.training import compiled_model, evaluate, front
 
 __all__ = [
     "Results",
@@ -25,6 +25,7 @@ __all__ = [
     "compiled_model",
     "evaluate",
     "export",
+    "front",
     "load_run",
     "train",
 ]

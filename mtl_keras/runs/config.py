@@ -20,10 +20,12 @@ from pydantic import (
 )
 
 from mtl_keras import balancing, sharing
+from mtl_keras.balancing import Equal, GradientBalancer
 from mtl_keras.balancing.pipeline import Pipeline
 from mtl_keras.decoding import Count, Decodable, Finite, decode
 from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError, unknown_name
+from mtl_keras.pareto import forms
 from mtl_keras.runs.optimizers import SCHEDULES, make_optimizer
 
 if TYPE_CHECKING:
@@ -103,6 +105,11 @@ class RunConfig(Decodable):
         accumulate: Whether each step takes a batch of every data set that the tasks
             come from, of applications whose batches are of one each (text), so that
             gradients of all tasks meet; None means no.
+        preferences: How the model is conditioned on a preference over the tasks,
+            `"manifold"` or `"hypernetwork"`, or a config dictionary with arguments
+            of `mtl_keras.pareto.manifold` or `hypernetwork` and with `scalarisation`
+            and `alpha` of `SampledPreference`, which then weighs the losses:
+            `balancing` may be a gradient balancer. None for a model without.
     """
 
     application: StrictStr
@@ -126,6 +133,7 @@ class RunConfig(Decodable):
     steps_per_execution: StrictInt = 1
     patience: StrictInt | None = None
     accumulate: StrictBool | None = None
+    preferences: Spec | None = None
 
     def validate(self) -> TrainingConfig:
         """Checks every field and fills in the application's defaults.
@@ -180,6 +188,7 @@ class TrainingConfig(Decodable):
     patience: Count | None
     accumulate: StrictBool | None = None
     steps_per_execution: Count = 1
+    preferences: Spec | None = None
 
     def __post_init__(self) -> None:
         self._check_names(self.get_application())
@@ -187,6 +196,8 @@ class TrainingConfig(Decodable):
         # Two methods of one kind are refused here, and not by `compile` later.
         Pipeline(methods if isinstance(methods, list) else [methods])
         sharing.get(self.sharing).check_tasks(self.tasks)
+        if self.preferences is not None:
+            self._check_preferences()
         _check_optimizer(json.dumps(self.optimizer))
 
     def validate(self) -> TrainingConfig:
@@ -230,6 +241,39 @@ class TrainingConfig(Decodable):
             if task not in self.tasks:
                 raise unknown_name("task in loss_weights", task, self.tasks)
 
+    def preference_form(self) -> forms.Form | None:
+        """Returns the settings of `preferences`; None for a model without."""
+        return None if self.preferences is None else forms.get(self.preferences)
+
+    def gradient_balancers(self) -> list[GradientBalancer]:
+        """Returns new balancers of `balancing` that combine gradients, or none."""
+        methods = balancing.get(self.balancing)
+        several = methods if isinstance(methods, list) else [methods]
+        return [m for m in several if isinstance(m, GradientBalancer)]
+
+    def _check_preferences(self) -> None:
+        self.preference_form()
+        methods = balancing.get(self.balancing)
+        for method in methods if isinstance(methods, list) else [methods]:
+            if not isinstance(method, (Equal, GradientBalancer)):
+                raise InputError(
+                    "Expected no loss balancer beside `preferences`, which weigh the "
+                    f"losses. Received: balancing={spec_name(self.balancing)!r}."
+                )
+        application = self.get_application()
+        if application.columns_of(self.tasks):
+            raise InputError(
+                "Expected tasks with outputs of their own for `preferences`. "
+                f"Received: {len(self.tasks)} tasks that are columns of one output."
+            )
+        outputs = list(application.outputs_of(self.tasks))
+        untrained = sharing.get(self.sharing).untrained(outputs)
+        if len(set(outputs) - set(untrained)) < 2:
+            raise InputError(
+                "Expected at least two tasks for `preferences`, as one has nothing to "
+                f"trade. Received: {list(self.tasks)}."
+            )
+
     def identity(self) -> str:
         """Returns a hash of all settings: equal for the same training, and only then.
 
@@ -245,6 +289,14 @@ class TrainingConfig(Decodable):
             del values["accumulate"]
         if self.steps_per_execution == 1:
             del values["steps_per_execution"]
+        del values["preferences"]
+        if (form := self.preference_form()) is not None:
+            drawn = keras.saving.serialize_keras_object(form.balancer())
+            values["preferences"] = {
+                **encode(form),
+                "form": type(form).__name__,
+                "scalarisation": _canonical_method(drawn, None),
+            }
         several = isinstance(self.balancing, (list, tuple))
         values["balancing"] = [
             _canonical_method(balancing.serialize(balancing.get(spec)), spec)  # type: ignore[arg-type]
@@ -276,11 +328,20 @@ def spec_name(spec: Any, write: Callable[[Any], str] = repr) -> str:
     """
     if isinstance(spec, dict):
         config = spec.get("config", {})
-        arguments = ", ".join(f"{k}={write(v)}" for k, v in config.items())
+        arguments = ", ".join(
+            f"{name}={spec_name(value, write) if _is_spec(value) else write(value)}"
+            for name, value in config.items()
+        )
         return f"{spec.get('class_name')}({arguments})"
     if isinstance(spec, (list, tuple)):
         return " + ".join(spec_name(member, write) for member in spec)
     return str(spec)
+
+
+def _is_spec(value: Any) -> bool:
+    if not isinstance(value, dict) or set(value) != {"class_name", "config"}:
+        return False
+    return isinstance(value["config"], dict) and bool(value["config"])
 
 
 def _canonical_method(serialized: Any, spec: Any) -> Any:

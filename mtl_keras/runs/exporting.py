@@ -18,6 +18,9 @@ from mtl_keras.data import catalog
 from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError
 from mtl_keras.files import read_json
+from mtl_keras.pareto import PreferenceModel
+from mtl_keras.pareto.front import middle_and_corners
+from mtl_keras.pareto.model import PREFERENCE
 from mtl_keras.runs import folder
 from mtl_keras.runs.records import versions
 from mtl_keras.runs.training import load_split, test_metrics
@@ -69,6 +72,12 @@ def export(
             known = run.config.get_application().tasks
             titles |= {title: task.name for title, task in known.items()}
         tasks = tuple(titles.get(task, task) for task in tasks)
+    preferences = [str(run.path) for run in loaded if run.config.preferences]
+    if len(preferences) > 1:
+        raise InputError(
+            "Expected one run with preferences at most, as requests hold one "
+            f"{PREFERENCE!r}. Received: {', '.join(preferences)}."
+        )
     models: list[keras.Model] = []
     class_names: dict[str, Any] = {}
     missing_values: dict[str, float] = {}
@@ -85,7 +94,8 @@ def export(
         missing_values |= application.missing_values()
         # Inputs, labels, and sample weights where there are any.
         with catalog.reading(run.config.data):
-            samples.append(next(iter(load_split(run.config, "test")))[0])
+            batch = next(iter(load_split(run.config, "test")))[0]
+        samples.append(_with_preferences(model, batch))
         metrics |= {application.tasks[t].name: v for t, v in measured.items()}
     settings = [encode(run.config) for run in loaded]
     version = serving.export(
@@ -104,6 +114,15 @@ def export(
     )
     console.print(f"Wrote {version}", soft_wrap=True)
     return version
+
+
+def _with_preferences(model: keras.Model, batch: Any) -> Any:
+    """Returns a batch of inputs, for a `PreferenceModel` each with a preference."""
+    if not isinstance(model, PreferenceModel):
+        return batch
+    inputs = model.with_preference(batch, [1.0] * len(model.tasks))
+    rows = middle_and_corners(len(model.tasks)).astype("float32")
+    return {**inputs, PREFERENCE: np.resize(rows, inputs[PREFERENCE].shape)}
 
 
 def _joined(batches: Sequence[Any]) -> Any:

@@ -292,12 +292,15 @@ class _Fitting:
 
     def _announce(self, checkpoint: checkpoints.Checkpoint | None) -> None:
         config = self._config
+        conditioned = ""
+        if config.preferences is not None:
+            conditioned = f"preferences by {spec_name(config.preferences)}, "
         say(
             self._console,
             f"Training {config.application} on {config.data}: {config.backbone} with "
             f"{self.model.count_params():,} parameters, {spec_name(config.sharing)} "
-            f"sharing, {spec_name(config.balancing)} balancing, {self._epochs} epochs "
-            f"of {self._per_epoch} steps",
+            f"sharing, {spec_name(config.balancing)} balancing, {conditioned}"
+            f"{self._epochs} epochs of {self._per_epoch} steps",
         )
         if checkpoint is not None:
             progress = checkpoint.progress

@@ -52,7 +52,13 @@ class Run:
                 of layers that nobody has registered.
         """
         # For their registered classes, by which a model's file names them.
-        from mtl_keras import applications, balancing, model, sharing  # noqa: F401
+        from mtl_keras import (  # noqa: F401
+            applications,
+            balancing,
+            model,
+            pareto,
+            sharing,
+        )
 
         applications.get(self.config.application)
         check_model_file(self.path / MODEL)

@@ -8,10 +8,15 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import keras
+import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
-from mtl_keras import sharing
+from mtl_keras import pareto, sharing
 from mtl_keras.data import catalog
+from mtl_keras.errors import InputError, check_integer
+from mtl_keras.pareto import Front, PreferenceModel
+from mtl_keras.pareto.front import lattice, middle_and_corners
 from mtl_keras.runs import folder
 from mtl_keras.runs.config import TrainingConfig
 from mtl_keras.runs.optimizers import learning_rate_schedule, make_optimizer
@@ -80,8 +85,13 @@ def compiled_model(config: TrainingConfig, steps: int) -> keras.Model:
             depth=config.depth,
             tasks=config.tasks,
         )
-    losses = application.losses(config.tasks)
-    losses |= dict.fromkeys(sharing.get(config.sharing).untrained(list(losses)))
+        losses = application.losses(config.tasks)
+        losses |= dict.fromkeys(sharing.get(config.sharing).untrained(list(losses)))
+        balancing: Any = config.balancing
+        if (form := config.preference_form()) is not None:
+            trained = [name for name, loss in losses.items() if loss is not None]
+            model = application.condition(model, form, len(trained))
+            balancing = [form.balancer(), *config.gradient_balancers()]
     rate = learning_rate_schedule(config.schedule, config.learning_rate, steps)
     weights = None
     if config.loss_weights is not None:
@@ -94,7 +104,7 @@ def compiled_model(config: TrainingConfig, steps: int) -> keras.Model:
         loss=losses,
         loss_weights=weights,
         metrics=application.metrics(config.tasks),
-        balancing=config.balancing,
+        balancing=balancing,
         columns=application.columns_of(config.tasks),
         jit_compile=jit_compile(config.jit, steps),
         steps_per_execution=config.steps_per_execution,
@@ -177,6 +187,58 @@ def evaluate(path: str | pathlib.Path) -> dict[str, dict[str, float]]:
     config = run.config
     with catalog.reading(config.data):
         return test_metrics(config, run.model(), load_split(config, "test"))
+
+
+def front(path: str | pathlib.Path, points: int | ArrayLike | None = None) -> Front:
+    """Evaluates a run with preferences on the test split; writes nothing.
+
+    Args:
+        path: A run folder.
+        points: See `mtl_keras.pareto.front`, with entries in the order of the
+            config's tasks; None for the uniform preference and each task's own.
+
+    Returns:
+        The front, whose tasks are in that order and, as the results, named as the
+        application does.
+
+    Raises:
+        InputError: If the folder is not a run with preferences, the preferences do
+            not fit the tasks, or the data cannot be had.
+    """
+    run = folder.load_run(path)
+    config = run.config
+    if config.preferences is None:
+        raise InputError(
+            f"Expected a run with preferences. Received: {str(run.path)!r}, a run "
+            "without."
+        )
+    model = run.model()
+    assert isinstance(model, PreferenceModel)
+    tasks = preference_tasks(config, model)
+    if points is None:
+        points = middle_and_corners(len(tasks))
+    elif isinstance(points, int):
+        points = lattice(len(tasks), check_integer("points", points, low=2) - 1)
+    order = [list(tasks.values()).index(task) for task in model.tasks]
+    rows = np.asarray(points, "float64")
+    if rows.shape[1:] == (len(tasks),):
+        rows = rows[:, order]
+    with catalog.reading(config.data):
+        results = pareto.front(model, load_split(config, "test"), rows)
+    back = np.argsort(order)
+    return Front(tuple(tasks), results.preferences[:, back], results.results)
+
+
+def preference_tasks(config: TrainingConfig, model: PreferenceModel) -> dict[str, str]:
+    """Returns the tasks of a run's preferences, `{name in the config: in the model}`.
+
+    In the order of the application's tasks, as results are; of the model's own,
+    which is by their names, users of a run need not know.
+    """
+    chosen = config.get_application().select(config.tasks)
+    return {
+        title: task.name for title, task in chosen.items() if task.name in model.tasks
+    }
 
 
 def test_metrics(

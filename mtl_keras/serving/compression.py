@@ -79,7 +79,7 @@ def compress(model: keras.Model, weights: str) -> keras.Model:
             return layer
         config = layer.get_config()
         if weights == "float16" and _computes_in_float32(layer):
-            config["dtype"] = HalfStorage()
+            config = _halved(config)
         return type(layer).from_config(config)
 
     # A new model, because cloning a compiled one compiles the clone.
@@ -89,6 +89,19 @@ def compress(model: keras.Model, weights: str) -> keras.Model:
     if weights == "int8":
         small.quantize("int8", filters=lambda layer: isinstance(layer, _QUANTISED))
     return small
+
+
+def _halved(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns a layer's configuration with `HalfStorage`, of layers within it, too."""
+    within = {
+        key: {**value, "config": _halved(value["config"])}
+        for key, value in config.items()
+        if isinstance(value, dict)
+        and isinstance(value.get("config"), dict)
+        and value["config"].get("dtype") == config["dtype"]
+    }
+    # Not serialized: of a serialized policy Keras's layers take the name alone.
+    return {**config, **within, "dtype": HalfStorage()}
 
 
 def _computes_in_float32(layer: Any) -> bool:

@@ -12,6 +12,7 @@ import pytest
 import sklearn.metrics
 import tensorflow as tf
 from PIL import Image
+from typer.testing import CliRunner
 
 import mtl_keras
 from mtl_keras import applications, runs, serving, sharing
@@ -207,6 +208,74 @@ def test_predictions_stand_beside_the_rows(run, data_file, tmp_path):
     assert (answers["verkauft?_prediction"] == "ja").equals(probability > 0.5)
     classes = np.array(["flat", "house", "hut"])[direct["column"].argmax(1)]
     assert (answers["种类_prediction"] == classes).all()
+
+
+@pytest.mark.slow
+def test_one_run_answers_at_every_preference(data_file, tmp_path, eagerly):
+    from mtl_keras_cli import tables
+    from mtl_keras_cli.app import app
+
+    def command(*line):
+        result = CliRunner().invoke(app, list(map(str, line)))
+        assert result.exit_code == 0, result.stderr or result.exception
+        return result.stdout
+
+    out, served = tmp_path / "run", tmp_path / "served"
+    settings = ("--width", 8, "--depth", 1, "--epochs", 1, "--learning-rate", 0.1)
+    form = "manifold(rank=2, scalarisation=cosmos(strength=0.1))"
+    printed = command(
+        "train", data_file, *settings, "--preferences", form, "--out", out
+    )
+    assert f"preferences by {form}" in printed.replace("\n", " ")
+    front = json.loads(command("evaluate", out, "--json"))
+    uniform, *corners = front["preferences"]
+    for task, metrics in runs.load_run(out).metrics.items():
+        assert uniform["metrics"][task] == pytest.approx(metrics, rel=1e-4)
+    # Named and ordered as the data file has them; the model has others.
+    assert [c["preference"] for c in corners] == [
+        {title: float(title == task) for title in TITLES} for task in TITLES
+    ]
+    assert "Preis (€) alone" in command("evaluate", out).replace("\n", " ")
+
+    version = runs.export([out], served)
+    assert not serving.check(version, seconds=0).problems
+    table = applications.Table(data_file)
+    ((inputs, labels, weights),) = table.load("test", batch_size=ROWS)
+    call = tf.saved_model.load(str(version)).signatures["serving_default"]
+    price, known = labels["Preis"][:, 0], weights["Preis"] > 0
+    answers = []
+    for task, corner in zip(TITLES, corners, strict=True):
+        # The model's own order is by name.
+        row = [float(TITLES[task] == name) for name in sorted(TITLES.values())]
+        answer = call(preference=tf.constant([row] * len(price)), **inputs)
+        error = (answer["Preis"][:, 0] - price)[known]
+        rmse = float(tf.sqrt(tf.reduce_mean(error**2)))
+        assert corner["metrics"]["Preis (€)"]["rmse"] == pytest.approx(rmse, rel=1e-3)
+        answers.append(answer["column"].numpy())
+    assert not np.allclose(answers[0], answers[2], atol=1e-3)
+
+    frame().to_csv(tmp_path / "new.csv", index=False)
+    file = tmp_path / "one.csv"
+    command(
+        "predict", out, tmp_path / "new.csv", "--preference", "0,0,2", "--out", file
+    )
+    command("predict", out, tmp_path / "new.csv")
+    predicted = pd.read_csv(file), pd.read_csv(tmp_path / "new.predictions.csv")
+    model, x = (
+        runs.load_run(out).model(),
+        {
+            "x": tf.constant(frame()["x"].to_numpy("float32")),
+            "city_town": tf.constant(frame()["city, town"].to_numpy()),
+            "notes": tf.constant(frame()["notes"].to_numpy()),
+        },
+    )
+    for rows, shares in zip(predicted, ({"column": 1.0}, [1.0] * 3), strict=True):
+        expected = model(model.with_preference(x, shares))["column"].numpy().max(1)
+        np.testing.assert_allclose(rows["种类_probability"], expected, rtol=1e-4)
+    with pytest.raises(InputError, match="one entry per task"):
+        tables.predict(
+            out, tmp_path / "new.csv", tmp_path / "a", preference=[1.0], console=None
+        )
 
 
 def test_logs_have_titles_whichever_name_begins_as_another(eagerly):

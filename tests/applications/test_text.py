@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from mtl_keras import balancing, data
+from mtl_keras import balancing, data, pareto
 from mtl_keras.applications import Text
 from mtl_keras.applications.text.decoder import Decoder
 from mtl_keras.applications.text.sources import Source, samples
@@ -241,6 +241,24 @@ def test_measured_texts_are_those_of_the_serving_model(text):
     assert scores["answer"] == pytest.approx(expected)
     assert 0 <= scores["translation"]["bleu"] <= 100
     assert set(scores) == {"answer", "translation"}
+
+
+def test_a_conditioned_model_is_served_with_its_preference(text):
+    model = pareto.manifold(text.build(backbone="mlp", width=4))
+    rng = np.random.default_rng(0)
+    # Changes of kernels start at 0.
+    for variable in model.trainable_variables:
+        variable.assign_add(0.1 * rng.normal(size=variable.shape))
+    serving = text.serving_model(model)
+    assert set(serving.input) == {"text", "question", "preference"}
+    assert set(serving.output) == set(TASKS)
+    (inputs, _, _) = next(iter(text.load("test", batch_size=4)))
+    asked = model.with_preference(inputs, [1.0, 0.0, 3.0])
+    expected = model(asked)["sentiment"]
+    del asked["target"]
+    answer = keras.Model(serving.input, serving.output["sentiment"])(asked)
+    np.testing.assert_allclose(answer, expected, atol=1e-5)
+    assert np.abs(expected - model(inputs)["sentiment"]).max() > 1e-4
 
 
 def test_one_data_set_alone_gives_its_task(folder):

@@ -74,6 +74,29 @@ def recurrent(x):
     return layers.LSTM(5)(layers.GRU(4, return_sequences=True, dropout=0.1)(x))
 
 
+class Residual(layers.Layer):
+    """u_0 + u u_1 − u_11 of a network's u and its derivatives by the inputs."""
+
+    def __init__(self, network, **kwargs):
+        super().__init__(**kwargs)
+        self.network = network
+
+    def call(self, x):
+        first, second = x[:, :1], x[:, 1:2]
+        with tf.GradientTape() as outer:
+            outer.watch(second)
+            with tf.GradientTape() as inner:
+                inner.watch([first, second])
+                u = self.network(tf.concat([first, second, x[:, 2:]], axis=1))
+            u_0, u_1 = inner.gradient(u, [first, second])
+        return u_0 + u * u_1 - outer.gradient(u_1, second)
+
+
+def derivatives(x):
+    network = keras.Sequential([layers.Dense(6, "tanh"), layers.Dense(1)])
+    return layers.Concatenate()([Residual(network)(x), network(x)])
+
+
 def random_graph(seed):
     """Returns a function that makes a graph of random layers with skips."""
 
@@ -100,6 +123,7 @@ def random_graph(seed):
 BODIES = {
     "attention": attention,
     "convolution": convolution,
+    "derivatives": derivatives,
     "recurrent": recurrent,
     **{f"random-{seed}": random_graph(seed) for seed in range(4)},
 }

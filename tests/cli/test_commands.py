@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shlex
@@ -10,6 +11,7 @@ import subprocess
 import sys
 
 import keras
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -130,6 +132,44 @@ def test_train_takes_options_and_numbers_its_runs(run, tmp_path):
     assert (config["balancing"], config["seed"]) == ([dwa, "mgda"], 4)
 
 
+def test_a_run_with_preferences_is_evaluated_at_each_tasks_own(run, tiny, tmp_path):
+    form = "hypernetwork(hidden=[4], rank=1, scalarisation=cosmos(strength=0.5))"
+    line = "train tiny --tasks way,level --epochs 2 --learning-rate 0.1 --out a"
+    output = ok(run(f"{line} --preferences '{form}' --balancing pcgrad"))
+    assert f"preferences by {form}" in output.replace("\n", " ")
+    front = json.loads(ok(run("evaluate a --json")))
+    # In the order of the application; the model's own is by name.
+    uniform, way, level = front["preferences"]
+    assert way["preference"] == {"way": 1.0, "level": 0.0}
+    assert level["preference"] == {"way": 0.0, "level": 1.0}
+    written = json.loads((tmp_path / "a/metrics.json").read_text())
+    assert uniform["metrics"]["level"] == pytest.approx(written["level"], rel=1e-4)
+    model = keras.saving.load_model(tmp_path / "a/model.keras")
+    ((x, y),) = tiny.load("test", batch_size=40, tasks=("way", "level"))
+    errors = []
+    for row, answer in (([0.0, 1.0], way), ([1.0, 0.0], level)):
+        rows = np.repeat([row], 40, axis=0).astype("float32")
+        predicted = model({**x, "preference": rows})["level"]
+        errors.append(float(np.abs(predicted - y["level"]).mean()))
+        assert answer["metrics"]["level"]["mae"] == pytest.approx(errors[-1], rel=1e-4)
+    assert abs(errors[0] - errors[1]) > 1e-4
+    losses = np.array(
+        [
+            [r["metrics"][t]["loss"] for t in ("way", "level")]
+            for r in front["preferences"]
+        ]
+    )
+    np.testing.assert_allclose(front["reference"], 1.1 * losses.max(0), rtol=1e-5)
+    # The union of the boxes by inclusion and exclusion.
+    volume = 0.0
+    for count in (1, 2, 3):
+        for boxes in itertools.combinations(losses, count):
+            volume -= (-1) ** count * np.prod(
+                front["reference"] - np.max(boxes, axis=0)
+            )
+    assert front["hypervolume"] == pytest.approx(volume, rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -141,6 +181,13 @@ def test_train_takes_options_and_numbers_its_runs(run, tmp_path):
         ("train tiny --balancing 'cagrad(d=0.5)'", "for balancing method 'cagrad'"),
         ("train tiny --balancing 'cagrad(c=0.5'", "no closing ')'"),
         ("train tiny --sharing mmeo", "Did you mean 'mmoe'"),
+        ("train tiny --preferences manifol", "Did you mean 'manifold'"),
+        ("train tiny --preferences 'manifold(rnk=2)'", "Did you mean 'rank'"),
+        ("train tiny --preferences 'manifold(rank=0)'", "rank to be a whole number"),
+        ("train tiny --preferences 'manifold(alpha=0)'", "alpha"),
+        ("train tiny --preferences 'manifold(scalarisation=cosmo)'", "one of ['linear"),
+        ("train tiny --preferences manifold --tasks way", "at least two tasks"),
+        ("train tiny --preferences manifold --balancing dwa", "no loss balancer"),
         ("train tiny --backbone cnm", "Did you mean 'cnn'"),
         ("train tiny --data stripe", "Did you mean 'stripes'"),
         ("train tiny --epochs 0", "epochs"),

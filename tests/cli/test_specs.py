@@ -55,6 +55,18 @@ def test_spec_names_are_read_back(specs):
             ],
         ),
         (
+            "manifold(scalarisation=cosmos(strength=4.0))",
+            {
+                "class_name": "manifold",
+                "config": {
+                    "scalarisation": {
+                        "class_name": "cosmos",
+                        "config": {"strength": 4.0},
+                    }
+                },
+            },
+        ),
+        (
             "static(task_weights={'a': 1, 'b)': [2, 3]})",
             {
                 "class_name": "static",

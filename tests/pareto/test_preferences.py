@@ -16,7 +16,7 @@ import mtl_keras
 from mtl_keras import pareto
 from mtl_keras.balancing import COSMOS
 from mtl_keras.errors import InputError
-from mtl_keras.pareto.front import _lattice
+from mtl_keras.pareto.front import lattice
 from mtl_keras.pareto.sampling import dirichlet
 
 IN_GRAPH_AND_XLA = [
@@ -355,6 +355,20 @@ def test_a_served_request_chooses_the_trade_off(tmp_path):
     np.testing.assert_allclose(answer["a"], model.predict(x, verbose=0)["a"], atol=1e-5)
 
 
+@pytest.mark.parametrize("weights", ["float16", "int8"])
+def test_smaller_weights_are_those_of_conditioned_layers_too(weights):
+    model, x, _ = shared()
+    model = shaken(pareto.manifold(model, rank=None))
+    small = mtl_keras.serving.compress(model, weights)
+    kinds = {keras.backend.standardize_dtype(w.dtype) for w in small.weights}
+    assert kinds == {"float16": {"float16"}, "int8": {"int8", "float32"}}[weights]
+    whole, answer = (
+        m(model.with_preference(x, {"a": 0.8, "b": 0.2})) for m in (model, small)
+    )
+    difference = np.abs(whole["a"] - answer["a"]).max()
+    assert 0 < difference < {"float16": 2e-3, "int8": 0.05}[weights]
+
+
 def test_a_lattice_has_all_multiples():
     model, x, y = shared()
     model = pareto.manifold(model)
@@ -365,10 +379,10 @@ def test_a_lattice_has_all_multiples():
     np.testing.assert_allclose(front.preferences[:, 1], shares)
     results = model.evaluate(x, y, batch_size=16, return_dict=True, verbose=0)
     assert front.results[2] == pytest.approx(results)
-    lattice = _lattice(3, 4)
-    assert len({tuple(row) for row in lattice}) == math.comb(6, 2)
-    np.testing.assert_allclose(lattice.sum(axis=1), 1.0)
-    assert lattice.min() == 0.0
+    rows = lattice(3, 4)
+    assert len({tuple(row) for row in rows}) == math.comb(6, 2)
+    np.testing.assert_allclose(rows.sum(axis=1), 1.0)
+    assert rows.min() == 0.0
 
 
 def test_what_cannot_be_conditioned_or_trained_is_refused():

@@ -65,17 +65,22 @@ def config(**changes):
 
 
 @pytest.mark.parametrize(
-    ("balancing", "steps", "stops"),
+    ("changes", "steps", "stops"),
     [
-        pytest.param("dwa", None, [(2, False)], marks=pytest.mark.slow),
-        (["uncertainty", "pcgrad"], 2, [(2, False), (2, True), (3, False)]),
+        pytest.param({"balancing": "dwa"}, None, [(2, False)], marks=pytest.mark.slow),
+        (
+            {"balancing": ["uncertainty", "pcgrad"]},
+            2,
+            [(2, False), (2, True), (3, False)],
+        ),
+        ({"preferences": "manifold", "epochs": 2}, 2, [(2, False)]),
     ],
     ids=str,
 )
 def test_a_stopped_run_ends_as_one_that_never_stopped(
-    tiny, eagerly, tmp_path, monkeypatch, balancing, steps, stops
+    tiny, eagerly, tmp_path, monkeypatch, changes, steps, stops
 ):
-    settings = config(balancing=balancing)
+    settings = config(**changes)
     train(settings, tmp_path / "whole")
     for save in stops:
         with monkeypatch.context() as patch:

@@ -25,7 +25,7 @@ from mtl_keras.applications.table.tasks import (
     make_head,
     make_task,
 )
-from mtl_keras.applications.table.titled import TitledModel
+from mtl_keras.applications.table.titled import TitledModel, TitledPreferenceModel
 from mtl_keras.data.tables.description import Description, TaskStats
 from mtl_keras.data.tables.names import layer_names
 from mtl_keras.data.tables.samples import Samples
@@ -40,6 +40,9 @@ from mtl_keras.sharing.base import Sharing
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+    from mtl_keras.pareto import PreferenceModel
+    from mtl_keras.pareto.forms import Form
 
 _HIDDEN = 32
 _LARGE = 50_000
@@ -287,6 +290,17 @@ class Table(Application):
         if not titles:
             return MultiTaskModel(inputs, outputs)
         return TitledModel(inputs, outputs, titles=titles)
+
+    def condition(
+        self, model: MultiTaskModel, form: Form, num_tasks: int
+    ) -> PreferenceModel:
+        """See `Application.condition`: with the titles of `assemble`."""
+        conditioned = super().condition(model, form, num_tasks)
+        if not isinstance(model, TitledModel):
+            return conditioned
+        return TitledPreferenceModel(
+            conditioned.input, conditioned.output, model.name, titles=model.titles
+        )
 
     def class_names(self) -> Mapping[str, Sequence[str]]:
         """See `Application.class_names`: the labels as the table has them."""

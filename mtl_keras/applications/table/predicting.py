@@ -19,6 +19,8 @@ from mtl_keras.data.tables.samples import feature_values, read_image
 from mtl_keras.data.tables.schema import DataFile, Split
 from mtl_keras.errors import InputError
 from mtl_keras.files import atomic_write
+from mtl_keras.pareto import PreferenceModel
+from mtl_keras.pareto.model import PREFERENCE
 
 _BATCH = 1_024
 
@@ -28,6 +30,7 @@ def predict_file(
     table: Table,
     source: str | os.PathLike,
     out: str | os.PathLike,
+    preference: Mapping[str, float] | None = None,
 ) -> int:
     """Writes a file's rows with the model's predictions beside them.
 
@@ -39,6 +42,8 @@ def predict_file(
         table: The table that it was trained on.
         source: A CSV, TSV or Parquet file with at least the columns of the features.
         out: The file to write: Parquet by its name, else CSV.
+        preference: Of a `PreferenceModel`, the preference for all rows, `{task:
+            number}`; None for the uniform one.
 
     Returns:
         The number of rows.
@@ -58,7 +63,7 @@ def predict_file(
     try:
         with atomic_write(out) as temporary:
             writer = None
-            for batch in _predicted(model, table, reader, source.parent):
+            for batch in _predicted(model, table, reader, source.parent, preference):
                 if writer is None:
                     parquet = out.suffix.lower() in (".parquet", ".pq")
                     writer = (pq.ParquetWriter if parquet else pa_csv.CSVWriter)(
@@ -77,19 +82,28 @@ def predict_file(
 
 
 def _predicted(
-    model: keras.Model, table: Table, reader: FileReader, folder: pathlib.Path
+    model: keras.Model,
+    table: Table,
+    reader: FileReader,
+    folder: pathlib.Path,
+    preference: Mapping[str, float] | None,
 ) -> Iterator[pa.Table]:
     features = table.description.features
+    names = list(model.input)
+    if isinstance(model, PreferenceModel):
+        names.remove(PREFERENCE)
     for unit in reader.units:
         for chunk in reader.read(unit, reader.names):
             inputs = feature_values(chunk, features, folder)
-            inputs = {name: inputs[name] for name in model.input}
+            inputs = {name: inputs[name] for name in names}
             batches = tf.data.Dataset.from_tensor_slices(inputs).batch(_BATCH)
             for name in inputs:
                 if features[name].kind == "image":
                     batches = batches.map(
                         lambda x, name=name: {**x, name: tf.map_fn(read_image, x[name])}
                     )
+            if preference is not None:
+                batches = batches.map(lambda x: model.with_preference(x, preference))
             answers = model.predict(batches, verbose=0)
             columns = dict(chunk.columns)
             for name, answer in _by_task(model, answers).items():

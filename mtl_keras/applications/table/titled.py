@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from mtl_keras.model import MultiTaskModel
+from mtl_keras.pareto import PreferenceModel
 
 
 @keras.saving.register_keras_serializable(package="mtl_keras")
@@ -60,6 +61,11 @@ class TitledModel(MultiTaskModel):
         model = super().from_config(config, **kwargs)
         model.titles = dict(titles or {})
         return model
+
+
+@keras.saving.register_keras_serializable(package="mtl_keras")
+class TitledPreferenceModel(TitledModel, PreferenceModel):
+    """A `PreferenceModel` with titles; see `TitledModel`."""
 
 
 def titled(log: str, titles: Mapping[str, str]) -> str:

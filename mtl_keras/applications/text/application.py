@@ -27,6 +27,7 @@ from mtl_keras.backbones.sequences import sequence_mlp, sequence_rnn, transforme
 from mtl_keras.data import mix
 from mtl_keras.evaluation.sequences import SequenceCrossentropy, TokenAccuracy
 from mtl_keras.evaluation.spans import SpanAccuracy, SpanF1
+from mtl_keras.model.keras_compat import graph_nodes
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -245,19 +246,21 @@ class Text(BoundApplication):
 
         Returns:
             A model from `text` and `question` (which may be empty), strings `[batch]`,
-            to the probability `sentiment`, `[batch, 1]`, and the strings `answer` and
-            `translation`, `[batch]`: those of them that `model` was built for.
+            and of a `PreferenceModel` the preference, to the probability `sentiment`,
+            `[batch, 1]`, and the strings `answer` and `translation`, `[batch]`: those
+            of them that `model` was built for.
         """
-        inputs = {name: model.get_layer(name).output for name in ("text", "question")}
+        inputs = {name: x for name, x in model.input.items() if name != "target"}
         outputs = {}
         if "sentiment" in model.output_names:
-            outputs["sentiment"] = model.get_layer("sentiment").output
+            outputs["sentiment"] = model.output["sentiment"]
         if "answer" in model.output_names:
-            spans = model.get_layer("answer").output
+            spans = model.output["answer"]
             outputs["answer"] = AnswerText(name="answer_text")([inputs["text"], spans])
         if "translation" in model.output_names:
-            decoder = model.get_layer("translation")
-            features, kinds, _ = decoder.input
+            calls = {node.operation.name: node for node in graph_nodes(model)}
+            call = calls["translation"]
+            decoder, (features, kinds, _) = call.operation, call.inputs
             target_tokens = model.get_layer("target_ids").get_vocabulary()
             outputs["translation"] = Translation(
                 decoder, target_tokens, name="translated"

@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 
 from mtl_keras.applications.text import sources
 from mtl_keras.evaluation.text import answer_scores, bleu
+from mtl_keras.pareto.model import PREFERENCE
 
 
 def score(
@@ -61,6 +62,10 @@ def _predict(
         "text": tf.constant([texts[index] for index in order]),
         "question": tf.constant([questions[index] for index in order]),
     }
+    if PREFERENCE in model.input:
+        # Zeros are the uniform one.
+        shape = (len(texts), model.input[PREFERENCE].shape[-1])
+        inputs[PREFERENCE] = tf.zeros(shape)
     batches = tf.data.Dataset.from_tensor_slices(inputs).batch(batch_size)
     predicted = _decoded(model.predict(batches, verbose=0))
     return [text for _, text in sorted(zip(order, predicted, strict=True))]
