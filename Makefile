@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 TUNED := runs/demo
 
-.PHONY: demo test test-slow test-native soak chaos fuzz gpu-check lint docs notebooks \
+.PHONY: demo test test-slow test-native soak chaos fuzz gpu-check gpu-bundle lint docs notebooks \
 	install clean
 
 # The study, its best trial trained in full, evaluated on the test split,
@@ -63,6 +63,10 @@ fuzz: $(VENV)/installed-dev
 # checks alone. Exit code 2 without a GPU.
 gpu-check: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/gpu_check.py $(addprefix --minutes ,$(MINUTES))
+
+# For a GPU machine with JAX and without TensorFlow: build/gpu-bundle.tar.gz.
+gpu-bundle: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/gpu_bundle.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """Times of whole training steps, in one run: what balancing adds to the gradients.
 
-    python benchmarks/step.py [xla] [TASKS ...]
+    python benchmarks/step.py [xla [--hlo]] [TASKS ...]
     python benchmarks/step.py --running [TASKS ...]
     python benchmarks/step.py --running --resnet [TASKS ...]
 
@@ -18,9 +18,10 @@ LeNet on 36×36 images, batch 256, Adam; all through Keras's own train function:
 The models take turns step by step, so that a slow minute of the machine hits all of
 them; ratios are those of the medians, and their spread that of the ratios in single
 rounds. `xla` compares the same on a small dense model under `jit_compile=True`, by
-default at T = 2, 8 and 20, and counts HLO instructions with the solvers as custom calls
-and in TensorFlow's ops. `--only NAME,...` leaves out other methods. Writes
-benchmarks/results/step.json.
+default at T = 2, 8 and 20; with `--hlo` it times nothing, but counts HLO instructions
+of the models, with the solvers as custom calls and in TensorFlow's ops.
+`--only NAME,...` leaves out other methods and keeps their rows, each with the time that
+its ratio is against. Writes benchmarks/results/step.json.
 
 `--running` compares with `stock` the running solves, and up to 32 tasks the floor;
 `--resnet` on ResNet-18, 32×32, batch 64. Writes benchmarks/results/step_running.json.
@@ -49,7 +50,7 @@ from mtl_keras import backbones, balancing
 from mtl_keras.balancing.base import GramBalancer
 
 RUNNING, RESNET = "--running" in sys.argv, "--resnet" in sys.argv
-BUSY, XLA = "--busy" in sys.argv, "xla" in sys.argv
+BUSY, XLA, HLO = "--busy" in sys.argv, "xla" in sys.argv, "--hlo" in sys.argv
 ONLY = dict(zip(sys.argv, sys.argv[1:], strict=False)).get("--only", "")
 CLOCK = time.process_time if BUSY else time.perf_counter
 BATCH, SECONDS = (64, 120.0) if RESNET else (256, 10.0 if XLA else 60.0)
@@ -220,6 +221,7 @@ def measure(num_tasks: int, by_name: dict[str, Callable[[], float]]) -> dict:
                     for key, q in (("median", 0.5), ("low", 0.25), ("high", 0.75))
                 },
                 "against": "stock" if base is stock else "floor",
+                "against_ms": 1e3 * float(np.median(base)),
                 "ratio": float(np.median(values) / np.median(base)),
                 "ratio_quartiles": [float(low), float(high)],
             }
@@ -245,13 +247,15 @@ def hlo(model: keras.Model, batch: tuple, implementation: str) -> dict[str, int]
 
 
 def add_hlo(result: dict) -> None:
-    """Adds to the rows of all methods what XLA gets to compile."""
+    """Adds to the rows of the models, or makes them, what XLA gets to compile."""
     tasks = [f"task_{i}" for i in range(result["tasks"])]
     y = {task: tf.zeros((BATCH,), "int64") for task in tasks}
     batch = (tf.zeros((BATCH, *SHAPE)), y)
-    by_name = models(tasks)
-    for row in result["rows"]:
-        model = by_name[row["model"]]
+    rows = {row["model"]: row for row in result["rows"]}
+    for name, model in models(tasks).items():
+        if name not in rows:
+            result["rows"].append(rows.setdefault(name, {"model": name}))
+        row = rows[name]
         model.optimizer.build(model.trainable_variables)
         model.train_step(batch)  # Creates what is left of its variables.
         row["hlo"] = hlo(model, batch, "auto")
@@ -264,17 +268,32 @@ def table(result: dict) -> str:
         lines[0] += " HLO with TensorFlow's solvers | with calls | loops | with calls |"
         lines[1] += "---|---|---|---|"
     for row in result["rows"]:
-        low, median, high = (row["ms"][key] for key in ("low", "median", "high"))
-        first, third = row["ratio_quartiles"]
-        lines.append(
-            f"| {row['model']} | {median:.1f} ({low:.1f}–{high:.1f}) | "
-            f"{row['ratio']:.3f} ({first:.3f}–{third:.3f}) | {row['against']} |"
-        )
+        if "ms" in row:
+            low, median, high = (row["ms"][key] for key in ("low", "median", "high"))
+            first, third = row["ratio_quartiles"]
+            times = f"{median:.1f} ({low:.1f}–{high:.1f}) | "
+            times += f"{row['ratio']:.3f} ({first:.3f}–{third:.3f}) | {row['against']}"
+        else:
+            times = "– | – | –"
+        lines.append(f"| {row['model']} | {times} |")
         if "hlo" in row:
             before, after = row["hlo_tensorflow"], row["hlo"]
             lines[-1] += f" {before['instructions']} | {after['instructions']} |"
             lines[-1] += f" {before['loops']} | {after['loops']} |"
     return "\n".join(lines)
+
+
+def keep_rows(found: dict, earlier: dict) -> None:
+    """Adds what is known of a number of tasks from earlier runs.
+
+    That are the models that `--only` left out, and the HLO of the others.
+    """
+    known = {row["model"]: row for row in earlier["rows"]}
+    for row in found["rows"]:
+        old = known.pop(row["model"], {})
+        row |= {name: old[name] for name in ("hlo", "hlo_tensorflow") if name in old}
+    if ONLY:
+        found["rows"] += known.values()
 
 
 def write(path: pathlib.Path, results: dict) -> None:
@@ -298,15 +317,17 @@ def main() -> None:
         numbers = [2, 8, 20] if XLA else [2, 4, 8]
     for num_tasks in numbers:
         tasks = [f"task_{i}" for i in range(num_tasks)]
-        found = measure(num_tasks, steppers(tasks, models(tasks)))
-        if XLA:
-            add_hlo(found)
-        print(f"T = {num_tasks}, {found['steps_each']} steps each")
+        runs = {run["tasks"]: run for run in results.get(key, [])}
+        if HLO:
+            add_hlo(found := runs.get(num_tasks, {"tasks": num_tasks, "rows": []}))
+        else:
+            found = measure(num_tasks, steppers(tasks, models(tasks)))
+            keep_rows(found, runs.get(num_tasks, {"rows": []}))
+        print(f"T = {num_tasks}, {found.get('steps_each', 0)} steps each")
         print(table(found), flush=True)
-        kept = [run for run in results.get(key, []) if run["tasks"] != num_tasks]
-        results[key] = sorted([*kept, found], key=lambda run: run["tasks"])
+        runs[num_tasks] = found
+        results[key] = [runs[number] for number in sorted(runs)]
         write(path, results)
-    write(path, results)
 
 
 if __name__ == "__main__":

@@ -187,6 +187,12 @@ def train(
             help="Compile the steps by XLA; else with a GPU and 2,000 steps or more.",
         ),
     ] = None,
+    steps_per_execution: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps that one call of the compiled training takes; else 1."
+        ),
+    ] = None,
     from_study: Annotated[
         pathlib.Path | None,
         typer.Option(help="Take the settings of a study's best trial."),
@@ -254,6 +260,7 @@ def train(
         "seed": seed,
         "precision": precision,
         "jit": jit,
+        "steps_per_execution": steps_per_execution,
         "patience": patience,
     }
     config = dataclasses.replace(

@@ -96,6 +96,16 @@ def compare(
             "gradients of all tasks meet; the default where it can be done."
         ),
     ] = None,
+    jit: Annotated[
+        bool | None,
+        typer.Option(
+            "--jit/--no-jit",
+            help="Compile the steps by XLA; else with a GPU and 2,000 steps or more.",
+        ),
+    ] = None,
+    steps_per_execution: Annotated[
+        int, typer.Option(help="Steps that one call of the compiled training takes.")
+    ] = 1,
     jobs: Annotated[
         int, typer.Option(help="Trainings at a time; cores and GPUs are shared out.")
     ] = 1,
@@ -139,6 +149,8 @@ def compare(
             learning_rate=learning_rate,
             limit=limit,
             accumulate=accumulate,
+            jit="auto" if jit is None else jit,
+            steps_per_execution=steps_per_execution,
         ),
         balancing=ways,
         sharing=ways_to_share,

@@ -62,11 +62,15 @@ void RunProjection(const Inputs& in, const Outputs& out) {
                           Number(in[3]), Weights(out)));
 }
 
-using WithNumber = bool (*)(const double*, int, double, double, double*);
-template <WithNumber kSolve>
-void RunWithNumber(const Inputs& in, const Outputs& out) {
-  Converged(out, kSolve(Doubles(in[0]), Tasks(in), Number(in[1]), Number(in[2]),
+void RunCaGrad(const Inputs& in, const Outputs& out) {
+  Converged(out, CaGrad(Doubles(in[0]), Tasks(in), Number(in[1]), Number(in[2]),
                         Weights(out)));
+}
+
+void RunPowerRoot(const Inputs& in, const Outputs& out) {
+  const double* shares = in[2].count() > 0 ? Doubles(in[2]) : nullptr;
+  Converged(out, PowerRoot(Doubles(in[0]), Tasks(in), Number(in[1]), shares,
+                           Number(in[3]), Weights(out)));
 }
 
 void RunPcGrad(const Inputs& in, const Outputs& out) {
@@ -130,11 +134,14 @@ const std::vector<Solver>& Solvers() {
         {"CaGrad",
          {gramian, {Kind::kNotNegative, "c"}, precision},
          weights,
-         RunWithNumber<CaGrad>},
+         RunCaGrad},
         {"PowerRoot",
-         {gramian, {Kind::kPositive, "alpha"}, precision},
+         {gramian,
+          {Kind::kPositive, "alpha"},
+          {Kind::kMaybeTasks, "shares"},
+          precision},
          weights,
-         RunWithNumber<PowerRoot>},
+         RunPowerRoot},
         {"PcGrad", {gramian, orders}, weights, RunPcGrad},
         {"GradVac",
          {gramian, {Kind::kSquare, "averages"}, orders, {Kind::kScalar, "beta"}, precision},

@@ -166,18 +166,22 @@ class Newton {
 
 }  // namespace
 
-bool PowerRoot(const double* gramian, int size, double alpha, double precision,
-               double* weights) {
+bool PowerRoot(const double* gramian, int size, double alpha, const double* shares,
+               double precision, double* weights) {
   const double p = 1.0 / alpha;
   const Problem problem = Prepare(gramian, size);
   if (!problem.valid) return Finish(problem, false, problem.count, weights);
 
   // With y = norms * w: cosines y = target * y^-p, up to a common factor. Tasks that
-  // take no part are equations of their own. For p = 1 all targets are 1.
+  // take no part are equations of their own. For p = 1 the targets are
+  // the shares.
   Vector log_target(size), log_y(size), start(size), products(size);
   double common = 0.0;
   for (int i = 0; i < size; ++i) {
     log_target[i] = (p - 1.0) * std::log(problem.norms[i]);
+    if (shares != nullptr && problem.active[i] != 0.0) {
+      log_target[i] += std::log(shares[i]);
+    }
     common += log_target[i] / size;
   }
   // The root for orthogonal gradients, at the best common length.

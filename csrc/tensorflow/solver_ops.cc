@@ -136,11 +136,12 @@ REGISTER_OP("MtlKeras>CaGrad")
 REGISTER_OP("MtlKeras>PowerRoot")
     .Input("gramian: double")
     .Input("alpha: double")
+    .Input("shares: double")
     .Input("precision: double")
     .Output("weights: double")
     .Output("converged: bool")
     .SetShapeFn(WeightsShape)
-    .Doc("The root of G w = w^(-1/alpha).");
+    .Doc("The root of G w = s w^(-1/alpha).");
 
 REGISTER_OP("MtlKeras>PcGrad")
     .Input("gramian: double")

@@ -82,11 +82,17 @@ void TestOptimalityConditions() {
       Multiply(gram, w.data(), products.data());
       for (double p : products) CHECK(p >= -1e-9 * gram[0][0]);
 
+      Vector shares(tasks);
+      for (int i = 0; i < tasks; ++i) shares[i] = 0.25 * (1 + i % 9);
       for (double alpha : {1.0, 2.0, 0.7}) {
-        CHECK(PowerRoot(g, tasks, alpha, kEps, w.data()));
-        Multiply(gram, w.data(), products.data());
-        for (int i = 0; i < tasks; ++i) {
-          CHECK_CLOSE(products[i] * std::pow(w[i], 1.0 / alpha), 1.0, 1e-8);
+        for (const bool given : {false, true}) {
+          const double* s = given ? shares.data() : nullptr;
+          CHECK(PowerRoot(g, tasks, alpha, s, kEps, w.data()));
+          Multiply(gram, w.data(), products.data());
+          for (int i = 0; i < tasks; ++i) {
+            const double share = given ? shares[i] : 1.0;
+            CHECK_CLOSE(products[i] * std::pow(w[i], 1.0 / alpha) / share, 1.0, 1e-8);
+          }
         }
       }
 
@@ -118,7 +124,7 @@ void TestDegenerateInputStaysFinite() {
     const auto orders = Orders(&random, tasks);
     const double precision = trial % 3 ? kEps : std::pow(2.0, -7.0 - random() % 40);
     Vector w(tasks), goals(tasks * tasks, 0.9), batch(2 * tasks, 0.5),
-        out(2 * tasks);
+        out(2 * tasks), shares(tasks);
     auto check = [&] {
       for (double x : w) CHECK(std::isfinite(x));
     };
@@ -127,9 +133,11 @@ void TestDegenerateInputStaysFinite() {
     DualProj(g, tasks, nullptr, trial % 2 ? 1e-4 : 0.0, precision, w.data()),
         check();
     CaGrad(g, tasks, 0.4, precision, w.data()), check();
-    PowerRoot(g, tasks, 1.0, precision, w.data()), check();
-    PowerRoot(g, tasks, 2.0, precision, w.data()), check();
-    PowerRoot(g, tasks, 0.001, precision, w.data()), check();
+    PowerRoot(g, tasks, 1.0, nullptr, precision, w.data()), check();
+    PowerRoot(g, tasks, 2.0, nullptr, precision, w.data()), check();
+    PowerRoot(g, tasks, 0.001, nullptr, precision, w.data()), check();
+    for (int i = 0; i < tasks; ++i) shares[i] = std::abs(specials[random() % 13]);
+    PowerRoot(g, tasks, 2.0, shares.data(), precision, w.data()), check();
     PcGrad(g, tasks, orders.data(), w.data()), check();
     GradVac(g, tasks, orders.data(), 0.1, precision, goals.data(), w.data()), check();
     ImtlG(g, tasks, precision, w.data()), check();

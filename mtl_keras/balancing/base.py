@@ -307,6 +307,19 @@ class LossBalancer(Balancer):
         """Changes the state after the model's update."""
 
 
+def agreed(value: tf.Tensor) -> tf.Tensor:
+    """Returns a float tensor that replicas compute alike, the same to the bit on each.
+
+    Sums without a fixed order, as of sparse gradients on GPUs, differ by rounding from
+    replica to replica, and the weights of tasks may then differ by more. Each takes the
+    mean over all.
+    """
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        return value
+    context = tf.distribute.get_replica_context()
+    return value if context is None else context.all_reduce("mean", value)
+
+
 class GradientStep:
     """Task gradients of one step, with its losses, presence and sub-batches.
 
@@ -386,7 +399,8 @@ class GradientStep:
         # Not a `functools.cached_property`: its lock, which all instances share on
         # Python 3.11, would be held while a replica waits for the others.
         if self._gramian is None:
-            gramian = self.total(ops.gramian(self.gradients))
+            gramian = ops.gramian(self.gradients)
+            gramian = agreed(gramian) if self.summed else self.total(gramian)
             self._gramian = gramian / tf.square(tf.cast(self.loss_scale, "float64"))
         return self._gramian
 

@@ -12,6 +12,7 @@ from mtl_keras.balancing.base import (
     GradientStep,
     GramBalancer,
     accepted,
+    agreed,
     divided,
     has_gradient,
 )
@@ -219,7 +220,7 @@ class HalfBatchBalancer(GramBalancer):
         """
         first, second = step.sub_batches
         num_tasks = len(self.tasks)
-        cross = ops.gramian([*first, *second])[:num_tasks, num_tasks:]
+        cross = agreed(ops.gramian([*first, *second]))[:num_tasks, num_tasks:]
         return cross / tf.square(tf.cast(step.loss_scale, "float64"))
 
 

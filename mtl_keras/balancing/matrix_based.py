@@ -19,6 +19,7 @@ from mtl_keras.balancing.arguments import per_task
 from mtl_keras.balancing.base import (
     GradientBalancer,
     GradientStep,
+    agreed,
     mean_weights,
 )
 from mtl_keras.errors import InputError, check_integer, check_number
@@ -381,7 +382,8 @@ def gramian_of_rows(matrix: Sequence[tf.Tensor]) -> tf.Tensor:
     flat = [
         tf.cast(tf.reshape(rows, (rows.shape[0], -1)), "float64") for rows in matrix
     ]
-    return tf.add_n([tf.matmul(rows, rows, transpose_b=True) for rows in flat])
+    products = [tf.matmul(rows, rows, transpose_b=True) for rows in flat]
+    return agreed(tf.add_n(products))
 
 
 def weighted_sum(weights: tf.Tensor, matrix: Sequence[tf.Tensor]) -> list[tf.Tensor]:

@@ -22,6 +22,7 @@ from mtl_keras.decoding import decode
 from mtl_keras.errors import InputError
 from mtl_keras.runs import folder
 from mtl_keras.runs.config import TrainingConfig
+from mtl_keras.runs.progress import steps_done
 from mtl_keras.runs.results import by_task, main_metrics, metric_names
 from mtl_keras.runs.training import load_split
 
@@ -127,8 +128,8 @@ class StepClock(keras.callbacks.Callback):
     def on_train_batch_end(
         self, batch: int, logs: Mapping[str, Any] | None = None
     ) -> None:
-        """Counts; with `steps_per_execution` a call is several steps."""
-        self._steps = batch + 1
+        """Counts the steps."""
+        self._steps = steps_done(self, batch)
 
     def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Stops the clocks before validation."""

@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from mtl_keras import ops
-from mtl_keras.balancing.base import GradientStep, GramBalancer
+from mtl_keras.balancing.base import GradientStep, GramBalancer, agreed
 from mtl_keras.balancing.matrix_momentum import MConFIG
 from mtl_keras.balancing.pipeline import Pipeline
 from mtl_keras.balancing.running import RunningBalancer
@@ -246,8 +246,8 @@ class GradientStepper:
             return tf.ones((len(rows),))
         # Task by task, as only the diagonal is wanted.
         squares = tf.stack([ops.gramian([row])[0, 0] for row in rows])
-        if step.representation is not None:
-            squares = sum_over_replicas(squares)
+        own = step.representation is not None
+        squares = sum_over_replicas(squares) if own else agreed(squares)
         norms = tf.sqrt(squares) / tf.cast(step.loss_scale, "float64")
         factors = tf.where(norms > self._clipnorm, self._clipnorm / norms, 1.0)
         return tf.cast(factors, "float32")
@@ -324,8 +324,8 @@ class GradientStepper:
             (update,) = sum_rows([update])
         totals = [g for g in update if g is not None]
         square = ops.gramian([totals])[0, 0]
-        if step.representation is not None:
-            square = sum_over_replicas(square)
+        own = step.representation is not None
+        square = sum_over_replicas(square) if own else agreed(square)
         norm = tf.sqrt(square)
 
         def products() -> tf.Tensor:
@@ -588,6 +588,6 @@ def norms_on_last_shared_layer(step: Step, variables: TaskVariables) -> tf.Tenso
     last = [v for v in variables.shared if v.path.rpartition("/")[0] == layer]
     upstream = [tf.fill(loss.shape, step.loss_scale) for loss in losses]
     rows = _task_rows(step.tape, losses, last, upstream)
-    gramian = ops.gramian(sum_rows(rows))
+    gramian = agreed(ops.gramian(sum_rows(rows)))
     norms = tf.sqrt(tf.linalg.diag_part(gramian))
     return tf.cast(norms, "float32") / step.loss_scale

@@ -18,6 +18,7 @@ import numpy as np
 from mtl_keras.errors import InputError, first_line
 from mtl_keras.files import atomic_write
 from mtl_keras.model import MultiTaskModel
+from mtl_keras.runs.progress import steps_done
 
 _KEPT = 2
 _PROGRESS = "progress"
@@ -168,7 +169,8 @@ class Save(keras.callbacks.Callback):
     Args:
         folder: The folder of the checkpoints.
         progress: The progress of the training; kept up to date.
-        every: Steps between checkpoints within an epoch; None for none.
+        every: Steps between checkpoints within an epoch, or somewhat more where one
+            call takes several; None for none.
     """
 
     def __init__(self, folder: pathlib.Path, progress: Progress, every: int | None):
@@ -177,17 +179,25 @@ class Save(keras.callbacks.Callback):
         self._progress = progress
         self._every = every
         self._since = 0.0
+        self._before = 0
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Starts the clock."""
         self._since = time.monotonic()
 
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Keeps how many steps of the epoch were done before this training."""
+        self._before = self._progress.step
+
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Counts the step; the last one of an epoch is left to `on_epoch_end`."""
+        """Counts the steps; the last one of an epoch is left to `on_epoch_end`."""
         progress = self._progress
-        progress.step += 1
+        earlier = progress.step
+        progress.step = self._before + steps_done(self, batch)
         is_last = progress.step == progress.steps_per_epoch
-        if self._every and progress.step % self._every == 0 and not is_last:
+        if not self._every or is_last:
+            return
+        if progress.step // self._every > earlier // self._every:
             self._save()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:

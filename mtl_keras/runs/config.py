@@ -91,6 +91,10 @@ class RunConfig(Decodable):
             and layers that can be compiled) for trainings of at least 2,000 steps,
             as compiling takes half a minute and more; compiled, a last training batch
             that is smaller is left out, for one shape.
+        steps_per_execution: Steps that one call of the compiled training takes, so that
+            Python has less to do between them; the last call of an epoch takes those
+            that are left. The result is the same; progress is shown, and checkpoints
+            are saved, between calls.
         seed: Seed of weights, shuffling and dropout.
         loss_weights: Weight of each task's loss, `{task: weight}`; tasks left
             out weigh 1.
@@ -126,6 +130,7 @@ class RunConfig(Decodable):
     schedule: StrictStr = "cosine"
     precision: StrictStr | None = None
     jit: Jit = "auto"
+    steps_per_execution: StrictInt = 1
     patience: StrictInt | None = None
     accumulate: StrictBool | None = None
     preferences: Spec | None = None
@@ -182,6 +187,7 @@ class TrainingConfig(Decodable):
     jit: Jit
     patience: Count | None
     accumulate: StrictBool | None = None
+    steps_per_execution: Count = 1
     preferences: Spec | None = None
 
     def __post_init__(self) -> None:
@@ -276,6 +282,8 @@ class TrainingConfig(Decodable):
         values = encode(self)
         if not self.accumulate:
             del values["accumulate"]
+        if self.steps_per_execution == 1:
+            del values["steps_per_execution"]
         del values["preferences"]
         if (form := self.preference_form()) is not None:
             drawn = keras.saving.serialize_keras_object(form.balancer())

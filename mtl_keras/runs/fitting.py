@@ -29,9 +29,9 @@ from mtl_keras.runs.training import (
     ColumnLogs,
     compiled_model,
     count_batches,
-    full_batches,
     load_split,
     test_metrics,
+    training_batches,
 )
 
 
@@ -172,17 +172,14 @@ class _Fitting:
                 strategies.sharded(load_split(config, split, epoch))
                 for split, epoch in splits.items()
             )
-        self._per_epoch = count_batches(self._train)
-        if self._per_epoch == 0:
+        batches = count_batches(self._train)
+        if batches == 0:
             raise InputError(f"The training split of {config.data!r} is empty.")
         with strategy.scope():
-            self.model: MultiTaskModel = compiled_model(
-                config, self._per_epoch * self._epochs
-            )
+            self.model: MultiTaskModel = compiled_model(config, batches * self._epochs)
             self.model.optimizer.build(self.model.trainable_variables)
-        if self.model.jit_compile and self._per_epoch > 1:
-            self._train = full_batches(self._train, config.batch_size)
-            self._per_epoch = count_batches(self._train)
+        self._train = training_batches(self._train, self.model, config.batch_size)
+        self._per_epoch = count_batches(self._train)
 
     def run(
         self,

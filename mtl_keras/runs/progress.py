@@ -39,6 +39,18 @@ class EpochTensorBoard(keras.callbacks.TensorBoard):
         super().on_train_batch_end(batch)
 
 
+def steps_done(callback: keras.callbacks.Callback, batch: int) -> int:
+    """Returns the steps of an epoch that are done, at the end of a call.
+
+    Args:
+        callback: A callback, by which the number of steps in an epoch is known.
+        batch: What its `on_train_batch_end` is given: with `steps_per_execution` the
+            last step of a whole call, also where fewer were left.
+    """
+    params: dict[str, Any] = callback.params
+    return min(batch + 1, params["steps"])
+
+
 class StepBar(keras.callbacks.Callback):
     """Callback that shows a bar over all steps of a training, on a terminal.
 
@@ -55,6 +67,7 @@ class StepBar(keras.callbacks.Callback):
         super().__init__()
         self._progress = progress_bar(console)
         self._bar = self._progress.add_task("training", total=total, completed=done)
+        self._shown = 0
         self.callbacks = [self] if console.is_terminal else []
 
     def __enter__(self) -> StepBar:
@@ -66,6 +79,12 @@ class StepBar(keras.callbacks.Callback):
         if self.callbacks:
             self._progress.stop()
 
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Counts the epoch's steps from 0."""
+        self._shown = 0
+
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Moves the bar."""
-        self._progress.advance(self._bar)
+        done = steps_done(self, batch)
+        self._progress.advance(self._bar, done - self._shown)
+        self._shown = done

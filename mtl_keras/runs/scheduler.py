@@ -289,7 +289,7 @@ def share_of(slot: int, slots: int) -> dict[str, str]:
     if gpus := len(tf.config.list_physical_devices("GPU")):
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = visible.split(",") if visible else [str(n) for n in range(gpus)]
-        share["CUDA_VISIBLE_DEVICES"] = names[slot % gpus]
+        share["CUDA_VISIBLE_DEVICES"] = names[slot % gpus].strip()
         share["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
     if slots > 1:
         threads = str(max(1, cores() // slots))

@@ -107,6 +107,7 @@ def compiled_model(config: TrainingConfig, steps: int) -> keras.Model:
         balancing=balancing,
         columns=application.columns_of(config.tasks),
         jit_compile=jit_compile(config.jit, steps),
+        steps_per_execution=config.steps_per_execution,
     )
     return model
 
@@ -135,13 +136,28 @@ def jit_compile(jit: bool | str, steps: int) -> bool | str:
     return jit
 
 
-def full_batches(dataset: tf.data.Dataset, size: int) -> tf.data.Dataset:
-    """Leaves out batches of less than `size` samples, for one shape under XLA."""
+def training_batches(
+    dataset: tf.data.Dataset, model: keras.Model, size: int
+) -> tf.data.Dataset:
+    """Returns the batches that a compiled model trains on; their number is known.
+
+    Args:
+        dataset: The training split, as `load_split` returns it.
+        model: The model. Where XLA compiles its steps, batches of less than `size`
+            samples are left out, for one shape; a batch that is alone is kept.
+        size: The batch size.
+    """
 
     def is_full(x: Any, *labels: Any) -> tf.Tensor:
         return tf.equal(tf.shape(tf.nest.flatten(x)[0])[0], size)
 
-    return dataset.filter(is_full)
+    if model.jit_compile and count_batches(dataset) > 1:
+        dataset = dataset.filter(is_full)
+    if int(dataset.cardinality()) >= 0:
+        return dataset
+    # Else Keras finds the end of the data by running into it, and warns.
+    count = tf.data.experimental.assert_cardinality(count_batches(dataset))
+    return dataset.apply(count)
 
 
 @contextlib.contextmanager

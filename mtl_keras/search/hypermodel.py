@@ -22,6 +22,7 @@ from mtl_keras.runs.training import (
     compiled_model,
     count_batches,
     load_split,
+    training_batches,
 )
 from mtl_keras.search.objectives import Objective, oriented, parse_objectives
 from mtl_keras.search.search_space import SearchSpace, parse_space
@@ -280,8 +281,9 @@ class StudyHyperModel(keras_tuner.HyperModel):
                     patience=self.study.settings.patience,
                 )
             )
+        train = load_split(config, "train")
         model.fit(
-            load_split(config, "train"),
+            training_batches(train, model, config.batch_size),
             validation_data=self.validation_data(config),
             callbacks=[*own, *callbacks],
             **{"epochs": config.epochs, "shuffle": False, "verbose": 0, **kwargs},

@@ -27,6 +27,7 @@ SETTINGS: dict[str, type] = {
     "schedule": str,
     "precision": str,
     "jit": bool,
+    "steps_per_execution": int,
     "width": int,
     "depth": int,
     "batch_size": int,

@@ -118,7 +118,8 @@ def test_train_takes_options_and_numbers_its_runs(run, tmp_path):
     output = ok(
         run(
             "train tiny --epochs 1 --tasks way,level --seed 4 --balancing "
-            "'dwa(temperature=1) + mgda' --sharing 'mmoe(num_experts=2)' --patience 3"
+            "'dwa(temperature=1) + mgda' --sharing 'mmoe(num_experts=2)' --patience 3 "
+            "--steps-per-execution 4"
         )
     )
     assert "mmoe(num_experts=2) sharing, dwa(temperature=1) + mgda balancing" in output
@@ -126,7 +127,7 @@ def test_train_takes_options_and_numbers_its_runs(run, tmp_path):
     assert "Wrote runs/tiny-2" in ok(run("train tiny --epochs 1 --sharing mmoe"))
     config = json.loads((tmp_path / "runs/tiny-1/config.json").read_text())
     assert config["tasks"] == ["way", "level"]
-    assert config["patience"] == 3
+    assert (config["patience"], config["steps_per_execution"]) == (3, 4)
     dwa = {"class_name": "dwa", "config": {"temperature": 1}}
     assert (config["balancing"], config["seed"]) == ([dwa, "mgda"], 4)
 
@@ -220,6 +221,8 @@ def test_a_run_with_preferences_is_evaluated_at_each_tasks_own(run, tiny, tmp_pa
         ("compare tiny --tasks way", "at least two tasks"),
         ("compare tiny --seeds 0", "seeds"),
         ("compare tiny --jobs 0", "jobs"),
+        ("compare tiny --steps-per-execution 0", "steps_per_execution"),
+        ("train tiny --steps-per-execution 0", "steps_per_execution"),
         ("compare tiny --out used", "in use"),
         ("datasets prepare multi_digit", "Did you mean 'multi_digits"),
         ("trian tiny", "trian"),

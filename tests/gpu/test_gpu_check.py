@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import tarfile
 
+import numpy as np
 import pytest
+import tensorflow as tf
+
+from mtl_keras import ops
+from mtl_keras.ops import native
 
 PATH = pathlib.Path(__file__).parents[2] / "benchmarks" / "gpu_check.py"
 
@@ -34,7 +41,7 @@ def run(*arguments):
 
 
 def test_without_a_gpu_it_is_one_line_and_code_2(tmp_path):
-    done = run("--out", tmp_path / "gpu.json")
+    done = run("--slack", 20, "--out", tmp_path / "gpu.json")
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == "No GPU to check: TensorFlow sees no GPU.\n"
@@ -92,6 +99,102 @@ def test_results_are_kept_and_a_failure_is_exit_code_1(
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].endswith("TensorFlow sees the GPU")
     assert printed[-1].endswith("Needs 2 GPUs; here: 1.")
+
+
+def test_ops_of_the_size_of_gradients_are_found_where_they_do_not_belong(gpu_check):
+    def graph(*nodes):
+        return tf.compat.v1.GraphDef(
+            node=[
+                tf.compat.v1.NodeDef(name=op, op=op, device=f"/job:a/device:{device}:0")
+                for op, device in nodes
+            ]
+        )
+
+    steps = [
+        graph(("MatMul", "GPU"), ("MtlKeras>UpGrad", "CPU")),
+        graph(("_Fused", "CPU")),
+    ]
+    elsewhere = gpu_check.misplaced(steps, "GPU")
+    assert elsewhere == {"MtlKeras>UpGrad": 1, "_Fused": 1}
+    assert gpu_check.data_sized(elsewhere) == []
+    steps.append(graph(("_FusedMatMul", "CPU"), ("MtlKeras>TaskGramian", "CPU")))
+    elsewhere = gpu_check.misplaced(steps, "GPU")
+    assert gpu_check.data_sized(elsewhere) == ["MtlKeras>TaskGramian", "_FusedMatMul"]
+
+
+@pytest.mark.skipif(
+    not native.custom_calls_available(), reason="built without XLA's headers"
+)
+@pytest.mark.parametrize("jit", [False, True])
+def test_solvers_that_are_not_compiled_are_noticed(gpu_check, jit):
+    gram = tf.constant([[2.0, -1.0], [-1.0, 3.0]], "float64")
+    for implementation, compiled in (("auto", True), ("tensorflow", False)):
+        solve = gpu_check.all_solvers()["upgrad"]
+        call = tf.function(solve, jit_compile=jit, autograph=False)
+        with ops.implementation(implementation):
+            assert gpu_check.compiled_solver(call, gram, jit, "CPU") is compiled
+
+
+def test_weights_that_differ_from_the_cpus_fail_the_check(gpu_check, monkeypatch):
+    def trained(method, tasks, jit):
+        return np.full(4, {"equal": 0.0}.get(method, 1.0) + (off if jit else 0.0))
+
+    monkeypatch.setattr(gpu_check, "trained", trained)
+    monkeypatch.setattr(gpu_check, "gram_methods", lambda device: ["upgrad", "mgda"])
+    off = 5e-5
+    gpu_check.agreement("CPU", found := {})
+    assert found["mgda"] == pytest.approx({"from equal": 1.0, "graph": 0.0, "XLA": off})
+    off = 2e-4
+    with pytest.raises(AssertionError, match=r"upgrad, XLA is off by 2\.0e-04"):
+        gpu_check.agreement("CPU", {})
+
+
+@pytest.mark.skipif(
+    not native.custom_calls_available(), reason="built without XLA's headers"
+)
+def test_a_bundle_holds_programs_with_inputs_and_results(gpu_check, monkeypatch):
+    monkeypatch.syspath_prepend(str(PATH.parent))
+    gpu_bundle = importlib.import_module("gpu_bundle")
+    solve = gpu_check.all_solvers()["upgrad"]
+    scale = tf.Variable(2.0, dtype="float64")
+    gram = tf.constant([[2.0, -1.0], [-1.0, 3.0]], "float64")
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz") as archive:
+        bundle = gpu_bundle.Bundle(archive)
+        bundle.add_program("scaled", lambda g: solve(scale * g)[0], [gram], 1e-9)
+        bundle.add_list()
+    file.seek(0)
+    with tarfile.open(fileobj=file) as archive:
+        files = {
+            member.name.removeprefix("gpu-bundle/"): archive.extractfile(member).read()
+            for member in archive.getmembers()
+        }
+    (program,) = json.loads(files["programs.json"])
+    assert program == {"name": "scaled", "file": "000", "within": 1e-9, "calls": 1}
+    assert b"@mtl_keras_UpGrad" in files["programs/000.mlir"]
+    arrays = np.load(io.BytesIO(files["programs/000.npz"]))
+    np.testing.assert_array_equal(arrays["input_0"], gram)
+    assert arrays["input_1"] == 2.0
+    np.testing.assert_array_equal(arrays["expected_0"], solve(2.0 * gram)[0])
+    plain = gpu_bundle.with_plain_booleans('dense<"0x09"> : tensor<2x2xi1>')
+    assert plain == "dense<[[true, false], [false, true]]> : tensor<2x2xi1>"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="no JAX")
+def test_a_bundle_runs_through_jax(tmp_path):
+    archive = tmp_path / "bundle.tar.gz"
+    command = [sys.executable, PATH.with_name("gpu_bundle.py"), "--out", archive]
+    subprocess.run([*command, "--methods", "upgrad"], check=True)
+    with tarfile.open(archive) as opened:
+        opened.extractall(tmp_path, filter="data")
+    run_there = [
+        sys.executable,
+        tmp_path / "gpu-bundle" / "run.py",
+        "--platform",
+        "cpu",
+    ]
+    subprocess.run(run_there, check=True)
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from mtl_keras.backbones.sequences import SequenceGRU
 from mtl_keras.balancing.base import GramBalancer
 from mtl_keras.errors import InputError
 from mtl_keras.ops import native, solvers
+from mtl_keras.runs import scheduler
 from mtl_keras.serving.stock_ops import check_stock
 from mtl_keras_cli import tensorflow as start
 
@@ -169,18 +170,20 @@ class Mean(GramBalancer):
     ],
 )
 def test_solvers_add_little_to_the_step_that_xla_compiles(name):
+    slow = [" while(", "Eigh", "<="]
+    if name != "auxinash":  # Which solves one linear system for its preferences.
+        slow += [" cholesky(", " triangular-solve("]
     sizes = []
     for num_tasks in (4, 8):
         text = step_in_hlo(name, num_tasks)
-        for slow in (" while(", " cholesky(", " triangular-solve(", "Eigh", "<="):
-            assert slow not in text
+        assert [operation for operation in slow if operation in text] == []
         sizes.append(instructions(text))
     method = balancing.get(name)
     if method.num_sub_batches == 0:
         assert sizes[1] <= 1.15 * instructions(step_in_hlo(Mean(), 8))
 
 
-@pytest.mark.parametrize(("method", "sums"), [("upgrad", [6, 12]), ("equal", [10])])
+@pytest.mark.parametrize(("method", "sums"), [("upgrad", [1, 6, 12]), ("equal", [10])])
 def test_replicas_sum_each_gradient_once(method, sums, mirrored, monkeypatch):
     calls = []
     reduce = cross_device_ops.CrossDeviceOps.batch_reduce
@@ -202,8 +205,26 @@ def test_replicas_sum_each_gradient_once(method, sums, mirrored, monkeypatch):
         )
         model.compile("adam", loss="mse", balancing=method)
     model.fit(np.ones((8, 5)), {t: np.ones((8, 1)) for t in "abc"}, verbose=0)
-    # Twelve task gradients on four shared variables, and those of the heads.
+    # The Gram matrix, twelve task gradients on four shared variables, and those of the
+    # heads.
     assert sorted(calls) == sums
+
+
+@pytest.mark.parametrize(
+    ("visible", "slot", "name"),
+    [(None, 1, "0"), ("3", 1, "3"), ("GPU-a, GPU-b", 1, "GPU-b"), ("0, 2", 2, "0")],
+)
+def test_workers_are_given_one_gpu_each(visible, slot, name, gpu, monkeypatch):
+    number = 1 if visible is None else len(visible.split(","))
+    devices = tf.config.list_physical_devices("GPU") * number
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: devices)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    share = scheduler.share_of(slot, 3)
+    assert share["CUDA_VISIBLE_DEVICES"] == name
+    assert share["TF_FORCE_GPU_ALLOW_GROWTH"] == "true"
+    assert int(share["TF_NUM_INTRAOP_THREADS"]) >= 1
 
 
 def test_lines_about_a_gpu_that_cannot_be_used_are_shown(monkeypatch):

@@ -150,7 +150,9 @@ def test_solvers(data):
         lambda: library.mtl_keras_up_grad(gram, vector, data.draw(number), precision),
         lambda: library.mtl_keras_dual_proj(gram, vector, data.draw(number), precision),
         lambda: library.mtl_keras_ca_grad(gram, data.draw(number), precision),
-        lambda: library.mtl_keras_power_root(gram, data.draw(number), precision),
+        lambda: library.mtl_keras_power_root(
+            gram, data.draw(number), vector, precision
+        ),
         lambda: library.mtl_keras_pc_grad(gram, orders),
         lambda: library.mtl_keras_grad_vac(
             gram, square, orders, data.draw(number), precision

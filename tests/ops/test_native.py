@@ -34,6 +34,10 @@ def orders_of(num_tasks):
     return solvers.random_orders(num_tasks, [3, 4])
 
 
+def shares_of(num_tasks):
+    return 0.5 + tf.range(num_tasks, dtype=tf.float64)
+
+
 SOLVERS = {
     "min_norm": solvers.min_norm,
     "upgrad": solvers.upgrad,
@@ -44,6 +48,7 @@ SOLVERS = {
     "nash": solvers.power_root,
     "fairgrad": functools.partial(solvers.power_root, alpha=2.0),
     "power_root": functools.partial(solvers.power_root, alpha=0.7),
+    "shares": lambda g: solvers.power_root(g, 2.0, shares=shares_of(g.shape[0])),
     "pcgrad": lambda g: solvers.pcgrad(g, orders_of(g.shape[0])),
     "gradvac": lambda g: solvers.gradvac(
         g, tf.fill(g.shape, tf.constant(0.3, tf.float64)), orders_of(g.shape[0]), 0.1

@@ -171,6 +171,15 @@ def test_power_roots(kind, num_tasks):
         assert weights.min() > 0
         # The positive root is unique: to satisfy the equation is to be right.
         np.testing.assert_allclose(gram @ weights * weights ** (1 / alpha), 1.0, 1e-8)
+    shares = np.linspace(0.2, 3.0, num_tasks)
+    for which in ("auto", "tensorflow"):
+        with ops.implementation(which):
+            weights, converged = solvers.power_root(
+                tf.constant(gram), 2.0, shares=tf.constant(shares)
+            )
+        assert converged
+        weights = weights.numpy()
+        np.testing.assert_allclose(gram @ weights * weights**0.5, shares, 1e-8)
 
 
 @pytest.mark.parametrize("which", ["native", "tensorflow"])

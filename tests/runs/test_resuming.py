@@ -19,6 +19,7 @@ from tiny_application import SIZES
 
 from mtl_keras.errors import InputError
 from mtl_keras.runs import RunConfig, checkpoints, load_run, train, unfinished
+from mtl_keras.runs.progress import StepBar, steps_done
 from mtl_keras.runs.stopping import EarlyStop
 
 
@@ -90,6 +91,64 @@ def test_a_stopped_run_ends_as_one_that_never_stopped(
     train(settings, tmp_path / "run", checkpoint_steps=steps)
     assert_same(tmp_path / "run", tmp_path / "whole")
     assert names(tmp_path) == ["run", "whole"]
+
+
+class Calls(keras.callbacks.Callback):
+    """Steps done after each call of the training, of each epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.epochs = []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epochs.append([])
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.epochs[-1].append(steps_done(self, batch))
+
+
+@pytest.mark.parametrize(("size", "calls"), [(1, [1, 2, 3, 4, 5]), (3, [3, 5])])
+def test_steps_are_counted_whatever_a_call_takes(size, calls):
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, keras.layers.Dense(1)(inputs))
+    model.compile("sgd", "mse", steps_per_execution=size)
+    counted = Calls()
+    with StepBar(Console(force_terminal=True, file=io.StringIO()), 10, 0) as bar:
+        data = np.ones((5, 2)), np.ones((5, 1))
+        model.fit(
+            *data,
+            batch_size=1,
+            epochs=2,
+            verbose=0,
+            callbacks=[counted, *bar.callbacks],
+        )
+        assert bar._progress.tasks[0].completed == 10
+    assert counted.epochs == [calls, calls]
+
+
+def test_several_steps_in_a_call_end_as_single_steps(tiny, tmp_path, monkeypatch):
+    settings = config(balancing="pcgrad", tasks=("way", "level"), epochs=1)
+    train(settings, tmp_path / "whole")
+    several = dataclasses.replace(settings, steps_per_execution=2)
+    with monkeypatch.context() as patch:
+        stop_at(patch, (1, False))
+        with pytest.raises(Killed):
+            train(several, tmp_path / "run", checkpoint_steps=3)
+    # Of five steps in calls of two, the third is within the second call.
+    saved = tmp_path / ".run.partial" / "checkpoints"
+    assert names(saved) == ["epoch-000000-step-000000004.npz"]
+    calls, output = Calls(), io.StringIO()
+    train(
+        several,
+        tmp_path / "run",
+        checkpoint_steps=3,
+        callbacks=[calls],
+        console=Console(file=output, force_terminal=True, color_system=None, width=200),
+    )
+    assert calls.epochs == [[1]]
+    assert "5/5" in output.getvalue()
+    assert "after 0 of 1 epochs and 4 steps" in output.getvalue()
+    assert_same(tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.mark.slow

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 
 import keras
+import keras_tuner
 import numpy as np
 import pytest
+import tensorflow as tf
 
+from mtl_keras.compare import Comparison
+from mtl_keras.decoding import decode
+from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError
 from mtl_keras.runs import RunConfig, compiled_model, evaluate, load_run, train
+from mtl_keras.runs.config import TrainingConfig
+from mtl_keras.runs.training import training_batches
 from mtl_keras.runs.unfinished import opened
+from mtl_keras.search import StudyHyperModel, load_study
 
 
 def test_run_folder_holds_everything_and_can_be_evaluated_again(tiny, tmp_path):
@@ -170,6 +179,55 @@ def test_a_learning_rate_may_be_a_whole_number(tiny):
         config = RunConfig("tiny", learning_rate=1, schedule=schedule).validate()
         rate = compiled_model(config, steps=10).optimizer.learning_rate
         np.testing.assert_allclose(float(rate), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("jit", "count", "sizes"),
+    [(False, 10, [4, 4, 2]), (True, 10, [4, 4]), (True, 8, [4, 4]), (True, 3, [3])],
+)
+def test_batches_under_xla_have_one_shape(jit, count, sizes):
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, keras.layers.Dense(1)(inputs))
+    model.compile("sgd", "mse", jit_compile=jit)
+    data = tf.data.Dataset.from_tensor_slices((np.ones((count, 2)), np.ones(count)))
+    batches = training_batches(data.batch(4), model, 4)
+    assert [len(x) for x, _ in batches] == sizes
+    assert int(batches.cardinality()) == len(sizes)
+
+
+def test_settings_of_compiling_reach_trainings_trials_and_comparisons(
+    tiny, tmp_path, monkeypatch
+):
+    def fit(model, batches, **kwargs):
+        shapes = {tuple(x["image"].shape) for x, *_ in batches}
+        fits.append((model.jit_compile, model.steps_per_execution, shapes))
+        raise InterruptedError
+
+    fits = []
+    monkeypatch.setattr(keras.Model, "fit", fit)
+    config = RunConfig("tiny", limit=40, jit=True, steps_per_execution=3)
+    with pytest.raises(InterruptedError):
+        train(config, tmp_path / "run")
+    path = tmp_path / "study.toml"
+    path.write_text(
+        'application = "tiny"\ntrials = 1\nepochs = 1\nlimit = 40\n'
+        "[space]\nwidth = [4, 8]\njit = true\nsteps_per_execution = 3\n"
+    )
+    trial = StudyHyperModel(load_study(path))
+    hp = keras_tuner.HyperParameters()
+    with pytest.raises(InterruptedError):
+        trial.fit(hp, trial.build(hp))
+    assert fits == [(True, 3, {(16, 8, 8, 1)})] * 2
+    cells = Comparison(config, balancing=("equal",), seeds=1).validate().cells()
+    assert {(c.config.jit, c.config.steps_per_execution) for c in cells} == {(True, 3)}
+    # Files of runs that were made before there was this setting.
+    one = dataclasses.replace(config, steps_per_execution=1).validate()
+    values = encode(one)
+    del values["steps_per_execution"]
+    assert decode(TrainingConfig, values) == one
+    assert one.identity() != config.validate().identity()
+    with pytest.raises(InputError, match="steps_per_execution"):
+        dataclasses.replace(config, steps_per_execution=0).validate()
 
 
 def test_the_precision_of_a_run_is_of_its_model_alone(tiny, tmp_path):

@@ -50,8 +50,7 @@ def power_root(
         alpha: Fairness, positive.
         precision: That of the gradients, see `problem`: sums that cancel to less are
             Pareto-stationary points.
-        shares: `s`, positive float64 `[T]`; None is 1 for every task. Solved by
-            TensorFlow's own ops, not by a compiled one.
+        shares: `s`, positive float64 `[T]`; None is 1 for every task.
 
     Returns:
         `[T]` float64 weights, the root itself, and a scalar bool.
@@ -64,8 +63,9 @@ def power_root(
     gramian = square(gramian)
     noise = max(_CANCELLED, noise_of(precision))
     library = native.solvers_in_use()
-    if library is not None and shares is None:
-        return tuple(library.mtl_keras_power_root(gramian, alpha, precision))
+    if library is not None:
+        shares = [] if shares is None else shares
+        return tuple(library.mtl_keras_power_root(gramian, alpha, shares, precision))
     p = 1.0 / alpha
     problem = prepare(gramian)
     cosines = problem.cosines
