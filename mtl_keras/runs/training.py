@@ -194,8 +194,9 @@ def front(path: str | pathlib.Path, points: int | ArrayLike | None = None) -> Fr
 
     Args:
         path: A run folder.
-        points: See `mtl_keras.pareto.front`, with entries in the order of the
-            config's tasks; None for the uniform preference and each task's own.
+        points: Preferences `[N, T]` of any numeric dtype, or a number of at least 2, as
+            in `mtl_keras.pareto.front`, with entries in the order of the config's
+            tasks; None for the uniform preference and each task's own.
 
     Returns:
         The front, whose tasks are in that order and, as the results, named as the

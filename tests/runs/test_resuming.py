@@ -73,7 +73,12 @@ def config(**changes):
             2,
             [(2, False), (2, True), (3, False)],
         ),
-        ({"preferences": "manifold", "epochs": 2}, 2, [(2, False)]),
+        pytest.param(
+            {"preferences": "manifold", "epochs": 2},
+            2,
+            [(2, False)],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=str,
 )
@@ -127,7 +132,9 @@ def test_steps_are_counted_whatever_a_call_takes(size, calls):
 
 
 def test_several_steps_in_a_call_end_as_single_steps(tiny, tmp_path, monkeypatch):
-    settings = config(balancing="pcgrad", tasks=("way", "level"), epochs=1)
+    settings = config(
+        balancing="pcgrad", tasks=("way", "level"), epochs=1, batch_size=16
+    )
     train(settings, tmp_path / "whole")
     several = dataclasses.replace(settings, steps_per_execution=2)
     with monkeypatch.context() as patch:

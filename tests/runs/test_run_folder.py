@@ -217,7 +217,7 @@ def test_settings_of_compiling_reach_trainings_trials_and_comparisons(
     hp = keras_tuner.HyperParameters()
     with pytest.raises(InterruptedError):
         trial.fit(hp, trial.build(hp))
-    assert fits == [(True, 3, {(16, 8, 8, 1)})] * 2
+    assert fits == [(True, 3, {(32, 8, 8, 1)})] * 2
     cells = Comparison(config, balancing=("equal",), seeds=1).validate().cells()
     assert {(c.config.jit, c.config.steps_per_execution) for c in cells} == {(True, 3)}
     # Files of runs that were made before there was this setting.
