@@ -76,9 +76,9 @@ class Runs:
         }
 
     def means(self, method: str, size: int | None) -> dict[int, float]:
-        """Returns means over tasks by seed."""
+        """Returns means over tasks by seed, those without test rows left out."""
         runs = self.by_seed(method, size)
-        return {seed: float(np.mean(run["test"])) for seed, run in runs.items()}
+        return {seed: float(np.nanmean(run["test"])) for seed, run in runs.items()}
 
     def tests(self) -> dict[tuple[str, int | None], PairedTest]:
         """Returns the gains over each task alone, Holm over the whole data set."""
@@ -107,12 +107,16 @@ class Runs:
         return f"{np.mean(ratio):.2f} ({min(ratio):.2f} to {max(ratio):.2f})"
 
     def by_task(self, method: str, size: int | None) -> dict[str, PairedTest]:
-        """Returns the gain of each task over the task alone, Holm over tasks."""
+        """Returns the gain of each task over the task alone, Holm over tasks.
+
+        Seeds that draw no test rows of a task are left out for it.
+        """
         alone, other = self.by_seed("alone", size), self.by_seed(method, size)
         seeds = sorted(alone.keys() & other.keys())
         gain = [np.subtract(other[seed]["test"], alone[seed]["test"]) for seed in seeds]
-        columns = self.sign * np.array(gain).T
-        return paired_tests(dict(zip(self.tasks, columns, strict=True)), 0.0)
+        columns = (self.sign * np.array(gain)).T
+        drawn = [column[np.isfinite(column)] for column in columns]
+        return paired_tests(dict(zip(self.tasks, drawn, strict=True)), 0.0)
 
 
 def label(size: int | None) -> str:
