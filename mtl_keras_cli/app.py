@@ -13,6 +13,7 @@ from rich.console import Console
 
 from mtl_keras_cli import comparing, datasets, doctor, tensorflow
 from mtl_keras_cli.errors import Commands
+from mtl_keras_cli.options import Code, Jit
 from mtl_keras_cli.text import examples, make_console, plain_table
 
 if TYPE_CHECKING:
@@ -23,15 +24,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-Code = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Code of the run's application, FILE.py:NAME or PACKAGE.MODULE:NAME, to "
-        "be imported; a run folder alone imports none."
-    ),
-]
 
 
 def _allow(code: list[str] | None) -> None:
@@ -180,13 +172,7 @@ def train(
         str | None,
         typer.Option(help="float32, mixed_float16 or mixed_bfloat16; else Keras's."),
     ] = None,
-    jit: Annotated[
-        bool | None,
-        typer.Option(
-            "--jit/--no-jit",
-            help="Compile the steps by XLA; else with a GPU and 2,000 steps or more.",
-        ),
-    ] = None,
+    jit: Jit = None,
     steps_per_execution: Annotated[
         int | None,
         typer.Option(

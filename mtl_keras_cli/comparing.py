@@ -13,6 +13,7 @@ import typer
 
 from mtl_keras_cli import tensorflow
 from mtl_keras_cli.errors import FAILED
+from mtl_keras_cli.options import Jit
 from mtl_keras_cli.text import make_console, plain_table
 
 if TYPE_CHECKING:
@@ -96,13 +97,7 @@ def compare(
             "gradients of all tasks meet; the default where it can be done."
         ),
     ] = None,
-    jit: Annotated[
-        bool | None,
-        typer.Option(
-            "--jit/--no-jit",
-            help="Compile the steps by XLA; else with a GPU and 2,000 steps or more.",
-        ),
-    ] = None,
+    jit: Jit = None,
     steps_per_execution: Annotated[
         int, typer.Option(help="Steps that one call of the compiled training takes.")
     ] = 1,

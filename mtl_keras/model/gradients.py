@@ -246,8 +246,7 @@ class GradientStepper:
             return tf.ones((len(rows),))
         # Task by task, as only the diagonal is wanted.
         squares = tf.stack([ops.gramian([row])[0, 0] for row in rows])
-        own = step.representation is not None
-        squares = sum_over_replicas(squares) if own else agreed(squares)
+        squares = _of_all_replicas(step, squares)
         norms = tf.sqrt(squares) / tf.cast(step.loss_scale, "float64")
         factors = tf.where(norms > self._clipnorm, self._clipnorm / norms, 1.0)
         return tf.cast(factors, "float32")
@@ -324,8 +323,7 @@ class GradientStepper:
             (update,) = sum_rows([update])
         totals = [g for g in update if g is not None]
         square = ops.gramian([totals])[0, 0]
-        own = step.representation is not None
-        square = sum_over_replicas(square) if own else agreed(square)
+        square = _of_all_replicas(step, square)
         norm = tf.sqrt(square)
 
         def products() -> tf.Tensor:
@@ -539,6 +537,16 @@ def _task_rows(
             for index in range(loss.shape[0])
         ]
     return rows
+
+
+def _of_all_replicas(step: Step, squares: tf.Tensor) -> tf.Tensor:
+    """Returns squares of norms over the whole batch, the same on each replica.
+
+    Gradients of a representation are those of a replica's own samples, those of
+    variables are of all samples already.
+    """
+    is_share = step.representation is not None
+    return sum_over_replicas(squares) if is_share else agreed(squares)
 
 
 def _of_whole_batch(

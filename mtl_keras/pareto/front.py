@@ -110,15 +110,12 @@ def front(
     ```
     """
     tasks = model.tasks
-    if isinstance(points, int):
-        preferences = lattice(len(tasks), check_integer("points", points, low=2) - 1)
-    else:
-        preferences = np.asarray(points, "float64")
-        if preferences.ndim != 2 or preferences.shape[1] != len(tasks):
-            raise InputError(
-                f"Expected `points` of shape [N, {len(tasks)}], a number for each of "
-                f"the tasks {tasks}. Received: shape {preferences.shape}."
-            )
+    preferences = rows_of(points, len(tasks))
+    if preferences.ndim != 2 or preferences.shape[1] != len(tasks):
+        raise InputError(
+            f"Expected `points` of shape [N, {len(tasks)}], a number for each of "
+            f"the tasks {tasks}. Received: shape {preferences.shape}."
+        )
     results = []
     for preference in preferences:
         batches = dataset.map(_adding(model, preference.tolist()))
@@ -137,6 +134,13 @@ def _adding(
         return (model.with_preference(x, preference), *labels)
 
     return add
+
+
+def rows_of(points: int | ArrayLike, size: int) -> np.ndarray:
+    """Returns the preferences that `points` of `front` stands for, not checked."""
+    if isinstance(points, int):
+        return lattice(size, check_integer("points", points, low=2) - 1)
+    return np.asarray(points, "float64")
 
 
 def middle_and_corners(size: int) -> np.ndarray:

@@ -21,6 +21,7 @@ from pydantic import (
 
 from mtl_keras import balancing, sharing
 from mtl_keras.balancing import Equal, GradientBalancer
+from mtl_keras.balancing.base import Balancer
 from mtl_keras.balancing.pipeline import Pipeline
 from mtl_keras.decoding import Count, Decodable, Finite, decode
 from mtl_keras.encoding import encode
@@ -192,9 +193,8 @@ class TrainingConfig(Decodable):
 
     def __post_init__(self) -> None:
         self._check_names(self.get_application())
-        methods = balancing.get(self.balancing)
         # Two methods of one kind are refused here, and not by `compile` later.
-        Pipeline(methods if isinstance(methods, list) else [methods])
+        Pipeline(self._balancers())
         sharing.get(self.sharing).check_tasks(self.tasks)
         if self.preferences is not None:
             self._check_preferences()
@@ -242,14 +242,15 @@ class TrainingConfig(Decodable):
 
     def gradient_balancers(self) -> list[GradientBalancer]:
         """Returns new balancers of `balancing` that combine gradients, or none."""
+        return [m for m in self._balancers() if isinstance(m, GradientBalancer)]
+
+    def _balancers(self) -> list[Balancer]:
         methods = balancing.get(self.balancing)
-        several = methods if isinstance(methods, list) else [methods]
-        return [m for m in several if isinstance(m, GradientBalancer)]
+        return methods if isinstance(methods, list) else [methods]
 
     def _check_preferences(self) -> None:
         self.preference_form()
-        methods = balancing.get(self.balancing)
-        for method in methods if isinstance(methods, list) else [methods]:
+        for method in self._balancers():
             if not isinstance(method, (Equal, GradientBalancer)):
                 raise InputError(
                     "Expected no loss balancer beside `preferences`, which weigh the "

@@ -14,9 +14,9 @@ from numpy.typing import ArrayLike
 
 from mtl_keras import pareto, sharing
 from mtl_keras.data import catalog
-from mtl_keras.errors import InputError, check_integer
+from mtl_keras.errors import InputError
 from mtl_keras.pareto import Front, PreferenceModel
-from mtl_keras.pareto.front import lattice, middle_and_corners
+from mtl_keras.pareto.front import middle_and_corners, rows_of
 from mtl_keras.runs import folder
 from mtl_keras.runs.config import TrainingConfig
 from mtl_keras.runs.optimizers import learning_rate_schedule, make_optimizer
@@ -218,10 +218,8 @@ def front(path: str | pathlib.Path, points: int | ArrayLike | None = None) -> Fr
     tasks = preference_tasks(config, model)
     if points is None:
         points = middle_and_corners(len(tasks))
-    elif isinstance(points, int):
-        points = lattice(len(tasks), check_integer("points", points, low=2) - 1)
     order = [list(tasks.values()).index(task) for task in model.tasks]
-    rows = np.asarray(points, "float64")
+    rows = rows_of(points, len(tasks))
     if rows.shape[1:] == (len(tasks),):
         rows = rows[:, order]
     with catalog.reading(config.data):

@@ -125,9 +125,11 @@ def reading_of(paths: Sequence[str], folder: pathlib.Path) -> tuple[Data, list[s
         else _text_reading(data, first)
     )
     rows = _first_rows(_train_reader(data, folder))
-    data = dataclasses.replace(data, missing=_markers(rows))
+    if markers := _markers(rows):
+        data = dataclasses.replace(data, missing=markers)
+        rows = _first_rows(_train_reader(data, folder))
     delimiter = "" if is_parquet else FileReader.delimiter_of(data, first)
-    marks = _number_marks(_first_rows(_train_reader(data, folder)), delimiter)
+    marks = _number_marks(rows, delimiter)
     by_name: dict[str, Any] = dataclasses.asdict(marks)
     data = dataclasses.replace(data, **by_name)
     return data, (
