@@ -25,6 +25,7 @@ import tensorflow as tf
 from keras.src.backend.common import global_state
 from keras.src.callbacks.monitor_callback import MonitorCallback
 from keras.src.models.functional import Functional, operation_fn
+from keras.src.models.model import inject_functional_model_class
 from keras.src.saving.keras_saveable import KerasSaveable
 
 __all__ = ["KerasSaveable"]
@@ -412,6 +413,16 @@ def standardized_inputs(model: keras.Model, inputs: Any) -> list[Any]:
         inputs: A batch in any structure that the model can be called with.
     """
     return model._standardize_inputs(inputs)
+
+
+def as_functional(cls: type) -> type:
+    """Class decorator: `cls` is a `Functional` model from the start.
+
+    Keras makes it so when the first model is made, by a walk over the bases that does
+    not take classes which meet `cls` twice.
+    """
+    inject_functional_model_class(cls)
+    return cls
 
 
 def identity_with_mask(tensor: Any) -> Any:

@@ -37,6 +37,7 @@ from mtl_keras.model.derivatives import check_derivatives
 from mtl_keras.model.fit_hook import FitHook, MonitorModes
 from mtl_keras.model.gradients import GradientStepper, norms_on_last_shared_layer
 from mtl_keras.model.keras_compat import (
+    as_functional,
     batch_structure,
     build_optimizer,
     clips,
@@ -101,6 +102,7 @@ from mtl_keras.model.task_variables import (
 from mtl_keras.model.training_state import ModelWithTrainingState
 
 
+@as_functional
 @keras.saving.register_keras_serializable(package="mtl_keras")
 class MultiTaskModel(ModelWithTrainingState):
     """A `keras.Model` that trains several tasks and balances them.
