@@ -77,9 +77,10 @@ lint: $(VENV)/installed-dev
 docs: $(VENV)/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-# Runs every notebook and compares the kinds of its outputs with those committed.
+# Runs every notebook and compares the kinds of its outputs with those committed. With
+# SHARE=N an Nth part of them, each day another one.
 notebooks: $(VENV)/installed-docs
-	$(BIN)/python notebooks/execute.py
+	$(BIN)/python notebooks/execute.py $(addprefix --share ,$(SHARE))
 
 install: $(VENV)/installed-dev
 

@@ -3,6 +3,7 @@
     python notebooks/execute.py                    # all of them, as `make notebooks`
     python notebooks/execute.py 01 text            # those with this in their name
     python notebooks/execute.py --write 03         # and keep the outputs
+    python notebooks/execute.py --share 3          # a third, each day another one
 
 Each runs in an empty folder and a process of its own, two at a time. A cell that
 raises, or writes to standard error, fails; so does a notebook that takes too long, and
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import contextlib
+import datetime
 import functools
 import os
 import pathlib
@@ -47,6 +49,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", help="parts of names; all if left out")
     parser.add_argument("--write", action="store_true", help="keep the outputs")
+    parser.add_argument("--share", type=int, default=1, metavar="N", help="an Nth part")
     arguments = parser.parse_args()
     # TensorFlow tells of its build and of missing GPUs before anything runs.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -55,6 +58,8 @@ def main() -> int:
         for path in FOLDER.glob("*.ipynb")
         if not arguments.names or any(part in path.name for part in arguments.names)
     )
+    today = datetime.datetime.now(tz=datetime.UTC).toordinal()
+    paths = paths[today % arguments.share :: arguments.share]
     if not paths:
         parser.error(f"no notebook is named like {' or '.join(arguments.names)}")
     wrong = False
