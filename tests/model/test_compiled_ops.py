@@ -58,8 +58,10 @@ def test_ops_custom_calls_and_tensorflow_train_alike(name):
             (True, "tensorflow"),
         )
     )
-    for other in (calls, composed, under_xla):
-        np.testing.assert_allclose(other, native, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(composed, native, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(under_xla, calls, rtol=0, atol=1e-6)
+    if name not in ("pcgrad", "gradvac"):  # XLA draws other orders of tasks.
+        np.testing.assert_allclose(calls, native, rtol=0, atol=1e-6)
 
 
 def trained(jit_compile):
