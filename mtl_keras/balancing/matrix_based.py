@@ -164,7 +164,8 @@ class GradDrop(MatrixBalancer):
         super().build_state(num_tasks)
         self.add_variable("draws", (), 0, dtype="int64")
         leak = self.leak if isinstance(self.leak, dict) else [self.leak] * num_tasks
-        self._leaks = per_task("leak", leak, self.tasks, 0.0)
+        leaks = per_task("leak", leak, self.tasks, 0.0)
+        self._leaks = [check_number("leak", value, 0, 1) for value in leaks]
 
     def combine(
         self, matrix: list[tf.Tensor], step: GradientStep

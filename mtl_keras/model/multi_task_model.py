@@ -51,6 +51,7 @@ from mtl_keras.model.keras_compat import (
     resolved_metrics,
     standardized_inputs,
     update_if,
+    variables_beside,
 )
 from mtl_keras.model.labels import (
     Labels,
@@ -90,7 +91,7 @@ from mtl_keras.model.task_losses import (
     task_losses,
     track_total,
 )
-from mtl_keras.model.task_metrics import update_metrics, where_computed
+from mtl_keras.model.task_metrics import update_metrics, where_computed, with_logs
 from mtl_keras.model.task_variables import (
     TaskVariables,
     compute_dtypes,
@@ -835,8 +836,9 @@ class MultiTaskModel(ModelWithTrainingState):
             probe=step.probe,
         )
         if pipeline.needs_gradient_norms:
-            layers = self._split_variables(self._reached_in_graph())
-            norms = norms_on_last_shared_layer(step, layers)
+            shared = self._split_variables(self._reached_in_graph()).shared
+            last = variables_beside(self, shared[-1]) if shared else []
+            norms = norms_on_last_shared_layer(step, last)
             learned = learned._replace(gradient_norms=norms)
         trainable = self.trainable_variables
         update_if(
@@ -856,11 +858,8 @@ class MultiTaskModel(ModelWithTrainingState):
             parts = self._layout.split(kept)
             by_output = dict(zip(self._layout.outputs, parts, strict=True))
             y_pred, sample_weight = leave_out(by_output, step.labels, y_pred)
-        return {
-            **self.compute_metrics(x, y, y_pred, sample_weight=sample_weight),
-            **pipeline.logs(),
-            **guard.logs(),
-        }
+        results = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        return with_logs(results, {**pipeline.logs(), **guard.logs()})
 
     def _step_inputs(self, x: Any) -> Any:
         """Returns the inputs of a training step; a subclass adds those of its own."""
@@ -889,10 +888,8 @@ class MultiTaskModel(ModelWithTrainingState):
         )
         update_if(update, optimizer, gradients, trainable)
         pipeline.task_weights.update_state(tf.cast(present, "float32"), present)
-        return {
-            **self.compute_metrics(x, y, y_pred, sample_weight=sample_weight),
-            **pipeline.logs(),
-        }
+        results = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        return with_logs(results, pipeline.logs())
 
     def _forward(self, x: Any, y: Any, sample_weight: Any) -> Step:
         """Runs the model and logs its losses; returns the state of the step."""

@@ -189,6 +189,9 @@ def degenerate():
         factors[1] = bad
         yield f"a gradient times {bad}", rows * factors, losses, everywhere
         yield f"gradients times {bad}", rows * bad, losses, everywhere
+    steep = losses.copy()
+    steep[1] = 1e-30
+    yield "a steep loss near 0", rows * [[1], [1e10], [1], [1]], steep, everywhere
     yield "one task", rows, losses, [False, True, False, False]
     yield "no task", rows, losses, [False] * 4
     yield "opposite", rows[[0, 1, 0, 1]] * [[1], [1], [-1], [-1]], losses, everywhere
@@ -331,6 +334,30 @@ def test_a_main_task_is_one_of_the_tasks(name):
 def test_auto_lambda_names_the_existing_tasks(primary):
     with pytest.raises(InputError, match=r"'a', 'b', 'c', 'd'.*Received: primary="):
         cases.make("auto_lambda", primary=primary)
+
+
+BY_TASK_ARGUMENTS = (
+    ("static", "task_weights"),
+    ("upgrad", "preference"),
+    ("stch", "preference"),
+    ("auxinash", "preference"),
+    ("pivrg", "baselines"),
+    ("graddrop", "leak"),
+)
+
+
+@pytest.mark.parametrize(("name", "argument"), BY_TASK_ARGUMENTS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, "2", True])
+def test_arguments_by_task_are_finite_numbers(name, argument, value):
+    values = {"a": value, "b": 1.0, "c": 1.0, "d": 1.0}
+    with pytest.raises(InputError, match=f"`{argument}`.*finite number"):
+        cases.make(name, **{argument: values})
+    assert cases.make(name, **{argument: {**values, "a": np.float32(0.5)}}).built
+
+
+def test_a_leak_is_a_share_by_task_too():
+    with pytest.raises(InputError, match=r"`leak` to be a number from 0 to 1"):
+        cases.make("graddrop", leak={"a": 5.0})
 
 
 @pytest.mark.parametrize("name", ["gls", "scale_invariant"])

@@ -235,15 +235,23 @@ def test_a_resumed_training_is_the_same_to_the_bit(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("policy", "error"), [("mixed_float16", 0.01), ("mixed_bfloat16", 0.05)]
+    ("policy", "solve", "error"),
+    [
+        ("mixed_float16", "running", 0.01),
+        ("mixed_bfloat16", "running", 0.05),
+        ("mixed_float16", "running_difference", 0.2),
+        ("mixed_bfloat16", "running_difference", 0.4),
+        ("float64", "running_difference", 0.03),
+        ("bfloat16", "running_difference", 0.4),
+    ],
 )
-def test_products_in_mixed_precision(policy, error, monkeypatch):
+def test_products_in_any_precision(policy, solve, error, monkeypatch):
     x = np.random.default_rng(0).normal(size=(8, 64)).astype("float32")
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
         model = model_of(lambda x: layers.Dense(16, "tanh")(x))
-        method = balancing.MGDA(solve="running")
+        method = balancing.MGDA(solve=solve)
         # As many steps as bring the loss's scale down to where float16 holds it.
         products, exact = products_of_a_step(monkeypatch, model, method, x, 12)
     finally:
