@@ -545,6 +545,13 @@ class MultiTaskModel(ModelWithTrainingState):
                 "computes no task's gradient alone. "
                 f"Received: task_clipnorm={task_clipnorm}."
             )
+        dtypes = compute_dtypes(self)
+        if balancer.solve == "running_difference" and "bfloat16" in dtypes:
+            raise InputError(
+                "Expected layers that compute in float32, float64 or float16 for "
+                "solve='running_difference', as bfloat16 rounds the difference of "
+                f"losses away. Received: layers that compute in {dtypes}."
+            )
         if balancer.solve == "running" and shared:
             if self._split is None:
                 check_derivatives(self, shared)
