@@ -42,13 +42,14 @@ def per_task(
         InputError: For a task that does not exist, a list of another length, or an
             entry that is no finite number.
     """
-    entries = values
     if isinstance(values, Mapping):
         for task in values:
             if task not in tasks:
                 raise unknown_name(f"task in `{argument}`", task, tasks)
         entries = [values.get(task, default) for task in tasks]
-    elif len(values) != len(tasks):
+    else:
+        entries = list(values)
+    if len(entries) != len(tasks):
         raise InputError(
             f"Expected `{argument}` to have one entry per task {list(tasks)}. "
             f"Received: {argument}={list(values)}."
