@@ -58,7 +58,9 @@ class MatrixBalancer(GradientBalancer):
         # As for Gram-based methods: a task without gradient, as of a loss weight of 0,
         # is excluded. The shortest vector would be its.
         step = copy.copy(step)
-        step.present &= _any_nonzero(matrix, len(step.gradients))
+        nonzero = _any_nonzero(matrix, len(step.gradients))
+        # Of a representation a replica has the rows of its own samples alone.
+        step.present &= step.total(tf.cast(nonzero, "float32")) > 0.0
         update, weights = self.combine(matrix, step)
         # Gradients that are not finite stay so, which tells a loss-scaling optimizer
         # to skip the step; weights without any entry would stop training silently.

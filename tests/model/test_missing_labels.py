@@ -222,7 +222,18 @@ def test_nothing_labelled_at_all_makes_no_nan():
         np.testing.assert_array_equal(new, old)
 
 
-def test_label_counts_are_summed_over_replicas(mirrored):
+@pytest.mark.parametrize(
+    "balancing",
+    [
+        "pcgrad",
+        {
+            "class_name": "trimmed_mean",
+            "config": {"trim": 0, "gradients_of": "representation", "scale": "mean"},
+        },
+    ],
+    ids=["shared", "representation"],
+)
+def test_label_counts_are_summed_over_replicas(balancing, mirrored):
     """Labels on one replica only: the same step as on one device."""
     x, y = data(40)
     weight = {"kind": np.r_[np.ones(13), np.zeros(27)], "size": np.ones(40)}
@@ -230,7 +241,7 @@ def test_label_counts_are_summed_over_replicas(mirrored):
     for strategy in (tf.distribute.get_strategy(), mirrored):
         keras.utils.set_random_seed(11)
         with strategy.scope():
-            model = build("pcgrad", run_eagerly=False)
+            model = build(balancing, run_eagerly=False)
         model.fit(
             x,
             y,
