@@ -539,9 +539,9 @@ def variables_beside(
         variable: One of its trainable variables.
     """
     for layer in model._flatten_layers():
-        own = layer._trainable_variables
+        own = [v for v in layer._trainable_variables if v.trainable]
         if any(one is variable for one in own):
-            return list(own)
+            return own
     return [variable]
 
 
