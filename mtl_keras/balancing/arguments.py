@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from mtl_keras.errors import InputError, unknown_name
@@ -37,19 +39,29 @@ def per_task(
     """Returns one number per task from a dict or a list given by the user.
 
     Raises:
-        InputError: For a task that does not exist, or a list of another length.
+        InputError: For a task that does not exist, a list of another length, or an
+            entry that is no finite number.
     """
     if isinstance(values, Mapping):
         for task in values:
             if task not in tasks:
                 raise unknown_name(f"task in `{argument}`", task, tasks)
-        return [float(values.get(task, default)) for task in tasks]
-    if len(values) != len(tasks):
+        entries = [values.get(task, default) for task in tasks]
+    else:
+        entries = list(values)
+    if len(entries) != len(tasks):
         raise InputError(
             f"Expected `{argument}` to have one entry per task {list(tasks)}. "
             f"Received: {argument}={list(values)}."
         )
-    return [float(value) for value in values]
+    for entry in entries:
+        is_number = isinstance(entry, Real) and not isinstance(entry, bool)
+        if not is_number or not math.isfinite(entry):
+            raise InputError(
+                f"Expected `{argument}` to have a finite number for each task. "
+                f"Received: {argument}={values}."
+            )
+    return [float(entry) for entry in entries]
 
 
 def preference_per_task(preference: PerTask, tasks: Sequence[str]) -> list[float]:

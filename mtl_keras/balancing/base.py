@@ -6,7 +6,7 @@ import copy
 import inspect
 import random
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import keras
@@ -320,6 +320,11 @@ def agreed(value: tf.Tensor) -> tf.Tensor:
     return value if context is None else context.all_reduce("mean", value)
 
 
+def coarsest_spacing(dtypes: Iterable[str]) -> float:
+    """Returns the largest spacing at 1 of float dtypes by name; float64's for none."""
+    return max((_SPACINGS[dtype] for dtype in dtypes), default=solvers.EPS)
+
+
 class GradientStep:
     """Task gradients of one step, with its losses, presence and sub-batches.
 
@@ -380,8 +385,7 @@ class GradientStep:
     def precision(self) -> float:
         """The spacing at 1 of the coarsest dtype in which gradients were computed."""
         dtypes = {g.dtype.name for row in self.gradients for g in row if g is not None}
-        spacings = [_SPACINGS[d] for d in dtypes.union(self.compute_dtypes)]
-        return max(spacings, default=solvers.EPS)
+        return coarsest_spacing(dtypes.union(self.compute_dtypes))
 
     def total(self, value: tf.Tensor) -> tf.Tensor:
         """Returns a replica's float tensor summed over all replicas, of its shape.
@@ -438,6 +442,8 @@ class GradientBalancer(Balancer):
     default_task_specific = "own"
     num_sub_batches = 0
     """Into how many parts to split the batch for `GradientStep.sub_batches`."""
+    compares_losses = False
+    """Whether it compares losses with numbers given, so that none may weight them."""
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ class ConflictMonitor(keras.metrics.Metric):
         super().__init__(name=name, dtype="float32")
         shape = (num_tasks, num_tasks)
         self._cosines, self._squares, self._pairs, self._conflicts, self._shared = (
-            self.add_weight(shape=shape, initializer="zeros", name=part, dtype=dtype)
+            self._add(shape, part, dtype)
             for part, dtype in (
                 ("sum", "float64"),
                 ("squares", "float64"),
@@ -30,8 +30,12 @@ class ConflictMonitor(keras.metrics.Metric):
                 ("shared", "float32"),
             )
         )
-        self._last = self.add_weight(
-            shape=(4, *shape), initializer="zeros", name="last", dtype="float64"
+        self._last = self._add((4, *shape), "last", "float64")
+
+    def _add(self, shape: tuple[int, ...], name: str, dtype: str) -> keras.Variable:
+        # All replicas count the same steps.
+        return self.add_variable(
+            shape, "zeros", dtype, aggregation="only_first_replica", name=name
         )
 
     def update_state(

@@ -248,8 +248,9 @@ class PIVRG(_PowerRoot):
     Choose it when `fairgrad` would do, and losses of single-task models are known.
 
     Args:
-        baselines: Positive B, `{task: loss}` or a list, for every task; `None` for
-            none.
+        baselines: Positive B, `{task: loss}` or a list, for every task, times the
+            task's `loss_weights` as the losses are; `None` for none. Not beside a
+            loss balancer, whose weights change.
         bound: Largest ratio of two ω, above 1; 1.8 to 2 in the authors' runs.
         min_temperature: Least τ, in percent; 10 to 100 in the authors' runs.
         max_norm: Longest update; `None` for no limit (1 in the authors' code).
@@ -324,6 +325,11 @@ class PIVRG(_PowerRoot):
                 f"Expected `baselines` to be positive for every task of "
                 f"{list(self.tasks)}. Received: baselines={self.baselines}."
             )
+
+    @property
+    def compares_losses(self) -> bool:  # type: ignore[override]
+        """See `GradientBalancer.compares_losses`."""
+        return self.baselines is not None
 
     def on_epoch_begin(self) -> None:
         """Closes the epoch before."""

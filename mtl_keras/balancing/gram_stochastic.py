@@ -118,6 +118,11 @@ class CRMOGM(GramBalancer):
         """The wrapped method's."""
         return self.balancer.natural_scale
 
+    @property
+    def compares_losses(self) -> bool:  # type: ignore[override]
+        """The wrapped method's."""
+        return self.balancer.compares_losses
+
     def build_state(self, num_tasks: int) -> None:
         """Creates the smoothed weights and the wrapped method's state."""
         super().build_state(num_tasks)

@@ -206,6 +206,15 @@ def _non_negative(losses: tf.Tensor, balancer: Balancer, needed_for: str) -> tf.
         return tf.where(losses < 0.0, math.nan, losses)
 
 
+def _length_and_unit(losses: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the norm of the losses `[T]`, whose squares may leave float32's range,
+    and the losses over it; zeros for zeros."""
+    largest = tf.reduce_max(tf.abs(losses))
+    scaled = tf.math.divide_no_nan(losses, largest)
+    norm = tf.norm(scaled)
+    return largest * norm, tf.math.divide_no_nan(scaled, norm)
+
+
 class PreferenceBalancer(MeanScaleBalancer):
     """A method with a preference vector; uniform by default."""
 
@@ -408,8 +417,7 @@ class COSMOS(PreferenceBalancer):
         """See `MeanScaleBalancer.mean_scale_weights`."""
         preference = self.preferred(present)
         direction = tf.math.divide_no_nan(preference, tf.norm(preference))
-        length = tf.norm(losses)
-        unit = tf.math.divide_no_nan(losses, length)
+        length, unit = _length_and_unit(losses)
         cosine = tf.reduce_sum(direction * unit)
         slope = tf.math.divide_no_nan(direction - cosine * unit, length)
         return preference - self.strength * slope
@@ -477,7 +485,8 @@ class PBI(PreferenceBalancer):
         preference = self.preferred(present)
         length = tf.norm(preference)
         direction = tf.math.divide_no_nan(preference, length)
-        offset = losses - tf.reduce_sum(losses * direction) * direction
+        _, unit = _length_and_unit(losses)
+        offset = unit - tf.reduce_sum(unit * direction) * direction
         away = tf.math.divide_no_nan(offset, tf.norm(offset))
         return length * (direction + self.penalty * away)
 

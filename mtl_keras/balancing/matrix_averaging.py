@@ -272,15 +272,16 @@ class DBMTL(AveragingBalancer):
         self, matrix: list[tf.Tensor], step: GradientStep
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         """See `MatrixBalancer.combine`."""
-        usable = tf.math.is_finite(step.losses) & (step.losses > 0)
-        moves = step.present & all_finite(matrix) & usable
+        usable = step.present & tf.math.is_finite(step.losses) & (step.losses > 0)
+        inverse = tf.where(usable, 1.0 / step.losses, 0.0)
+        of_logs = [shaped(inverse, rows) * rows for rows in matrix]
+        moves = usable & all_finite([*matrix, *of_logs])
         steps = self._steps + tf.cast(moves, "float32")
         self._steps.assign(steps)
         correction = tf.math.divide_no_nan(1.0, 1.0 - tf.pow(self.beta, steps))
-        inverse = tf.where(moves, 1.0 / step.losses, 0.0)
         averages = []
-        for rows, state in zip(matrix, self.state_of(step), strict=True):
-            new = self.beta * state + (1 - self.beta) * shaped(inverse, rows) * rows
+        for rows, state in zip(of_logs, self.state_of(step), strict=True):
+            new = self.beta * state + (1 - self.beta) * rows
             new = tf.where(by_row(moves, rows), new, state)
             state.assign(new)
             present = tf.where(moves, correction, 0.0)

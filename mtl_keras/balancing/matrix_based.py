@@ -58,7 +58,9 @@ class MatrixBalancer(GradientBalancer):
         # As for Gram-based methods: a task without gradient, as of a loss weight of 0,
         # is excluded. The shortest vector would be its.
         step = copy.copy(step)
-        step.present &= _any_nonzero(matrix, len(step.gradients))
+        nonzero = _any_nonzero(matrix, len(step.gradients))
+        # Of a representation a replica has the rows of its own samples alone.
+        step.present &= step.total(tf.cast(nonzero, "float32")) > 0.0
         update, weights = self.combine(matrix, step)
         # Gradients that are not finite stay so, which tells a loss-scaling optimizer
         # to skip the step; weights without any entry would stop training silently.
@@ -164,7 +166,8 @@ class GradDrop(MatrixBalancer):
         super().build_state(num_tasks)
         self.add_variable("draws", (), 0, dtype="int64")
         leak = self.leak if isinstance(self.leak, dict) else [self.leak] * num_tasks
-        self._leaks = per_task("leak", leak, self.tasks, 0.0)
+        leaks = per_task("leak", leak, self.tasks, 0.0)
+        self._leaks = [check_number("leak", value, 0, 1) for value in leaks]
 
     def combine(
         self, matrix: list[tf.Tensor], step: GradientStep

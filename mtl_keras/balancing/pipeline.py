@@ -74,8 +74,8 @@ class Pipeline:
         monitor: `None`, `"conflicts"`, or `"residual"` for running solves.
 
     Raises:
-        InputError: For none, or two of the same kind, or a residual of no running
-            solve.
+        InputError: For none, two of the same kind or of the same name, a loss balancer
+            beside one with `compares_losses`, or a residual of no running solve.
     """
 
     def __init__(self, balancers: Sequence[Balancer], monitor: str | None = None):
@@ -87,6 +87,17 @@ class Pipeline:
                 "Expected `balancing` to be one method, or a loss balancer and a "
                 "gradient balancer. "
                 f"Received: {[b.name for b in balancers]}."
+            )
+        if len({b.name for b in balancers}) < len(balancers):
+            raise InputError(
+                "Expected balancers of different names, by which their state is saved. "
+                f"Received: {[b.name for b in balancers]}."
+            )
+        if losses and any(b.compares_losses for b in gradients):
+            raise InputError(
+                "Expected no loss balancer beside one that compares losses with "
+                "`baselines`, as it would see them weighted. "
+                f"Received: balancing={[b.name for b in balancers]}."
             )
         self.balancers = tuple(balancers)
         self.loss_balancer = losses[0] if losses else None

@@ -36,7 +36,7 @@ class RunningBalancer(GramBalancer):
             one backward pass with the present weights, and one through that pass for
             G w, whatever T. `"running_difference"`: G w by a difference quotient of the
             losses instead, (L(θ + εv) − L(θ)) / ε, for layers without the derivative
-            that `"running"` needs.
+            that `"running"` needs; not in bfloat16.
         update_every: Solve every k-th step only, or take G w; see `GramBalancer`.
         normalize: What divides the task gradients first; see `GramBalancer`.
         gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.

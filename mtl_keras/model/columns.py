@@ -156,12 +156,13 @@ def check_columns(
                 f"of shape {shape}."
             )
         checked[output] = names
-    others = [output for output in outputs if output not in checked]
+    # A group of one may have the name of its output.
+    others = [output for output in outputs if len(checked.get(output, ())) != 1]
     everything = [*others, *(name for names in checked.values() for name in names)]
     if len(set(everything)) < len(everything):
         twice = sorted({name for name in everything if everything.count(name) > 1})
         raise InputError(
-            "Expected the names in `columns` and of the other outputs to differ. "
+            "Expected the names in `columns` and of the outputs to differ. "
             f"Received twice: {twice[:5]}."
         )
     return checked

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from mtl_keras import ops
-from mtl_keras.balancing.base import GradientStep, GramBalancer, agreed
+from mtl_keras.balancing.base import (
+    GradientStep,
+    GramBalancer,
+    agreed,
+    coarsest_spacing,
+)
 from mtl_keras.balancing.matrix_momentum import MConFIG
 from mtl_keras.balancing.pipeline import Pipeline
 from mtl_keras.balancing.running import RunningBalancer
@@ -96,8 +103,11 @@ class GradientStepper:
         gradients of parts of the batch have no other use for it.
         """
         balancer = self._pipeline.gradient_balancer
-        is_by_gramian = isinstance(balancer, GramBalancer)
-        return is_by_gramian and not balancer.num_sub_batches and not self.changes_rows
+        return (
+            isinstance(balancer, GramBalancer)
+            and not balancer.num_sub_batches
+            and not self.changes_rows
+        )
 
     def gradients(self, step: Step, variables: TaskVariables) -> dict[int, Gradient]:
         """Returns the balanced gradient of every trainable variable, by its id.
@@ -377,12 +387,17 @@ class GradientStepper:
         """Returns this replica's share of (L(θ + εv) − L(θ)) / ε, float32 `[T]`.
 
         Along the update, of unit length; ε is relative to the length of θ, the square
-        root of float32's spacing.
+        root of the spacing of the dtype that the losses are computed in.
         """
         assert step.probe is not None
-        square = tf.add_n([tf.reduce_sum(tf.square(v)) for v in variables.shared])
-        epsilon = 2.0**-11.5 * tf.sqrt(square)
-        length = epsilon / tf.cast(norm, "float32")
+        squares = [
+            tf.reduce_sum(tf.square(tf.cast(v.value, "float32")))
+            for v in variables.shared
+        ]
+        # The losses themselves are float32 at best.
+        spacing = coarsest_spacing(["float32", *self._compute_dtypes])
+        epsilon = math.sqrt(spacing) * tf.sqrt(tf.add_n(squares))
+        length = tf.math.divide_no_nan(epsilon, tf.cast(norm, "float32"))
         moves = by_id(variables.shared, [scaled(g, length) for g in update])
         trainable = step.probe.model.trainable_variables
         moved = [
@@ -587,19 +602,22 @@ def _below_representation(
     return step.tape.gradient(step.sources, variables.shared, upstream)
 
 
-def norms_on_last_shared_layer(step: Step, variables: TaskVariables) -> tf.Tensor:
+def norms_on_last_shared_layer(
+    step: Step, variables: Sequence[keras.Variable]
+) -> tf.Tensor:
     """Returns ‖∇ L_i‖ on the shared layer next to the heads, float32 `[T]`.
 
-    The gradients are those of the unweighted losses over all replicas. Ones where
-    tasks share nothing.
+    The gradients are those of the unweighted losses over all replicas.
+
+    Args:
+        step: Its tape is persistent.
+        variables: Those of the layer; ones are returned for none.
     """
     losses = step.losses.values
-    if not variables.shared:
+    if not variables:
         return tf.ones(step.present.shape)
-    layer = variables.shared[-1].path.rpartition("/")[0]
-    last = [v for v in variables.shared if v.path.rpartition("/")[0] == layer]
     upstream = [tf.fill(loss.shape, step.loss_scale) for loss in losses]
-    rows = _task_rows(step.tape, losses, last, upstream)
+    rows = _task_rows(step.tape, losses, variables, upstream)
     gramian = agreed(ops.gramian(sum_rows(rows)))
     norms = tf.sqrt(tf.linalg.diag_part(gramian))
     return tf.cast(norms, "float32") / step.loss_scale

@@ -527,6 +527,24 @@ def saving_as_hdf5() -> bool:
     return bool(global_state.get_global_attribute("use_legacy_config"))
 
 
+def variables_beside(
+    model: keras.Model, variable: keras.Variable
+) -> list[keras.Variable]:
+    """Returns the trainable variables of the innermost layer that a variable is of.
+
+    Layers of nested models may have the same name, and their variables the same path.
+
+    Args:
+        model: The model.
+        variable: One of its trainable variables.
+    """
+    for layer in model._flatten_layers():
+        own = [v for v in layer._trainable_variables if v.trainable]
+        if any(one is variable for one in own):
+            return own
+    return [variable]
+
+
 def may_overflow(
     optimizer: keras.optimizers.Optimizer, loss_scale: tf.Tensor
 ) -> tf.Tensor | bool:

@@ -51,6 +51,7 @@ from mtl_keras.model.keras_compat import (
     resolved_metrics,
     standardized_inputs,
     update_if,
+    variables_beside,
 )
 from mtl_keras.model.labels import (
     Labels,
@@ -90,7 +91,7 @@ from mtl_keras.model.task_losses import (
     task_losses,
     track_total,
 )
-from mtl_keras.model.task_metrics import update_metrics, where_computed
+from mtl_keras.model.task_metrics import update_metrics, where_computed, with_logs
 from mtl_keras.model.task_variables import (
     TaskVariables,
     compute_dtypes,
@@ -544,6 +545,13 @@ class MultiTaskModel(ModelWithTrainingState):
                 "computes no task's gradient alone. "
                 f"Received: task_clipnorm={task_clipnorm}."
             )
+        dtypes = compute_dtypes(self)
+        if balancer.solve == "running_difference" and "bfloat16" in dtypes:
+            raise InputError(
+                "Expected layers that compute in float32, float64 or float16 for "
+                "solve='running_difference', as bfloat16 rounds the difference of "
+                f"losses away. Received: layers that compute in {dtypes}."
+            )
         if balancer.solve == "running" and shared:
             if self._split is None:
                 check_derivatives(self, shared)
@@ -835,8 +843,9 @@ class MultiTaskModel(ModelWithTrainingState):
             probe=step.probe,
         )
         if pipeline.needs_gradient_norms:
-            layers = self._split_variables(self._reached_in_graph())
-            norms = norms_on_last_shared_layer(step, layers)
+            shared = self._split_variables(self._reached_in_graph()).shared
+            last = variables_beside(self, shared[-1]) if shared else []
+            norms = norms_on_last_shared_layer(step, last)
             learned = learned._replace(gradient_norms=norms)
         trainable = self.trainable_variables
         update_if(
@@ -856,11 +865,8 @@ class MultiTaskModel(ModelWithTrainingState):
             parts = self._layout.split(kept)
             by_output = dict(zip(self._layout.outputs, parts, strict=True))
             y_pred, sample_weight = leave_out(by_output, step.labels, y_pred)
-        return {
-            **self.compute_metrics(x, y, y_pred, sample_weight=sample_weight),
-            **pipeline.logs(),
-            **guard.logs(),
-        }
+        results = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        return with_logs(results, {**pipeline.logs(), **guard.logs()})
 
     def _step_inputs(self, x: Any) -> Any:
         """Returns the inputs of a training step; a subclass adds those of its own."""
@@ -889,10 +895,8 @@ class MultiTaskModel(ModelWithTrainingState):
         )
         update_if(update, optimizer, gradients, trainable)
         pipeline.task_weights.update_state(tf.cast(present, "float32"), present)
-        return {
-            **self.compute_metrics(x, y, y_pred, sample_weight=sample_weight),
-            **pipeline.logs(),
-        }
+        results = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        return with_logs(results, pipeline.logs())
 
     def _forward(self, x: Any, y: Any, sample_weight: Any) -> Step:
         """Runs the model and logs its losses; returns the state of the step."""

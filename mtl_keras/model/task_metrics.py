@@ -122,6 +122,22 @@ def where_computed(
     }
 
 
+def with_logs(results: dict[str, Any], logs: dict[str, Any]) -> dict[str, Any]:
+    """Returns the results of metrics with further logs of a step.
+
+    Raises:
+        InputError: For a metric that has the name of one of these.
+    """
+    for name in logs:
+        if name in results:
+            raise InputError(
+                f"Expected metrics of other names than {sorted(logs)}, which the "
+                f"balancing logs. Received a metric that is logged as {name!r}; give "
+                "it another name."
+            )
+    return {**results, **logs}
+
+
 def _nan_without(count: Any, result: Any) -> Any:
     """Returns a metric's result, NaN where the count is 0 and the result of floats.
 

@@ -48,6 +48,7 @@ class ParetoOracle(keras_tuner.oracles.BayesianOptimizationOracle):
       values, a front of one point would be the optimum for every weight.
     - The weights are uniform on the simplex rather than on a lattice, and the
       first trials are few and spread by a Sobol sequence.
+    - As long as all trials score the same, the sequence goes on.
     - Expected improvement is maximised from many starts by evolution, which suits
       names and whole numbers as well. Settings within a hundredth of each range of
       a trial's are left out: trainings are noisy, and would tell nothing new.
@@ -161,7 +162,7 @@ class ParetoOracle(keras_tuner.oracles.BayesianOptimizationOracle):
         encoding = SpaceEncoding(self.hyperparameters.space)
         started = len(self.trials)
         rng = np.random.default_rng([self.seed, started])
-        if len(self._completed()) < self._initial_points(encoding.dimensions):
+        if not self._is_guided(encoding.dimensions):
             sobol = _quasi_random().Sobol(encoding.dimensions, seed=self.seed)
             proposals = sobol.random_base2((2 * started + 1).bit_length())[started:]
         else:
@@ -171,6 +172,15 @@ class ParetoOracle(keras_tuner.oracles.BayesianOptimizationOracle):
             if not self._duplicate(values):
                 return {"status": "RUNNING", "values": values}
         return self._random_populate_space()
+
+    def _is_guided(self, dimensions: int) -> bool:
+        """Returns whether the processes know enough to guide the search."""
+        costs = self._costs(self._completed())
+        return (
+            len(costs) >= self._initial_points(dimensions)
+            # The same in all trials, they would be sure of it everywhere.
+            and bool(np.any(costs.max(axis=0) > costs.min(axis=0)))
+        )
 
     def _initial_points(self, dimensions: int) -> int:
         """Returns how many trials explore before the processes guide the search."""
@@ -211,7 +221,7 @@ class ParetoOracle(keras_tuner.oracles.BayesianOptimizationOracle):
         weights = rng.dirichlet(np.ones(costs.shape[1]))
         # An objective that was the same in all trials has nothing to trade.
         varied = costs.max(axis=0) > costs.min(axis=0)
-        weights *= varied if varied.any() else 1.0
+        weights *= varied
         normal = qmc.MultivariateNormalQMC(np.zeros(len(weights)), seed=rng)
         noise = normal.random(_SAMPLES)
 

@@ -217,6 +217,24 @@ def test_degenerate_steps_give_finite_weights_and_leave_no_trace(method):
         assert np.any(update != 0), case
 
 
+OF_GRADIENTS = [
+    name for name in NAMES if issubclass(balancing.get_class(name), GradientBalancer)
+]
+
+
+@pytest.mark.parametrize("method", OF_GRADIENTS, indirect=True)
+def test_a_steep_loss_near_zero_leaves_no_trace(method):
+    """The gradient of its logarithm, 1e40, is beyond float32."""
+    balancer, run = method
+    rows, losses = cases.rows_of(), cases.losses_of()
+    steep = losses.copy()
+    steep[1] = 1e-30
+    _, update = run(rows * [[1.0], [1e10], [1.0], [1.0]], steep)
+    assert np.isfinite(update).all()
+    for key, value in cases.values(balancer).items():
+        assert np.isfinite(value).all(), key
+
+
 def xla_cases():
     quick = ("stch", "gradnorm", "moco")
     for name in NAMES:
@@ -331,6 +349,30 @@ def test_a_main_task_is_one_of_the_tasks(name):
 def test_auto_lambda_names_the_existing_tasks(primary):
     with pytest.raises(InputError, match=r"'a', 'b', 'c', 'd'.*Received: primary="):
         cases.make("auto_lambda", primary=primary)
+
+
+BY_TASK_ARGUMENTS = (
+    ("static", "task_weights"),
+    ("upgrad", "preference"),
+    ("stch", "preference"),
+    ("auxinash", "preference"),
+    ("pivrg", "baselines"),
+    ("graddrop", "leak"),
+)
+
+
+@pytest.mark.parametrize(("name", "argument"), BY_TASK_ARGUMENTS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, "2", True])
+def test_arguments_by_task_are_finite_numbers(name, argument, value):
+    values = {"a": value, "b": 1.0, "c": 1.0, "d": 1.0}
+    with pytest.raises(InputError, match=f"`{argument}`.*finite number"):
+        cases.make(name, **{argument: values})
+    assert cases.make(name, **{argument: {**values, "a": np.float32(0.5)}}).built
+
+
+def test_a_leak_is_a_share_by_task_too():
+    with pytest.raises(InputError, match=r"`leak` to be a number from 0 to 1"):
+        cases.make("graddrop", leak={"a": 5.0})
 
 
 @pytest.mark.parametrize("name", ["gls", "scale_invariant"])

@@ -101,6 +101,22 @@ def test_weights_are_the_gradient_of_the_published_scalar(objective, config):
     np.testing.assert_allclose(weights(make(name, **config)), 3 * expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("unit", [1e-24, 1e24])
+@pytest.mark.parametrize(
+    ("objective", "config"),
+    [
+        (cosmos, {"strength": 2.0, "preference": [1, 2, 3]}),
+        (pbi, {"penalty": 5.0, "preference": [1, 2, 3]}),
+    ],
+)
+def test_squares_of_losses_may_leave_the_range_of_float32(objective, config, unit):
+    expected = slope(objective, LOSSES * unit)  # in float64
+    balancer = make(objective.__name__, scale="mean", **config)
+    losses = tf.constant(LOSSES * unit, tf.float32)
+    actual = balancer.weights(losses, tf.ones((3,), "bool"))
+    np.testing.assert_allclose(actual, expected, rtol=1e-4)
+
+
 def scale_invariant(losses):
     return tf.reduce_mean(tf.math.log(losses))
 

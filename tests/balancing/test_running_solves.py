@@ -235,20 +235,35 @@ def test_a_resumed_training_is_the_same_to_the_bit(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("policy", "error"), [("mixed_float16", 0.01), ("mixed_bfloat16", 0.05)]
+    ("policy", "solve", "error"),
+    [
+        ("mixed_float16", "running", 0.01),
+        ("mixed_bfloat16", "running", 0.05),
+        ("mixed_float16", "running_difference", 0.2),
+        ("float64", "running_difference", 0.03),
+    ],
 )
-def test_products_in_mixed_precision(policy, error, monkeypatch):
+def test_products_in_any_precision(policy, solve, error, monkeypatch):
     x = np.random.default_rng(0).normal(size=(8, 64)).astype("float32")
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
         model = model_of(lambda x: layers.Dense(16, "tanh")(x))
-        method = balancing.MGDA(solve="running")
+        method = balancing.MGDA(solve=solve)
         # As many steps as bring the loss's scale down to where float16 holds it.
-        products, exact = products_of_a_step(monkeypatch, model, method, x, 12)
+        steps = 2 if policy == "float64" else 12
+        products, exact = products_of_a_step(monkeypatch, model, method, x, steps)
     finally:
         keras.config.set_dtype_policy(before)
     np.testing.assert_allclose(products, exact, rtol=error, atol=error * max(exact))
+
+
+@pytest.mark.parametrize("policy", ["bfloat16", "mixed_bfloat16"])
+def test_bfloat16_has_no_difference_quotient(policy):
+    body = layers.Dense(16, "tanh", dtype=policy)
+    method = balancing.Nash(solve="running_difference")
+    with pytest.raises(InputError, match="bfloat16"):
+        model_of(body).compile("sgd", loss="mse", balancing=method)
 
 
 def test_xla_takes_the_same_steps():

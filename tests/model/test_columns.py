@@ -212,6 +212,7 @@ def test_metrics_of_columns_are_those_of_each_alone():
         ({"assays": NAMES}, "assay"),
         ({"assay": NAMES[:3]}, "3 names for an output of shape"),
         ({"assay": ["t0", "t0", "t1", "other"]}, r"\['other', 't0'\]"),
+        ({"assay": ["t0", "t1", "t2", "assay"]}, r"\['assay'\]"),
     ],
 )
 def test_columns_that_do_not_fit_are_refused(columns, message):

@@ -298,6 +298,25 @@ def test_confidence_in_a_conflict_is_a_t_test_over_the_steps():
     assert monitor.tables()["confidence"][0, 0] == 0.0
 
 
+def test_replicas_that_see_the_same_conflict_count_it_once(mirrored):
+    rng = np.random.default_rng(2)
+    rows = [tf.constant(rng.normal(size=(3, 4))) for _ in range(4)]
+    found = []
+    for strategy in (tf.distribute.get_strategy(), mirrored):
+        with strategy.scope():
+            monitor = ConflictMonitor(3)
+        for matrix in rows:
+            gramian = tf.matmul(matrix, matrix, transpose_b=True)
+            strategy.run(monitor.update_state, args=(gramian, tf.ones((3, 3))))
+        for _ in range(2):
+            found.append(monitor.tables())
+            monitor.reset_state()  # keeps them until the next step
+    assert (found[0]["steps"] == 4).all()
+    for other in found[1:]:
+        for key, expected in found[0].items():
+            np.testing.assert_allclose(other[key], expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("balancing", ["equal", "mgda"])
 def test_monitored_pairs_tell_how_many_samples_they_share(balancing):
     model = build(balancing, monitor="conflicts", run_eagerly=True)

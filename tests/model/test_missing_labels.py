@@ -222,7 +222,18 @@ def test_nothing_labelled_at_all_makes_no_nan():
         np.testing.assert_array_equal(new, old)
 
 
-def test_label_counts_are_summed_over_replicas(mirrored):
+@pytest.mark.parametrize(
+    "balancing",
+    [
+        "pcgrad",
+        {
+            "class_name": "trimmed_mean",
+            "config": {"trim": 0, "gradients_of": "representation", "scale": "mean"},
+        },
+    ],
+    ids=["shared", "representation"],
+)
+def test_label_counts_are_summed_over_replicas(balancing, mirrored):
     """Labels on one replica only: the same step as on one device."""
     x, y = data(40)
     weight = {"kind": np.r_[np.ones(13), np.zeros(27)], "size": np.ones(40)}
@@ -230,7 +241,7 @@ def test_label_counts_are_summed_over_replicas(mirrored):
     for strategy in (tf.distribute.get_strategy(), mirrored):
         keras.utils.set_random_seed(11)
         with strategy.scope():
-            model = build("pcgrad", run_eagerly=False)
+            model = build(balancing, run_eagerly=False)
         model.fit(
             x,
             y,
@@ -344,6 +355,27 @@ def test_tokens_that_are_labelled_and_not_masked(
         expected = by_hand(p, y["kind"], weight, mask, parts)
         actual = [logs[f"kind_{name}"] for name in ("loss", "accuracy", "w")]
         np.testing.assert_allclose(actual, expected, rtol=1e-5, err_msg=name)
+
+
+def test_logged_losses_are_means_over_samples_and_not_over_batches():
+    """Beside weights, with a smaller last batch; stock Keras weighs batches alike."""
+    x, y = data(5)
+    weight = np.linspace(0.5, 2.5, 5)
+    logs = {}
+    for cls in (keras.Model, mtl_keras.MultiTaskModel):
+        sgd = keras.optimizers.SGD(0.0)
+        # In a graph, where Keras does not know the size of a batch.
+        model = heads("mse", dense(1), cls, optimizer=sgd, run_eagerly=False)
+        labels = {"a": y["size"], "b": y["size"]}
+        options = {"sample_weight": dict.fromkeys("ab", weight), "batch_size": 4}
+        history = model.fit(x, labels, shuffle=False, verbose=0, **options)
+        logs[cls] = history.history["a_loss"][0]
+        error = model.predict(x, verbose=0)["a"] - y["size"]
+    of_samples = weight * np.square(error).mean(axis=1)
+    stock = np.mean([of_samples[:4].mean(), of_samples[4]])
+    assert logs[mtl_keras.MultiTaskModel] == pytest.approx(of_samples.mean(), rel=1e-5)
+    assert logs[keras.Model] == pytest.approx(stock, rel=1e-5)
+    assert abs(stock - of_samples.mean()) > 0.01
 
 
 @pytest.mark.parametrize("masked", [True, False])

@@ -11,6 +11,7 @@ import mtl_keras
 from mtl_keras import balancing as balancing_lib
 from mtl_keras.balancing import GramBalancer
 from mtl_keras.errors import InputError
+from mtl_keras.model.keras_compat import variables_beside
 from mtl_keras.model.task_variables import split_variables
 
 
@@ -372,6 +373,22 @@ def test_nested_models_balance_as_flat_ones(form, gradients_of):
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-7)
 
 
+def test_the_last_shared_layer_is_not_another_of_its_name():
+    """Layers of nested models have the same name, and their variables one path."""
+    inputs, blocks = keras.Input((4,)), []
+    h = inputs
+    for _ in range(2):
+        features = keras.Input((4,))
+        blocks.append(keras.layers.Dense(4, name="dense"))
+        h = keras.Model(features, blocks[-1](features))(h)
+    outputs = {task: keras.layers.Dense(1)(h) for task in "ab"}
+    model = mtl_keras.MultiTaskModel(inputs, outputs)
+    assert blocks[0].kernel.path == blocks[1].kernel.path
+    for block in blocks:
+        beside = variables_beside(model, block.bias)
+        assert [id(v) for v in beside] == [id(block.kernel), id(block.bias)]
+
+
 BAD = {
     "unknown method": ({"balancing": "pcgard"}, "'pcgrad'"),
     "unknown argument": (
@@ -383,6 +400,24 @@ BAD = {
         "median",
     ),
     "two of a kind": ({"balancing": ["dwa", "uncertainty"]}, "dwa"),
+    "two of a name": (
+        {
+            "balancing": [
+                {"class_name": name, "config": {"name": "mine", "seed": 1}}
+                for name in ("random", "pcgrad")
+            ]
+        },
+        r"different names.*\['mine', 'mine'\]",
+    ),
+    "weighted losses beside baselines": (
+        {
+            "balancing": [
+                "uncertainty",
+                {"class_name": "pivrg", "config": {"baselines": [1.0, 1.0, 1.0]}},
+            ]
+        },
+        r"baselines.*\['uncertainty', 'pivrg'\]",
+    ),
     "no loss": ({"loss": None}, "loss"),
     "output without loss": ({"loss": {"a": "mse", "b": "mse"}}, "'c'"),
     "loss for no output": (
@@ -404,6 +439,21 @@ def test_wrong_compile_arguments_get_one_clear_line(case):
     with pytest.raises(ValueError, match=named) as error:
         model.compile("sgd", **{"loss": "mse", **arguments})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["weight", "nonfinite"])
+def test_a_metric_may_not_take_the_name_of_a_log(name):
+    model = model_with_a_branch(optimizer="sgd")
+    metric = keras.metrics.MeanAbsoluteError(name=name)
+    model.compile(
+        "sgd",
+        loss="mse",
+        metrics={"b": [metric]},
+        on_nonfinite="skip_task",
+        run_eagerly=True,
+    )
+    with pytest.raises(InputError, match=f"'b_{name}'"):
+        model.train_on_batch(*data())
 
 
 @pytest.mark.parametrize(

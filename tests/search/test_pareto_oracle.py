@@ -122,6 +122,14 @@ def test_a_constant_objective_leaves_the_search_to_the_others(tmp_path):
     assert best < 0.01
 
 
+def test_while_all_trials_score_the_same_they_are_spread(tmp_path):
+    tried = run(oracle_of(continuous(), tmp_path, 16), lambda values: (1.0, 2.0), 16)
+    # Of 16 points of a Sobol sequence each quarter of each range has four.
+    for name in "xyz":
+        counts = np.histogram([values[name] for values in tried], 4, (0.0, 1.0))[0]
+        assert counts.tolist() == [4, 4, 4, 4]
+
+
 def test_without_a_number_of_trials_it_runs_until_the_space_is_exhausted(tmp_path):
     space = keras_tuner.HyperParameters()
     space.Choice("a", [1, 2, 3])

@@ -206,6 +206,18 @@ def test_mixed_precision_answers_in_float32():
     assert function.structured_outputs["y"].dtype == tf.float32
 
 
+def test_an_output_may_be_an_input_or_that_of_another_task(tmp_path):
+    x = keras.Input((2,), name="x")
+    y = layers.Dense(3, name="y")(x)
+    model = keras.Model(x, {"one": y, "two": y, "same": x})
+    value = np.array([[1, 2], [3, 4.5]], "float32")
+    with serving.Runtime(serving.export(model, tmp_path)) as runtime:
+        for task, expected in model(value).items():
+            for signature in ("serving_default", task):
+                answer = runtime.predict(signature, {"x": value})[task]
+                np.testing.assert_allclose(answer, expected, rtol=1e-5)
+
+
 def test_several_models_are_served_as_one():
     def one(task, units, dtype="float32"):
         x = keras.Input((3,), dtype=dtype, name="x")

@@ -200,8 +200,9 @@ class Table(Application):
         """See `Application.outputs_of`: many tasks of one kind have one output."""
         stats = self._stats(tasks)
         if self._group_tasks and len(stats) > MANY_TASKS:
-            # No feature has this name, as inputs and outputs are layers.
-            name = layer_names(["tasks"], self.description.features)["tasks"]
+            # No feature has this name, as inputs and outputs are layers, and no task.
+            taken = [*self.description.features, *self.description.tasks]
+            name = layer_names(["tasks"], taken)["tasks"]
             group = make_group(name, stats)
             if group is not None:
                 return {name: group}
