@@ -38,6 +38,7 @@ from mtl_keras.balancing.loss_scalarising import (
     PBI,
     STCH,
     UWSO,
+    EPOLike,
     RandomWeighting,
     ScaleInvariant,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "CAGrad",
     "ConFIG",
     "DualProj",
+    "EPOLike",
     "Equal",
     "ExcessMTL",
     "FairGrad",
@@ -121,6 +123,7 @@ _METHODS: dict[str, type[Balancer]] = {
         DBMTL,
         DualProj,
         DWA,
+        EPOLike,
         Equal,
         ExcessMTL,
         FairGrad,

@@ -246,6 +246,7 @@ OTHER_CONFIGS = {
     "stch": {"mu": 0.5, "warmup_epochs": 0, "ideal": 0.1, "preference": [1, 2, 3, 4]},
     "cosmos": {"strength": 0.2, "preference": {"a": 1.0, "b": 2.0}},
     "pbi": {"penalty": 5.0},
+    "epo_like": {"strength": 2.0, "preference": {"a": 1.0, "b": 2.0}},
     "famo": {"learning_rate": 0.1, "weight_decay": 0.0, "lower_bound": -1.0},
     "gradnorm": {"alpha": 0.5, "learning_rate": 0.1},
     "imtl_l": {"learning_rate": 0.1, "initial_log_scale": "first_loss"},
