@@ -463,6 +463,13 @@ class GradientBalancer(Balancer):
         were frozen or thawed.
         """
 
+    def check_optimizer(self, optimizer: keras.optimizers.Optimizer) -> None:
+        """Warns of an optimizer that undoes the method; called by `compile`.
+
+        Args:
+            optimizer: The model's, without loss scaling.
+        """
+
     def aggregate(self, step: GradientStep) -> tuple[list[Any], tf.Tensor]:
         """Returns one update of the task gradients.
 

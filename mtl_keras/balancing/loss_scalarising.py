@@ -503,6 +503,7 @@ class EPOLike(PreferenceBalancer):
         """Returns the constructor's arguments."""
         return {**super().get_config(), "strength": self.strength}
 
+
 @_register
 class PBI(PreferenceBalancer):
     """Penalty-based boundary intersection: d₁ + θ d₂.

@@ -42,6 +42,7 @@ from mtl_keras.model.keras_compat import (
     build_optimizer,
     clips,
     computed_loss,
+    inner_optimizer,
     loss_tracker,
     loss_trackers,
     may_overflow,
@@ -462,6 +463,9 @@ class MultiTaskModel(ModelWithTrainingState):
             jit_compile=jit_compile,
             auto_scale_loss=auto_scale_loss,
         )
+        if pipeline.gradient_balancer is not None:
+            optimizer = inner_optimizer(self.optimizer)
+            pipeline.gradient_balancer.check_optimizer(optimizer)
         self._compile_arguments = {
             "jit_compile": jit_compile,
             "auto_scale_loss": auto_scale_loss,

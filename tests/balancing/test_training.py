@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 
 import balancing_cases as cases
 import keras
@@ -220,6 +221,22 @@ def test_one_pass_of_m_config_is_what_it_takes_of_t_passes():
     assert all_of_them._stepper.changes_rows
     assert_same(one, all_of_them, rtol=1e-4, atol=1e-6)
     assert one.balancers[0].variables["steps"].numpy().tolist() == [2, 1, 1]
+
+
+def test_m_config_warns_of_an_optimizer_with_a_second_moment_of_its_own(tmp_path):
+    expected = "Expected keras.optimizers.SGD for balancing='m_config'.*Adam"
+    with pytest.warns(UserWarning, match=expected) as caught:
+        model = build("m_config")
+    assert [warning.filename for warning in caught] == [__file__]
+    model.save(tmp_path / "model.keras")
+    with pytest.warns(UserWarning, match=expected):
+        keras.models.load_model(tmp_path / "model.keras")
+    scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(momentum=0.9))
+    without = balancing.MConFIG(beta_2=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.compile(scaled, loss="mse", balancing="m_config")
+        model.compile("adam", loss="mse", balancing=without)
 
 
 @pytest.mark.parametrize("name", ["famo", "auto_lambda", "sdmgrad"])

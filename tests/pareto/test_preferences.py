@@ -163,7 +163,7 @@ def test_at_a_corner_the_step_is_that_of_one_task(scalarisation):
                 "linear": 1.0,
                 # λ = 2 there, and softmax((2 L, 0) / μ) is the weight of the maximum.
                 "smooth_tchebycheff": 2.0 * tf.sigmoid(2.0 * loss),
-                # Where 0 counts as e^(−1/λ) of the mean, the loss is 2 − e^(−1/λ) of it.
+                # Where 0 counts as e^(−1/λ) of the mean, the loss is 2 − e^(−1/λ).
                 "epo_like": 1.0 + 10.0 * math.log(2.0 - math.exp(-0.1)),
             }[scalarisation]
         gradients = gradients_of(tape, loss, model)
