@@ -28,7 +28,14 @@ from mtl_keras.balancing.gram_based import (
     Krum,
     PCGrad,
 )
-from mtl_keras.balancing.gram_programs import PIVRG, DualProj, FairGrad, Nash, UPGrad
+from mtl_keras.balancing.gram_programs import (
+    PIVRG,
+    ConsMTL,
+    DualProj,
+    FairGrad,
+    Nash,
+    UPGrad,
+)
 from mtl_keras.balancing.gram_stochastic import CRMOGM, MoDo, SDMGrad
 from mtl_keras.balancing.loss_based import DWA, Equal, Static, Uncertainty
 from mtl_keras.balancing.loss_learned import FAMO, IMTLL, LDCMTL, GradNorm
@@ -72,6 +79,7 @@ __all__ = [
     "Balancer",
     "CAGrad",
     "ConFIG",
+    "ConsMTL",
     "DualProj",
     "EPOLike",
     "Equal",
@@ -118,6 +126,7 @@ _METHODS: dict[str, type[Balancer]] = {
         AuxiNash,
         CAGrad,
         ConFIG,
+        ConsMTL,
         COSMOS,
         CRMOGM,
         DBMTL,

@@ -438,6 +438,8 @@ class GradientBalancer(Balancer):
     default_task_specific = "own"
     num_sub_batches = 0
     """Into how many parts to split the batch for `GradientStep.sub_batches`."""
+    aligns_heads = False
+    """Whether `head_factor` adds gradients to those of task-specific variables."""
 
     def __init__(
         self,
@@ -476,6 +478,18 @@ class GradientBalancer(Balancer):
         Returns:
             The V combined gradients, times the loss scale as they came, and the
             task weights float32 `[T]` to log.
+        """
+        raise NotImplementedError
+
+    def head_factor(self, own: tf.Tensor, alignment: tf.Tensor) -> tf.Tensor:
+        """Returns the factor of a head's alignment in the gradient of its variables.
+
+        The alignment is the gradient of ⟨∂L_i/∂z, Σ_j w_j ∂L_j/∂z⟩, with z the
+        representation, which the heads share, and the second factor held.
+
+        Args:
+            own: float64 scalar, the norm of the gradient of the head's own loss.
+            alignment: float64 scalar, the norm of the alignment.
         """
         raise NotImplementedError
 

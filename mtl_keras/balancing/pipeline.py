@@ -156,6 +156,13 @@ class Pipeline:
             and self.gradient_balancer.gradients_of == "representation"
         )
 
+    @property
+    def needs_boundary(self) -> bool:
+        """Whether a step differentiates by the representation."""
+        return self.gradients_of_representation or (
+            self.gradient_balancer is not None and self.gradient_balancer.aligns_heads
+        )
+
     def build(
         self,
         tasks: Sequence[str],

@@ -9,7 +9,12 @@ from typing import Any
 import tensorflow as tf
 
 from mtl_keras import ops
-from mtl_keras.balancing.base import GradientStep, GramBalancer, agreed
+from mtl_keras.balancing.base import (
+    GradientBalancer,
+    GradientStep,
+    GramBalancer,
+    agreed,
+)
 from mtl_keras.balancing.matrix_momentum import MConFIG
 from mtl_keras.balancing.pipeline import Pipeline
 from mtl_keras.balancing.running import RunningBalancer
@@ -18,8 +23,10 @@ from mtl_keras.model.gradient_lists import (
     Gradient,
     add,
     by_id,
+    inner_product,
     masked,
     scaled,
+    sum_of,
     sum_rows,
     times,
     unit_upstream,
@@ -168,6 +175,8 @@ class GradientStepper:
             shared, own = self._through_backbone(step, variables)
         if balancer is not None:
             balancer.after_step(step.weights, step.present)
+            if balancer.aligns_heads and variables.shared:
+                own = self._aligned(step, variables, own, balancer)
             if balancer.task_specific == "weighted":
                 own = times(own, step.losses.layout.split(step.weights))
         gradients = by_id(variables.shared, shared)
@@ -297,6 +306,48 @@ class GradientStepper:
         rows, own, _ = self._task_gradients(step, step.sources, variables)
         update = self._aggregated(step, rows, step.sources, [])
         return _below_representation(step, variables, update), own
+
+    def _aligned(
+        self,
+        step: Step,
+        variables: TaskVariables,
+        own: list[list[Gradient]],
+        balancer: GradientBalancer,
+    ) -> list[list[Gradient]]:
+        """Adds to the gradients of the heads those that align them at the boundary.
+
+        One backward pass through the heads for each task, and one through that pass.
+
+        Args:
+            step: With its weights.
+            variables: The split of the trainable variables.
+            own: By output, the gradients of its own variables.
+            balancer: Its `head_factor` scales the alignments.
+        """
+        assert step.heads_tape is not None
+        upstream, _ = self._upstream(step)
+        weights = step.losses.layout.split(step.weights / step.loss_scale)
+        with step.heads_tape:
+            rows = [
+                step.tape.gradient(loss, step.sources, factor)
+                for loss, factor in zip(step.losses.values, upstream, strict=True)
+            ]
+            direction = sum_of(times(rows, weights))
+            alignments = [inner_product(row, direction) for row in rows]
+        result = []
+        for alignment, variables_of, gradients, kept in zip(
+            alignments,
+            variables.own.values(),
+            own,
+            step.losses.layout.split(step.present),
+            strict=True,
+        ):
+            further = step.heads_tape.gradient(alignment, variables_of)
+            (further,) = masked([further], [kept])
+            factor = balancer.head_factor(_norm(gradients), _norm(further))
+            both = zip(gradients, further, strict=True)
+            result.append([add(one, scaled(other, factor)) for one, other in both])
+        return result
 
     def _running(
         self, step: Step, variables: TaskVariables, balancer: RunningBalancer
@@ -537,6 +588,11 @@ def _task_rows(
             for index in range(loss.shape[0])
         ]
     return rows
+
+
+def _norm(gradients: list[Gradient]) -> tf.Tensor:
+    """Returns the norm of gradients of the whole batch, float64 scalar."""
+    return tf.sqrt(agreed(ops.gramian(sum_rows([gradients])))[0, 0])
 
 
 def _of_all_replicas(step: Step, squares: tf.Tensor) -> tf.Tensor:

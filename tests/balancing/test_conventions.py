@@ -159,7 +159,7 @@ SCALES_WITH_GRADIENTS = [
     name
     for name in NAMES
     if name not in ("modo", "moco", "excess_mtl", "m_config")
-    and name not in ("nash", "fairgrad", "pivrg", "auxinash")
+    and name not in ("nash", "fairgrad", "pivrg", "auxinash", "consmtl")
     and isinstance(balancing.get({"class_name": name}), GradientBalancer)
 ]
 
@@ -280,6 +280,7 @@ OTHER_CONFIGS = {
         "min_temperature": 1.0,
         "max_norm": 1.0,
     },
+    "consmtl": {"strength": 0.5, "share": 0.2, "max_norm": 1.0},
     "gradient_cosine": {"primary": "c", "gate": "hard"},
     "auxinash": {
         "primary": "c",

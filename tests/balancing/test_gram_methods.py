@@ -454,6 +454,14 @@ def test_performance_informed_weights_solve_their_equation():
         before = losses
 
 
+def test_consistent_multi_task_weights_are_fair():
+    solve = tf.function(cases.make("consmtl").weights, autograph=False)
+    for rows, _ in cases.problems():
+        weights = solve(tf.constant(rows @ rows.T)).numpy()
+        products = rows @ rows.T @ weights
+        np.testing.assert_allclose(products * np.sqrt(weights), 1.0, rtol=1e-5)
+
+
 def test_performance_informed_weights_without_baselines_are_fairgrads():
     for rows, _ in cases.problems(10):
         np.testing.assert_allclose(

@@ -13,6 +13,7 @@ import balancing_cases as cases
 import keras
 import numpy as np
 import pytest
+import scipy.optimize
 import tensorflow as tf
 
 import mtl_keras
@@ -237,6 +238,69 @@ def test_m_config_warns_of_an_optimizer_with_a_second_moment_of_its_own(tmp_path
         warnings.simplefilter("error")
         model.compile(scaled, loss="mse", balancing="m_config")
         model.compile("adam", loss="mse", balancing=without)
+
+
+@pytest.mark.parametrize(
+    ("gradients_of", "share"), [("shared", 1e6), ("representation", 0.1)]
+)
+def test_heads_of_consmtl_turn_their_gradients_to_the_update(gradients_of, share):
+    """By nested tapes and SciPy's root of G w = w^(−1/2)."""
+    keras.utils.set_random_seed(2)
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(16, 5)).astype("float32")
+    y = {task: rng.normal(size=(16, 1)).astype("float32") for task in "abc"}
+    trunk = keras.layers.Dense(4, "tanh")
+    heads = {
+        task: [keras.layers.Dense(3, "tanh"), keras.layers.Dense(1)] for task in "abc"
+    }
+    inputs = keras.Input((5,))
+    z = trunk(inputs)
+    outputs = {task: last(first(z)) for task, (first, last) in heads.items()}
+    model = mtl_keras.MultiTaskModel(inputs, outputs)
+    method = balancing.ConsMTL(strength=0.7, share=share, gradients_of=gradients_of)
+    model.compile(keras.optimizers.SGD(1.0), loss="mse", balancing=method)
+    own = {
+        task: [v.value for layer in layers for v in layer.trainable_variables]
+        for task, layers in heads.items()
+    }
+    shared = [v.value for v in trunk.trainable_variables]
+    with tf.GradientTape(persistent=True) as outer:
+        z = trunk(x)
+        with tf.GradientTape(persistent=True) as inner:
+            inner.watch(z)
+            losses = {
+                task: tf.reduce_mean((last(first(z)) - y[task]) ** 2)
+                for task, (first, last) in heads.items()
+            }
+        at_z = {task: inner.gradient(loss, z) for task, loss in losses.items()}
+        rows = [outer.gradient(loss, shared) for loss in losses.values()]
+        sources = rows if gradients_of == "shared" else [[v] for v in at_z.values()]
+        matrix = np.stack([np.concatenate([np.ravel(g) for g in r]) for r in sources])
+        gramian = matrix.astype("float64") @ matrix.T
+        root = scipy.optimize.root(
+            lambda s: gramian @ np.exp(s) - np.exp(-s / 2), np.zeros(3), tol=1e-12
+        )
+        weights = np.exp(root.x).astype("float32")
+        direction = np.tensordot(weights, np.stack(list(at_z.values())), 1)
+        aligned = {task: tf.reduce_sum(v * direction) for task, v in at_z.items()}
+    updates = [
+        (v, np.tensordot(weights, np.stack([row[i] for row in rows]), 1))
+        for i, v in enumerate(shared)
+    ]
+    for task, variables in own.items():
+        gradients = outer.gradient(losses[task], variables)
+        further = outer.gradient(aligned[task], variables)
+        norms = [float(tf.linalg.global_norm(g)) for g in (gradients, further)]
+        factor = min(0.7, share * norms[0] / norms[1])
+        assert (factor < 0.7) == (share < 1)
+        updates += [
+            (v, g - factor * (0.0 if f is None else f))
+            for v, g, f in zip(variables, gradients, further, strict=True)
+        ]
+    expected = [variable - update for variable, update in updates]
+    model.train_on_batch(x, y)
+    for (variable, _), value in zip(updates, expected, strict=True):
+        np.testing.assert_allclose(variable, value, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["famo", "auto_lambda", "sdmgrad"])
