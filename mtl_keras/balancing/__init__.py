@@ -36,6 +36,7 @@ from mtl_keras.balancing.gram_programs import (
     Nash,
     UPGrad,
 )
+from mtl_keras.balancing.gram_sharpness import SAMO
 from mtl_keras.balancing.gram_stochastic import CRMOGM, MoDo, SDMGrad
 from mtl_keras.balancing.loss_based import DWA, Equal, Static, Uncertainty
 from mtl_keras.balancing.loss_learned import FAMO, IMTLL, LDCMTL, GradNorm
@@ -71,6 +72,7 @@ __all__ = [
     "PBI",
     "PCD",
     "PIVRG",
+    "SAMO",
     "STCH",
     "UWSO",
     "AlignedMTL",
@@ -157,6 +159,7 @@ _METHODS: dict[str, type[Balancer]] = {
         PCGrad,
         PIVRG,
         RandomWeighting,
+        SAMO,
         ScaleInvariant,
         SDMGrad,
         Static,

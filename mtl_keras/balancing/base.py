@@ -438,6 +438,8 @@ class GradientBalancer(Balancer):
     default_task_specific = "own"
     num_sub_batches = 0
     """Into how many parts to split the batch for `GradientStep.sub_batches`."""
+    needs_probe = False
+    """Whether task gradients are taken at other weights, by the step's probe."""
     aligns_heads = False
     """Whether `head_factor` adds gradients to those of task-specific variables."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -15,6 +15,7 @@ from mtl_keras.balancing.base import (
     GramBalancer,
     agreed,
 )
+from mtl_keras.balancing.gram_sharpness import SAMO
 from mtl_keras.balancing.matrix_momentum import MConFIG
 from mtl_keras.balancing.pipeline import Pipeline
 from mtl_keras.balancing.running import RunningBalancer
@@ -43,6 +44,7 @@ from mtl_keras.model.nonfinite import (
     finite_gradients,
     on_all_replicas,
 )
+from mtl_keras.model.probe import BatchProbe
 from mtl_keras.model.step import Step
 from mtl_keras.model.task_variables import TaskVariables
 
@@ -233,6 +235,9 @@ class GradientStepper:
         self, step: Step, sources: Sequence[Any], variables: TaskVariables
     ) -> tuple[list[list[Gradient]], list[list[Gradient]]]:
         """One backward pass a task: on the sources, and by output on own variables."""
+        balancer = self._pipeline.gradient_balancer
+        if isinstance(balancer, SAMO):
+            return self._rows_uphill(step, variables, balancer)
         rows, owns = [], []
         for loss, shared, own, own_variables in zip(
             step.losses.values,
@@ -247,6 +252,55 @@ class GradientStepper:
             else:
                 rows += _task_rows(step.tape, [loss], sources, [shared])
                 owns.append(step.tape.gradient(loss, own_variables, own))
+        return rows, owns
+
+    def _rows_uphill(
+        self, step: Step, variables: TaskVariables, balancer: SAMO
+    ) -> tuple[list[list[Gradient]], list[list[Gradient]]]:
+        """`_rows` of weights that are moved for each task in turn."""
+        probe, shared = step.probe, variables.shared
+        assert probe is not None
+        upstream, _ = self._upstream(step)
+        owned = list(itertools.chain(*variables.own.values()))
+        gradients = step.tape.gradient(step.losses.values, [*shared, *owned], upstream)
+        (gradients,) = sum_rows([gradients])
+        by_variable = {
+            id(v): tf.zeros(v.shape) if g is None else tf.convert_to_tensor(g)
+            for v, g in zip([*shared, *owned], gradients, strict=True)
+        }
+        directions = balancer.directions([v.shape for v in shared])
+        rises = []
+        for index, direction in enumerate(directions):
+            ahead, behind = (
+                probe.losses(
+                    _moved_weights(
+                        probe, by_id(shared, [scaled(z, length) for z in direction])
+                    )
+                )[index]
+                for length in (balancer.epsilon, -balancer.epsilon)
+            )
+            rises.append(ahead - behind)
+        rises = tf.unstack(sum_over_replicas(tf.stack(rises)))
+        rows, owns = [], []
+        for index, own in enumerate(variables.own.values()):
+            global_gradients = [by_variable[id(v)] for v in shared]
+            moves = by_id(
+                [*shared, *own],
+                [
+                    *balancer.shift(global_gradients, directions[index], rises[index]),
+                    *balancer.uphill([by_variable[id(v)] for v in own]),
+                ],
+            )
+            point = _moved_weights(probe, moves)
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(point)
+                loss = probe.losses(point)[index]
+            at_point = by_id(
+                probe.model.trainable_variables,
+                tape.gradient(loss, point, upstream[index]),
+            )
+            rows.append([at_point[id(v)] for v in shared])
+            owns.append([at_point[id(v)] for v in own])
         return rows, owns
 
     def _clip_factors(self, step: Step, rows: list[list[Gradient]]) -> tf.Tensor:
@@ -431,14 +485,7 @@ class GradientStepper:
         epsilon = 2.0**-11.5 * tf.sqrt(square)
         length = epsilon / tf.cast(norm, "float32")
         moves = by_id(variables.shared, [scaled(g, length) for g in update])
-        trainable = step.probe.model.trainable_variables
-        moved = [
-            weight
-            if moves.get(id(variable)) is None
-            else weight
-            + tf.cast(tf.convert_to_tensor(moves[id(variable)]), weight.dtype)
-            for variable, weight in zip(trainable, step.probe.weights(), strict=True)
-        ]
+        moved = _moved_weights(step.probe, moves)
         difference = tf.stack(step.probe.losses(moved)) - step.losses.joined()
         difference = tf.where(step.present, difference, 0.0)
         return tf.math.divide_no_nan(difference, epsilon)
@@ -588,6 +635,24 @@ def _task_rows(
             for index in range(loss.shape[0])
         ]
     return rows
+
+
+def _moved_weights(probe: BatchProbe, moves: Mapping[int, Gradient]) -> list[tf.Tensor]:
+    """Returns the trainable weights after moves, in their dtypes.
+
+    Args:
+        probe: The step's.
+        moves: By id of their variable; None, or no entry, for those that stay.
+    """
+    weights = []
+    for variable, weight in zip(
+        probe.model.trainable_variables, probe.weights(), strict=True
+    ):
+        move = moves.get(id(variable))
+        if move is not None:
+            weight = weight + tf.cast(tf.convert_to_tensor(move), weight.dtype)
+        weights.append(weight)
+    return weights
 
 
 def _norm(gradients: list[Gradient]) -> tf.Tensor:

@@ -506,11 +506,11 @@ class MultiTaskModel(ModelWithTrainingState):
 
     def _check_columns(self, pipeline: Pipeline) -> None:
         """Raises `InputError` for options that groups of tasks do not support."""
-        if self._overrides_compute_loss or pipeline.needs_boundary:
+        if self._overrides_compute_loss or not pipeline.takes_columns:
             raise InputError(
-                "Expected gradients_of='shared', another method than 'consmtl' and no "
-                "`compute_loss` of the class's own for `columns`. Received: columns of "
-                f"{list(self._layout.columns)}."
+                "Expected gradients_of='shared', another method than 'consmtl' and "
+                "'samo', and no `compute_loss` of the class's own for `columns`. "
+                f"Received: columns of {list(self._layout.columns)}."
             )
 
     def column_results(self) -> dict[str, dict[str, np.ndarray]]:

@@ -303,6 +303,97 @@ def test_heads_of_consmtl_turn_their_gradients_to_the_update(gradients_of, share
         np.testing.assert_allclose(variable, value, rtol=1e-4, atol=1e-5)
 
 
+def test_samo_weighs_the_gradients_of_weights_moved_uphill():
+    """By tapes at weights that are set there; only z is the method's own draw."""
+    keras.utils.set_random_seed(2)
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(16, 5)).astype("float32")
+    y = {task: rng.normal(size=(16, 1)).astype("float32") for task in "ab"}
+    inputs = keras.Input((5,))
+    trunk = keras.layers.Dense(4, "tanh")
+    heads = {task: keras.layers.Dense(1) for task in "ab"}
+    outputs = {task: head(trunk(inputs)) for task, head in heads.items()}
+    model = mtl_keras.MultiTaskModel(inputs, outputs)
+    method = balancing.SAMO("imtl_g", rho=0.5, local=0.3, epsilon=0.02, seed=1)
+    model.compile(keras.optimizers.SGD(1.0), loss="mse", balancing=method)
+    shared = [v.value for v in trunk.trainable_variables]
+    own = {t: [v.value for v in head.trainable_variables] for t, head in heads.items()}
+    drawn = model.balancers[0].directions([v.shape for v in shared])
+    model.balancers[0].variables["draws"].assign(0)
+    variables = [*shared, *own["a"], *own["b"]]
+    start = [v.numpy() for v in variables]
+
+    def at(values, task=None):
+        """Returns losses and gradients at these values; then goes back."""
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+        with tf.GradientTape() as tape:
+            losses = {
+                t: tf.reduce_mean((head(trunk(x)) - y[t]) ** 2)
+                for t, head in heads.items()
+            }
+            loss = losses["a"] + losses["b"] if task is None else losses[task]
+        gradients = tape.gradient(loss, variables, unconnected_gradients="zero")
+        for variable, value in zip(variables, start, strict=True):
+            variable.assign(value)
+        return losses, [g.numpy() for g in gradients]
+
+    def uphill(parts):
+        length = np.sqrt(sum((part**2).sum() for part in parts))
+        return [0.5 * part / length for part in parts]
+
+    _, total = at(start)
+    rows = {}
+    for task, z in zip("ab", drawn, strict=True):
+        z = [part.numpy() for part in z]
+        ends = [
+            at(
+                [s + sign * 0.02 * part for s, part in zip(start, z, strict=False)]
+                + start[2:]
+            )[0]
+            for sign in (1, -1)
+        ]
+        sign = np.sign(ends[0][task] - ends[1][task])
+        mixed = [
+            0.7 * g + 0.3 * sign * np.linalg.norm(g) / np.linalg.norm(part) * part
+            for g, part in zip(total, z, strict=False)
+        ]
+        heads_moves = {
+            t: uphill(total[i : i + 2]) if t == task else [0.0, 0.0]
+            for t, i in (("a", 2), ("b", 4))
+        }
+        moves = [*uphill(mixed), *heads_moves["a"], *heads_moves["b"]]
+        _, rows[task] = at([s + m for s, m in zip(start, moves, strict=True)], task)
+    flat = [np.concatenate([g.ravel() for g in rows[t][:2]]) for t in "ab"]
+    # Equal projections on both unit gradients, of weights that sum to T.
+    inverse = np.array([1 / np.linalg.norm(row) for row in flat])
+    weights = 2 * inverse / inverse.sum()
+    update = [
+        weights[0] * one + weights[1] * other
+        for one, other in zip(rows["a"][:2], rows["b"][:2], strict=True)
+    ]
+    update += [*rows["a"][2:4], *rows["b"][4:]]
+    model.train_on_batch(x, y)
+    for variable, value, change in zip(variables, start, update, strict=True):
+        np.testing.assert_allclose(variable, value - change, rtol=1e-4, atol=1e-5)
+
+
+def test_samo_that_moves_nowhere_is_the_wrapped_method():
+    """Dropout masks and batch statistics are those of the step."""
+    x, y = data()
+    config = {"balancer": "mgda", "rho": 0.0, "seed": 0}
+    moved, plain = (
+        build(method, run_eagerly=True)
+        for method in ({"class_name": "samo", "config": config}, "mgda")
+    )
+    for model in (moved, plain):
+        for _ in range(2):
+            model.train_on_batch(x, y)
+    for one, two in zip(moved.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
+    assert moved.balancers[0].variables["draws"].numpy() == 2
+
+
 @pytest.mark.parametrize("name", ["famo", "auto_lambda", "sdmgrad"])
 def test_further_passes_leave_batch_statistics_and_seeds_alone(name):
     x, y = data()
