@@ -1,7 +1,7 @@
 """Times, sizes and drawings of the ways to share.
 
     python benchmarks/sharing.py times     forward and backward of MMoE against loops
-    python benchmarks/sharing.py limits    what bounds MMoE: its parts, and the machine
+    python benchmarks/sharing.py limits    parts of MMoE, and rates of the machine
     python benchmarks/sharing.py sizes     parameters and operations of every way
     python benchmarks/sharing.py drawings  docs/images/sharing/<name>.png
 
@@ -12,8 +12,8 @@ uses it, one small layer for each of the T x E pairs; `loop over experts` comput
 expert once and stacks them. Both are stock Keras layers. All are traced first and take
 turns in one run. Limits: the same in processor time, which other processes on the
 machine change little, beside parts of it: a call that does nothing, the two products of
-forward and backward alone, experts without gates, gates without experts; and the rates of
-one large product and of one large copy.
+forward and backward alone, experts without gates, gates without experts; and the rates
+of one large product and of one large copy.
 """
 
 from __future__ import annotations
