@@ -291,13 +291,20 @@ class GradientStepper:
                     *balancer.uphill([by_variable[id(v)] for v in own]),
                 ],
             )
-            point = _moved_weights(probe, moves)
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
+            point, trainable = (
+                _moved_weights(probe, moves),
+                probe.model.trainable_variables,
+            )
+            with tf.GradientTape() as tape:
                 tape.watch(point)
                 loss = probe.losses(point)[index]
+            # Losses read variables of their own as they are, outside of the model.
+            moved, own_of_losses = tape.gradient(
+                loss, [point, trainable], upstream[index]
+            )
             at_point = by_id(
-                probe.model.trainable_variables,
-                tape.gradient(loss, point, upstream[index]),
+                trainable,
+                [add(*pair) for pair in zip(moved, own_of_losses, strict=True)],
             )
             rows.append([at_point[id(v)] for v in shared])
             owns.append([at_point[id(v)] for v in own])
