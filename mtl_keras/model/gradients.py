@@ -105,8 +105,11 @@ class GradientStepper:
         gradients of parts of the batch have no other use for it.
         """
         balancer = self._pipeline.gradient_balancer
-        is_by_gramian = isinstance(balancer, GramBalancer)
-        return is_by_gramian and not balancer.num_sub_batches and not self.changes_rows
+        return (
+            isinstance(balancer, GramBalancer)
+            and not balancer.num_sub_batches
+            and not self.changes_rows
+        )
 
     def gradients(self, step: Step, variables: TaskVariables) -> dict[int, Gradient]:
         """Returns the balanced gradient of every trainable variable, by its id.

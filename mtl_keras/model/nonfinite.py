@@ -259,9 +259,7 @@ def finite_gradients(groups: Sequence[Sequence[Any]]) -> tf.Tensor:
     return tf.reduce_all(tf.concat(flags, axis=0) | of_others, axis=1)
 
 
-def finite_by_task(
-    layout: TaskLayout, gradients: Sequence[Sequence[Any]]
-) -> tf.Tensor:
+def finite_by_task(layout: TaskLayout, gradients: Sequence[Sequence[Any]]) -> tf.Tensor:
     """Returns for each task whether its own gradients are finite, bool `[T]`.
 
     Args:
