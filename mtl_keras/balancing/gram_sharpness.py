@@ -30,7 +30,7 @@ class SAMO(WrappingBalancer):
     Follows the authors' code for CelebA. Differs from it in that all passes are in
     training mode, with the step's own dropout masks and without a trace in batch
     statistics, and in that the update is not multiplied by T. Several replicas move
-    alike.
+    alike; XLA draws other numbers of the same seed.
 
     Cost: T + 1 backward, 3 T forward; state: step count, the wrapped method's; needs:
     `seed`, a method to wrap.
