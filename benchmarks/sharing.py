@@ -1,15 +1,19 @@
 """Times, sizes and drawings of the ways to share.
 
     python benchmarks/sharing.py times     forward and backward of MMoE against loops
+    python benchmarks/sharing.py limits    parts of MMoE, and rates of the machine
     python benchmarks/sharing.py sizes     parameters and operations of every way
     python benchmarks/sharing.py drawings  docs/images/sharing/<name>.png
 
-The first two write benchmarks/results/sharing_times.json and sharing_sizes.json.
+The first three write benchmarks/results/sharing_<what>.json.
 
 Times: 8 experts, 2 tasks, batch 1024. `loop over pairs` computes an expert where a task
 uses it, one small layer for each of the T x E pairs; `loop over experts` computes each
 expert once and stacks them. Both are stock Keras layers. All are traced first and take
-turns in one run.
+turns in one run. Limits: the same in processor time, which other processes on the
+machine change little, beside parts of it: a call that does nothing, the two products of
+forward and backward alone, experts without gates, gates without experts; and the rates
+of one large product and of one large copy.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ from mtl_keras.model.keras_compat import graph_nodes
 from mtl_keras.model.task_variables import split_variables
 from mtl_keras.runs.records import versions
 from mtl_keras.sharing.base import copy_stage
+from mtl_keras.sharing.experts import Experts
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -92,6 +97,90 @@ def loop(stage: Callable, inputs: keras.KerasTensor, once: bool) -> dict:
     return features
 
 
+def compiled(model: keras.Model, x: tf.Tensor, jit_compile: bool = False) -> Callable:
+    """Returns a graph of forward and backward."""
+
+    @tf.function(jit_compile=jit_compile)
+    def step():
+        with tf.GradientTape() as tape:
+            outputs = model(x, training=True).values()
+            loss = tf.add_n([tf.reduce_mean(tf.square(y)) for y in outputs])
+        return tape.gradient(loss, [v.value for v in model.trainable_variables])
+
+    return step.get_concrete_function()
+
+
+def processor_ms(steps: dict[str, Callable], rounds: int, calls: int) -> dict:
+    """Returns the median of processor time of a call, in ms, of steps in turn."""
+    taken: dict[str, list[float]] = {name: [] for name in steps}
+    for round_ in range(rounds + 1):
+        for name in list(steps)[:: 1 if round_ % 2 else -1]:
+            begin = time.process_time()
+            for _ in range(calls):
+                for value in steps[name]():
+                    value.numpy()
+            if round_ >= 1:
+                taken[name].append(1e3 * (time.process_time() - begin) / calls)
+    return {name: float(np.median(values)) for name, values in taken.items()}
+
+
+def limits(width: int, units: int) -> dict[str, float]:
+    """Returns processor times of MMoE, of the loop and of parts, and its operations."""
+    inputs, x = keras.Input((width,)), tf.random.normal((BATCH, width), seed=0)
+    wide = tf.Variable(tf.random.normal((width, EXPERTS * units), seed=1))
+    upstream = tf.random.normal((BATCH, EXPERTS * units), seed=2)
+
+    @tf.function
+    def nothing():
+        return [tf.zeros(())]
+
+    @tf.function
+    def products():
+        return tf.matmul(x, wide), tf.matmul(x, upstream, transpose_a=True)
+
+    gate = sharing.MMoE(EXPERTS).gate
+    parts = {
+        "together": sharing.MMoE(EXPERTS)(inputs, [dense(units)], ["a", "b"]),
+        "loop over experts": loop(lambda: dense(units), inputs, once=True),
+        "experts alone": {"a": Experts(dense(units), EXPERTS)(inputs)},
+        "gates alone": {task: gate(f"{task}_gate")(inputs) for task in "ab"},
+    }
+    steps = {n: compiled(keras.Model(inputs, f), x) for n, f in parts.items()}
+    steps |= {
+        "a call alone": nothing.get_concrete_function(),
+        "products alone": products.get_concrete_function(),
+    }
+    calls = 15 if width < 200 else 2
+    return {
+        "processor_ms": processor_ms(steps, 20, calls),
+        "operations_of_products": 2 * 2 * BATCH * width * EXPERTS * units,
+        "bytes": 4 * (BATCH * width + 2 * EXPERTS * units * (width + BATCH)),
+    }
+
+
+def rates() -> dict[str, float]:
+    """Returns operations and bytes a second of one core, in 1e9."""
+    size = 1024
+    square = tf.random.normal((size, size), seed=0)
+
+    @tf.function
+    def product():
+        return [tf.matmul(square, square)]
+
+    source = np.ones(2**24, "float32")
+    target = np.empty_like(source)
+
+    def copy():
+        np.copyto(target, source)
+        return []
+
+    taken = processor_ms({"product": product, "copy": copy}, 10, 2)
+    return {
+        "operations": 2 * size**3 / taken["product"] / 1e6,
+        "bytes": 2 * source.nbytes / taken["copy"] / 1e6,
+    }
+
+
 def times(width: int, stage: Callable, jit_compile: bool) -> dict[str, float]:
     """Returns median times of forward and backward, in ms."""
     inputs = keras.Input((width,))
@@ -101,18 +190,9 @@ def times(width: int, stage: Callable, jit_compile: bool) -> dict[str, float]:
         "loop over pairs": loop(stage, inputs, once=False),
     }
     x = tf.random.normal((BATCH, width), seed=0)
-
-    def compiled(model: keras.Model):
-        @tf.function(jit_compile=jit_compile)
-        def step():
-            with tf.GradientTape() as tape:
-                outputs = model(x, training=True).values()
-                loss = tf.add_n([tf.reduce_mean(tf.square(y)) for y in outputs])
-            return tape.gradient(loss, [v.value for v in model.trainable_variables])
-
-        return step.get_concrete_function()
-
-    steps = {n: compiled(keras.Model(inputs, f)) for n, f in features.items()}
+    steps = {
+        n: compiled(keras.Model(inputs, f), x, jit_compile) for n, f in features.items()
+    }
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for round_ in range(ROUNDS + 3):
         for name in list(steps)[:: 1 if round_ % 2 else -1]:
@@ -224,7 +304,7 @@ def draw(name: str, target: pathlib.Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["times", "sizes", "drawings"])
+    parser.add_argument("what", choices=["times", "limits", "sizes", "drawings"])
     what = parser.parse_args().what
     if what == "drawings":
         for name in sharing.names():
@@ -235,6 +315,11 @@ def main() -> None:
     report["machine"] = f"{os.cpu_count()} cores, {platform.machine()}"
     if what == "sizes":
         report["sizes"] = sizes()
+    elif what == "limits":
+        report["compiled_ops"] = mtl_keras.ops.native_available()
+        report["billions_a_second_of_one_core"] = rates()
+        for width, units in ((100, 16), (512, 64)):
+            report[f"{width} inputs, dense {units}"] = limits(width, units)
     else:
         report["compiled_ops"] = mtl_keras.ops.native_available()
         for jit_compile, (kind, (width, stage)) in itertools.product(

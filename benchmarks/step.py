@@ -139,7 +139,7 @@ def gram_methods(num_tasks: int) -> list[str]:
         name
         for name in balancing.names()
         if isinstance(method := balancing.get(name), GramBalancer)
-        and method.num_sub_batches == 0
+        and not (method.num_sub_batches or method.needs_probe or method.aligns_heads)
     ]
     # Krum, by default, needs four tasks.
     names = [name for name in names if name != "krum" or num_tasks >= 4]

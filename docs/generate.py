@@ -26,7 +26,7 @@ PAGES = (
     DOCS.parent / "README.md",
 )
 _COST = re.compile(
-    r"Cost: (?P<backward>[^,;.]*?) backward(?:, (?P<forward>\d+) forward)?"
+    r"Cost: (?P<backward>[^,;.]*?) backward(?:, (?P<forward>[^,;.]*?) forward)?"
     r"(?:; state: (?P<state>[^;.]*))?(?:; needs: (?P<needs>[^;]*?))?\. "
     r"Choose it when (?P<when>.*)\.$"
 )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 import re
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 LARGEST_COUNT = 2**31 - 1
+
+_OWN = ("mtl_keras", "mtl_keras_cli", "keras")
 
 
 class InputError(ValueError):
@@ -96,6 +100,14 @@ def check_integer(
 def is_number(value: Any) -> bool:
     """Returns whether a value is an int or float, and not a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def warn_caller(message: str) -> None:
+    """Warns at the line outside of this package and of Keras that led to the call."""
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_globals["__name__"].split(".")[0] in _OWN:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 def check_number(

@@ -28,7 +28,15 @@ from mtl_keras.balancing.gram_based import (
     Krum,
     PCGrad,
 )
-from mtl_keras.balancing.gram_programs import PIVRG, DualProj, FairGrad, Nash, UPGrad
+from mtl_keras.balancing.gram_programs import (
+    PIVRG,
+    ConsMTL,
+    DualProj,
+    FairGrad,
+    Nash,
+    UPGrad,
+)
+from mtl_keras.balancing.gram_sharpness import SAMO
 from mtl_keras.balancing.gram_stochastic import CRMOGM, MoDo, SDMGrad
 from mtl_keras.balancing.loss_based import DWA, Equal, Static, Uncertainty
 from mtl_keras.balancing.loss_learned import FAMO, IMTLL, LDCMTL, GradNorm
@@ -38,6 +46,7 @@ from mtl_keras.balancing.loss_scalarising import (
     PBI,
     STCH,
     UWSO,
+    EPOLike,
     RandomWeighting,
     ScaleInvariant,
 )
@@ -63,6 +72,7 @@ __all__ = [
     "PBI",
     "PCD",
     "PIVRG",
+    "SAMO",
     "STCH",
     "UWSO",
     "AlignedMTL",
@@ -71,7 +81,9 @@ __all__ = [
     "Balancer",
     "CAGrad",
     "ConFIG",
+    "ConsMTL",
     "DualProj",
+    "EPOLike",
     "Equal",
     "ExcessMTL",
     "FairGrad",
@@ -116,11 +128,13 @@ _METHODS: dict[str, type[Balancer]] = {
         AuxiNash,
         CAGrad,
         ConFIG,
+        ConsMTL,
         COSMOS,
         CRMOGM,
         DBMTL,
         DualProj,
         DWA,
+        EPOLike,
         Equal,
         ExcessMTL,
         FairGrad,
@@ -145,6 +159,7 @@ _METHODS: dict[str, type[Balancer]] = {
         PCGrad,
         PIVRG,
         RandomWeighting,
+        SAMO,
         ScaleInvariant,
         SDMGrad,
         Static,

@@ -444,6 +444,10 @@ class GradientBalancer(Balancer):
     """Into how many parts to split the batch for `GradientStep.sub_batches`."""
     compares_losses = False
     """Whether it compares losses with numbers given, so that none may weight them."""
+    needs_probe = False
+    """Whether task gradients are taken at other weights, by the step's probe."""
+    aligns_heads = False
+    """Whether `head_factor` adds gradients to those of task-specific variables."""
 
     def __init__(
         self,
@@ -469,12 +473,31 @@ class GradientBalancer(Balancer):
         were frozen or thawed.
         """
 
+    def check_optimizer(self, optimizer: keras.optimizers.Optimizer) -> None:
+        """Warns of an optimizer that undoes the method; called by `compile`.
+
+        Args:
+            optimizer: The model's, without loss scaling.
+        """
+
     def aggregate(self, step: GradientStep) -> tuple[list[Any], tf.Tensor]:
         """Returns one update of the task gradients.
 
         Returns:
             The V combined gradients, times the loss scale as they came, and the
             task weights float32 `[T]` to log.
+        """
+        raise NotImplementedError
+
+    def head_factor(self, own: tf.Tensor, alignment: tf.Tensor) -> tf.Tensor:
+        """Returns the factor of a head's alignment in the gradient of its variables.
+
+        The alignment is the gradient of ⟨∂L_i/∂z, Σ_j w_j ∂L_j/∂z⟩, with z the
+        representation, which the heads share, and the second factor held.
+
+        Args:
+            own: float64 scalar, the norm of the gradient of the head's own loss.
+            alignment: float64 scalar, the norm of the alignment.
         """
         raise NotImplementedError
 

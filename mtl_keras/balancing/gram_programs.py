@@ -382,6 +382,98 @@ class PIVRG(_PowerRoot):
         }
 
 
+@_register
+class ConsMTL(_PowerRoot):
+    """Consistent multi-task learning: heads turn their gradients to the update, too.
+
+    Shared variables follow `fairgrad` with α = 2. The gradient of head i's own
+    variables θ_i is ∂L_i/∂θ_i − λ ∂/∂θ_i ⟨∂L_i/∂z, Σ_j w_j ∂L_j/∂z⟩, with the sum held
+    and z the representation that the heads read: a descent that also brings the task's
+    gradient there nearer to the update of all, so that fewer conflicts remain. The
+    second part is shortened to `share` of the first one's norm. Qin, Wang & Yan,
+    "Towards Consistent Multi-Task Learning: Unlocking the Potential of Task-Specific
+    Parameters", CVPR 2025.
+
+    Follows the authors' code (λ = 1, `share` = 0.1). Differs from it in that an exact
+    solver takes the place of least squares, and that the update is not multiplied by T.
+    The model needs a boundary between shared and task-specific layers, as
+    `gradients_of="representation"` does. The second part is a second derivative
+    through the heads: T passes through them, and one through each of these.
+
+    Cost: T (running: 2) backward.
+    Choose it when `fairgrad` would do, and heads are large enough to give way.
+
+    Args:
+        strength: λ.
+        share: Longest second part, of the norm of the head's own gradient.
+        max_norm: Longest update of shared variables; `None` for no limit (1 in the
+            authors' code).
+        solve: `"exact"`, or `"running"` for weights that follow the solution at a
+            price independent of T; see `RunningBalancer`.
+        update_every: Solve every k-th step only; see `GramBalancer`.
+        normalize: What divides the task gradients first; see `GramBalancer`.
+        gradients_of: `"shared"` (exact) or `"representation"`; see `GradientBalancer`.
+        scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T).
+        task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
+            None is `"own"`.
+        seed: Not used, as the method draws no random numbers.
+        name: Name by which its state is saved; None is the method's.
+
+    Raises:
+        InputError: At `compile`, for a model without such a boundary, or for `columns`.
+
+    Example:
+
+    ```python
+    balancer = mtl_keras.balancing.ConsMTL(strength=1.0)
+    model.compile("adam", loss="mse", balancing=balancer)
+    ```
+    """
+
+    method = "consmtl"
+    search_space = {"strength": {"min": 0.01, "max": 10.0, "log": True}}  # noqa: RUF012
+    alpha = 2.0
+    aligns_heads = True
+
+    def __init__(
+        self,
+        strength: float = 1.0,
+        share: float = 0.1,
+        max_norm: float | None = None,
+        *,
+        solve: str = "exact",
+        update_every: int = 1,
+        normalize: str = "none",
+        gradients_of: str = "shared",
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
+    ):
+        super().__init__(
+            max_norm,
+            solve=solve,
+            update_every=update_every,
+            normalize=normalize,
+            gradients_of=gradients_of,
+            scale=scale,
+            task_specific=task_specific,
+            seed=seed,
+            name=name,
+        )
+        self.strength = check_number("strength", strength, low=0.0)
+        self.share = check_number("share", share, low=0.0)
+
+    def head_factor(self, own: tf.Tensor, alignment: tf.Tensor) -> tf.Tensor:
+        """See `GradientBalancer.head_factor`: −λ, shortened to the share."""
+        longest = tf.math.divide_no_nan(self.share * own, alignment)
+        return -tf.minimum(tf.cast(self.strength, "float64"), longest)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "strength": self.strength, "share": self.share}
+
+
 class _ConeProjection(GramBalancer):
     """Projection onto the dual cone of the gradients; UPGrad's and DualProj's base."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import tensorflow as tf
@@ -22,9 +22,119 @@ from mtl_keras.ops import solvers
 
 _register = keras.saving.register_keras_serializable(package="mtl_keras")
 
+_Wrapping = TypeVar("_Wrapping", bound="WrappingBalancer")
+
+
+class WrappingBalancer(GramBalancer):
+    """A method that wraps another Gram-based one, solved exactly on whole batches."""
+
+    def __init__(
+        self,
+        balancer: Any,
+        *,
+        solve: str = "exact",
+        update_every: int = 1,
+        normalize: str = "none",
+        gradients_of: str = "shared",
+        scale: str = "sum",
+        task_specific: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
+    ):
+        from mtl_keras import balancing
+
+        super().__init__(
+            solve=solve,
+            update_every=update_every,
+            normalize=normalize,
+            gradients_of=gradients_of,
+            scale=scale,
+            task_specific=task_specific,
+            seed=seed,
+            name=name,
+        )
+        wrapped = balancing.get(balancer)
+        if (
+            not isinstance(wrapped, GramBalancer)
+            or wrapped.num_sub_batches
+            or wrapped.is_running
+            or wrapped.aligns_heads
+            or wrapped.needs_probe
+        ):
+            raise InputError(
+                "Expected a Gram-based method on whole batches, solved exactly, whose "
+                f"weights are all that it gives, for {self.method} to wrap. "
+                f"Received: balancer={balancer!r}."
+            )
+        self.balancer = wrapped.fresh_copy()
+
+    def fresh_copy(self: _Wrapping) -> _Wrapping:
+        """See `Balancer.fresh_copy`; the wrapped method is copied, too."""
+        other = super().fresh_copy()
+        other.balancer = self.balancer.fresh_copy()
+        return other
+
+    @property
+    def natural_scale(self) -> str:  # type: ignore[override]
+        """The wrapped method's."""
+        return self.balancer.natural_scale
+
+    @property
+    def compares_losses(self) -> bool:  # type: ignore[override]
+        """The wrapped method's."""
+        return self.balancer.compares_losses
+
+    def build_state(self, num_tasks: int) -> None:
+        """Creates the wrapped method's state."""
+        super().build_state(num_tasks)
+        self.balancer.build(self.tasks)
+        for name, variable in self.balancer.variables.items():
+            self._variables[f"wrapped.{name}"] = variable
+
+    def on_epoch_begin(self) -> None:
+        """Tells the wrapped method."""
+        self.balancer.on_epoch_begin()
+
+    def weights_with_losses(
+        self, gramian: tf.Tensor, losses: tf.Tensor, precision: float = solvers.EPS
+    ) -> tf.Tensor:
+        """See `GramBalancer.weights_with_losses`."""
+
+        def solve(divided: tf.Tensor) -> tf.Tensor:
+            new = self.balancer.weights_with_losses(
+                divided,
+                losses,
+                **accepted(self.balancer.weights_with_losses, precision),
+            )
+            return self.settled(divided, new)
+
+        return self.of_divided(solve, gramian, losses)
+
+    def weights(self, gramian: tf.Tensor, precision: float = solvers.EPS) -> tf.Tensor:
+        """See `GramBalancer.weights`."""
+        new = self.balancer.weights(
+            gramian, **accepted(self.balancer.weights, precision)
+        )
+        return self.settled(gramian, new)
+
+    def settled(self, gramian: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
+        """Returns the weights to take for the wrapped method's, float64 `[T]`.
+
+        Args:
+            gramian: `[T, T]`.
+            new: float64 `[T]`, the wrapped method's.
+        """
+        del gramian
+        return new
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        wrapped = keras.saving.serialize_keras_object(self.balancer)
+        return {**super().get_config(), "balancer": wrapped}
+
 
 @_register
-class CRMOGM(GramBalancer):
+class CRMOGM(WrappingBalancer):
     """Wraps another Gram-based method and smooths its weights over the steps.
 
     w ← α w + (1 − α) w_new. Zhou et al., "On the Convergence of Stochastic
@@ -81,9 +191,8 @@ class CRMOGM(GramBalancer):
         seed: int | None = None,
         name: str | None = None,
     ):
-        from mtl_keras import balancing
-
         super().__init__(
+            balancer,
             solve=solve,
             update_every=update_every,
             normalize=normalize,
@@ -93,72 +202,16 @@ class CRMOGM(GramBalancer):
             seed=seed,
             name=name,
         )
-        wrapped = balancing.get(balancer)
-        if (
-            not isinstance(wrapped, GramBalancer)
-            or wrapped.num_sub_batches
-            or wrapped.is_running
-        ):
-            raise InputError(
-                "Expected a Gram-based method on whole batches, solved exactly, for "
-                "cr_mogm to wrap. "
-                f"Received: balancer={balancer!r}."
-            )
-        self.balancer = wrapped.fresh_copy()
         self.alpha = check_number("alpha", alpha, 0.0, 1.0)
-
-    def fresh_copy(self) -> CRMOGM:
-        """See `Balancer.fresh_copy`; the wrapped method is copied, too."""
-        other = super().fresh_copy()
-        other.balancer = self.balancer.fresh_copy()
-        return other
-
-    @property
-    def natural_scale(self) -> str:  # type: ignore[override]
-        """The wrapped method's."""
-        return self.balancer.natural_scale
-
-    @property
-    def compares_losses(self) -> bool:  # type: ignore[override]
-        """The wrapped method's."""
-        return self.balancer.compares_losses
 
     def build_state(self, num_tasks: int) -> None:
         """Creates the smoothed weights and the wrapped method's state."""
         super().build_state(num_tasks)
         self._smooth = self.add_variable("smoothed", (num_tasks,), 0.0, "float64")
         self._seen = self.add_variable("seen", (num_tasks,), 0.0, "float64")
-        self.balancer.build(self.tasks)
-        for name, variable in self.balancer.variables.items():
-            self._variables[f"wrapped.{name}"] = variable
 
-    def on_epoch_begin(self) -> None:
-        """Tells the wrapped method."""
-        self.balancer.on_epoch_begin()
-
-    def weights_with_losses(
-        self, gramian: tf.Tensor, losses: tf.Tensor, precision: float = solvers.EPS
-    ) -> tf.Tensor:
-        """See `GramBalancer.weights_with_losses`."""
-
-        def smoothed(divided: tf.Tensor) -> tf.Tensor:
-            new = self.balancer.weights_with_losses(
-                divided,
-                losses,
-                **accepted(self.balancer.weights_with_losses, precision),
-            )
-            return self._smoothed(divided, new)
-
-        return self.of_divided(smoothed, gramian, losses)
-
-    def weights(self, gramian: tf.Tensor, precision: float = solvers.EPS) -> tf.Tensor:
-        """See `GramBalancer.weights`."""
-        new = self.balancer.weights(
-            gramian, **accepted(self.balancer.weights, precision)
-        )
-        return self._smoothed(gramian, new)
-
-    def _smoothed(self, gramian: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
+    def settled(self, gramian: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
+        """See `WrappingBalancer.settled`: the smoothed weights."""
         if not self.built:
             return new
         gramian = tf.cast(gramian, "float64")
@@ -175,8 +228,7 @@ class CRMOGM(GramBalancer):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
-        wrapped = keras.saving.serialize_keras_object(self.balancer)
-        return {**super().get_config(), "balancer": wrapped, "alpha": self.alpha}
+        return {**super().get_config(), "alpha": self.alpha}
 
 
 class HalfBatchBalancer(GramBalancer):

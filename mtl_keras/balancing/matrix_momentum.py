@@ -18,7 +18,7 @@ from mtl_keras.balancing.matrix_based import (
     shaped,
     weighted_sum,
 )
-from mtl_keras.errors import check_number
+from mtl_keras.errors import check_number, warn_caller
 from mtl_keras.ops import solvers
 
 _register = keras.saving.register_keras_serializable(package="mtl_keras")
@@ -36,8 +36,9 @@ class MConFIG(AveragingBalancer):
     2408.11104.
 
     With its second moment it is an optimizer of Adam's kind: use it with
-    `keras.optimizers.SGD`, whose learning rate then is Adam's. With `beta_2=None` the
-    second moment is left out, and any optimizer does. Differs from the authors' code in
+    `keras.optimizers.SGD`, whose learning rate then is Adam's; `compile` warns of
+    another, which would divide by a second moment again. With `beta_2=None` the second
+    moment is left out, and any optimizer does. Differs from the authors' code in
     that the first T − 1 steps are those of the tasks seen so far, where the code stands
     still, and in that ε is relative to the largest root. One backward pass a step
     whatever T (heads take one of their own); T passes where a step checks or clips task
@@ -105,6 +106,16 @@ class MConFIG(AveragingBalancer):
         """See `AveragingBalancer.state_shape`: T averages, the moments behind them."""
         moments = 0 if self.beta_2 is None else 2
         return (len(self.tasks) + moments, *variable.shape)
+
+    def check_optimizer(self, optimizer: keras.optimizers.Optimizer) -> None:
+        """See `GradientBalancer.check_optimizer`."""
+        if self.beta_2 is None or isinstance(optimizer, keras.optimizers.SGD):
+            return
+        warn_caller(
+            "Expected keras.optimizers.SGD for balancing='m_config', whose updates are "
+            "Adam's already (or `beta_2=None`, which leaves its second moment out). "
+            f"Received: optimizer={type(optimizer).__name__}."
+        )
 
     def chosen(self, losses: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
         """Returns 1 for the task whose turn it is and 0 for the others, float32 `[T]`.

@@ -148,7 +148,8 @@ class Pipeline:
     def needs_probe(self) -> bool:
         """Whether a balancer evaluates the batch again."""
         running = self.running_balancer
-        return (self.loss_balancer is not None and self.loss_balancer.needs_probe) or (
+        methods = (self.loss_balancer, self.gradient_balancer)
+        return any(method is not None and method.needs_probe for method in methods) or (
             running is not None and running.solve == "running_difference"
         )
 
@@ -166,6 +167,19 @@ class Pipeline:
             self.gradient_balancer is not None
             and self.gradient_balancer.gradients_of == "representation"
         )
+
+    @property
+    def needs_boundary(self) -> bool:
+        """Whether a step differentiates by the representation."""
+        return self.gradients_of_representation or (
+            self.gradient_balancer is not None and self.gradient_balancer.aligns_heads
+        )
+
+    @property
+    def takes_columns(self) -> bool:
+        """Whether tasks may be columns of one output."""
+        balancer = self.gradient_balancer
+        return balancer is None or not (self.needs_boundary or balancer.needs_probe)
 
     def build(
         self,

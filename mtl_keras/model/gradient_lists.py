@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,6 +84,26 @@ def times(
         [scaled(gradient, factor) for gradient in row]
         for factor, row in zip(factors, rows, strict=True)
     ]
+
+
+def sum_of(rows: list[list[Gradient]]) -> list[Gradient]:
+    """Returns the sum of rows of gradients; None counts as zero."""
+    return [functools.reduce(add, column) for column in zip(*rows, strict=True)]
+
+
+def inner_product(first: list[Gradient], second: list[Gradient]) -> tf.Tensor:
+    """Returns ⟨first, second⟩ with the second held, float32 scalar.
+
+    Args:
+        first: Tensors, or None for zero.
+        second: As many, in the same shapes.
+    """
+    products = [tf.zeros(())]
+    for one, other in zip(first, second, strict=True):
+        if one is not None and other is not None:
+            held = tf.cast(tf.stop_gradient(other), "float32")
+            products.append(tf.reduce_sum(tf.cast(one, "float32") * held))
+    return tf.add_n(products)
 
 
 def sum_rows(rows: list[list[Gradient]]) -> list[list[Gradient]]:

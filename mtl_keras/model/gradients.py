@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -12,11 +12,13 @@ import tensorflow as tf
 
 from mtl_keras import ops
 from mtl_keras.balancing.base import (
+    GradientBalancer,
     GradientStep,
     GramBalancer,
     agreed,
     coarsest_spacing,
 )
+from mtl_keras.balancing.gram_sharpness import SAMO
 from mtl_keras.balancing.matrix_momentum import MConFIG
 from mtl_keras.balancing.pipeline import Pipeline
 from mtl_keras.balancing.running import RunningBalancer
@@ -25,8 +27,10 @@ from mtl_keras.model.gradient_lists import (
     Gradient,
     add,
     by_id,
+    inner_product,
     masked,
     scaled,
+    sum_of,
     sum_rows,
     times,
     unit_upstream,
@@ -43,6 +47,7 @@ from mtl_keras.model.nonfinite import (
     finite_gradients,
     on_all_replicas,
 )
+from mtl_keras.model.probe import BatchProbe
 from mtl_keras.model.step import Step
 from mtl_keras.model.task_variables import TaskVariables
 
@@ -178,6 +183,8 @@ class GradientStepper:
             shared, own = self._through_backbone(step, variables)
         if balancer is not None:
             balancer.after_step(step.weights, step.present)
+            if balancer.aligns_heads and variables.shared:
+                own = self._aligned(step, variables, own, balancer)
             if balancer.task_specific == "weighted":
                 own = times(own, step.losses.layout.split(step.weights))
         gradients = by_id(variables.shared, shared)
@@ -236,6 +243,9 @@ class GradientStepper:
         self, step: Step, sources: Sequence[Any], variables: TaskVariables
     ) -> tuple[list[list[Gradient]], list[list[Gradient]]]:
         """One backward pass a task: on the sources, and by output on own variables."""
+        balancer = self._pipeline.gradient_balancer
+        if isinstance(balancer, SAMO):
+            return self._rows_uphill(step, variables, balancer)
         rows, owns = [], []
         for loss, shared, own, own_variables in zip(
             step.losses.values,
@@ -250,6 +260,62 @@ class GradientStepper:
             else:
                 rows += _task_rows(step.tape, [loss], sources, [shared])
                 owns.append(step.tape.gradient(loss, own_variables, own))
+        return rows, owns
+
+    def _rows_uphill(
+        self, step: Step, variables: TaskVariables, balancer: SAMO
+    ) -> tuple[list[list[Gradient]], list[list[Gradient]]]:
+        """`_rows` of weights that are moved for each task in turn."""
+        probe, shared = step.probe, variables.shared
+        assert probe is not None
+        upstream, _ = self._upstream(step)
+        owned = list(itertools.chain(*variables.own.values()))
+        gradients = step.tape.gradient(step.losses.values, [*shared, *owned], upstream)
+        (gradients,) = sum_rows([gradients])
+        by_variable = {
+            id(v): tf.zeros(v.shape) if g is None else tf.convert_to_tensor(g)
+            for v, g in zip([*shared, *owned], gradients, strict=True)
+        }
+        directions = balancer.directions([v.shape for v in shared])
+        rises = []
+        for index, direction in enumerate(directions):
+            ahead, behind = (
+                probe.losses(
+                    _moved_weights(
+                        probe, by_id(shared, [scaled(z, length) for z in direction])
+                    )
+                )[index]
+                for length in (balancer.epsilon, -balancer.epsilon)
+            )
+            rises.append(ahead - behind)
+        rises = tf.unstack(sum_over_replicas(tf.stack(rises)))
+        rows, owns = [], []
+        for index, own in enumerate(variables.own.values()):
+            global_gradients = [by_variable[id(v)] for v in shared]
+            moves = by_id(
+                [*shared, *own],
+                [
+                    *balancer.shift(global_gradients, directions[index], rises[index]),
+                    *balancer.uphill([by_variable[id(v)] for v in own]),
+                ],
+            )
+            point, trainable = (
+                _moved_weights(probe, moves),
+                probe.model.trainable_variables,
+            )
+            with tf.GradientTape() as tape:
+                tape.watch(point)
+                loss = probe.losses(point)[index]
+            # Losses read variables of their own as they are, outside of the model.
+            moved, own_of_losses = tape.gradient(
+                loss, [point, trainable], upstream[index]
+            )
+            at_point = by_id(
+                trainable,
+                [add(*pair) for pair in zip(moved, own_of_losses, strict=True)],
+            )
+            rows.append([at_point[id(v)] for v in shared])
+            owns.append([at_point[id(v)] for v in own])
         return rows, owns
 
     def _clip_factors(self, step: Step, rows: list[list[Gradient]]) -> tf.Tensor:
@@ -311,6 +377,48 @@ class GradientStepper:
         rows, own, _ = self._task_gradients(step, step.sources, variables)
         update = self._aggregated(step, rows, step.sources, [])
         return _below_representation(step, variables, update), own
+
+    def _aligned(
+        self,
+        step: Step,
+        variables: TaskVariables,
+        own: list[list[Gradient]],
+        balancer: GradientBalancer,
+    ) -> list[list[Gradient]]:
+        """Adds to the gradients of the heads those that align them at the boundary.
+
+        One backward pass through the heads for each task, and one through that pass.
+
+        Args:
+            step: With its weights.
+            variables: The split of the trainable variables.
+            own: By output, the gradients of its own variables.
+            balancer: Its `head_factor` scales the alignments.
+        """
+        assert step.heads_tape is not None
+        upstream, _ = self._upstream(step)
+        weights = step.losses.layout.split(step.weights / step.loss_scale)
+        with step.heads_tape:
+            rows = [
+                step.tape.gradient(loss, step.sources, factor)
+                for loss, factor in zip(step.losses.values, upstream, strict=True)
+            ]
+            direction = sum_of(times(rows, weights))
+            alignments = [inner_product(row, direction) for row in rows]
+        result = []
+        for alignment, variables_of, gradients, kept in zip(
+            alignments,
+            variables.own.values(),
+            own,
+            step.losses.layout.split(step.present),
+            strict=True,
+        ):
+            further = step.heads_tape.gradient(alignment, variables_of)
+            (further,) = masked([further], [kept])
+            factor = balancer.head_factor(_norm(gradients), _norm(further))
+            both = zip(gradients, further, strict=True)
+            result.append([add(one, scaled(other, factor)) for one, other in both])
+        return result
 
     def _running(
         self, step: Step, variables: TaskVariables, balancer: RunningBalancer
@@ -399,14 +507,7 @@ class GradientStepper:
         epsilon = math.sqrt(spacing) * tf.sqrt(tf.add_n(squares))
         length = tf.math.divide_no_nan(epsilon, tf.cast(norm, "float32"))
         moves = by_id(variables.shared, [scaled(g, length) for g in update])
-        trainable = step.probe.model.trainable_variables
-        moved = [
-            weight
-            if moves.get(id(variable)) is None
-            else weight
-            + tf.cast(tf.convert_to_tensor(moves[id(variable)]), weight.dtype)
-            for variable, weight in zip(trainable, step.probe.weights(), strict=True)
-        ]
+        moved = _moved_weights(step.probe, moves)
         difference = tf.stack(step.probe.losses(moved)) - step.losses.joined()
         difference = tf.where(step.present, difference, 0.0)
         return tf.math.divide_no_nan(difference, epsilon)
@@ -556,6 +657,29 @@ def _task_rows(
             for index in range(loss.shape[0])
         ]
     return rows
+
+
+def _moved_weights(probe: BatchProbe, moves: Mapping[int, Gradient]) -> list[tf.Tensor]:
+    """Returns the trainable weights after moves, in their dtypes.
+
+    Args:
+        probe: The step's.
+        moves: By id of their variable; None, or no entry, for those that stay.
+    """
+    weights = []
+    for variable, weight in zip(
+        probe.model.trainable_variables, probe.weights(), strict=True
+    ):
+        move = moves.get(id(variable))
+        if move is not None:
+            weight = weight + tf.cast(tf.convert_to_tensor(move), weight.dtype)
+        weights.append(weight)
+    return weights
+
+
+def _norm(gradients: list[Gradient]) -> tf.Tensor:
+    """Returns the norm of gradients of the whole batch, float64 scalar."""
+    return tf.sqrt(agreed(ops.gramian(sum_rows([gradients])))[0, 0])
 
 
 def _of_all_replicas(step: Step, squares: tf.Tensor) -> tf.Tensor:

@@ -564,12 +564,15 @@ def may_overflow(
 
 def clips(optimizer: keras.optimizers.Optimizer) -> bool:
     """Returns whether an optimizer clips gradients, before it sums over replicas."""
-    inner = _inner(optimizer)
+    inner = inner_optimizer(optimizer)
     bounds = (inner.clipnorm, inner.clipvalue, inner.global_clipnorm)
     return any(bound is not None for bound in bounds)
 
 
-def _inner(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+def inner_optimizer(
+    optimizer: keras.optimizers.Optimizer,
+) -> keras.optimizers.Optimizer:
+    """Returns the optimizer that a loss-scaling one wraps, another as it is."""
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return optimizer.inner_optimizer
     return optimizer
@@ -666,7 +669,7 @@ def _summing_all_but(
     summed: Collection[keras.Variable], optimizer: keras.optimizers.Optimizer
 ) -> Iterator[None]:
     """Has an optimizer take gradients of these variables as they are."""
-    optimizer, whole = _inner(optimizer), {id(v.value) for v in summed}
+    optimizer, whole = inner_optimizer(optimizer), {id(v.value) for v in summed}
     if not whole:
         yield
         return

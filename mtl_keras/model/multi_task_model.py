@@ -42,6 +42,7 @@ from mtl_keras.model.keras_compat import (
     build_optimizer,
     clips,
     computed_loss,
+    inner_optimizer,
     loss_tracker,
     loss_trackers,
     may_overflow,
@@ -463,6 +464,9 @@ class MultiTaskModel(ModelWithTrainingState):
             jit_compile=jit_compile,
             auto_scale_loss=auto_scale_loss,
         )
+        if pipeline.gradient_balancer is not None:
+            optimizer = inner_optimizer(self.optimizer)
+            pipeline.gradient_balancer.check_optimizer(optimizer)
         self._compile_arguments = {
             "jit_compile": jit_compile,
             "auto_scale_loss": auto_scale_loss,
@@ -478,13 +482,13 @@ class MultiTaskModel(ModelWithTrainingState):
         self._missing_labels = missing_labels
         shared = self._split_variables(self._reached_in_graph()).shared
         self._split = None
-        if pipeline.gradients_of_representation and shared:
+        if pipeline.needs_boundary and shared:
             if type(self).call is not MultiTaskModel.call:
                 raise InputError(
-                    "Expected a model whose layers make its outputs for "
-                    'gradients_of="representation". Received: '
+                    "Expected a model whose layers make its outputs for gradients of "
+                    "the representation. Received: "
                     f"{type(self).__name__}, which overrides `call`; use "
-                    'gradients_of="shared".'
+                    'gradients_of="shared", and another method than "consmtl".'
                 )
             self._split = split_at_representation(self, self._outputs_by_task)
             check_shared_below(self._split, shared)
@@ -503,10 +507,11 @@ class MultiTaskModel(ModelWithTrainingState):
 
     def _check_columns(self, pipeline: Pipeline) -> None:
         """Raises `InputError` for options that groups of tasks do not support."""
-        if self._overrides_compute_loss or pipeline.gradients_of_representation:
+        if self._overrides_compute_loss or not pipeline.takes_columns:
             raise InputError(
-                "Expected gradients_of='shared' and no `compute_loss` of the class's "
-                f"own for `columns`. Received: columns of {list(self._layout.columns)}."
+                "Expected gradients_of='shared', another method than 'consmtl' and "
+                "'samo', and no `compute_loss` of the class's own for `columns`. "
+                f"Received: columns of {list(self._layout.columns)}."
             )
 
     def column_results(self) -> dict[str, dict[str, np.ndarray]]:
@@ -902,8 +907,9 @@ class MultiTaskModel(ModelWithTrainingState):
         """Runs the model and logs its losses; returns the state of the step."""
         assert self._pipeline is not None
         guard, split = self._guard, self._split
+        on_boundary = self._pipeline.gradients_of_representation
         inputs: list[Any] = []
-        representation: list[Any] | None = None
+        boundary: list[Any] | None = None
         heads_tape = None
         with (
             tf.GradientTape(persistent=self._stepper.needs_several_gradients) as tape,
@@ -911,13 +917,13 @@ class MultiTaskModel(ModelWithTrainingState):
         ):
             if split is not None:
                 inputs = standardized_inputs(self, x)
-                representation = split.below(inputs)
+                boundary = split.below(inputs)
                 heads_tape = tf.GradientTape(persistent=True)
             with heads_tape or contextlib.nullcontext():
-                if split is None or representation is None:
+                if split is None or boundary is None:
                     y_pred = self(x, training=True)
                 else:
-                    y_pred = split.above(representation, inputs)
+                    y_pred = split.above(boundary, inputs)
                 labels = self._labels(y, y_pred, sample_weight)
                 stopped = self._layout.masks(sorted(self._stopped))
                 labels = without_tasks(labels, stopped, y_pred)
@@ -941,7 +947,8 @@ class MultiTaskModel(ModelWithTrainingState):
         return Step(
             tape=tape,
             heads_tape=heads_tape,
-            representation=representation,
+            boundary=boundary,
+            representation=boundary if on_boundary else None,
             y_pred=y_pred,
             labels=labels,
             losses=losses,

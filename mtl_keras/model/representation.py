@@ -205,9 +205,9 @@ def _check_names_differ(model: keras.Model) -> None:
 
 def _shared_above(variable: keras.Variable) -> InputError:
     return InputError(
-        "Expected shared variables below the heads for gradients_of="
-        f'"representation". Received a model whose heads share '
-        f'{variable.path!r}; use gradients_of="shared".'
+        "Expected shared variables below the heads for gradients of the "
+        f"representation. Received a model whose heads share {variable.path!r}; use "
+        'gradients_of="shared", and another method than "consmtl".'
     )
 
 

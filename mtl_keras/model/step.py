@@ -24,9 +24,11 @@ class Step:
     tape: tf.GradientTape
     """Recorded the forward pass and the losses."""
     heads_tape: tf.GradientTape | None
-    """Where the step took a representation: recorded the heads and losses alone."""
+    """Where the step is cut at a boundary: recorded the heads and losses alone."""
+    boundary: list[Any] | None
+    """Tensors between shared and task-specific layers, where the step is cut there."""
     representation: list[Any] | None
-    """Tensors between shared and task-specific layers, where the step took them."""
+    """`boundary`, where task gradients are taken on it; else None."""
     y_pred: dict[str, Any]
     """The model's outputs."""
     labels: Labels
@@ -69,8 +71,8 @@ class Step:
 
     @property
     def sources(self) -> list[tf.Tensor]:
-        """The tensors of the representation that have a gradient.
+        """The tensors of the boundary that have a gradient.
 
         Tokens or indices may cross the boundary, too.
         """
-        return [t for t in self.representation or () if t.dtype.is_floating]
+        return [t for t in self.boundary or () if t.dtype.is_floating]

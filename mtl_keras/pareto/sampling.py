@@ -11,10 +11,15 @@ import tensorflow as tf
 from mtl_keras import balancing
 from mtl_keras.balancing.arguments import PerTask, per_task, plain
 from mtl_keras.balancing.base import LossBalancer, LossStep
-from mtl_keras.balancing.loss_scalarising import COSMOS, STCH, PreferenceBalancer
+from mtl_keras.balancing.loss_scalarising import (
+    COSMOS,
+    STCH,
+    EPOLike,
+    PreferenceBalancer,
+)
 from mtl_keras.errors import InputError, check_number, is_number
 
-SCALARISATIONS = ("linear", "cosmos", "smooth_tchebycheff")
+SCALARISATIONS = ("linear", "cosmos", "smooth_tchebycheff", "epo_like")
 
 # Of the candidates of one draw each is accepted with probability 0.95 or more.
 _CANDIDATES = 16
@@ -25,26 +30,30 @@ class SampledPreference(LossBalancer):
     """Balancer that draws a preference r ~ Dirichlet(α) for each training step.
 
     The step's losses are folded into one scalar by r, one for the whole batch:
-    Σ r_i L_i (`"linear"`), Σ r_i L_i − λ cos(r, L) (`"cosmos"`), or
-    μ log Σ exp(T r_i L_i / μ) (`"smooth_tchebycheff"`). A `PreferenceModel` also
-    reads r as its input, so that one model learns the solutions of all of them:
-    Navon et al., "Learning the Pareto Front with Hypernetworks", ICLR 2021, arXiv
-    2010.04104, for linear scalarisation; Ruchte & Grabocka, "Scalable Pareto Front
+    Σ r_i L_i (`"linear"`), Σ r_i L_i − λ cos(r, L) (`"cosmos"`),
+    μ log Σ exp(T r_i L_i / μ) (`"smooth_tchebycheff"`), or with u_i = r_i L_i the sum
+    Σ u_i + λ Σ u_i log(u_i / ū) (`"epo_like"`). A `PreferenceModel` also reads r as its
+    input, so that one model learns the solutions of all of them: Navon et al.,
+    "Learning the Pareto Front with Hypernetworks", ICLR 2021, arXiv 2010.04104, for
+    linear scalarisation and for EPO; Ruchte & Grabocka, "Scalable Pareto Front
     Approximation for Deep Multi-Objective Learning", ICDM 2021, arXiv 2103.13392.
 
     Linear scalarisation reaches convex parts of a front only. COSMOS keeps the losses
     near the ray of r, which tells solutions apart where Σ r_i L_i has the same
     minimum for many r; smooth Tchebycheff scalarisation reaches any part (Lin et al.,
-    ICML 2024, arXiv 2402.19078), and the smaller r_i, the larger L_i may be. The
-    linear and COSMOS ones are `COSMOS`, the last is `STCH` without warm-up; other
-    arguments of theirs are given by an instance.
+    ICML 2024, arXiv 2402.19078), and the smaller r_i, the larger L_i may be. So does
+    the EPO-like one, which makes all r_i L_i nearly equal whatever the unit of the
+    losses. The linear and COSMOS ones are `COSMOS`, the third is `STCH` without
+    warm-up, the last `EPOLike`; other arguments of theirs are given by an instance.
 
-    Differs from the papers in that weights are T r_i with `scale="sum"`, and that
-    losses of absent tasks leave the scalarisation while the model's input stays r.
+    Differs from the papers in that weights are T r_i with `scale="sum"`, that losses of
+    absent tasks leave the scalarisation while the model's input stays r, and in what
+    the docstrings of the four say.
 
     Args:
-        scalarisation: One of the three names, or `COSMOS`, `STCH` or `PBI`, whose own
-            `preference` and `scale` are not read: a balancer or its configuration.
+        scalarisation: One of the four names, or `COSMOS`, `STCH`, `EPOLike` or `PBI`,
+            whose own `preference` and `scale` are not read: a balancer or its
+            configuration.
         alpha: α, a positive number, or one for each task. 1 draws uniformly; less
             draws more often near single tasks, more near their mean.
         scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T).
@@ -146,6 +155,8 @@ def _scalarisation(identifier: Any) -> PreferenceBalancer:
         return STCH(warmup_epochs=0)
     if identifier == "cosmos":
         return COSMOS()
+    if identifier == "epo_like":
+        return EPOLike()
     balancer = identifier
     if isinstance(identifier, Mapping):
         balancer = balancing.deserialize(dict(identifier))

@@ -159,7 +159,7 @@ SCALES_WITH_GRADIENTS = [
     name
     for name in NAMES
     if name not in ("modo", "moco", "excess_mtl", "m_config")
-    and name not in ("nash", "fairgrad", "pivrg", "auxinash")
+    and name not in ("nash", "fairgrad", "pivrg", "auxinash", "consmtl", "samo")
     and isinstance(balancing.get({"class_name": name}), GradientBalancer)
 ]
 
@@ -264,6 +264,7 @@ OTHER_CONFIGS = {
     "stch": {"mu": 0.5, "warmup_epochs": 0, "ideal": 0.1, "preference": [1, 2, 3, 4]},
     "cosmos": {"strength": 0.2, "preference": {"a": 1.0, "b": 2.0}},
     "pbi": {"penalty": 5.0},
+    "epo_like": {"strength": 2.0, "preference": {"a": 1.0, "b": 2.0}},
     "famo": {"learning_rate": 0.1, "weight_decay": 0.0, "lower_bound": -1.0},
     "gradnorm": {"alpha": 0.5, "learning_rate": 0.1},
     "imtl_l": {"learning_rate": 0.1, "initial_log_scale": "first_loss"},
@@ -297,6 +298,8 @@ OTHER_CONFIGS = {
         "min_temperature": 1.0,
         "max_norm": 1.0,
     },
+    "samo": {"balancer": "upgrad", "rho": 0.1, "local": 0.2, "epsilon": 0.1, "seed": 3},
+    "consmtl": {"strength": 0.5, "share": 0.2, "max_norm": 1.0},
     "gradient_cosine": {"primary": "c", "gate": "hard"},
     "auxinash": {
         "primary": "c",
@@ -328,9 +331,11 @@ def test_a_configuration_gives_the_same_method_again(name):
         np.testing.assert_array_equal(one, two)
 
 
-def test_half_batch_methods_cannot_be_wrapped():
+@pytest.mark.parametrize("name", ["cr_mogm", "samo"])
+@pytest.mark.parametrize("wrapped", ["sdmgrad", "consmtl", "samo", "graddrop"])
+def test_methods_that_are_more_than_weights_cannot_be_wrapped(name, wrapped):
     with pytest.raises(InputError, match="whole batches"):
-        balancing.get({"class_name": "cr_mogm", "config": {"balancer": "sdmgrad"}})
+        balancing.get({"class_name": name, "config": {"balancer": wrapped}})
 
 
 @pytest.mark.parametrize("primary", ["a", ["a"]])
@@ -375,7 +380,7 @@ def test_a_leak_is_a_share_by_task_too():
         cases.make("graddrop", leak={"a": 5.0})
 
 
-@pytest.mark.parametrize("name", ["gls", "scale_invariant"])
+@pytest.mark.parametrize("name", ["gls", "scale_invariant", "epo_like"])
 def test_negative_losses_have_no_logarithm(name):
     balancer = cases.make(name)
     with pytest.raises(tf.errors.InvalidArgumentError, match="non-negative"):

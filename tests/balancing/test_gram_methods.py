@@ -454,6 +454,14 @@ def test_performance_informed_weights_solve_their_equation():
         before = losses
 
 
+def test_consistent_multi_task_weights_are_fair():
+    solve = tf.function(cases.make("consmtl").weights, autograph=False)
+    for rows, _ in cases.problems():
+        weights = solve(tf.constant(rows @ rows.T)).numpy()
+        products = rows @ rows.T @ weights
+        np.testing.assert_allclose(products * np.sqrt(weights), 1.0, rtol=1e-5)
+
+
 def test_performance_informed_weights_without_baselines_are_fairgrads():
     for rows, _ in cases.problems(10):
         np.testing.assert_allclose(
@@ -511,6 +519,21 @@ def halves_step(rows, first, second):
     )
 
 
+def bargaining_root(gramian, shares, near):
+    """Returns w > 0 with G w = shares / w, by SciPy from weights nearby."""
+
+    def slopes(logs):
+        return gramian * np.exp(logs) + np.diag(shares * np.exp(-logs))
+
+    found = scipy.optimize.root(
+        lambda logs: gramian @ np.exp(logs) - shares * np.exp(-logs),
+        np.log(near),
+        jac=slopes,
+        tol=1e-14,
+    )
+    return np.exp(found.x)
+
+
 def test_learned_preferences_descend_the_main_tasks_loss():
     """Weights solve G w = p / w; p follows the slope by differences, 100 times."""
     balancer = cases.make("auxinash", primary="b", learning_rate=0.02, momentum=0.5)
@@ -518,10 +541,6 @@ def test_learned_preferences_descend_the_main_tasks_loss():
     @tf.function(autograph=False)
     def take(rows, first, second):
         return balancer.aggregate(halves_step(8 * rows, first, second))[1]
-
-    @tf.function(autograph=False)
-    def root(gramian, shares):
-        return solvers.power_root(gramian, 1.0, shares=shares)[0]
 
     momentum, preference = np.zeros(4), np.ones(4)
     for seed in range(100):
@@ -532,20 +551,15 @@ def test_learned_preferences_descend_the_main_tasks_loss():
         parts = (tf.constant(x, tf.float32) for x in (rows, first, second))
         weights = take(*parts).numpy()
         np.testing.assert_allclose(gramian @ weights, preference / weights, rtol=1e-4)
-
-        def main_loss(p, first=first, second=second, gramian=gramian):
-            """Linear in the step, on the second half as a batch of its own."""
-            w = root(tf.constant(gramian), tf.constant(p)).numpy()
-            return -second[1] @ first.T @ w
-
-        if seed % 4:  # differences are slow
-            preference = balancer.variables["preference"].numpy()
-            momentum = balancer.variables["momentum"].numpy()
-            continue
+        # Linear in the step, on the second half as a batch of its own.
+        slope = -second[1] @ first.T
         gradient = np.zeros(4)
-        for index, move in enumerate(1e-5 * np.eye(4)):
-            difference = main_loss(preference + move) - main_loss(preference - move)
-            gradient[index] = difference / 2e-5
+        for index, move in enumerate(1e-4 * np.eye(4)):
+            ahead, behind = (
+                slope @ bargaining_root(gramian, preference + sign * move, weights)
+                for sign in (1, -1)
+            )
+            gradient[index] = (ahead - behind) / 2e-4
         momentum = 0.5 * momentum + gradient / max(np.linalg.norm(gradient), 1.0)
         preference = np.maximum(preference - 0.02 * momentum, 1e-4)
         preference *= 4 / preference.sum()
@@ -598,3 +612,26 @@ def test_running_solves_divide_by_losses():
     np.testing.assert_allclose(weights, exact, rtol=1e-3)
     with pytest.raises(InputError, match="normalize='none' or 'loss'"):
         balancing.Nash(solve="running", normalize="norm")
+
+
+def test_shifts_of_samo_have_their_length_between_global_and_local_directions():
+    balancer = cases.make("samo", rho=0.3, local=0.4)
+    shift = tf.function(balancer.shift, autograph=False)
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        gradients, direction = (
+            [rng.normal(size=shape).astype("float32") for shape in cases.SHAPES]
+            for _ in range(2)
+        )
+        rise = np.float32(rng.normal())
+        mixed = [
+            0.6 * g + 0.4 * np.sign(rise) * z * np.sqrt((g**2).sum() / (z**2).sum())
+            for g, z in zip(gradients, direction, strict=True)
+        ]
+        length = np.sqrt(sum((part**2).sum() for part in mixed))
+        for unit in (1.0, 1e-6):  # a loss scale does not matter
+            parts = shift([unit * g for g in gradients], direction, rise)
+            for part, expected in zip(parts, mixed, strict=True):
+                np.testing.assert_allclose(
+                    part, 0.3 * expected / length, rtol=1e-4, atol=1e-6
+                )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import balancing_cases as cases
 import numpy as np
 import pytest
+import scipy.optimize
 import scipy.special
 import tensorflow as tf
 
@@ -115,6 +116,78 @@ def test_squares_of_losses_may_leave_the_range_of_float32(objective, config, uni
     losses = tf.constant(LOSSES * unit, tf.float32)
     actual = balancer.weights(losses, tf.ones((3,), "bool"))
     np.testing.assert_allclose(actual, expected, rtol=1e-4)
+
+
+def test_epo_like_weights_are_those_of_its_least_scalar_of_no_smaller_losses():
+    """min over v ≥ u of Σ v + λ Σ v log(v / mean v), by SciPy."""
+    ratio = np.array([0.1, 0.2, 0.3, 0.4])
+    balancers = {
+        strength: cases.make("epo_like", strength=strength, preference=[1, 2, 3, 4])
+        for strength in (0.5, 3.0, 30.0)
+    }
+    below = 0
+    for index, (_, losses) in enumerate(cases.problems()):
+        strength = list(balancers)[index % 3]
+        products = ratio * losses
+
+        def scalar(values, strength=strength):
+            return values.sum() + strength * values @ np.log(values / values.mean())
+
+        least = scipy.optimize.minimize(
+            scalar,
+            np.full(4, products.max()),
+            bounds=[(low, None) for low in products],
+            jac=lambda v, strength=strength: 1 + strength * np.log(v / v.mean()),
+            options={"ftol": 1e-15, "gtol": 1e-9},
+        ).x
+        below += (least > products * (1 + 1e-6)).sum()
+        slopes = scipy.optimize.approx_fprime(least, scalar, 1e-7)
+        # No unit counts.
+        losses = tf.constant(losses * 10.0 ** (index % 7 - 3), tf.float32)
+        actual = balancers[strength].weights(losses, tf.ones((4,), "bool"))
+        np.testing.assert_allclose(actual, 4 * ratio * slopes, rtol=2e-3, atol=2e-3)
+        assert np.all(actual >= 0.0)
+    assert 50 < below < 300
+
+
+@pytest.mark.parametrize("first", [0.3, 0.6])
+def test_epo_like_descent_ends_where_losses_times_preferences_are_alike(first):
+    """The toy problem of the paper, whose front is concave."""
+    ends = tf.constant([[0.5**0.5] * 2, [-(0.5**0.5)] * 2])
+    ratio = np.array([first, 1.0 - first])
+
+    def losses_at(point):
+        return 1.0 - tf.exp(-tf.reduce_sum(tf.square(point - ends), axis=1))
+
+    @tf.function(autograph=False)
+    def descended(strength):
+        balancer = cases.make(
+            "epo_like", ("a", "b"), strength=strength, preference=ratio.tolist()
+        )
+
+        def move(count, point):
+            losses = losses_at(point)
+            gradients = 2.0 * (point - ends) * (1.0 - losses)[:, None]
+            weights = balancer.weights(losses, tf.ones((2,), "bool"))
+            rate = 0.2 * tf.pow(0.99, tf.cast(count, "float32"))
+            update = tf.linalg.matvec(gradients, weights, transpose_a=True)
+            return count + 1, point - rate * update
+
+        start = tf.constant([0.3, -0.2])
+        return tf.while_loop(lambda count, _: count < 1000, move, [0, start])[1]
+
+    lowest = []
+    for strength in (1e-3, 5.0, 50.0):
+        point = descended(strength)
+        # The Pareto set is the way from one minimum to the other.
+        assert abs(point[0] - point[1]) < 1e-3
+        assert abs(point[0]) <= 0.5**0.5 + 1e-3
+        products = ratio * losses_at(point).numpy()
+        lowest.append(products.min() / products.mean())
+        assert lowest[-1] >= np.exp(-1 / strength) - 1e-3
+    # Linear scalarisation ends near one of the two.
+    assert lowest[0] < 0.3
+    assert lowest[2] > 0.98
 
 
 def scale_invariant(losses):

@@ -7,11 +7,13 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 
 import balancing_cases as cases
 import keras
 import numpy as np
 import pytest
+import scipy.optimize
 import tensorflow as tf
 
 import mtl_keras
@@ -220,6 +222,176 @@ def test_one_pass_of_m_config_is_what_it_takes_of_t_passes():
     assert all_of_them._stepper.changes_rows
     assert_same(one, all_of_them, rtol=1e-4, atol=1e-6)
     assert one.balancers[0].variables["steps"].numpy().tolist() == [2, 1, 1]
+
+
+def test_m_config_warns_of_an_optimizer_with_a_second_moment_of_its_own(tmp_path):
+    expected = "Expected keras.optimizers.SGD for balancing='m_config'.*Adam"
+    with pytest.warns(UserWarning, match=expected) as caught:
+        model = build("m_config")
+    assert [warning.filename for warning in caught] == [__file__]
+    model.save(tmp_path / "model.keras")
+    with pytest.warns(UserWarning, match=expected):
+        keras.models.load_model(tmp_path / "model.keras")
+    scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(momentum=0.9))
+    without = balancing.MConFIG(beta_2=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.compile(scaled, loss="mse", balancing="m_config")
+        model.compile("adam", loss="mse", balancing=without)
+
+
+@pytest.mark.parametrize(
+    ("gradients_of", "share"), [("shared", 1e6), ("representation", 0.1)]
+)
+def test_heads_of_consmtl_turn_their_gradients_to_the_update(gradients_of, share):
+    """By nested tapes and SciPy's root of G w = w^(−1/2)."""
+    keras.utils.set_random_seed(2)
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(16, 5)).astype("float32")
+    y = {task: rng.normal(size=(16, 1)).astype("float32") for task in "abc"}
+    trunk = keras.layers.Dense(4, "tanh")
+    heads = {
+        task: [keras.layers.Dense(3, "tanh"), keras.layers.Dense(1)] for task in "abc"
+    }
+    inputs = keras.Input((5,))
+    z = trunk(inputs)
+    outputs = {task: last(first(z)) for task, (first, last) in heads.items()}
+    model = mtl_keras.MultiTaskModel(inputs, outputs)
+    method = balancing.ConsMTL(strength=0.7, share=share, gradients_of=gradients_of)
+    model.compile(keras.optimizers.SGD(1.0), loss="mse", balancing=method)
+    own = {
+        task: [v.value for layer in layers for v in layer.trainable_variables]
+        for task, layers in heads.items()
+    }
+    shared = [v.value for v in trunk.trainable_variables]
+    with tf.GradientTape(persistent=True) as outer:
+        z = trunk(x)
+        with tf.GradientTape(persistent=True) as inner:
+            inner.watch(z)
+            losses = {
+                task: tf.reduce_mean((last(first(z)) - y[task]) ** 2)
+                for task, (first, last) in heads.items()
+            }
+        at_z = {task: inner.gradient(loss, z) for task, loss in losses.items()}
+        rows = [outer.gradient(loss, shared) for loss in losses.values()]
+        sources = rows if gradients_of == "shared" else [[v] for v in at_z.values()]
+        matrix = np.stack([np.concatenate([np.ravel(g) for g in r]) for r in sources])
+        gramian = matrix.astype("float64") @ matrix.T
+        root = scipy.optimize.root(
+            lambda s: gramian @ np.exp(s) - np.exp(-s / 2), np.zeros(3), tol=1e-12
+        )
+        weights = np.exp(root.x).astype("float32")
+        direction = np.tensordot(weights, np.stack(list(at_z.values())), 1)
+        aligned = {task: tf.reduce_sum(v * direction) for task, v in at_z.items()}
+    updates = [
+        (v, np.tensordot(weights, np.stack([row[i] for row in rows]), 1))
+        for i, v in enumerate(shared)
+    ]
+    for task, variables in own.items():
+        gradients = outer.gradient(losses[task], variables)
+        further = outer.gradient(aligned[task], variables)
+        norms = [float(tf.linalg.global_norm(g)) for g in (gradients, further)]
+        factor = min(0.7, share * norms[0] / norms[1])
+        assert (factor < 0.7) == (share < 1)
+        updates += [
+            (v, g - factor * (0.0 if f is None else f))
+            for v, g, f in zip(variables, gradients, further, strict=True)
+        ]
+    expected = [variable - update for variable, update in updates]
+    model.train_on_batch(x, y)
+    for (variable, _), value in zip(updates, expected, strict=True):
+        np.testing.assert_allclose(variable, value, rtol=1e-4, atol=1e-5)
+
+
+def test_samo_weighs_the_gradients_of_weights_moved_uphill():
+    """By tapes at weights that are set there; only z is the method's own draw."""
+    keras.utils.set_random_seed(2)
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(16, 5)).astype("float32")
+    y = {task: rng.normal(size=(16, 1)).astype("float32") for task in "ab"}
+    inputs = keras.Input((5,))
+    trunk = keras.layers.Dense(4, "tanh")
+    heads = {task: keras.layers.Dense(1) for task in "ab"}
+    outputs = {task: head(trunk(inputs)) for task, head in heads.items()}
+    model = mtl_keras.MultiTaskModel(inputs, outputs)
+    method = balancing.SAMO("imtl_g", rho=0.5, local=0.3, epsilon=0.02, seed=1)
+    model.compile(keras.optimizers.SGD(1.0), loss="mse", balancing=method)
+    shared = [v.value for v in trunk.trainable_variables]
+    own = {t: [v.value for v in head.trainable_variables] for t, head in heads.items()}
+    drawn = model.balancers[0].directions([v.shape for v in shared])
+    model.balancers[0].variables["draws"].assign(0)
+    variables = [*shared, *own["a"], *own["b"]]
+    start = [v.numpy() for v in variables]
+
+    def at(values, task=None):
+        """Returns losses and gradients at these values; then goes back."""
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+        with tf.GradientTape() as tape:
+            losses = {
+                t: tf.reduce_mean((head(trunk(x)) - y[t]) ** 2)
+                for t, head in heads.items()
+            }
+            loss = losses["a"] + losses["b"] if task is None else losses[task]
+        gradients = tape.gradient(loss, variables, unconnected_gradients="zero")
+        for variable, value in zip(variables, start, strict=True):
+            variable.assign(value)
+        return losses, [g.numpy() for g in gradients]
+
+    def uphill(parts):
+        length = np.sqrt(sum((part**2).sum() for part in parts))
+        return [0.5 * part / length for part in parts]
+
+    _, total = at(start)
+    rows = {}
+    for task, z in zip("ab", drawn, strict=True):
+        z = [part.numpy() for part in z]
+        ends = [
+            at(
+                [s + sign * 0.02 * part for s, part in zip(start, z, strict=False)]
+                + start[2:]
+            )[0]
+            for sign in (1, -1)
+        ]
+        sign = np.sign(ends[0][task] - ends[1][task])
+        mixed = [
+            0.7 * g + 0.3 * sign * np.linalg.norm(g) / np.linalg.norm(part) * part
+            for g, part in zip(total, z, strict=False)
+        ]
+        heads_moves = {
+            t: uphill(total[i : i + 2]) if t == task else [0.0, 0.0]
+            for t, i in (("a", 2), ("b", 4))
+        }
+        moves = [*uphill(mixed), *heads_moves["a"], *heads_moves["b"]]
+        _, rows[task] = at([s + m for s, m in zip(start, moves, strict=True)], task)
+    flat = [np.concatenate([g.ravel() for g in rows[t][:2]]) for t in "ab"]
+    # Equal projections on both unit gradients, of weights that sum to T.
+    inverse = np.array([1 / np.linalg.norm(row) for row in flat])
+    weights = 2 * inverse / inverse.sum()
+    update = [
+        weights[0] * one + weights[1] * other
+        for one, other in zip(rows["a"][:2], rows["b"][:2], strict=True)
+    ]
+    update += [*rows["a"][2:4], *rows["b"][4:]]
+    model.train_on_batch(x, y)
+    for variable, value, change in zip(variables, start, update, strict=True):
+        np.testing.assert_allclose(variable, value - change, rtol=1e-4, atol=1e-5)
+
+
+def test_samo_that_moves_nowhere_is_the_wrapped_method():
+    """Dropout masks and batch statistics are those of the step."""
+    x, y = data()
+    config = {"balancer": "mgda", "rho": 0.0, "seed": 0}
+    moved, plain = (
+        build(method, run_eagerly=True)
+        for method in ({"class_name": "samo", "config": config}, "mgda")
+    )
+    for model in (moved, plain):
+        for _ in range(2):
+            model.train_on_batch(x, y)
+    for one, two in zip(moved.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
+    assert moved.balancers[0].variables["draws"].numpy() == 2
 
 
 @pytest.mark.parametrize("name", ["famo", "auto_lambda", "sdmgrad"])

@@ -179,7 +179,7 @@ def test_solvers_add_little_to_the_step_that_xla_compiles(name):
         assert [operation for operation in slow if operation in text] == []
         sizes.append(instructions(text))
     method = balancing.get(name)
-    if method.num_sub_batches == 0:
+    if not (method.num_sub_batches or method.needs_probe or method.aligns_heads):
         assert sizes[1] <= 1.15 * instructions(step_in_hlo(Mean(), 8))
 
 

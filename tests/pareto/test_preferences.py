@@ -79,6 +79,11 @@ def tchebycheff_way(r):
     return result.x
 
 
+def alike_way(r):
+    """Has r_a t² and r_b (1 − t)² alike."""
+    return 1.0 / (1.0 + np.sqrt(r[0] / r[1]))
+
+
 @pytest.mark.parametrize(
     ("condition", "scalarisation", "way", "tolerance"),
     [
@@ -108,6 +113,14 @@ def tchebycheff_way(r):
             0.03,
             id="tchebycheff",
         ),
+        pytest.param(
+            pareto.hypernetwork,
+            "epo_like",
+            alike_way,
+            0.03,
+            id="epo_like",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_losses_lie_on_the_front_of_two_quadratics(
@@ -133,7 +146,7 @@ def test_losses_lie_on_the_front_of_two_quadratics(
     assert front.hypervolume([SPAN, SPAN]) == pytest.approx(by_hand, rel=3 * tolerance)
 
 
-@pytest.mark.parametrize("scalarisation", ["linear", "smooth_tchebycheff"])
+@pytest.mark.parametrize("scalarisation", ["linear", "smooth_tchebycheff", "epo_like"])
 def test_at_a_corner_the_step_is_that_of_one_task(scalarisation):
     model, x, y = shared()
     model = shaken(pareto.hypernetwork(model, [5]))
@@ -146,8 +159,13 @@ def test_at_a_corner_the_step_is_that_of_one_task(scalarisation):
         with tf.GradientTape() as tape:
             outputs = model(model.with_preference(x, corner))
             loss = model.task_losses(y, outputs)[task]
-            # λ = 2 there, and softmax((2 L, 0) / μ) is the weight of the maximum.
-            factor = 2.0 * tf.sigmoid(2.0 * loss) if scalarisation != "linear" else 1.0
+            factor = {
+                "linear": 1.0,
+                # λ = 2 there, and softmax((2 L, 0) / μ) is the weight of the maximum.
+                "smooth_tchebycheff": 2.0 * tf.sigmoid(2.0 * loss),
+                # Where 0 counts as e^(−1/λ) of the mean, the loss is 2 − e^(−1/λ).
+                "epo_like": 1.0 + 10.0 * math.log(2.0 - math.exp(-0.1)),
+            }[scalarisation]
         gradients = gradients_of(tape, loss, model)
         before = [v.numpy() for v in model.trainable_variables]
         model.train_on_batch(x, y)
