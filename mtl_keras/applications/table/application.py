@@ -95,7 +95,7 @@ class Table(Application):
     ):
         self._group_tasks = group_tasks
         self._file, self._table = open_source(source, features, tasks, split)
-        self.default_data = _data_name(self._file, self._table)
+        self._is_memory = self._table is not None
 
     @property
     def file(self) -> DataFile:
@@ -108,6 +108,13 @@ class Table(Application):
         if self._table is None:
             self._table = open_table(self._file)
         return self._table
+
+    @functools.cached_property
+    def default_data(self) -> str:  # type: ignore[override]
+        """Name of the table in its present state."""
+        if self._is_memory:
+            return self._file.path.name
+        return f"{self._file.path.stem}-{identity(self.table)[:8]}"
 
     @property
     def description(self) -> Description:
@@ -314,9 +321,3 @@ class Table(Application):
         """See `Served.missing_values`: numbers are missing, as in an empty cell."""
         features = self.description.features.items()
         return {n: math.nan for n, s in features if s.kind in ("number", "vector")}
-
-
-def _data_name(file: DataFile, table: OpenTable | None) -> str:
-    if table is not None:
-        return file.path.name
-    return f"{file.path.stem}-{identity(file)[:8]}"
