@@ -20,7 +20,7 @@ from mtl_keras.pareto.front import middle_and_corners, rows_of
 from mtl_keras.runs import folder
 from mtl_keras.runs.config import TrainingConfig
 from mtl_keras.runs.optimizers import learning_rate_schedule, make_optimizer
-from mtl_keras.runs.results import by_task, column_logs, metric_names
+from mtl_keras.runs.results import by_task, metric_names, task_logs
 
 if TYPE_CHECKING:
     from mtl_keras.applications import Application
@@ -112,11 +112,10 @@ def compiled_model(config: TrainingConfig, steps: int) -> keras.Model:
     return model
 
 
-class ColumnLogs(keras.callbacks.Callback):
-    """Callback that adds validation metrics of tasks that are columns to epochs' logs.
+class TaskLogs(keras.callbacks.Callback):
+    """Callback that completes the validation metrics by task in epochs' logs.
 
-    By task, as the logs of tasks with outputs of their own have them. Comes before
-    the callbacks that read them.
+    See `results.task_logs`. Comes before the callbacks that read them.
     """
 
     def __init__(self, application: Application):
@@ -124,9 +123,9 @@ class ColumnLogs(keras.callbacks.Callback):
         self._application = application
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Adds `"val_<task>_<metric>"`."""
+        """Adds or replaces `"val_<task>_<metric>"`."""
         if "val_loss" in logs:
-            logs |= column_logs(self.model, self._application, "val_")
+            logs |= task_logs(self.model, self._application, "val_")
 
 
 def jit_compile(jit: bool | str, steps: int) -> bool | str:
@@ -246,7 +245,7 @@ def test_metrics(
     """Returns all metrics on the test split, `{task: {metric: value}}`."""
     application = config.get_application()
     logs = model.evaluate(test, return_dict=True, verbose=0)
-    logs |= column_logs(model, application)
+    logs |= task_logs(model, application)
     metrics = by_task(logs, metric_names(application, config.tasks))
     measured = application.measure(
         model,
