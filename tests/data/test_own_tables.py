@@ -107,6 +107,20 @@ def test_groups_stay_together_and_the_newest_rows_are_for_test(folder):
     assert times.tolist() == [2] * 40 + [1] * 40 + [0] * 320
 
 
+def test_rows_of_one_time_stay_together_and_each_split_has_some(folder):
+    table = frame()
+    # A tenth would be for each of validation and test; 2024 alone has more.
+    table["day"] = np.repeat([2021, 2022, 2023, 2024], [150, 30, 60, 160])
+    table.to_csv(folder / "t.csv", index=False)
+    times = split_of_rows(opened(folder, split={"time": "day"}))
+    assert times.tolist() == [0] * 180 + [1] * 60 + [2] * 160
+    for days in ([2023, 2024], [2024]):
+        table["day"] = np.repeat(days, ROWS // len(days))
+        table.to_csv(folder / "t.csv", index=False)
+        with pytest.raises(InputError, match="rows with one 'day' stay together"):
+            opened(folder, split={"time": "day"})
+
+
 def test_a_split_column_and_files_by_split_leave_the_rest_to_chance(folder):
     table = frame()
     table["fold"] = ["test"] * 100 + ["Train"] * 300
