@@ -276,12 +276,7 @@ class Table(Application):
             return super().connect(
                 inputs, stages, share, tasks, backbone=backbone, width=width
             )
-        if type(share).connect_outputs is not Sharing.connect_outputs:
-            raise errors.InputError(
-                f"Expected at most {MANY_TASKS} tasks for the sharing "
-                f"{share.method!r}, which connects outputs of theirs. Received: "
-                f"{len(stats)} tasks, which are columns of one output."
-            )
+        self.check_sharing(share, [s.title for s in stats])
         encoded = self.encode(inputs, backbone, width)
         features = share(encoded, stages=stages, tasks=list(tasks))
         return {name: make_columns(name, stats, features) for name in columns}
