@@ -140,7 +140,8 @@ def has_value(metric: keras.metrics.Metric) -> bool:
             )
         )
         return bool((hits + misses).any() and (alarms + rejections).any())
-    if isinstance(metric, keras.metrics.R2Score) and metric.variables:
+    # Its sums are made with the first labels.
+    if isinstance(metric, keras.metrics.R2Score) and hasattr(metric, "squared_sum"):
         return bool(r2_is_defined(metric).numpy().any())
     return True
 

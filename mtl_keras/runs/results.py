@@ -34,9 +34,9 @@ def task_logs(model: Any, application: Any, prefix: str = "") -> dict[str, float
     """
     titles = {task.name: title for title, task in application.tasks.items()}
     # Keras leaves the task out of the logs of models with one output.
-    own = {output: f"{title}_" for output, title in titles.items()}
-    if len(model.output) == 1:
-        own = dict.fromkeys(own, "")
+    own = dict.fromkeys(model.output, "")
+    if len(own) > 1:
+        own = {output: f"{titles.get(output, output)}_" for output in own}
     undefined = {
         f"{prefix}{own[output]}{metric}": math.nan
         for output, metrics in model.metrics_without_value().items()
