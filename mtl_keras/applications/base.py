@@ -16,6 +16,7 @@ from mtl_keras import errors
 from mtl_keras import sharing as sharing_registry
 from mtl_keras.applications.served import Served
 from mtl_keras.model import MultiTaskModel
+from mtl_keras.model.columns import MANY_TASKS
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -341,6 +342,32 @@ class Application(Served, abc.ABC):
         outputs = share.connect_outputs(outputs)
         names = self.outputs_of(tasks)
         return self.assemble(inputs, {name: outputs[name] for name in names})
+
+    def check_sharing(
+        self, share: sharing_registry.Sharing, tasks: Iterable[str] | None = None
+    ) -> None:
+        """Checks that tasks can share in a way.
+
+        Args:
+            share: The way to share.
+            tasks: Names of the tasks; None for all.
+
+        Raises:
+            InputError: If a task is missing that an argument of `share` names, or it
+                connects outputs and the tasks are columns of one.
+        """
+        chosen = list(self.select(tasks))
+        share.check_tasks(chosen)
+        connects = type(share).connect_outputs is not (
+            sharing_registry.Sharing.connect_outputs
+        )
+        if connects and self.columns_of(chosen):
+            raise errors.InputError(
+                f"Expected at most {MANY_TASKS} tasks for the sharing "
+                f"{share.method!r}, which connects outputs of theirs: choose some by "
+                "`tasks` (--tasks), or another sharing. Received: "
+                f"{len(chosen)} tasks, which are columns of one output."
+            )
 
     def assemble(
         self,

@@ -151,11 +151,15 @@ class BuiltModel(Application):
     ) -> MultiTaskModel:
         """See `Application.build`: what the function returns, with the chosen tasks.
 
+        Its outputs are called by the tasks' titles or by their names in the model.
+
         Raises:
-            InputError: If it returns something else, or a task has no output.
+            InputError: If it returns something else, a task has no output, or an input
+                is no column.
         """
         del backbone
-        chosen = [task.name for task in self.select(tasks).values()]
+        titles = {task.name: title for title, task in self.select(tasks).items()}
+        chosen = list(titles)
         model = _built(
             self,
             table=self.table,
@@ -164,11 +168,33 @@ class BuiltModel(Application):
             width=self.defaults.width if width is None else width,
             depth=self.defaults.depth if depth is None else depth,
         )
-        for name in chosen:
-            if name not in model.output:
-                raise errors.unknown_name("output of the model", name, model.output)
-        outputs = {name: model.output[name] for name in chosen}
-        return MultiTaskModel(model.input, outputs)
+        self._check_inputs(model)
+        outputs = {}
+        for name, title in titles.items():
+            output = model.output.get(name, model.output.get(title))
+            if output is None:
+                raise errors.InputError(
+                    f"Expected {self.name!r} to return a model with an output "
+                    f"{title!r}. Received: {', '.join(model.output)}."
+                )
+            outputs[name] = output
+        return self.table.assemble(model.input, outputs)
+
+    def _check_inputs(self, model: MultiTaskModel) -> None:
+        features = self.table.description.features
+        titles = {stats.title: name for name, stats in features.items()}
+        for name in model.input if isinstance(model.input, dict) else ():
+            if name in features:
+                continue
+            if name in titles:
+                raise errors.InputError(
+                    f"Expected the input {titles[name]!r} of {self.name!r} for the "
+                    f"column {name!r}, as Keras cannot use its name. Received: "
+                    f"{name!r}."
+                )
+            raise errors.unknown_name(
+                f"column as an input of {self.name!r}", name, features
+            )
 
 
 class BuiltOnDatasets(Application):

@@ -120,12 +120,7 @@ class DeltaCheckpoint(keras.callbacks.Callback):
                 f"Received: {', '.join(sorted(logs))}."
             )
         values = {task: float(logs[key]) for task, key in self.metrics.items()}
-        compared = {
-            task: value
-            for task, value in values.items()
-            if has_relative_gain(self.baseline[task])
-        }
-        delta = delta_m(compared, self.baseline, self.directions)
+        delta = self._delta(values)
         # A NaN is never better; as the first one it must not stay the best.
         if self.best is None or delta > self.best or self.best != self.best:
             self._save(epoch, delta, values)
@@ -141,6 +136,15 @@ class DeltaCheckpoint(keras.callbacks.Callback):
             self._read()
         if self.restore_best_weights and self.best_epoch is not None:
             self.model.load_weights(self.filepath)
+
+    def _delta(self, values: dict[str, float]) -> float:
+        """Returns what the best epoch has most of."""
+        compared = {
+            task: value
+            for task, value in values.items()
+            if has_relative_gain(self.baseline[task])
+        }
+        return delta_m(compared, self.baseline, self.directions)
 
     def _save(self, epoch: int, delta: float, values: dict[str, float]) -> None:
         make_folder(self.filepath.parent)

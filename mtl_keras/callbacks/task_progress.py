@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
@@ -113,7 +114,8 @@ class TaskProgress(keras.callbacks.Callback):
     def _begin(self) -> None:
         """Decides on the columns, and prints their titles."""
         names = self.metrics or _first_metrics(self.model)
-        widths = [max(len(task), len(name), _NARROWEST) for task, name in names.items()]
+        # Chinese characters, and others like them, take two cells each.
+        widths = [max(*map(cell_len, item), _NARROWEST) for item in names.items()]
         left = self._console.width - _FIXED
         shown = 0
         while shown < len(widths) and (left := left - widths[shown] - 2) >= 0:
@@ -160,7 +162,8 @@ class TaskProgress(keras.callbacks.Callback):
 
     def _line(self, cells: Sequence[str]) -> None:
         columns = [
-            cell.rjust(width) for cell, width in zip(cells, self._widths, strict=True)
+            " " * (width - cell_len(cell)) + cell
+            for cell, width in zip(cells, self._widths, strict=True)
         ]
         self._console.print("  ".join(columns).rstrip(), soft_wrap=True, markup=False)
 
@@ -168,14 +171,16 @@ class TaskProgress(keras.callbacks.Callback):
 def _first_metrics(model: keras.Model) -> dict[str, str]:
     """Returns the first metric of each task that `compile` was given, or `"loss"`.
 
-    Tasks have the names that the logs have.
+    Tasks have the names that the logs have. Tasks that are columns of one output are
+    one, as logs have their means alone.
     """
     outputs = dict(model.output)
     resolved = resolved_metrics(model, outputs, outputs)
     titles = getattr(model, "titles", {})
     names = {}
-    for task in model.tasks:
-        of_task = resolved.get(task, ResolvedMetrics([], []))
-        metrics = [*of_task.unweighted, *of_task.weighted]
-        names[titles.get(task, task)] = metrics[0].name if metrics else "loss"
+    group_of = {c: output for output, own in model.columns.items() for c in own}
+    for output in dict.fromkeys(group_of.get(task, task) for task in model.tasks):
+        own = resolved.get(output, ResolvedMetrics([], []))
+        metrics = [*own.unweighted, *own.weighted]
+        names[titles.get(output, output)] = metrics[0].name if metrics else "loss"
     return names

@@ -8,8 +8,8 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -23,8 +23,11 @@ from mtl_keras.errors import InputError
 from mtl_keras.runs import folder
 from mtl_keras.runs.config import TrainingConfig
 from mtl_keras.runs.progress import steps_done
-from mtl_keras.runs.results import by_task, main_metrics, metric_names
+from mtl_keras.runs.results import by_task, main_metrics, metric_names, score
 from mtl_keras.runs.training import load_split
+
+if TYPE_CHECKING:
+    from mtl_keras.applications import Application
 
 RUN = "run"
 _BEST = "best.keras"
@@ -41,7 +44,8 @@ def train_cell(path: pathlib.Path, settings: Mapping[str, Any]) -> CellResult:
         path: The cell's folder.
         settings: `label` (for people), `kind`, `config` (a `TrainingConfig` as JSON
             has it), `baseline` (`{task: value}`, validation metrics of the training to
-            compare with, or None for 1; the epoch is chosen by these tasks) and `jobs`
+            compare with, or None for the mean of the metrics; the epoch is chosen by
+            these tasks) and `jobs`
             (how many trainings share the machine, this one included).
 
     Raises:
@@ -49,18 +53,7 @@ def train_cell(path: pathlib.Path, settings: Mapping[str, Any]) -> CellResult:
     """
     config = decode(TrainingConfig, settings["config"])
     application = config.get_application()
-    baseline = settings["baseline"] or dict.fromkeys(config.tasks, 1.0)
-    tasks = {task: application.tasks[task] for task in baseline}
-    # Keras leaves the task out of a model with one output.
-    one = len(config.tasks) == 1
-    prefixes = {task: "val_" if one else f"val_{task}_" for task in tasks}
-    keep = DeltaCheckpoint(
-        path / _BEST,
-        baseline,
-        {name: prefixes[name] + task.objective for name, task in tasks.items()},
-        {name: task.direction for name, task in tasks.items()},
-        restore_best_weights=True,
-    )
+    keep = _checkpoint(path / _BEST, config, settings["baseline"])
     clock = StepClock()
     callbacks: list[keras.callbacks.Callback] = [keep, clock]
     affinity = None
@@ -73,12 +66,12 @@ def train_cell(path: pathlib.Path, settings: Mapping[str, Any]) -> CellResult:
         # Its process ended between the run and the record, which the callbacks know.
         shutil.rmtree(out)
     metrics = runs.train(config, out, callbacks=callbacks).metrics
-    if keep.best is None or keep.best_epoch is None or not math.isfinite(keep.best):
+    columns = folder.read_history(out / folder.HISTORY)
+    if keep.best is None or keep.best_epoch is None or not _is_sound(keep, columns):
         raise InputError(
             "The training has no epoch to choose: its metrics on the validation split "
             "are not numbers."
         )
-    columns = folder.read_history(out / folder.HISTORY)
     epochs = max(map(len, columns.values()))
     history = {
         key: [*values, *[math.nan] * (epochs - len(values))]
@@ -100,6 +93,54 @@ def train_cell(path: pathlib.Path, settings: Mapping[str, Any]) -> CellResult:
         history=history,
         affinity=None if affinity is None else decode(list[Measured], affinity.history),
     )
+
+
+def _checkpoint(
+    path: pathlib.Path, config: TrainingConfig, baseline: dict[str, float] | None
+) -> DeltaCheckpoint:
+    """Returns the callback that chooses a cell's epoch."""
+    application = config.get_application()
+    values = baseline or dict.fromkeys(config.tasks, 1.0)
+    tasks = {task: application.tasks[task] for task in values}
+    # Keras leaves the task out of a model with one output.
+    one = len(config.tasks) == 1
+    prefixes = {task: "val_" if one else f"val_{task}_" for task in tasks}
+    arguments: dict[str, Any] = {
+        "filepath": path,
+        "baseline": values,
+        "metrics": {n: prefixes[n] + task.objective for n, task in tasks.items()},
+        "directions": {name: task.direction for name, task in tasks.items()},
+        "restore_best_weights": True,
+    }
+    if baseline is None:
+        return _MeanCheckpoint(application, **arguments)
+    return DeltaCheckpoint(**arguments)
+
+
+class _MeanCheckpoint(DeltaCheckpoint):
+    """Checkpoint of the epoch with the best mean of the tasks' main metrics.
+
+    As studies have it: without the tasks that have no value on the validation split.
+    """
+
+    def __init__(self, application: Application, **kwargs: Any):
+        super().__init__(**kwargs)
+        self._application = application
+
+    def _delta(self, values: dict[str, float]) -> float:
+        return score(values, self._application)
+
+
+def _is_sound(keep: DeltaCheckpoint, history: Mapping[str, Sequence[float]]) -> bool:
+    """Returns whether the chosen epoch has numbers.
+
+    Without a task that has a value on the validation split, that is its training loss.
+    """
+    assert keep.best is not None
+    assert keep.best_epoch is not None
+    if isinstance(keep, _MeanCheckpoint) and math.isnan(keep.best):
+        return math.isfinite(history["loss"][keep.best_epoch])
+    return math.isfinite(keep.best)
 
 
 class StepClock(keras.callbacks.Callback):

@@ -27,6 +27,7 @@ from mtl_keras.files import make_folder, write_json
 from mtl_keras.runs import records
 from mtl_keras.runs.progress import progress_bar, say
 from mtl_keras.runs.records import RECORD, Record
+from mtl_keras.runs.results import defined_mean
 from mtl_keras.runs.scheduler import Job, Scheduler
 
 COMPARISON = "comparison.json"
@@ -158,7 +159,7 @@ class _Cells:
             say(
                 self._console,
                 f"{cell}: its epoch is chosen without {', '.join(excluded)}, whose "
-                "baseline on validation is 0.",
+                "baseline on validation is 0 or has no value.",
             )
         settings = {
             "label": str(cell),
@@ -215,6 +216,6 @@ def _kind_and_size(cell: Cell) -> tuple[str, float]:
 def _score(record: Record) -> str:
     result = record.result
     if math.isnan(result.validation_delta_m):
-        values = list(result.validation.values())
-        return f"{sum(values) / len(values):.4f} on validation"
+        value = defined_mean(list(result.validation.values()))
+        return f"{value:.4f} on validation"
     return f"Δm {result.validation_delta_m:+.2f}% on validation"

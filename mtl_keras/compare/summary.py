@@ -24,7 +24,7 @@ from mtl_keras.compare.records import CellResult
 from mtl_keras.encoding import encode
 from mtl_keras.model.columns import MANY_TASKS
 from mtl_keras.runs.records import Record
-from mtl_keras.runs.results import main_metrics
+from mtl_keras.runs.results import defined_mean, main_metrics
 
 # With the module: a comparison should not find out at its end.
 with optional.extra("evaluation", "scipy", "The tests of a comparison"):
@@ -81,7 +81,8 @@ def metrics_of(summary: Summary, method: str | None) -> list[dict[str, Any]]:
         return [values["test"][task] for task in shown] or [values["mean"]]
     own = {task: one["test"][task] for task, one in single.items()}
     means = [one["mean"] for one in own.values() if one["mean"] is not None]
-    return [own[task] for task in shown] or [{**spread([np.mean(means)]), "std": None}]
+    mean = {**spread([defined_mean(means)]), "std": None}
+    return [own[task] for task in shown] or [mean]
 
 
 class _Trained(NamedTuple):
@@ -178,7 +179,7 @@ class _Summary:
         deltas = np.mean(compared, axis=0) if compared else [math.nan] * len(trained)
         metrics = {self._application.tasks[task].objective for task in self._tasks}
         # None where the tasks' metrics are not one.
-        means = [float(np.mean(list(one.test.values()))) for one in trained]
+        means = [defined_mean(list(one.test.values())) for one in trained]
         return _common(trained) | {
             "test": {
                 task: spread([one.test[task] for one in trained])
@@ -241,13 +242,20 @@ class _Summary:
             method["rank"] = spread([rank[name] for rank in ranks if name in rank])
 
     def _add_front(self, methods: dict[str, dict[str, Any]]) -> None:
-        points = {
-            name: [method["test"][task]["mean"] for task in self._tasks]
+        means = {
+            name: {task: method["test"][task]["mean"] for task in self._tasks}
             for name, method in methods.items()
             if method["seeds"]
         }
+        # A task that has no value on the test split has one by no method.
+        tasks = [
+            task
+            for task in self._tasks
+            if not all(math.isnan(own[task]) for own in means.values())
+        ] or self._tasks
+        points = {name: [own[task] for task in tasks] for name, own in means.items()}
         front = evaluation.pareto_front(
-            list(points.values()), [self._directions[task] for task in self._tasks]
+            list(points.values()), [self._directions[task] for task in tasks]
         )
         for index, name in enumerate(points):
             methods[name]["on_front"] = index in front

@@ -14,6 +14,10 @@ from mtl_keras.model.keras_compat import metric_function
 from mtl_keras.model.labels import fitted
 from mtl_keras.model.task_losses import element_values
 
+# Least variance of labels, as a share of their mean square, that is not what rounding
+# of float32 sums leaves of labels that are all the same.
+_LEAST_VARIANCE = 1e-5
+
 
 class ColumnMetric(keras.metrics.Metric):
     """A metric with a value for each column, whose result is their mean."""
@@ -143,7 +147,7 @@ class ColumnAUC(ColumnMetric, keras.metrics.AUC):
 
 
 class ColumnR2(ColumnMetric):
-    """The R² of each column, and its mean over columns with a label.
+    """The R² of each column, and its mean over columns whose labels differ.
 
     Args:
         metric: A `keras.metrics.R2Score`, without adjustment.
@@ -165,8 +169,19 @@ class ColumnR2(ColumnMetric):
         self._by_column.update_state(y_true, y_pred, sample_weight)
 
     def by_column(self) -> tf.Tensor:
-        """Returns the score of each column, float `[T]`; NaN without a label."""
-        return tf.convert_to_tensor(self._by_column.result())
+        """Returns the score of each column, float `[T]`; NaN where labels are alike."""
+        score = tf.convert_to_tensor(self._by_column.result())
+        return tf.where(r2_is_defined(self._by_column), score, np.nan)
+
+
+def r2_is_defined(metric: keras.metrics.R2Score) -> tf.Tensor:
+    """Returns for which outputs labels differ, so that R² has a value, bool `[T]`."""
+    squares, total = (
+        tf.convert_to_tensor(variable) for variable in (metric.squared_sum, metric.sum)
+    )
+    count = tf.convert_to_tensor(metric.count)
+    variation = squares - tf.math.divide_no_nan(total**2, count)
+    return variation > _LEAST_VARIANCE * squares
 
 
 def with_column_metrics(

@@ -92,7 +92,12 @@ from mtl_keras.model.task_losses import (
     task_losses,
     track_total,
 )
-from mtl_keras.model.task_metrics import update_metrics, where_computed, with_logs
+from mtl_keras.model.task_metrics import (
+    has_value,
+    update_metrics,
+    where_computed,
+    with_logs,
+)
 from mtl_keras.model.task_variables import (
     TaskVariables,
     compute_dtypes,
@@ -536,6 +541,23 @@ class MultiTaskModel(ModelWithTrainingState):
                 if isinstance(metric, ColumnMetric):
                     results[output][metric.name] = metric.by_column().numpy()
         return results
+
+    def metrics_without_value(self) -> dict[str, list[str]]:
+        """Returns metrics that have no value on the labels since the last `evaluate`.
+
+        Keras gives a number for them all the same: 0 for the area under a curve of
+        samples of one class, 0 or what rounding leaves for R² of labels that are all
+        one number.
+
+        Returns:
+            Names of metrics by output, for outputs that have some.
+        """
+        metrics = outputs_by_metric(self, sorted(self._outputs_by_task))
+        names = {
+            output: [metric.name for metric in own if not has_value(metric)]
+            for output, own in metrics.items()
+        }
+        return {output: own for output, own in names.items() if own}
 
     def _check_running(
         self,

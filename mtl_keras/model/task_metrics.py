@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from mtl_keras.errors import InputError
 from mtl_keras.model.arguments import naming_output
-from mtl_keras.model.column_metrics import ColumnMetric
+from mtl_keras.model.column_metrics import ColumnMetric, r2_is_defined
 from mtl_keras.model.keras_compat import (
     ResolvedMetrics,
     mask_of,
@@ -136,6 +136,30 @@ def with_logs(results: dict[str, Any], logs: dict[str, Any]) -> dict[str, Any]:
                 "it another name."
             )
     return {**results, **logs}
+
+
+def has_value(metric: keras.metrics.Metric) -> bool:
+    """Returns whether a metric has a value on the labels that it has seen.
+
+    The area under a curve has none without both classes, where Keras gives 0 (or 1),
+    and R² none for labels that are all the same, where it gives 0 or what rounding
+    makes of 0 / 0.
+    """
+    if isinstance(metric, keras.metrics.AUC):
+        hits, misses, alarms, rejections = (
+            np.asarray(variable)
+            for variable in (
+                metric.true_positives,
+                metric.false_negatives,
+                metric.false_positives,
+                metric.true_negatives,
+            )
+        )
+        return bool((hits + misses).any() and (alarms + rejections).any())
+    # Its sums are made with the first labels.
+    if isinstance(metric, keras.metrics.R2Score) and hasattr(metric, "squared_sum"):
+        return bool(r2_is_defined(metric).numpy().any())
+    return True
 
 
 def _nan_without(count: Any, result: Any) -> Any:

@@ -195,7 +195,7 @@ class TrainingConfig(Decodable):
         self._check_names(self.get_application())
         # Two methods of one kind are refused here, and not by `compile` later.
         Pipeline(self._balancers())
-        sharing.get(self.sharing).check_tasks(self.tasks)
+        self.get_application().check_sharing(sharing.get(self.sharing), self.tasks)
         if self.preferences is not None:
             self._check_preferences()
         _check_optimizer(json.dumps(self.optimizer))

@@ -26,7 +26,7 @@ from mtl_keras.runs.progress import EpochTensorBoard, StepBar, say
 from mtl_keras.runs.records import made_with
 from mtl_keras.runs.stopping import EarlyStop
 from mtl_keras.runs.training import (
-    ColumnLogs,
+    TaskLogs,
     compiled_model,
     count_batches,
     load_split,
@@ -254,7 +254,7 @@ class _Fitting:
         train, last = self._train, self._epochs
         progress = checkpoints.Progress(0, 0, self._per_epoch)
         application = self._config.get_application()
-        own = [_SetEpoch(self._epoch), ColumnLogs(application)]
+        own = [_SetEpoch(self._epoch), TaskLogs(application)]
         if start is not None:
             progress = start.progress
             own.append(checkpoints.Restore(start))

@@ -24,16 +24,28 @@ def metric_names(application: Any, tasks: Sequence[str]) -> dict[str, list[str]]
     }
 
 
-def column_logs(model: Any, application: Any, prefix: str = "") -> dict[str, float]:
-    """Returns the metrics of tasks that are columns of an output, by task.
+def task_logs(model: Any, application: Any, prefix: str = "") -> dict[str, float]:
+    """Returns metrics by task that Keras does not log, or not as they are.
 
-    `{"<prefix><task>_<metric>": value}` of a compiled model, just evaluated, as Keras
-    logs them of tasks with outputs of their own; nothing for a model without groups.
+    `{"<prefix><task>_<metric>": value}` of a compiled model, just evaluated: the
+    metrics of tasks that are columns of an output, as Keras logs them of tasks with
+    outputs of their own; and NaN for metrics that have no value on the labels, such as
+    the area under a curve of samples of one class.
     """
-    if not model.columns:
-        return {}
     titles = {task.name: title for title, task in application.tasks.items()}
-    return {
+    # Keras leaves the task out of the logs of models with one output.
+    own = dict.fromkeys(model.output, "")
+    if len(own) > 1:
+        own = {output: f"{titles.get(output, output)}_" for output in own}
+    undefined = {
+        f"{prefix}{own[output]}{metric}": math.nan
+        for output, metrics in model.metrics_without_value().items()
+        for metric in metrics
+        if output not in model.columns
+    }
+    if not model.columns:
+        return undefined
+    return undefined | {
         f"{prefix}{titles[name]}_{metric}": float(value)
         for output, results in model.column_results().items()
         for metric, values in results.items()
@@ -75,9 +87,15 @@ def means_of_many(results: Mapping[str, Mapping[str, float]]) -> dict[str, float
     if len(results) <= MANY_TASKS or len(names) > 1:
         return {}
     return {
-        name: float(np.nanmean([values[name] for values in results.values()]))
+        name: defined_mean([values[name] for values in results.values()])
         for name in next(iter(names))
     }
+
+
+def defined_mean(values: Sequence[float]) -> float:
+    """Returns the mean of the values that are numbers, NaN without any."""
+    defined = [value for value in values if not math.isnan(value)]
+    return float(np.mean(defined)) if defined else math.nan
 
 
 def main_metrics(
@@ -95,12 +113,13 @@ def score(main: Mapping[str, float], application: Any) -> float:
 
     A metric that is to be minimised counts negative, and one of a target with a unit
     is divided by the target's deviation. Tasks without a value (NaN), as the data has
-    no label of theirs, are left out; without any value the mean is NaN.
+    no label of theirs or one class alone, are left out; without any value the mean is
+    NaN.
     """
     tasks = application.tasks
-    oriented = [
-        (1 if tasks[task].direction == "max" else -1) * value / tasks[task].unit
-        for task, value in main.items()
-        if not math.isnan(value)
-    ]
-    return sum(oriented) / len(oriented) if oriented else math.nan
+    return defined_mean(
+        [
+            (1 if tasks[task].direction == "max" else -1) * value / tasks[task].unit
+            for task, value in main.items()
+        ]
+    )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -20,11 +21,13 @@ from mtl_keras.pareto.front import middle_and_corners, rows_of
 from mtl_keras.runs import folder
 from mtl_keras.runs.config import TrainingConfig
 from mtl_keras.runs.optimizers import learning_rate_schedule, make_optimizer
-from mtl_keras.runs.results import by_task, column_logs, metric_names
+from mtl_keras.runs.results import by_task, metric_names, task_logs
 
 if TYPE_CHECKING:
     from mtl_keras.applications import Application
 
+# Arguments of ways to share and to balance that name tasks.
+_TASK_ARGUMENTS = ("primary", "chain", "click", "conversion", "click_and_conversion")
 # A trial on a GPU compiles for half a minute to two; so many steps take about as long.
 _STEPS_WORTH_COMPILING = 2_000
 
@@ -76,18 +79,22 @@ def compiled_model(config: TrainingConfig, steps: int) -> keras.Model:
             config says.
     """
     application = config.get_application()
+    chosen = application.select(config.tasks)
+    names = {title: task.name for title, task in chosen.items()}
+    share: Any = _with_names(config.sharing, names)
+    config = dataclasses.replace(config, balancing=_with_names(config.balancing, names))
+    balancing: Any = config.balancing
     keras.utils.set_random_seed(config.seed)
     with _dtype_policy(config.precision):
         model = application.build(
             backbone=config.backbone,
-            sharing=config.sharing,
+            sharing=share,
             width=config.width,
             depth=config.depth,
             tasks=config.tasks,
         )
         losses = application.losses(config.tasks)
-        losses |= dict.fromkeys(sharing.get(config.sharing).untrained(list(losses)))
-        balancing: Any = config.balancing
+        losses |= dict.fromkeys(sharing.get(share).untrained(list(losses)))
         if (form := config.preference_form()) is not None:
             trained = [name for name, loss in losses.items() if loss is not None]
             model = application.condition(model, form, len(trained))
@@ -96,8 +103,7 @@ def compiled_model(config: TrainingConfig, steps: int) -> keras.Model:
     weights = None
     if config.loss_weights is not None:
         weights = {
-            task.name: config.loss_weights.get(name, 1.0)
-            for name, task in application.select(config.tasks).items()
+            names[title]: config.loss_weights.get(title, 1.0) for title in chosen
         }
     model.compile(
         optimizer=make_optimizer(config.optimizer, rate, application),
@@ -112,11 +118,34 @@ def compiled_model(config: TrainingConfig, steps: int) -> keras.Model:
     return model
 
 
-class ColumnLogs(keras.callbacks.Callback):
-    """Callback that adds validation metrics of tasks that are columns to epochs' logs.
+def _with_names(spec: Any, names: Mapping[str, str]) -> Any:
+    """Returns the spec of a method, or several, with outputs for the tasks in it.
 
-    By task, as the logs of tasks with outputs of their own have them. Comes before
-    the callbacks that read them.
+    Args:
+        spec: As a config has it, where arguments name tasks as the application does.
+        names: Outputs by task.
+    """
+    if isinstance(spec, (list, tuple)):
+        return [_with_names(one, names) for one in spec]
+    if not isinstance(spec, Mapping):
+        return spec
+    arguments = {
+        key: _named(value, names) if key in _TASK_ARGUMENTS else value
+        for key, value in spec.get("config", {}).items()
+    }
+    return {**spec, "config": arguments}
+
+
+def _named(value: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_named(one, names) for one in value]
+    return names.get(value, value)
+
+
+class TaskLogs(keras.callbacks.Callback):
+    """Callback that completes the validation metrics by task in epochs' logs.
+
+    See `results.task_logs`. Comes before the callbacks that read them.
     """
 
     def __init__(self, application: Application):
@@ -124,9 +153,9 @@ class ColumnLogs(keras.callbacks.Callback):
         self._application = application
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Adds `"val_<task>_<metric>"`."""
+        """Adds or replaces `"val_<task>_<metric>"`."""
         if "val_loss" in logs:
-            logs |= column_logs(self.model, self._application, "val_")
+            logs |= task_logs(self.model, self._application, "val_")
 
 
 def jit_compile(jit: bool | str, steps: int) -> bool | str:
@@ -246,7 +275,7 @@ def test_metrics(
     """Returns all metrics on the test split, `{task: {metric: value}}`."""
     application = config.get_application()
     logs = model.evaluate(test, return_dict=True, verbose=0)
-    logs |= column_logs(model, application)
+    logs |= task_logs(model, application)
     metrics = by_task(logs, metric_names(application, config.tasks))
     measured = application.measure(
         model,

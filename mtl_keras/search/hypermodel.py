@@ -18,7 +18,7 @@ from mtl_keras.runs.config import TrainingConfig
 from mtl_keras.runs.optimizers import learning_rate_schedule, make_optimizer
 from mtl_keras.runs.results import by_task, metric_names
 from mtl_keras.runs.training import (
-    ColumnLogs,
+    TaskLogs,
     compiled_model,
     count_batches,
     load_split,
@@ -271,7 +271,7 @@ class StudyHyperModel(keras_tuner.HyperModel):
             )
         config = self.config(hp)
         results = _EpochResults(self)
-        own: list[keras.callbacks.Callback] = [ColumnLogs(self._application), results]
+        own: list[keras.callbacks.Callback] = [TaskLogs(self._application), results]
         if self.study.settings.patience is not None:
             (objective,) = self.study.objectives
             own.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -62,6 +63,16 @@ def build(width):
         "y": keras.layers.Dense(1, name="y")(h),
         "z": keras.layers.Dense(1, "sigmoid", name="z")(h),
     })
+
+def titled(width, column="m2"):
+    x = keras.Input((), name=column)
+    h = keras.layers.Dense(width, "relu")(keras.ops.expand_dims(x, -1))
+    return MultiTaskModel({column: x}, {
+        "y (€)": keras.layers.Dense(1)(h), "z": keras.layers.Dense(1, "sigmoid")(h),
+    })
+
+def wrong_input(width):
+    return titled(width, "m²")
 """
 
 
@@ -196,6 +207,39 @@ def test_a_function_that_builds_a_model_is_trained_on_a_data_file(code, eagerly)
     assert list(results.metrics) == ["y", "z"]
     model = runs.load_run(results.path).model()
     assert keras.ops.shape(model.layers[-1].kernel) == (3, 1)
+
+
+def test_a_model_of_ones_own_may_call_its_outputs_as_the_table_does(code, eagerly):
+    rows = "".join(f"{i},{2 * i},{i % 2}\n" for i in range(60))
+    code.with_name("t.csv").write_text("m²,y (€),z\n" + rows, encoding="utf-8")
+    data = code.with_name("t.toml")
+    data.write_text(
+        'data.files = "t.csv"\nfeatures."m²" = "number"\n'
+        'tasks = { "y (€)" = "number", z = "binary" }\n',
+        encoding="utf-8",
+    )
+    config = runs.RunConfig(
+        applications.allow(f"{code}:titled"),
+        data=str(data),
+        width=3,
+        epochs=1,
+        batch_size=16,
+    )
+    results = runs.train(config, code.with_name("run"))
+    assert set(results.metrics["y (€)"]) == {"mae", "rmse", "r2", "loss"}
+    history = (results.path / "history.csv").read_text(encoding="utf-8")
+    assert "val_y (€)_rmse" in history.splitlines()[0]
+    table = config.validate().get_application().table
+    x, y, *_ = next(iter(table.load("test", batch_size=60)))
+    (name,) = (task.name for task in table.tasks.values() if task.kind == "number")
+    answer = runs.load_run(results.path).model().predict(x, verbose=0)[name]
+    error = np.abs(answer - y[name].numpy()).mean()
+    np.testing.assert_allclose(results.metrics["y (€)"]["mae"], error, rtol=1e-5)
+    wrong = dataclasses.replace(
+        config, application=applications.allow(f"{code}:wrong_input")
+    )
+    with pytest.raises(InputError, match=r"Expected the input 'm2' .* column 'm²'"):
+        wrong.validate().get_application().build()
 
 
 def test_a_compiled_model_is_trained_on_data_sets_of_ones_own(code, eagerly):

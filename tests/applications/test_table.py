@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 
@@ -477,6 +478,66 @@ def test_settings_of_a_run_name_tasks_as_the_table_does(data_file):
         "Preis": "Preis (€)",
         "column": "种类",
     }
+
+
+def test_arguments_of_methods_name_tasks_as_the_table_does(tmp_path):
+    from mtl_keras.runs.training import compiled_model
+
+    rng = np.random.default_rng(0)
+    clicks, buys = rng.integers(0, 2, (2, 60))
+    rows = {"x": rng.normal(size=60), "klick?": clicks, "kauf?": buys}
+    pd.DataFrame({**rows, "klick & kauf": clicks * buys}).to_csv(
+        tmp_path / "t.csv", index=False
+    )
+    tasks = ["klick?", "kauf?", "klick & kauf"]
+    kinds = "\n".join(f'"{task}" = "binary"' for task in tasks)
+    (tmp_path / "t.toml").write_text(
+        f'data.files = "t.csv"\nfeatures.x = "number"\n[tasks]\n{kinds}\n'
+    )
+    names = dict(
+        zip(("click", "conversion", "click_and_conversion"), tasks, strict=True)
+    )
+    config = runs.RunConfig(
+        str(tmp_path / "t.toml"),
+        width=4,
+        sharing={"class_name": "esmm", "config": names},
+        balancing={"class_name": "pcd", "config": {"primary": "klick & kauf"}},
+    ).validate()
+    model = compiled_model(config, 10)
+    outputs = [config.get_application().tasks[task].name for task in tasks]
+    assert set(model.output) == set(outputs)
+    assert model.balancers[0].primary == outputs[2]
+    click, conversion, both = (
+        model({"x": np.ones(2, "float32")})[name] for name in outputs
+    )
+    np.testing.assert_allclose(both, click * conversion, rtol=1e-6)
+
+
+def test_many_tasks_are_refused_before_training_where_outputs_connect(tmp_path):
+    from mtl_keras.search import StudySettings
+
+    rng = np.random.default_rng(0)
+    rows = {f"t{i}": rng.integers(0, 2, 60) for i in range(34)}
+    pd.DataFrame({"x": rng.normal(size=60), **rows}).to_csv(
+        tmp_path / "t.csv", index=False
+    )
+    kinds = "\n".join(f'{task} = "binary"' for task in rows)
+    (tmp_path / "t.toml").write_text(
+        f'data.files = "t.csv"\nfeatures.x = "number"\n[tasks]\n{kinds}\n'
+    )
+    some = list(rows)[:3]
+    names = dict(
+        zip(("click", "conversion", "click_and_conversion"), some, strict=True)
+    )
+    esmm = {"class_name": "esmm", "config": names}
+    config = runs.RunConfig(str(tmp_path / "t.toml"))
+    for way in ("aitm", esmm):
+        with pytest.raises(InputError, match=r"at most 32 tasks .* \(--tasks\)"):
+            dataclasses.replace(config, sharing=way).validate()
+        dataclasses.replace(config, sharing=way, tasks=some).validate()
+    study = {"trials": 1, "epochs": 1, "space": {"sharing": ["hard", "aitm"]}}
+    with pytest.raises(InputError, match="'aitm', which connects outputs"):
+        StudySettings(config.application, **study).validate()
 
 
 def schools(rows=700, tasks=35):

@@ -8,6 +8,7 @@ import IPython.display
 import keras
 import numpy as np
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
@@ -84,6 +85,39 @@ def test_tasks_beyond_the_width_are_counted():
     assert all(len(line) <= 60 for line in lines)
     assert lines[0].split() == ["task_0", "task_1"]
     assert "7 more tasks do not fit" in lines[2]
+
+
+def test_columns_are_as_wide_as_names_are_on_a_terminal():
+    output = console(width=80)
+    progress = TaskProgress({"北京 温度 与湿度": "mae", "b": "mae"}, console=output)
+    logs = {"loss": 1.0, "北京 温度 与湿度_mae": 2.0, "b_mae": 3.0}
+    shown(progress, logs)
+    heads, _, row, _ = output.file.getvalue().splitlines()
+    # Seven characters of two cells, two spaces; values end where the titles do.
+    end = row.index("2.0000") + 6
+    assert cell_len(heads[: heads.index("湿度") + 2]) == end
+    assert heads.index("b") + 7 + 1 == row.index("3.0000") + 6
+
+
+def test_tasks_that_are_columns_are_shown_by_their_mean():
+    output = console()
+    inputs = keras.Input((3,))
+    group = keras.layers.Dense(40, "sigmoid", name="assays")(inputs)
+    model = mtl_keras.MultiTaskModel(inputs, {"assays": group})
+    columns = {"assays": [f"a{i}" for i in range(40)]}
+    model.compile(
+        "sgd",
+        "binary_crossentropy",
+        metrics=["accuracy"],
+        columns=columns,
+        run_eagerly=True,
+    )
+    x, y = np.ones((4, 3)), {"assays": np.eye(4, 40)}
+    history = model.fit(x, y, verbose=0, callbacks=[TaskProgress(console=output)])
+    heads, titles, row = output.file.getvalue().splitlines()
+    assert heads.split() == ["assays"]
+    assert titles.split() == ["epoch", "loss", "accuracy", "time", "left"]
+    assert row.split()[2] == f"{history.history['accuracy'][0]:.4f}"
 
 
 def test_a_notebook_has_one_table_that_grows(monkeypatch):

@@ -478,6 +478,60 @@ def test_without_single_tasks_the_first_method_is_the_reference(
         comparison(single_tasks=False).validate()
 
 
+@pytest.mark.filterwarnings("ignore:Δm excludes tasks")
+def test_a_task_without_a_value_on_a_split_is_left_out(
+    inline, eagerly, undrawn, tmp_path
+):
+    x = np.random.default_rng(0).normal(size=90)
+    folds = np.array(["train", "validation", "test"])[np.arange(90) % 3]
+    # `lone` has one class where the model is not trained.
+    rows = [
+        f"{value},{fold},{int(value > 0)},{int(value > 0 and fold == 'train')}"
+        for value, fold in zip(x, folds, strict=True)
+    ]
+    (tmp_path / "t.csv").write_text("\n".join(["x,fold,ok,lone", *rows]))
+    (tmp_path / "t.toml").write_text(
+        """
+        data = { files = "t.csv", split = { column = "fold" } }
+        features.x = "number"
+        tasks = { ok = "binary", lone = "binary" }
+        """
+    )
+    base = RunConfig(
+        str(tmp_path / "t.toml"), epochs=3, width=4, depth=1, learning_rate=0.03
+    )
+    given = Comparison(base, balancing=("equal",), seeds=1)
+    console = Console(record=True, width=160, file=io.StringIO())
+    summary = run_comparison(given, tmp_path / "out", console=console)
+    assert summary["failed"] == {}
+    assert summary["excluded"] == ["lone"]
+    assert "its epoch is chosen without lone" in console.export_text()
+    cells = records(tmp_path / "out")
+    equal, alone = cells["hard-equal-seed0"], cells["single_ok-seed0"]
+    undefined = {
+        (task, metric)
+        for task, own in equal["test"].items()
+        for metric, value in own.items()
+        if value is None
+    }
+    assert undefined == {("lone", "auc"), ("lone", "average_precision")}
+    assert equal["history"]["val_lone_auc"] == [None] * 3
+    gain = equal["test"]["ok"]["auc"] / alone["test"]["ok"]["auc"] - 1
+    (method,) = summary["methods"].values()
+    assert method["delta_m"]["mean"] == pytest.approx(100 * gain)
+    assert method["mean"]["mean"] == equal["test"]["ok"]["auc"]
+    assert method["on_front"]
+    (run,) = (tmp_path / "out" / "cells").glob("hard-equal-seed0-*")
+    metrics = evaluate(run / "run")
+    assert np.isnan(metrics["lone"]["auc"])
+    assert 0 <= metrics["lone"]["accuracy"] <= 1
+    # Without single tasks the first method chooses by the tasks that are left.
+    given = dataclasses.replace(given, single_tasks=False)
+    run_comparison(given, tmp_path / "alone")
+    equal = records(tmp_path / "alone")["hard-equal-seed0"]
+    assert equal["epoch"] == 1 + int(np.argmax(equal["history"]["val_ok_auc"]))
+
+
 def test_a_main_task_is_trained_alone_with_all_and_without_each_helper(
     tiny, inline, eagerly, tmp_path, trainings
 ):

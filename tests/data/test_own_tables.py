@@ -107,6 +107,20 @@ def test_groups_stay_together_and_the_newest_rows_are_for_test(folder):
     assert times.tolist() == [2] * 40 + [1] * 40 + [0] * 320
 
 
+def test_rows_of_one_time_stay_together_and_each_split_has_some(folder):
+    table = frame()
+    # A tenth would be for each of validation and test; 2024 alone has more.
+    table["day"] = np.repeat([2021, 2022, 2023, 2024], [150, 30, 60, 160])
+    table.to_csv(folder / "t.csv", index=False)
+    times = split_of_rows(opened(folder, split={"time": "day"}))
+    assert times.tolist() == [0] * 180 + [1] * 60 + [2] * 160
+    for days in ([2023, 2024], [2024]):
+        table["day"] = np.repeat(days, ROWS // len(days))
+        table.to_csv(folder / "t.csv", index=False)
+        with pytest.raises(InputError, match="rows with one 'day' stay together"):
+            opened(folder, split={"time": "day"})
+
+
 def test_a_split_column_and_files_by_split_leave_the_rest_to_chance(folder):
     table = frame()
     table["fold"] = ["test"] * 100 + ["Train"] * 300
@@ -364,6 +378,56 @@ def test_a_proposal_reads_back_with_the_kinds_that_the_columns_have(tmp_path):
     (tmp_path / "t.toml").write_text(text, encoding="utf-8")
     table = mtl_keras.applications.Table(tmp_path / "t.toml")
     assert table.description.tasks["column"].title == "评分 €"
+
+
+PAIRS = {
+    # Two classes, the positive one last.
+    "nein ja": None,
+    "non oui": None,
+    "no si": None,
+    "否 是": None,
+    "FALSE TRUE": None,
+    "Negative Positive": None,
+    "N J": None,
+    "- +": None,
+    "0 1": None,
+    "10 9.5": "9.5",
+    # Not a yes and a no: by name.
+    "ja vielleicht": None,
+    "ham spam": None,
+    "ja nein": "nein",
+}
+
+
+@pytest.mark.parametrize(("pair", "positive"), PAIRS.items())
+def test_the_yes_of_two_classes_is_positive(tmp_path, monkeypatch, pair, positive):
+    others = pair.split()
+    if positive is None:
+        positive = others[-1]
+        settings = '"binary"'
+    else:
+        settings = f'{{ kind = "binary", positive = "{positive}" }}'
+    cells = pd.DataFrame({"x": np.arange(40) / 2, "answer": others * 20})
+    cells.to_csv(tmp_path / "t.csv", index=False)
+    text = proposal.propose([tmp_path / "t.csv"], tmp_path / "t.toml", tasks=["answer"])
+    line = next(line for line in text.splitlines() if line.startswith("answer"))
+    if settings == '"binary"':
+        assert line.endswith(f"; positive: {positive!r}")
+    text = text.replace(line, f"answer = {settings}")
+    (tmp_path / "t.toml").write_text(text, encoding="utf-8")
+    own = mtl_keras.applications.Table(tmp_path / "t.toml")
+    assert own.description.tasks["answer"].classes[1] == positive
+    for x, y in own.load("train", batch_size=64).map(lambda x, y, *_: (x, y)):
+        expected = [others[int(2 * row) % 2] == positive for row in x["x"]]
+        np.testing.assert_array_equal(y["answer"][:, 0], expected)
+    # A run whose positive class was chosen by name is of another table.
+    with monkeypatch.context() as patch:
+        patch.setattr(values, "_ANSWERS", {})
+        by_name = mtl_keras.applications.Table(tmp_path / "t.toml")
+        table._opened.cache_clear()
+        same = by_name.description.tasks["answer"].classes[1] == positive
+        assert (by_name.default_data == own.default_data) is same
+    table._opened.cache_clear()
 
 
 def test_a_headless_table_with_markers_and_files_by_split_is_proposed(tmp_path):

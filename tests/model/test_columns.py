@@ -236,3 +236,42 @@ def test_options_that_groups_do_not_support_are_refused():
     model.compile("sgd", loss="categorical_crossentropy", columns=columns)
     with pytest.raises(InputError, match="mean over elements"):
         model.train_on_batch(X, {"assay": LABELS, "other": X[:, :2]})
+
+
+def test_metrics_without_a_value_are_known():
+    inputs = keras.Input((2,))
+    outputs = {
+        name: keras.layers.Dense(1, activation, name=name)(inputs)
+        for name, activation in {"no": "sigmoid", "both": "sigmoid", "n": None}.items()
+    }
+    model = mtl_keras.MultiTaskModel(inputs, outputs)
+    auc = {"curve": "PR", "name": "precision"}
+    model.compile(
+        loss={"no": "mse", "both": "mse", "n": "mse"},
+        metrics={
+            "no": ["auc", keras.metrics.AUC(**auc), "accuracy"],
+            "both": ["auc", keras.metrics.AUC(**auc)],
+            "n": [keras.metrics.R2Score(name="r2"), "mae"],
+        },
+    )
+    x = X[:9, :2]
+    y = {"no": np.zeros((9, 1)), "both": np.eye(9)[:, :1], "n": x[:, :1]}
+    model.evaluate(x, y, batch_size=4, verbose=0)
+    assert model.metrics_without_value() == {"no": ["auc", "precision"]}
+    # All alike, a number whose square float32 rounds.
+    model.evaluate(x, {**y, "n": np.full((9, 1), 0.7)}, batch_size=4, verbose=0)
+    assert model.metrics_without_value()["n"] == ["r2"]
+    model.evaluate(x[:1], {t: v[:1] for t, v in y.items()}, verbose=0)
+    assert set(model.metrics_without_value()) == {"no", "both", "n"}
+
+
+def test_r2_of_columns_whose_labels_are_alike_is_left_out():
+    (metric,) = with_column_metrics(
+        {"y": [keras.metrics.R2Score()]}, ["y"], {"y": ["a", "b"]}
+    )["y"]
+    y = np.stack([np.arange(9), np.full(9, 0.7)], axis=1).astype("float32")
+    metric.update_state(y, y + 0.5)
+    # 1 - 9 / 4 over the sum of squares of -4 to 4.
+    expected = 1 - 9 * 0.25 / 60
+    np.testing.assert_allclose(metric.by_column(), [expected, np.nan], rtol=1e-6)
+    assert float(metric.result()) == pytest.approx(expected)

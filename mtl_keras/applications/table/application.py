@@ -95,7 +95,7 @@ class Table(Application):
     ):
         self._group_tasks = group_tasks
         self._file, self._table = open_source(source, features, tasks, split)
-        self.default_data = _data_name(self._file, self._table)
+        self._is_memory = self._table is not None
 
     @property
     def file(self) -> DataFile:
@@ -108,6 +108,13 @@ class Table(Application):
         if self._table is None:
             self._table = open_table(self._file)
         return self._table
+
+    @functools.cached_property
+    def default_data(self) -> str:  # type: ignore[override]
+        """Name of the table in its present state."""
+        if self._is_memory:
+            return self._file.path.name
+        return f"{self._file.path.stem}-{identity(self.table)[:8]}"
 
     @property
     def description(self) -> Description:
@@ -270,12 +277,7 @@ class Table(Application):
             return super().connect(
                 inputs, stages, share, tasks, backbone=backbone, width=width
             )
-        if type(share).connect_outputs is not Sharing.connect_outputs:
-            raise errors.InputError(
-                f"Expected at most {MANY_TASKS} tasks for the sharing "
-                f"{share.method!r}, which connects outputs of theirs. Received: "
-                f"{len(stats)} tasks, which are columns of one output."
-            )
+        self.check_sharing(share, [s.title for s in stats])
         encoded = self.encode(inputs, backbone, width)
         features = share(encoded, stages=stages, tasks=list(tasks))
         return {name: make_columns(name, stats, features) for name in columns}
@@ -315,9 +317,3 @@ class Table(Application):
         """See `Served.missing_values`: numbers are missing, as in an empty cell."""
         features = self.description.features.items()
         return {n: math.nan for n, s in features if s.kind in ("number", "vector")}
-
-
-def _data_name(file: DataFile, table: OpenTable | None) -> str:
-    if table is not None:
-        return file.path.name
-    return f"{file.path.stem}-{identity(file)[:8]}"

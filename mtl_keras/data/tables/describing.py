@@ -77,9 +77,11 @@ def describe(file: DataFile, reader: Reader) -> tuple[Description, Splitter]:
         sample.add(chunk, splits == 0)
     for split, count in zip(SPLITS, rows - unlabelled, strict=True):
         if not count:
+            column = file.data.split.group or file.data.split.time
+            why = f": rows with one {column!r} stay together" if column else ""
             raise InputError(
                 f"{file.path}: Expected rows with labels for {split}. Received: none "
-                f"of {rows.sum():,} rows; see data.split."
+                f"of {rows.sum():,} rows; see data.split{why}."
             )
     tasks = _tasks(file, counted)
     features = _features(collectors, tasks)

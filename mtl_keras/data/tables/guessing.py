@@ -15,7 +15,7 @@ from mtl_keras.data.tables.reading import Chunk, NumberMarks
 from mtl_keras.data.tables.values import (
     LARGEST,
     class_name,
-    class_order,
+    class_pair,
     factorised,
     is_dated,
     texts,
@@ -42,7 +42,7 @@ class Guess:
         missing: Share of empty cells.
         distinct: Number of distinct values.
         note: Description of the values, for a comment.
-        positive: Of two values of text: the one whose probability a task predicts.
+        positive: Of two values: the one whose probability a task predicts.
     """
 
     column: str
@@ -115,8 +115,9 @@ def _number(
     whole = bool((values == np.floor(values)).all())
     note = f"{values.min():g} to {values.max():g}"
     if len(values) == 2:
-        names = " and ".join(sorted(class_name(str(v)) for v in values))
-        return Guess(column, "number", "binary", note=names, **common)
+        names = class_pair(class_name(str(v)) for v in values)
+        common["positive"] = names[-1]
+        return Guess(column, "number", "binary", note=" and ".join(names), **common)
     consecutive = whole and len(values) == rows == np.ptp(values) + 1
     if consecutive and rows > 2:
         note = f"{note}, another one in every row"
@@ -159,7 +160,5 @@ def _text(
     if len(distinct) <= 4:
         note = ", ".join(map(repr, distinct.tolist()))
     if task == "binary":
-        # The later one, as `TaskSettings.positive` has it.
-        positive = str(max(distinct.tolist(), key=class_order))
-        common["positive"] = positive
+        common["positive"] = class_pair(distinct.tolist())[-1]
     return Guess(column, "category", task, note=note, **common)

@@ -23,6 +23,7 @@ from mtl_keras.data.tables.statistics import Numbers
 from mtl_keras.data.tables.values import (
     class_name,
     class_order,
+    class_pair,
     factorised,
     is_dated,
     numbers,
@@ -179,7 +180,12 @@ class Tally:
     def _classes(self) -> tuple[str, ...]:
         if self.settings.kind == "number":
             return ()
-        classes = sorted(self.classes, key=class_order)
+        binary = self.settings.kind == "binary"
+        classes = (
+            list(class_pair(self.classes))
+            if binary
+            else sorted(self.classes, key=class_order)
+        )
         if len(classes) == 1:
             raise InputError(
                 f"{self.path}: Expected at least two classes in the column "
@@ -245,10 +251,8 @@ def model_labels(file: DataFile, chunk: Chunk, task: TaskStats) -> TaskLabels:
         chunk: The rows.
         task: The task; one of those that a column tells apart stands for all.
     """
-    if isinstance(file.tasks, TaskBy):
-        column, settings = file.tasks.label, file.tasks.settings
-    else:
-        column, settings = task.title, file.tasks[task.title]
+    column = file.tasks.label if isinstance(file.tasks, TaskBy) else task.title
+    settings = file.settings_of(task.title)
     values, present = raw_labels(chunk, column, settings, task.dates)
     if task.kind == "number":
         values = values.astype(np.float32)

@@ -155,7 +155,8 @@ class TaskSettings(Decodable):
         kind: One of `TASK_KINDS`.
         loss: One of `LOSSES[kind]`; None means the first.
         positive: Of binary tasks: the value whose probability is predicted; None
-            means the later one in order.
+            means the yes of a yes and a no, such as `ja` beside `nein`, else the
+            later one in order.
         class_weight: `"balanced"` weighs training rows such that each class weighs
             the same in all; None weighs all rows alike.
     """
@@ -229,6 +230,12 @@ class DataFile:
         return (
             (self.tasks.label,) if isinstance(self.tasks, TaskBy) else tuple(self.tasks)
         )
+
+    def settings_of(self, title: str) -> TaskSettings:
+        """Returns the settings of a task."""
+        if isinstance(self.tasks, TaskBy):
+            return self.tasks.settings
+        return self.tasks[title]
 
     @property
     def columns(self) -> tuple[str, ...]:

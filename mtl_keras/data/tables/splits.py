@@ -127,7 +127,7 @@ class Splitter:
         if self._split.time is not None:
             times = np.sort(np.concatenate(list(self._all_times(reader))))
             ends = [1 - validation - test, 1 - test]
-            return _quantiles(times, ends)
+            return _apart(_quantiles(times, ends), times)
         if self._split.group is not None:
             draws = self._all_group_draws(reader)
         elif total <= _EXACT:
@@ -184,6 +184,23 @@ def _quantiles(ordered: np.ndarray, ends: list[float]) -> np.ndarray:
         return np.array(ends)
     padded = np.append(ordered, np.inf)
     return padded[[round(end * len(ordered)) for end in ends]]
+
+
+def _apart(bounds: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Returns bounds between times of which many are equal.
+
+    Where one time holds both bounds, its rows are for test, and those of the time
+    before it for validation.
+
+    Args:
+        bounds: Least times for validation and for test.
+        times: All times, sorted.
+    """
+    least, test = bounds
+    earlier = times[times < test]
+    if least == test and len(earlier) and earlier[-1] > times[0]:
+        least = earlier[-1]
+    return np.array([least, test])
 
 
 def _drawn(draws: np.ndarray, bounds: np.ndarray) -> np.ndarray:

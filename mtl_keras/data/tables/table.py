@@ -19,13 +19,15 @@ from mtl_keras.data.tables.labels import model_labels
 from mtl_keras.data.tables.reading import FileReader, Reader, in_memory, resolve_files
 from mtl_keras.data.tables.schema import SPLITS, DataFile
 from mtl_keras.data.tables.splits import Splitter
+from mtl_keras.data.tables.values import class_order
 from mtl_keras.decoding import decode
 from mtl_keras.encoding import encode
 from mtl_keras.files import atomic_write, make_folder, read_json
 
 STREAMED_BYTES = 2 << 30
 KEPT_BYTES = 8 << 20  # of a table whose description is kept on disk
-_VERSION = 1  # of the cache on disk
+_VERSION = 1  # of identities
+_KEPT = 2  # version of the descriptions on disk
 
 
 class OpenTable:
@@ -83,21 +85,34 @@ def open_table(file: DataFile) -> OpenTable:
     return _opened(_Key(_digest(file), file))
 
 
-def identity(file: DataFile) -> str:
-    """Returns a hash of a data file's settings and of its files' names and sizes."""
-    files = [(path.name, path.stat().st_size) for path in resolve_files(file)]
-    return _hash(file, files)
+def identity(table: OpenTable) -> str:
+    """Returns a hash of a data file's settings and of its files' names and sizes.
+
+    And of positive classes that neither the data file nor their order by name says: a
+    model that was trained when these were others has another identity.
+    """
+    paths = resolve_files(table.file)
+    files = [(path.name, path.stat().st_size) for path in paths]
+    by_word = {
+        stats.title: stats.classes[1]
+        for stats in table.description.tasks.values()
+        if stats.kind == "binary"
+        and table.file.settings_of(stats.title).positive is None
+        and stats.classes[1] != max(stats.classes, key=class_order)
+    }
+    return _hash(_VERSION, table.file, files, *([by_word] if by_word else []))
 
 
 def _digest(file: DataFile) -> str:
     """Returns a hash that changes whenever one of the files is written."""
     stats = [(path, path.stat()) for path in resolve_files(file)]
-    return _hash(file, [(str(p), s.st_size, s.st_mtime_ns) for p, s in stats])
+    files = [(str(p), s.st_size, s.st_mtime_ns) for p, s in stats]
+    return _hash(_KEPT, file, files)
 
 
-def _hash(file: DataFile, files: list[tuple[Any, ...]]) -> str:
+def _hash(version: int, file: DataFile, *more: Any) -> str:
     settings = encode(dataclasses.replace(file, path=pathlib.Path()))
-    text = json.dumps([_VERSION, settings, files], default=str)
+    text = json.dumps([version, settings, *more], default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

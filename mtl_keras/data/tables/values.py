@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import pathlib
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -16,6 +17,40 @@ LARGEST = float(np.finfo(np.float32).max)
 _SECONDS_PER_DAY = 86_400
 # First bytes of JPEG, PNG, GIF and BMP files.
 _IMAGES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM")
+# Words for yes with those for no that go with them, by which the class is known whose
+# probability a binary task predicts. Letter case does not matter.
+_ANSWERS = {
+    "yes": ("no",),
+    "y": ("n",),
+    "true": ("false",),
+    "t": ("f",),
+    "on": ("off",),
+    "positive": ("negative",),
+    "pos": ("neg",),
+    "+": ("-",),
+    "ja": ("nein", "nee", "nej", "nei"),
+    "j": ("n",),
+    "wahr": ("falsch",),
+    "oui": ("non",),
+    "o": ("n",),
+    "vrai": ("faux",),
+    "si": ("no",),
+    "sí": ("no",),
+    "sì": ("no",),
+    "s": ("n",),
+    "sim": ("não", "nao"),
+    "да": ("нет",),
+    "tak": ("nie",),
+    "ano": ("ne",),
+    "evet": ("hayır", "hayir"),
+    "是": ("否", "不是"),
+    "有": ("无", "無", "没有"),
+    "真": ("假",),
+    "阳性": ("阴性",),
+    "陽性": ("陰性",),
+    "はい": ("いいえ",),
+    "예": ("아니요", "아니오"),
+}
 # A zone follows a time: `10:30:00Z`, `10:30:00+02:00`.
 _ZONED = r":\d.*(Z|[+-]\d{2}(:?\d{2})?)$"
 
@@ -197,6 +232,21 @@ def class_order(name: str) -> tuple[int, float, str]:
         return 0, float(name), name
     except ValueError:
         return 1, 0.0, name
+
+
+def class_pair(names: Iterable[str]) -> tuple[str, ...]:
+    """Returns the classes of a binary task in order, the positive one last.
+
+    That is the yes of a yes and a no (`_ANSWERS`), else the later one by name.
+
+    Args:
+        names: The classes, at most two.
+    """
+    ordered = sorted(names, key=class_order)
+    words = [name.strip().casefold() for name in ordered]
+    if len(ordered) == 2 and words[1] in _ANSWERS.get(words[0], ()):
+        ordered.reverse()
+    return tuple(ordered)
 
 
 def _parsed(chunk: Chunk, column: str, array: pa.Array, dates: bool) -> pa.Array:
