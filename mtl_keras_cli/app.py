@@ -316,15 +316,20 @@ def _check_same(run: Run, config: TrainingConfig) -> None:
 
 
 def _print_metrics(console: Console, metrics: dict[str, dict[str, float]]) -> None:
-    from mtl_keras.runs.results import means_of_many
+    import numpy as np
+
+    from mtl_keras.model.columns import MANY_TASKS
 
     table = plain_table("test split", "metric")
     table.add_column("value", justify="right")
     for task, values in metrics.items():
         for name, value in values.items():
             table.add_row(task, name, f"{value:.4f}")
-    for name, value in means_of_many(metrics).items():
-        table.add_row(f"mean of {len(metrics)}", name, f"{value:.4f}")
+    names = {tuple(values) for values in metrics.values()}
+    if len(metrics) > MANY_TASKS and len(names) == 1:
+        for name in names.pop():
+            mean = np.nanmean([values[name] for values in metrics.values()])
+            table.add_row(f"mean of {len(metrics)}", name, f"{mean:.4f}")
     console.print(table)
 
 

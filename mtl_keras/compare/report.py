@@ -11,10 +11,10 @@ from typing import Any
 from mtl_keras.balancing.conflicts import CONFIDENT
 from mtl_keras.compare.summary import Summary, corrected_p, metrics_of, shown_tasks
 from mtl_keras.evaluation import pareto_front
+from mtl_keras.registry import spec_name
 from mtl_keras.reports import figures
 from mtl_keras.reports.figures import chart
 from mtl_keras.reports.rendering import is_finite, mean_and_std, number, write_html
-from mtl_keras.runs.config import spec_name
 
 _MEASURES = {
     "lookahead": (
@@ -35,12 +35,7 @@ _MEASURES = {
 
 
 def write_report(path: pathlib.Path, summary: Summary) -> None:
-    """Writes the report of a comparison, one HTML file that loads nothing.
-
-    Args:
-        path: The file. An existing one is replaced.
-        summary: The values of `results.json`.
-    """
+    """Writes the report of a comparison, one HTML file that loads nothing."""
     write_html(path, "comparison.html", _Report(summary).context())
 
 
@@ -68,8 +63,14 @@ class _Report:
             map(spec_name, summary["comparison"]["sharing"])
         )
         many = f"{len(self._tasks)} tasks\n{self._axes[self._tasks[0]]}"
-        drawn = (self._gains, self._fronts, self._losses, self._weights)
-        drawn += (self._cosines, self._affinity)
+        drawn = {
+            "gains": self._gains,
+            "fronts": self._fronts,
+            "losses": self._losses,
+            "weights": self._weights,
+            "cosines": self._cosines,
+            "affinity": self._affinity,
+        }
         return {
             "title": f"{base['application']}: {len(summary['methods'])} methods",
             "summary": summary,
@@ -78,10 +79,7 @@ class _Report:
             "axes": self._axes,
             "metrics": [f"{t}\n{self._axes[t]}" for t in self._shown] or [many],
             "best": self._best(),
-            "figures": {
-                draw.__name__.strip("_"): draw() if self._methods else []
-                for draw in drawn
-            },
+            "figures": {k: f() if self._methods else [] for k, f in drawn.items()},
             "method_lines": _legend(list(self._methods), "Methods"),
             "task_lines": _legend(self._tasks, "Tasks"),
             "settings": settings | summary["machine"] | summary["versions"],

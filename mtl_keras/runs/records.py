@@ -28,10 +28,7 @@ FORMAT = 4
 
 @dataclasses.dataclass(frozen=True)
 class Outcome(Decodable):
-    """Outcome of a training: `"COMPLETED"`, or `"FAILED"` with an error and traceback.
-
-    `seconds` is wall time; `made_with` is as the function of this name returns it.
-    """
+    """How it ended: `"COMPLETED"`, or `"FAILED"` with an error and traceback."""
 
     status: Literal["COMPLETED", "FAILED"]
     seconds: Finite
@@ -43,6 +40,11 @@ class Outcome(Decodable):
     def completed(self) -> bool:
         """Whether it did not fail."""
         return self.status == "COMPLETED"
+
+    @property
+    def reason(self) -> str:
+        """The error as one line."""
+        return " ".join(self.error.split())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +59,11 @@ def failure(error: str, jobs: int) -> Record:
     return Record("FAILED", 0.0, error, "", made_with(jobs), None)
 
 
-def read_record(path: pathlib.Path) -> Record:
-    """Reads a job's record."""
+def read_record(path: pathlib.Path, cls: type = Record) -> Any:
+    """Reads the record of a job or, of another class, of a trial."""
     values = read_json(path)
     check_format(values.get("made_with"), path)
-    return decode(Record, values, str(path))
+    return decode(cls, values, str(path))
 
 
 def check_format(made_with: Any, path: pathlib.Path) -> None:

@@ -6,10 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from mtl_keras.model.columns import MANY_TASKS
-
 
 def metric_names(application: Any, tasks: Sequence[str]) -> dict[str, list[str]]:
     """Returns `{task: [metric, ...]}` for the tasks of an application."""
@@ -25,10 +21,9 @@ def metric_names(application: Any, tasks: Sequence[str]) -> dict[str, list[str]]
 
 
 def column_logs(model: Any, application: Any, prefix: str = "") -> dict[str, float]:
-    """Returns the metrics of tasks that are columns of an output, by task.
+    """Returns the metrics of tasks that are columns, as Keras logs those of others.
 
-    `{"<prefix><task>_<metric>": value}` of a compiled model, just evaluated, as Keras
-    logs them of tasks with outputs of their own; nothing for a model without groups.
+    `{"<prefix><task>_<metric>": value}` of a compiled model, just evaluated.
     """
     if not model.columns:
         return {}
@@ -47,12 +42,7 @@ def by_task(
 ) -> dict[str, dict[str, float]]:
     """Returns Keras's logs as `{task: {metric: value}}`, each task's `"loss"` last.
 
-    Args:
-        logs: Results of `evaluate(return_dict=True)`, or an epoch's logs. Keys
-            are `<task>_<metric>`; Keras leaves the task out of models with one
-            output.
-        names: `{task: [metric, ...]}`, as `metric_names` returns it.
-        prefix: `"val_"` for the validation part of an epoch's logs.
+    `names` is `{task: [metric, ...]}`, as `metric_names` returns it.
     """
     results: dict[str, dict[str, float]] = {}
     for task, metrics in names.items():
@@ -64,20 +54,6 @@ def by_task(
             if key in logs:
                 values[name] = float(logs[key])
     return results
-
-
-def means_of_many(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Returns the mean of each metric over many tasks that have it, NaN left out.
-
-    Nothing for few tasks, or where not all have the same metrics.
-    """
-    names = {tuple(values) for values in results.values()}
-    if len(results) <= MANY_TASKS or len(names) > 1:
-        return {}
-    return {
-        name: float(np.nanmean([values[name] for values in results.values()]))
-        for name in next(iter(names))
-    }
 
 
 def main_metrics(
@@ -93,9 +69,8 @@ def main_metrics(
 def score(main: Mapping[str, float], application: Any) -> float:
     """Returns the mean over tasks of the main metrics, higher being better.
 
-    A metric that is to be minimised counts negative, and one of a target with a unit
-    is divided by the target's deviation. Tasks without a value (NaN), as the data has
-    no label of theirs, are left out; without any value the mean is NaN.
+    A metric of a target with a unit is divided by the target's deviation. Tasks without
+    a value are left out; without any value the mean is NaN.
     """
     tasks = application.tasks
     oriented = [

@@ -24,10 +24,8 @@ from mtl_keras.runs.training import (
     load_split,
     training_batches,
 )
-from mtl_keras.search.objectives import Objective, oriented, parse_objectives
-from mtl_keras.search.search_space import SearchSpace, parse_space
-from mtl_keras.search.space import Fixed, LossWeights
-from mtl_keras.search.study import Study
+from mtl_keras.search.space import Fixed, LossWeights, SearchSpace, parse_space
+from mtl_keras.search.study import Objective, Study, oriented, parse_objectives
 
 SUM = "multi_objective"  # KerasTuner's name for the sum of several objectives
 
@@ -162,8 +160,7 @@ class MultiTaskHyperModel(keras_tuner.HyperModel):
 class _UnweightedLoss(keras.callbacks.Callback):
     """Replaces the weighted loss in an epoch's logs, for later callbacks.
 
-    Trials with different loss weights cannot be told apart by a loss that has them in
-    it: the smaller the weight of the hardest task, the better it looks.
+    By it, the smaller the weight of the hardest task, the better a trial would look.
     """
 
     def __init__(self, tasks: Sequence[str]):
@@ -321,11 +318,7 @@ class StudyHyperModel(keras_tuner.HyperModel):
 
 
 class _EpochResults(keras.callbacks.Callback):
-    """Results of every epoch, and the objectives in its logs for later callbacks.
-
-    Attributes:
-        epochs: `StudyHyperModel.results` of each epoch so far.
-    """
+    """Keeps the results of every epoch; adds the objectives to its logs."""
 
     def __init__(self, hypermodel: StudyHyperModel):
         super().__init__()
@@ -345,10 +338,10 @@ def best_epoch(
 ) -> dict[str, float]:
     """Returns the results of the epoch that a trial is scored by.
 
-    With one objective that is its best epoch (the first of equal ones, as Keras's
-    callbacks have it), with several the last one that no other epoch dominates: a
-    model that the trial had, and as its learning rate had decayed most. A training
-    whose last epoch has a value that is no number has failed, whatever came before.
+    With one objective its best epoch (the first of equal ones, as Keras's callbacks
+    have it), with several the last one that no other dominates: a model that the trial
+    had, and as its learning rate had decayed most. A training whose last epoch has a
+    value that is no number has failed, whatever came before.
     """
     points = [[results[o.name] for o in objectives] for results in epochs]
     front = pareto_front(points, [o.direction for o in objectives])

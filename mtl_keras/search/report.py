@@ -12,7 +12,7 @@ from mtl_keras.reports import figures
 from mtl_keras.reports.rendering import write_html
 from mtl_keras.search import records as reading
 from mtl_keras.search.records import TrialRecord, finished, flat_settings, front_of
-from mtl_keras.search.search_space import Components
+from mtl_keras.search.space import Components
 from mtl_keras.search.study import Study
 
 PAGE = "report.html"

@@ -15,11 +15,7 @@ LOGS = "logs"
 
 
 def write_columns(out: pathlib.Path, study: Study) -> None:
-    """Writes to `logs` which columns the table of trials has, and in which order.
-
-    These are the searched settings, the objectives and the tasks' main metrics.
-    Without this the table would have all settings, and metrics in any order.
-    """
+    """Writes the order of the columns: searched settings, objectives, main metrics."""
     tasks = study.application.tasks
     metrics = [f"objective/{objective.label}" for objective in study.objectives]
     metrics += [f"{task}/{tasks[task].objective}" for task in study.tasks]
@@ -33,11 +29,7 @@ def write_columns(out: pathlib.Path, study: Study) -> None:
 
 
 def write_trial(out: pathlib.Path, record: TrialRecord) -> None:
-    """Writes a trial's settings and results to `logs/<trial>`.
-
-    A trial that is run again leaves a second file, of which TensorBoard shows the
-    newest values.
-    """
+    """Writes a trial's settings and results; of several files the newest counts."""
     settings = {
         name: _plain(value) for name, value in flat_settings(record.config).items()
     }
