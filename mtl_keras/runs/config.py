@@ -221,7 +221,7 @@ class TrainingConfig(Decodable):
             (f"task {owner}", self.tasks, application.tasks),
             (f"backbone {owner}", [self.backbone], application.backbones),
             ("schedule", [self.schedule], SCHEDULES),
-            ("precision", [self.precision or PRECISIONS[0]], PRECISIONS),
+            ("precision", {self.precision} - {None}, PRECISIONS),
             ("task in loss_weights", self.loss_weights or (), self.tasks),
         ):
             for name in names:

@@ -241,7 +241,11 @@ class _Fitting:
         train, last = self._train, self._epochs
         progress = checkpoints.Progress(0, 0, self._per_epoch)
         application = self._config.get_application()
-        own = [_SetEpoch(self._epoch), ColumnLogs(application)]
+        # The data give the order of the epoch.
+        set_epoch = keras.callbacks.LambdaCallback(
+            on_epoch_begin=lambda epoch, logs: self._epoch.assign(epoch)
+        )
+        own = [set_epoch, ColumnLogs(application)]
         if start is not None:
             progress = start.progress
             own.append(checkpoints.Restore(start))
@@ -298,14 +302,3 @@ class _Fitting:
                 f"Resuming the {kind} run, after {progress.epoch} of "
                 f"{self._epochs} epochs{within}.",
             )
-
-
-class _SetEpoch(keras.callbacks.Callback):
-    """Callback that sets the epoch whose order the data give."""
-
-    def __init__(self, variable: tf.Variable):
-        super().__init__()
-        self._variable = variable
-
-    def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
-        self._variable.assign(epoch)

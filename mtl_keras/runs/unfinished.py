@@ -82,7 +82,9 @@ def opened(
     """
     out = pathlib.Path(out).absolute()
     work = work_folder(out)
-    _remove_leftover(work, out)
+    if out.is_dir() and work.is_dir() and not (work / _RUN).exists():
+        # Of a process that was killed after it published its run.
+        shutil.rmtree(work, ignore_errors=True)
     if not replaces:
         check_free(out)
     made = [p for p in out.parents if not p.exists()]
@@ -117,12 +119,6 @@ def opened(
             elif isinstance(error, KeyboardInterrupt):
                 raise KeyboardInterrupt(AGAIN) from None
             raise
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _remove_leftover(work: pathlib.Path, out: pathlib.Path) -> None:
-    """Removes the working directory of a process killed after it published its run."""
-    if out.is_dir() and work.is_dir() and not (work / _RUN).exists():
         shutil.rmtree(work, ignore_errors=True)
 
 

@@ -239,12 +239,10 @@ def _announce(
         f"{', '.join(study.searched)}",
     )
     if known:
-        done, rest = len(known), max(settings.trials - len(known), 0)
-        say(
-            console,
-            f"Reused from {out}: {done} finished trial{'s' if done > 1 else ''}; "
-            + (f"up to {rest} to go." if rest else "nothing left to run."),
-        )
+        rest = settings.trials - len(known)
+        todo = f"up to {rest} to go." if rest > 0 else "nothing left to run."
+        trials = f"{len(known)} finished trial{'s' if len(known) > 1 else ''}"
+        say(console, f"Reused from {out}: {trials}; {todo}")
 
 
 @contextlib.contextmanager
@@ -361,7 +359,7 @@ class Search:
         line = f"trial {trial.trial_id}: {line}; {duration(record.seconds)}"
         if self.name is None:
             todo = self.study.settings.trials - len(self.oracle.start_order)
-            left = self.scheduler.seconds_left([("", 1.0)] * max(todo, 0))
+            left = self.scheduler.seconds_left([("", 1.0)] * todo)
             line += "" if left is None else f", about {duration(left)} left"
         say(self.console, line)
 

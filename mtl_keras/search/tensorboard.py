@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Any
 
 import tensorflow as tf
 from tensorboard.plugins.hparams import api as hparams
@@ -30,8 +29,10 @@ def write_columns(out: pathlib.Path, study: Study) -> None:
 
 def write_trial(out: pathlib.Path, record: TrialRecord) -> None:
     """Writes a trial's settings and results; of several files the newest counts."""
+    plain = (bool, int, float, str)
     settings = {
-        name: _plain(value) for name, value in flat_settings(record.config).items()
+        name: value if isinstance(value, plain) else str(value)
+        for name, value in flat_settings(record.config).items()
     }
     writer = tf.summary.create_file_writer(str(out / LOGS / record.trial))
     with writer.as_default(step=0):
@@ -42,7 +43,3 @@ def write_trial(out: pathlib.Path, record: TrialRecord) -> None:
             for name, value in values.items():
                 tf.summary.scalar(f"{task}/{name}", value)
     writer.close()
-
-
-def _plain(value: Any) -> bool | int | float | str:
-    return value if isinstance(value, (bool, int, float, str)) else str(value)
