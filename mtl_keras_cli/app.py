@@ -427,12 +427,13 @@ def evaluate(
     from mtl_keras.encoding import encode
 
     _allow(code)
-    if runs.load_run(run).config.preferences is not None:
+    loaded = runs.load_run(run)
+    if loaded.config.preferences is not None:
         from mtl_keras_cli import fronts
 
-        fronts.evaluate(run, as_json=as_json, console=make_console())
+        fronts.evaluate(loaded, as_json=as_json, console=make_console())
         return
-    metrics = runs.evaluate(run)
+    metrics = runs.evaluate(loaded)
     if as_json:
         print(json.dumps(encode(metrics), indent=2))
     else:

@@ -71,11 +71,11 @@ class Run:
             ) from error
 
 
-def load_run(path: str | pathlib.Path) -> Run:
+def load_run(path: str | pathlib.Path | Run) -> Run:
     """Reads a run folder.
 
     Args:
-        path: The folder that `train` has written.
+        path: The folder that `train` has written; a run that was read is returned.
 
     Returns:
         The run; its model is loaded by `Run.model()`.
@@ -83,6 +83,8 @@ def load_run(path: str | pathlib.Path) -> Run:
     Raises:
         InputError: If the folder, or one of its files, is missing or broken.
     """
+    if isinstance(path, Run):
+        return path
     path = pathlib.Path(path)
     if not path.is_dir():
         raise InputError(

@@ -164,11 +164,11 @@ def _dtype_policy(name: str | None) -> Iterator[None]:
         keras.config.set_dtype_policy(before)
 
 
-def evaluate(path: str | pathlib.Path) -> dict[str, dict[str, float]]:
+def evaluate(path: str | pathlib.Path | folder.Run) -> dict[str, dict[str, float]]:
     """Evaluates a run's model on the test split again; writes nothing.
 
     Args:
-        path: A run folder.
+        path: A run folder, or the run that `load_run` read.
 
     Returns:
         `{task: {metric: value}}`.
@@ -181,11 +181,13 @@ def evaluate(path: str | pathlib.Path) -> dict[str, dict[str, float]]:
         return test_metrics(run.config, run.model(), load_split(run.config, "test"))
 
 
-def front(path: str | pathlib.Path, points: int | ArrayLike | None = None) -> Front:
+def front(
+    path: str | pathlib.Path | folder.Run, points: int | ArrayLike | None = None
+) -> Front:
     """Evaluates a run with preferences on the test split; writes nothing.
 
     Args:
-        path: A run folder.
+        path: A run folder, or the run that `load_run` read.
         points: Preferences `[N, T]` of any numeric dtype, or a number of at least 2, as
             in `mtl_keras.pareto.front`, with entries in the order of the config's
             tasks; None for the uniform preference and each task's own.
