@@ -158,10 +158,11 @@ def _compressed(
     numbers = (Column(head, justify="right") for head in ("float32", weights, "change"))
     table = Table("task", "metric", *numbers, box=None, pad_edge=False)
     for task, values in run.metrics.items():
-        for name in filter(after[task].__contains__, values):
-            before, now = values[name], after[task][name]
-            cells = (f"{before:.4f}", f"{now:.4f}", f"{now - before:+.4f}")
-            table.add_row(task, name, *cells)
+        for name, before in values.items():
+            if name in after[task]:
+                now = after[task][name]
+                cells = (f"{before:.4f}", f"{now:.4f}", f"{now - before:+.4f}")
+                table.add_row(task, name, *cells)
     console.print(table)
     return small, after
 

@@ -21,7 +21,7 @@ from mtl_keras.errors import InputError, first_line, system_reason
 from mtl_keras.files import read_json, read_text, write_csv
 from mtl_keras.model.model_file import check_model_file
 from mtl_keras.runs.config import TrainingConfig
-from mtl_keras.runs.records import check_format
+from mtl_keras.runs.records import read_values
 
 MODEL = "model.keras"
 CONFIG = "config.json"
@@ -99,8 +99,8 @@ def load_run(path: str | pathlib.Path | Run) -> Run:
             )
         if not (path / name).is_file():
             raise InputError(f"{str(path)!r} is not a run folder: it has no {name}.")
-    values = read_json(path / CONFIG)
-    check_format(values.pop("made_with", None), path / CONFIG)
+    values = read_values(path / CONFIG)
+    del values["made_with"]
     config = decode(TrainingConfig, values, str(path / CONFIG))
     values = read_json(path / METRICS)
     metrics = decode(dict[str, dict[str, Result]], values, str(path / METRICS))

@@ -61,14 +61,14 @@ def failure(error: str, jobs: int) -> Record:
 
 def read_record(path: pathlib.Path, cls: type = Record) -> Any:
     """Reads the record of a job or, of another class, of a trial."""
+    return decode(cls, read_values(path), str(path))
+
+
+def read_values(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a JSON object whose `made_with` has this version's format."""
     values = read_json(path)
-    check_format(values.get("made_with"), path)
-    return decode(cls, values, str(path))
-
-
-def check_format(made_with: Any, path: pathlib.Path) -> None:
-    """Raises an InputError unless a file's `made_with` has this version's format."""
-    stored = made_with if isinstance(made_with, dict) else {}
+    stored = values.get("made_with")
+    stored = stored if isinstance(stored, dict) else {}
     if stored.get("format") != FORMAT:
         version = stored.get("mtl_keras")
         raise InputError(
@@ -76,6 +76,7 @@ def check_format(made_with: Any, path: pathlib.Path) -> None:
             f"({version if isinstance(version, str) else 'unknown'}; this is "
             f"{__version__}). Use that version, or name another folder with --out."
         )
+    return values
 
 
 def open_folder(out: pathlib.Path, file: str) -> dict[str, Any] | None:
@@ -87,9 +88,7 @@ def open_folder(out: pathlib.Path, file: str) -> dict[str, Any] | None:
         check_free(out)
         return None
     check_no_links(*out.rglob("*"))
-    earlier = read_json(out / file)
-    check_format(earlier.get("made_with"), out / file)
-    return earlier
+    return read_values(out / file)
 
 
 def check_same(
