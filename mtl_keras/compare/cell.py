@@ -132,12 +132,11 @@ def train_cell(path: pathlib.Path, settings: Mapping[str, Any]) -> CellResult:
     baseline = settings["baseline"] or dict.fromkeys(config.tasks, 1.0)
     tasks = {task: application.tasks[task] for task in baseline}
     # Keras leaves the task out of a model with one output.
-    one = len(config.tasks) == 1
-    prefixes = {task: "val_" if one else f"val_{task}_" for task in tasks}
+    log = "val_{1}" if len(config.tasks) == 1 else "val_{0}_{1}"
     keep = DeltaCheckpoint(
         path / _BEST,
         baseline,
-        {name: prefixes[name] + task.objective for name, task in tasks.items()},
+        {name: log.format(name, task.objective) for name, task in tasks.items()},
         {name: task.direction for name, task in tasks.items()},
         restore_best_weights=True,
     )

@@ -8,7 +8,7 @@ import os
 import pathlib
 import platform
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -111,31 +111,25 @@ def _summary_rows(summary: Summary) -> Iterator[list[Any]]:
     heads = {t: f"{t}_{about['metric']}" for t, about in summary["tasks"].items()}
     costs = ["step_ms", "step_cpu_ms", "peak_memory_mb"]
     columns = ["delta_m_percent", "rank", *heads.values(), *costs]
-    spreads = [f"{c}_{part}" for c in columns for part in ("mean", "std")]
+    parts = ("mean", "std")
+    spreads = [f"{column}_{part}" for column in columns for part in parts]
     tests = ["p_single_holm", "p_reference_holm"]
     yield ["method", "seeds", *spreads, "jobs", *tests]
     if summary["single"]:
         alone = {h: summary["single"][t]["test"][t] for t, h in heads.items()}
-        yield ["single tasks", None, *_means_and_stds(alone, columns), *[None] * 3]
+        numbers = [alone.get(column, {}).get(p) for column in columns for p in parts]
+        yield ["single tasks", None, *numbers, None, None, None]
     for name, method in summary["methods"].items():
-        values = {"delta_m_percent": method["delta_m"], "rank": method["rank"]}
-        values |= {head: method["test"][task] for task, head in heads.items()}
-        values |= {cost: method[cost] for cost in costs}
+        values = [method["delta_m"], method["rank"], *method["test"].values()]
+        values += [method[cost] for cost in costs]
         yield [
             name,
             len(method["seeds"]),
-            *_means_and_stds(values, columns),
+            *(value[part] for value in values for part in parts),
             span(method["jobs"]),
             corrected_p(summary, "against_single", name),
             corrected_p(summary, "against_reference", name),
         ]
-
-
-def _means_and_stds(
-    values: Mapping[str, Mapping[str, Any]], columns: Sequence[str]
-) -> list[float | None]:
-    nothing = {"mean": None, "std": None}
-    return [values.get(c, nothing)[part] for c in columns for part in nothing]
 
 
 def _cell_rows(cells: list[Cell], records: Mapping[str, Record]) -> Iterator[list[Any]]:
