@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mtl_keras import balancing, sharing
@@ -33,6 +33,7 @@ _SPECS = _METHODS | st.lists(_METHODS, min_size=2, max_size=3)
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(_SPECS, min_size=1, max_size=3))
+@example([{"class_name": "a", "config": {"b": "[", "c": "it's, (1"}}])
 def test_spec_names_are_read_back(specs):
     assert [read_spec(spec_name(spec)) for spec in specs] == specs
     assert read_specs(", ".join(map(spec_name, specs))) == specs
