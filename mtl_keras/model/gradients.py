@@ -32,7 +32,7 @@ from mtl_keras.model.labels import (
 )
 from mtl_keras.model.nonfinite import (
     NonFiniteGuard,
-    finite_columns,
+    finite_by_task,
     finite_gradients,
     on_all_replicas,
 )
@@ -88,6 +88,17 @@ class GradientStepper:
         """Whether one step differentiates more than one scalar."""
         return self._pipeline.needs_several_gradients or self.changes_rows
 
+    @property
+    def _gram_matrix_tells(self) -> bool:
+        """Whether the Gram matrix tells which rows are finite, without further passes.
+
+        Its diagonal in float64 is finite where a task's gradient is; methods with
+        gradients of parts of the batch have no other use for it.
+        """
+        balancer = self._pipeline.gradient_balancer
+        is_by_gramian = isinstance(balancer, GramBalancer)
+        return is_by_gramian and not balancer.num_sub_batches and not self.changes_rows
+
     def gradients(self, step: Step, variables: TaskVariables) -> dict[int, Gradient]:
         """Returns the balanced gradient of every trainable variable, by its id.
 
@@ -110,7 +121,7 @@ class GradientStepper:
             *([balanced[id(v)] for v in own] for own in variables.own.values()),
             [balanced[id(v)] for v in (*variables.shared, *variables.unused)],
         ]
-        in_own = self._finite_own(step, gradients[:-1])
+        in_own = finite_by_task(step.losses.layout, gradients[:-1])
         flags = [step.finite, in_own, finite_gradients(gradients[-1:])]
         flags = on_all_replicas(tf.concat(flags, axis=0)) | step.may_overflow
         size = step.present.shape[0]
@@ -118,17 +129,6 @@ class GradientStepper:
         in_rows, in_own, rest = flags[:size], flags[size:-1], flags[-1:]
         step.finite, step.rest_finite = in_rows & in_own, rest[0]
         return balanced
-
-    @staticmethod
-    def _finite_own(step: Step, own: Sequence[Sequence[Gradient]]) -> tf.Tensor:
-        """Returns for each task whether its own gradients are finite, bool `[T]`."""
-        layout = step.losses.layout
-        return layout.joined(
-            [
-                finite_columns(gradients, layout.size(output))
-                for output, gradients in zip(layout.outputs, own, strict=True)
-            ]
-        )
 
     def _loss_weights(self, step: Step) -> tf.Tensor:
         return self._pipeline.loss_weights(step.batch_losses, step.present)
@@ -201,7 +201,9 @@ class GradientStepper:
             _task_rows(step.tape, losses, sources, upstream)
             for losses in step.sub_batches
         ]
-        step.finite = finite_gradients(rows) & self._finite_own(step, own)
+        step.finite = finite_by_task(step.losses.layout, own)
+        if not self._gram_matrix_tells:
+            step.finite &= finite_gradients(rows)
         if step.representation is None:
             rows = sum_rows(rows)
             sub_batches = [sum_rows(part) for part in sub_batches]
@@ -262,19 +264,21 @@ class GradientStepper:
         if not rows[0]:
             step.weights = tf.ones_like(step.loss_weights)
             return []
-        update, step.weights = self._pipeline.aggregate(
-            GradientStep(
-                rows,
-                step.batch_losses * step.loss_weights,
-                step.present,
-                step.loss_scale,
-                summed=step.representation is None,
-                sub_batches=sub_batches,
-                compute_dtypes=self._compute_dtypes,
-                sources=sources,
-                shared_samples=self._shared_samples(step),
-            )
+        gradient_step = GradientStep(
+            rows,
+            step.batch_losses * step.loss_weights,
+            step.present,
+            step.loss_scale,
+            summed=step.representation is None,
+            sub_batches=sub_batches,
+            compute_dtypes=self._compute_dtypes,
+            sources=sources,
+            shared_samples=self._shared_samples(step),
         )
+        update, step.weights = self._pipeline.aggregate(gradient_step)
+        if self._gram_matrix_tells:
+            squares = tf.linalg.diag_part(gradient_step.gramian)
+            step.finite &= tf.math.is_finite(squares)
         return update
 
     def _through_backbone(

@@ -19,6 +19,8 @@ from mtl_keras.model.labels import sum_over_replicas
 from mtl_keras.model.task_metrics import LabelledBatches
 
 POLICIES = ("raise", "skip_task", "skip_step")
+# Elements of a gradient that is checked together with others, which copies it.
+_SMALL = 1 << 14
 
 
 class NonFiniteGuard:
@@ -233,18 +235,57 @@ class NonFiniteGuard:
 def finite_gradients(groups: Sequence[Sequence[Any]]) -> tf.Tensor:
     """Returns for each list of gradients whether all are finite, bool `[len]`.
 
+    Small gradients of one size are checked together: by themselves each would cost an
+    accelerator, or XLA, a kernel or two.
+
     Args:
         groups: Lists of tensors, `tf.IndexedSlices` or None; a replica's own.
     """
-    return tf.stack([all_finite(_values(group)) for group in groups])
+    batches: dict[Any, list[tuple[int, tf.Tensor]]] = {}
+    for group, gradients in enumerate(groups):
+        for index, values in enumerate(_values(gradients)):
+            size = values.shape.num_elements()
+            is_small = size is not None and size <= _SMALL
+            key = (values.dtype, size) if is_small else (group, index)
+            batches.setdefault(key, []).append((group, values))
+    flags, owners = [], []
+    for batch in batches.values():
+        rows = tf.stack([tf.reshape(values, (-1,)) for _, values in batch])
+        flags.append(tf.reduce_all(tf.math.is_finite(rows), axis=1))
+        owners += [group for group, _ in batch]
+    if not flags:
+        return tf.ones((len(groups),), "bool")
+    of_others = np.arange(len(groups))[:, None] != np.array(owners)
+    return tf.reduce_all(tf.concat(flags, axis=0) | of_others, axis=1)
 
 
-def finite_columns(gradients: Sequence[Any], size: int | None) -> tf.Tensor:
-    """Returns whether an output's gradients are finite, a bool scalar.
+def finite_by_task(
+    layout: TaskLayout, gradients: Sequence[Sequence[Any]]
+) -> tf.Tensor:
+    """Returns for each task whether its own gradients are finite, bool `[T]`.
+
+    Args:
+        layout: The outputs and their tasks.
+        gradients: By output, those of its own variables.
+    """
+    sizes = [layout.size(output) for output in layout.outputs]
+    if not any(sizes):
+        return finite_gradients(gradients)
+    return layout.joined(
+        [
+            _finite_columns(of_output, size)
+            for of_output, size in zip(gradients, sizes, strict=True)
+        ]
+    )
+
+
+def _finite_columns(gradients: Sequence[Any], size: int | None) -> tf.Tensor:
+    """Returns whether an output's gradients are finite.
 
     Args:
         gradients: Those of its own variables.
         size: Of a group of T tasks T: the result is bool `[T]`, by the last axis.
+            Else it is a scalar.
     """
     if size is None:
         return all_finite(_values(gradients))

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import mtl_keras
 from mtl_keras.errors import InputError, NonFiniteError
+from mtl_keras.model.nonfinite import finite_gradients
 
 # The test of this warning sees it all the same.
 pytestmark = pytest.mark.filterwarnings("ignore:Of the .* steps of this epoch")
@@ -102,6 +103,41 @@ def test_an_error_names_task_step_and_batch(value, blamed, method, arguments):
     assert_equal_weights(before, model, rtol=1e-4, atol=1e-6)
     # The model trains on.
     model.fit(x[:32], {task: label[:32] for task, label in y.items()}, **FIT)
+
+
+def test_shared_gradients_alone_name_their_task():
+    inputs = keras.Input((6,))
+    h = keras.layers.Dense(3)(inputs)
+    # Without variables of their own only the Gram matrix tells of the gradient.
+    outputs = {
+        task: keras.layers.Lambda(lambda x, i=i: x[:, i : i + 1])(h)
+        for i, task in enumerate(TASKS)
+    }
+    model = mtl_keras.MultiTaskModel(inputs, outputs)
+    loss = {"a": "mse", "b": root, "c": "mse"}
+    model.compile("sgd", loss, balancing="upgrad", run_eagerly=True)
+    with pytest.raises(NonFiniteError, match="the gradient of 'b'"):
+        model.train_on_batch(*data(16, bad=[3], value=7.0))
+
+
+def test_gradients_of_any_sizes_are_checked():
+    rng = np.random.default_rng(0)
+    shapes = [[(3,), (200, 100), (2, 2)], [], [(4,), (), (3,)], [None, (0, 3), (4,)]]
+    for trial in range(20):
+        groups, finite = [], []
+        for group in shapes:
+            arrays = [np.ones(s, "float32") for s in group if s is not None]
+            if trial:
+                chosen = [a for a in arrays if a.size and rng.uniform() < 0.3]
+                for array in chosen:
+                    array.flat[rng.integers(array.size)] = rng.choice([np.inf, np.nan])
+            finite.append(all(np.isfinite(array).all() for array in arrays))
+            dtypes = [tf.float16 if a.ndim == 0 else tf.float32 for a in arrays]
+            given = [tf.constant(*pair) for pair in zip(arrays, dtypes, strict=True)]
+            # As an embedding's gradient is.
+            given = [tf.IndexedSlices(g, [0]) if g.ndim == 2 else g for g in given]
+            groups.append([*given, None] if None in group else given)
+        np.testing.assert_array_equal(finite_gradients(groups), finite)
 
 
 def test_the_step_of_train_on_batch_raises_at_once():
