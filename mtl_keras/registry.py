@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import keyword
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -68,3 +68,26 @@ def deserialize_named(
     if not isinstance(instance, base):
         raise InputError(f"Expected a {kind}. Received: {name!r}.")
     return instance
+
+
+def spec_name(spec: Any, write: Callable[[Any], str] = repr) -> str:
+    """Returns a name or config as text, the values of arguments written by `write`.
+
+    `{"class_name": "dwa", "config": {"temperature": 1}}` is `dwa(temperature=1)`.
+    """
+    if isinstance(spec, dict):
+        config = spec.get("config", {})
+        arguments = ", ".join(
+            f"{name}={spec_name(value, write) if _is_spec(value) else write(value)}"
+            for name, value in config.items()
+        )
+        return f"{spec.get('class_name')}({arguments})"
+    if isinstance(spec, (list, tuple)):
+        return " + ".join(spec_name(member, write) for member in spec)
+    return str(spec)
+
+
+def _is_spec(value: Any) -> bool:
+    if not isinstance(value, dict) or set(value) != {"class_name", "config"}:
+        return False
+    return isinstance(value["config"], dict) and bool(value["config"])

@@ -316,15 +316,19 @@ def _check_same(run: Run, config: TrainingConfig) -> None:
 
 
 def _print_metrics(console: Console, metrics: dict[str, dict[str, float]]) -> None:
-    from mtl_keras.runs.results import means_of_many
+    from mtl_keras.model.columns import MANY_TASKS
+    from mtl_keras.runs.results import defined_mean
 
     table = plain_table("test split", "metric")
     table.add_column("value", justify="right")
     for task, values in metrics.items():
         for name, value in values.items():
             table.add_row(task, name, f"{value:.4f}")
-    for name, value in means_of_many(metrics).items():
-        table.add_row(f"mean of {len(metrics)}", name, f"{value:.4f}")
+    names = {tuple(values) for values in metrics.values()}
+    if len(metrics) > MANY_TASKS and len(names) == 1:
+        for name in names.pop():
+            mean = defined_mean([values[name] for values in metrics.values()])
+            table.add_row(f"mean of {len(metrics)}", name, f"{mean:.4f}")
     console.print(table)
 
 
@@ -422,12 +426,13 @@ def evaluate(
     from mtl_keras.encoding import encode
 
     _allow(code)
-    if runs.load_run(run).config.preferences is not None:
+    loaded = runs.load_run(run)
+    if loaded.config.preferences is not None:
         from mtl_keras_cli import fronts
 
-        fronts.evaluate(run, as_json=as_json, console=make_console())
+        fronts.evaluate(loaded, as_json=as_json, console=make_console())
         return
-    metrics = runs.evaluate(run)
+    metrics = runs.evaluate(loaded)
     if as_json:
         print(json.dumps(encode(metrics), indent=2))
     else:

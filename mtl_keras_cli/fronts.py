@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import pathlib
 from typing import Any
 
 from rich.console import Console
@@ -21,15 +20,14 @@ _MOST_TASKS = 5
 _BEYOND = 1.1
 
 
-def evaluate(path: pathlib.Path, *, as_json: bool, console: Console) -> None:
+def evaluate(run: runs.Run, *, as_json: bool, console: Console) -> None:
     """Prints a run's metrics at the uniform preference and at each task's own.
 
     And the hypervolume of the losses there, up to 1.1 times the largest of each task,
     where losses are positive and tasks few.
     """
-    config = runs.load_run(path).config
-    front = runs.front(path)
-    names = metric_names(config.get_application(), config.tasks)
+    front = runs.front(run)
+    names = metric_names(run.config.get_application(), run.config.tasks)
     metrics = [by_task(row, names) for row in front.results]
     volume = _hypervolume(front)
     if as_json:

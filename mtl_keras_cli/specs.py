@@ -1,6 +1,6 @@
 """Methods with arguments as text: `cagrad(c=0.5)`, `uncertainty + pcgrad`.
 
-The inverse of `mtl_keras.runs.config.spec_name`.
+The inverse of `mtl_keras.registry.spec_name`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _split(text: str, separator: str) -> list[str]:
             if character == quote and not escaped:
                 quote = ""
             escaped = character == "\\" and not escaped
-        elif waiting and character in "'\"":
+        elif character in "'\"":
             quote = character
         elif character in _CLOSING:
             waiting.append(_CLOSING[character])

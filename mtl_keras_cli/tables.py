@@ -11,9 +11,10 @@ from rich.console import Console
 from mtl_keras import runs
 from mtl_keras.applications.built import BuiltModel
 from mtl_keras.applications.table.application import Table
-from mtl_keras.applications.table.predicting import predict_file, suffix_of
+from mtl_keras.applications.table.predicting import predict_file
 from mtl_keras.balancing.arguments import preference_per_task
 from mtl_keras.data.tables.proposal import propose
+from mtl_keras.data.tables.reading import suffix_of
 from mtl_keras.errors import InputError
 from mtl_keras.pareto import PreferenceModel
 from mtl_keras.runs.training import preference_tasks

@@ -107,11 +107,12 @@ NEEDING = {
         "evaluation.paired_tests({'a': [1.0, 2.0, 4.0]}, [0.0, 0.0, 1.0])",
         "evaluation.detectable_difference(3)",
         "import mtl_keras.compare.summary",
+        "import mtl_keras.compare.report",
     ],
     "plots": [
         "import mtl_keras.evaluation.plots",
         "search.run_study",
-        "import mtl_keras.compare.report",
+        "import mtl_keras.search.report",
         "import mtl_keras.reports.rendering",
         "from mtl_keras.callbacks import conflict_images\n"
         "conflict_images.heat_map(np.eye(2), ['a', 'b'])",

@@ -107,7 +107,7 @@ class TaskAffinity(keras.callbacks.Callback):
         del logs
         measured = [self._lookahead(*_unpacked(batch)) for batch in self.batches]
         cosines, affinity, shared = (
-            _mean_where_finite(np.stack(values))
+            mean_where_finite(np.stack(values))
             for values in zip(*measured, strict=True)
         )
         self.history.append(
@@ -166,14 +166,14 @@ def mean_over_epochs(history: Iterable[dict[str, Any]], what: str) -> np.ndarray
     tables = [np.array(record[what], dtype=np.float64) for record in history]
     if not tables:
         raise InputError("Expected at least one measured epoch. Received: none.")
-    return _mean_where_finite(np.stack(tables))
+    return mean_where_finite(np.stack(tables))
 
 
 def _unpacked(batch: Any) -> tuple[Any, Any, Any]:
     return keras.utils.unpack_x_y_sample_weight(batch)
 
 
-def _mean_where_finite(values: np.ndarray) -> np.ndarray:
+def mean_where_finite(values: np.ndarray) -> np.ndarray:
     """Returns the mean over the first axis, NaN where nothing is finite."""
     finite = np.isfinite(values)
     count = finite.sum(axis=0)

@@ -13,7 +13,8 @@ from typing import Any
 
 from mtl_keras import balancing
 from mtl_keras.errors import InputError, check_integer, unknown_name
-from mtl_keras.runs.config import RunConfig, Spec, TrainingConfig, spec_name
+from mtl_keras.registry import spec_name
+from mtl_keras.runs.config import RunConfig, Spec, TrainingConfig
 
 # Half of them weigh losses, half combine gradients; the first is the reference.
 DEFAULT_BALANCING = (
@@ -148,15 +149,8 @@ class Comparison:
                 raise InputError(
                     f"Expected each {setting} once. Received twice: {repeated[0]}."
                 )
-        plan = Plan(
-            base,
-            ways,
-            sharing,
-            self.seeds,
-            self.pairs,
-            self.single_tasks,
-            self.primary,
-        )
+        own = (self.seeds, self.pairs, self.single_tasks, self.primary)
+        plan = Plan(base, ways, sharing, *own)
         known: dict[str, Cell] = {}
         for cell in plan.cells():
             same = known.setdefault(cell.identity, cell)
@@ -169,9 +163,10 @@ class Comparison:
 
     def _checked_balancing(self, tasks: Sequence[str]) -> tuple[Spec | list[Spec], ...]:
         """Returns the ways to balance, told of the main task, which is checked."""
-        ways = self.balancing
+        default = DEFAULT_BALANCING if self.primary is None else PRIMARY_BALANCING
+        ways = tuple(default if self.balancing is None else self.balancing)
         if self.primary is None:
-            return tuple(DEFAULT_BALANCING if ways is None else ways)
+            return ways
         if self.primary not in tasks:
             raise unknown_name("primary task", self.primary, tasks)
         if self.pairs or not self.single_tasks:
@@ -180,7 +175,6 @@ class Comparison:
                 f"is measured against itself alone. Received: pairs={self.pairs}, "
                 f"single_tasks={self.single_tasks}."
             )
-        ways = PRIMARY_BALANCING if ways is None else ways
         return tuple(_told(spec, self.primary) for spec in ways)
 
     def _settings(self) -> RunConfig:
@@ -245,12 +239,11 @@ class Plan:
             self._cell(COMBINATION, name, self.tasks, seed, share, balance)
             for name, share, balance in self._combinations()
         ]
-        if self.helpers:
-            _, share, balance = self._combinations()[0]
-            for helper in self.helpers:
-                rest = tuple(task for task in self.tasks if task != helper)
-                name = f"without {helper}"
-                cells.append(self._cell(WITHOUT, name, rest, seed, share, balance))
+        _, share, balance = self._combinations()[0]
+        for helper in self.helpers:
+            rest = tuple(task for task in self.tasks if task != helper)
+            name = f"without {helper}"
+            cells.append(self._cell(WITHOUT, name, rest, seed, share, balance))
         if self.pairs:
             cells += [
                 self._cell(PAIR, f"pair {' + '.join(pair)}", pair, seed)
@@ -266,17 +259,13 @@ class Plan:
         return tuple(task for task in self.tasks if task != self.primary)
 
     def _combinations(self) -> list[tuple[str, Any, Any]]:
-        several = len(self.sharing) > 1
         return [
             (
-                f"{spec_name(share)}, {spec_name(balance)}"
-                if several
-                else spec_name(balance),
+                f"{spec_name(share)}, " * (len(self.sharing) > 1) + spec_name(balance),
                 share,
                 balance,
             )
-            for share in self.sharing
-            for balance in self.balancing
+            for share, balance in itertools.product(self.sharing, self.balancing)
         ]
 
     def _cell(
@@ -303,8 +292,7 @@ class Plan:
             _, share, balance = self._combinations()[0]
             against = dataclasses.replace(config, sharing=share, balancing=balance)
             key += f" against {against.identity()}"
-        digest = hashlib.sha256(key.encode()).hexdigest()
-        identity = digest[:_IDENTITY_DIGITS]
+        identity = hashlib.sha256(key.encode()).hexdigest()[:_IDENTITY_DIGITS]
         name = f"{label[:_LABEL_LENGTH]}-seed{seed}-{identity}"
         return Cell(name, kind, method, config, identity)
 

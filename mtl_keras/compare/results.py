@@ -1,31 +1,52 @@
-"""Runs a comparison and writes its results: JSON, two tables, the report."""
+"""Runs a comparison: its cells, several at a time, and the files of its results."""
 
 from __future__ import annotations
 
+import collections
+import math
 import os
 import pathlib
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
 from rich.console import Console
+from rich.progress import TextColumn
 
-from mtl_keras.compare.comparison import Cell, Comparison
+from mtl_keras.callbacks.task_progress import duration
+from mtl_keras.compare import comparison as kinds
+from mtl_keras.compare.cell import CellResult, read_cell
+from mtl_keras.compare.comparison import COMBINATION, SINGLE, Cell, Comparison, Plan
 from mtl_keras.compare.report import write_report
-from mtl_keras.compare.running import run_cells
 from mtl_keras.compare.summary import Summary, corrected_p, summarise
-from mtl_keras.files import write_csv, write_json
+from mtl_keras.decoding import decode
+from mtl_keras.encoding import encode
+from mtl_keras.errors import check_integer
+from mtl_keras.evaluation import has_relative_gain
+from mtl_keras.files import make_folder, write_csv, write_json
 from mtl_keras.reports.rendering import span
+from mtl_keras.runs import records
 from mtl_keras.runs.folder import disk_errors
-from mtl_keras.runs.records import Record, versions
-from mtl_keras.runs.scheduler import cores
+from mtl_keras.runs.progress import progress_bar, say
+from mtl_keras.runs.records import RECORD, Record, versions
+from mtl_keras.runs.results import defined_mean
+from mtl_keras.runs.scheduler import Job, Scheduler, cores
 
 RESULTS = "results.json"
 SUMMARY_TABLE = "summary.csv"
 CELLS_TABLE = "cells.csv"
 REPORT = "report.html"
 FILES = (REPORT, RESULTS, SUMMARY_TABLE, CELLS_TABLE)
+COMPARISON = "comparison.json"
+CELLS = "cells"
+_TRAIN = "mtl_keras.compare.cell:train_cell"
+_POLL_SECONDS = 0.5
+_KINDS = {
+    SINGLE: "of single tasks",
+    kinds.WITHOUT: "without a helper",
+    kinds.PAIR: "of pairs",
+}
 
 
 def run_comparison(
@@ -90,31 +111,25 @@ def _summary_rows(summary: Summary) -> Iterator[list[Any]]:
     heads = {t: f"{t}_{about['metric']}" for t, about in summary["tasks"].items()}
     costs = ["step_ms", "step_cpu_ms", "peak_memory_mb"]
     columns = ["delta_m_percent", "rank", *heads.values(), *costs]
-    spreads = [f"{c}_{part}" for c in columns for part in ("mean", "std")]
+    parts = ("mean", "std")
+    spreads = [f"{column}_{part}" for column in columns for part in parts]
     tests = ["p_single_holm", "p_reference_holm"]
     yield ["method", "seeds", *spreads, "jobs", *tests]
     if summary["single"]:
         alone = {h: summary["single"][t]["test"][t] for t, h in heads.items()}
-        yield ["single tasks", None, *_means_and_stds(alone, columns), *[None] * 3]
+        numbers = [alone.get(column, {}).get(p) for column in columns for p in parts]
+        yield ["single tasks", None, *numbers, None, None, None]
     for name, method in summary["methods"].items():
-        values = {"delta_m_percent": method["delta_m"], "rank": method["rank"]}
-        values |= {head: method["test"][task] for task, head in heads.items()}
-        values |= {cost: method[cost] for cost in costs}
+        values = [method["delta_m"], method["rank"], *method["test"].values()]
+        values += [method[cost] for cost in costs]
         yield [
             name,
             len(method["seeds"]),
-            *_means_and_stds(values, columns),
+            *(value[part] for value in values for part in parts),
             span(method["jobs"]),
             corrected_p(summary, "against_single", name),
             corrected_p(summary, "against_reference", name),
         ]
-
-
-def _means_and_stds(
-    values: Mapping[str, Mapping[str, Any]], columns: Sequence[str]
-) -> list[float | None]:
-    nothing = {"mean": None, "std": None}
-    return [values.get(c, nothing)[part] for c in columns for part in nothing]
 
 
 def _cell_rows(cells: list[Cell], records: Mapping[str, Record]) -> Iterator[list[Any]]:
@@ -134,3 +149,172 @@ def _cell_rows(cells: list[Cell], records: Mapping[str, Record]) -> Iterator[lis
         for task, metrics in result.test.items():
             for metric, value in metrics.items():
                 yield [*first, result.epoch, task, metric, value, *cost, None]
+
+
+def run_cells(
+    plan: Plan, out: pathlib.Path, *, jobs: int = 1, console: Console | None = None
+) -> dict[str, Record]:
+    """Trains the cells that are left; returns all records, `{cell name: record}`.
+
+    A combination waits for the cells that it is measured against. Where one of them
+    failed, it is recorded as failed as well, without being trained.
+    """
+    check_integer("jobs", jobs, low=1)
+    # What a cell measures of its process is not to include another one's.
+    with Scheduler(jobs, fresh=True) as scheduler:
+        now = {**encode(plan), "made_with": records.made_with()}
+        earlier = records.open_folder(out, COMPARISON)
+        if earlier is not None:
+            where = f"{out / COMPARISON}, base"
+            base = decode(dict[str, Any], earlier.get("base"), where)
+            records.check_same(out, "a comparison", base, now["base"])
+        make_folder(out)
+        write_json(out / COMPARISON, now)
+        return _Cells(plan, out, scheduler, console or Console(quiet=True)).run()
+
+
+class _Cells:
+    """The cells of a comparison: those still to train, and the records of the rest."""
+
+    def __init__(
+        self, plan: Plan, out: pathlib.Path, scheduler: Scheduler, console: Console
+    ):
+        self._plan = plan
+        self._cells = {cell.name: cell for cell in plan.cells()}
+        self._folder = out.absolute() / CELLS
+        self._scheduler = scheduler
+        self._console = console
+        self._records: dict[str, Record] = {}
+        self._waiting: list[Cell] = []
+
+    def run(self) -> dict[str, Record]:
+        """Trains the cells that are left; see `run_cells`."""
+        for cell in self._cells.values():
+            file = self._file(cell)
+            record = read_cell(file, cell) if file.is_file() else None
+            if record is not None and record.completed:
+                self._records[cell.name] = record
+                continue
+            # A failure may have had a cause outside, such as a full disk.
+            file.unlink(missing_ok=True)
+            self._waiting.append(cell)
+        self._announce()
+        with progress_bar(self._console, TextColumn("{task.fields[left]}")) as bar:
+            row = bar.add_task("cells", total=len(self._cells), left="")
+            while self._waiting or self._scheduler.running:
+                self._start_ready()
+                for job in self._scheduler.wait(_POLL_SECONDS):
+                    self._finish(self._cells[job.folder.name])
+                bar.update(row, completed=len(self._records), left=self._left())
+        return {name: self._records[name] for name in self._cells}
+
+    def _announce(self) -> None:
+        base = self._plan.base
+        counts = collections.Counter(cell.kind for cell in self._cells.values())
+        others = "".join(
+            f", {counts[kind]} {text}" for kind, text in _KINDS.items() if counts[kind]
+        )
+        say(
+            self._console,
+            f"Comparing on {base.data}: {counts[COMBINATION]} trainings of "
+            f"{len(self._plan.methods)} combinations{others}; {base.epochs} epochs "
+            f"each, {self._scheduler.slots} at a time",
+        )
+        if self._records:
+            rest = len(self._waiting) or "none"
+            self._console.print(f"Reused: {len(self._records)} finished; {rest} to go.")
+
+    def _start_ready(self) -> None:
+        """Starts the first cells whose baselines are done, where a slot is free."""
+        for cell in list(self._waiting):
+            if not self._scheduler.free:
+                return
+            baselines = self._baselines(cell)
+            if all(one.name in self._records for one in baselines):
+                self._waiting.remove(cell)
+                self._start(cell, baselines)
+
+    def _baselines(self, cell: Cell) -> list[Cell]:
+        """Returns the cells that a cell is measured against, of its seed.
+
+        Those of its tasks alone, or without single tasks the first combination.
+        """
+        if cell.kind == SINGLE:
+            return []
+        reference = self._plan.methods[0]
+        return [
+            one
+            for one in self._cells.values()
+            if one is not cell
+            and one.config.seed == cell.config.seed
+            and (
+                one.kind == SINGLE and one.tasks[0] in cell.tasks
+                if self._plan.single_tasks
+                else one.method == reference != cell.method
+            )
+        ]
+
+    def _start(self, cell: Cell, baselines: list[Cell]) -> None:
+        baseline: dict[str, float] = {}
+        for one in baselines:
+            record = self._records[one.name]
+            if not record.completed:
+                self._fail(cell, one)
+                return
+            baseline |= record.result.validation
+        excluded = [t for t, b in baseline.items() if not has_relative_gain(b)]
+        if excluded:
+            say(
+                self._console,
+                f"{cell}: its epoch is chosen without {', '.join(excluded)}, whose "
+                "baseline on validation is 0 or has no value.",
+            )
+        settings = {
+            "label": str(cell),
+            "kind": cell.kind,
+            "config": encode(cell.config),
+            "baseline": baseline or None,
+        }
+        kind, size = _kind_and_size(cell)
+        folder = self._folder / cell.name
+        self._scheduler.submit(Job(str(cell), folder, _TRAIN, settings, kind, size))
+
+    def _fail(self, cell: Cell, baseline: Cell) -> None:
+        """Records a cell as failed, as a baseline of it has."""
+        single = baseline.kind == SINGLE
+        by = f"{baseline.tasks[0]!r} alone" if single else f"by {baseline.method}"
+        error = (
+            f"Its epoch cannot be chosen: training {by} with seed {cell.config.seed} "
+            "failed."
+        )
+        make_folder(self._folder / cell.name)
+        write_json(self._file(cell), records.failure(error, self._scheduler.slots))
+        self._finish(cell)
+
+    def _finish(self, cell: Cell) -> None:
+        record = self._records[cell.name] = read_cell(self._file(cell), cell)
+        number = f"{len(self._records)}/{len(self._cells)}"
+        line = _score(record.result) if record.completed else f"failed: {record.reason}"
+        left = self._left()
+        line = f"{cell}: {line}; {duration(record.seconds)}{left and ', '}{left}"
+        say(self._console, f"{number:>7}  {line}")
+
+    def _file(self, cell: Cell) -> pathlib.Path:
+        return self._folder / cell.name / RECORD
+
+    def _left(self) -> str:
+        """Returns about how long the rest takes, as people read it."""
+        seconds = self._scheduler.seconds_left(map(_kind_and_size, self._waiting))
+        return f"about {duration(seconds)} left" if seconds else ""
+
+
+def _kind_and_size(cell: Cell) -> tuple[str, float]:
+    """Returns what a cell's duration depends on."""
+    return cell.kind if cell.kind == SINGLE else cell.method, float(len(cell.tasks))
+
+
+def _score(result: CellResult) -> str:
+    value = f"Δm {result.validation_delta_m:+.2f}%"
+    if math.isnan(result.validation_delta_m):
+        value = f"{defined_mean(list(result.validation.values())):.4f}"
+    return f"{value} on validation at epoch {result.epoch}"

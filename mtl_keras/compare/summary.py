@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +10,8 @@ import numpy as np
 
 from mtl_keras import evaluation, optional, sharing
 from mtl_keras.balancing.conflicts import confidence
-from mtl_keras.callbacks.task_affinity import mean_over_epochs
+from mtl_keras.callbacks.task_affinity import mean_where_finite
+from mtl_keras.compare.cell import CellResult
 from mtl_keras.compare.comparison import (
     COMBINATION,
     PAIR,
@@ -20,7 +20,6 @@ from mtl_keras.compare.comparison import (
     Cell,
     Plan,
 )
-from mtl_keras.compare.records import CellResult
 from mtl_keras.encoding import encode
 from mtl_keras.model.columns import MANY_TASKS
 from mtl_keras.runs.records import Record
@@ -35,12 +34,7 @@ _COSTS = ("step_ms", "step_cpu_ms", "peak_memory_mb", "peak_gpu_memory_mb")
 
 
 def summarise(plan: Plan, records: Mapping[str, Record]) -> Summary:
-    """Returns the values of `results.json`; `docs/compare.md` names the keys.
-
-    Args:
-        plan: The comparison, as `Comparison.validate` returns it.
-        records: `{cell name: record}` of its cells.
-    """
+    """Returns the values of `results.json`; `docs/compare.md` names the keys."""
     return _Summary(plan, records).all()
 
 
@@ -70,10 +64,9 @@ def shown_tasks(summary: Summary) -> list[str]:
 
 
 def metrics_of(summary: Summary, method: str | None) -> list[dict[str, Any]]:
-    """Returns the shown metrics of a method, each as `spread` returns it.
+    """Returns the main metrics of the shown tasks, else their mean, as `spread` does.
 
-    These are the main metrics of the tasks that are shown, or else their mean over
-    tasks; those of the single tasks where `method` is None.
+    Of a method, or of the single tasks where `method` is None.
     """
     shown, single = shown_tasks(summary), summary["single"]
     if method is not None:
@@ -89,28 +82,32 @@ class _Trained(NamedTuple):
     """A finished cell, with the tasks' main metrics on the test split."""
 
     cell: Cell
-    seed: int
     seconds: float
     result: CellResult
     test: dict[str, float]
+
+    @property
+    def seed(self) -> int:
+        return self.cell.config.seed
 
 
 class _Summary:
     def __init__(self, plan: Plan, records: Mapping[str, Record]):
         self._plan = plan
-        self._application = plan.base.get_application()
+        application = plan.base.get_application()
         self._tasks = list(plan.tasks)
-        self._directions = {
-            task: self._application.tasks[task].direction for task in self._tasks
-        }
+        own = {task: application.tasks[task] for task in self._tasks}
+        self._metrics = {task: about.objective for task, about in own.items()}
+        self._directions = {task: about.direction for task, about in own.items()}
         self._trained: list[_Trained] = []
         self._failed: dict[str, str] = {}
         for cell in plan.cells():
             record = records[cell.name]
             if record.completed:
-                test = main_metrics(record.result.test, self._application)
-                values = (cell.config.seed, record.seconds, record.result, test)
-                self._trained.append(_Trained(cell, *values))
+                test = main_metrics(record.result.test, application)
+                self._trained.append(
+                    _Trained(cell, record.seconds, record.result, test)
+                )
             else:
                 self._failed[cell.name] = record.error
         # {task: {seed: metric}} of the tasks alone, on the test split; without these
@@ -146,11 +143,8 @@ class _Summary:
         return {
             "comparison": encode(self._plan),
             "tasks": {
-                task: {
-                    "metric": self._application.tasks[task].objective,
-                    "direction": self._directions[task],
-                }
-                for task in self._tasks
+                task: {"metric": metric, "direction": self._directions[task]}
+                for task, metric in self._metrics.items()
             },
             "single": {
                 task: _common(self._of(SINGLE, f"single {task}"))
@@ -177,15 +171,11 @@ class _Summary:
         }
         compared = [gains[t] for t in self._compared if t not in self._excluded]
         deltas = np.mean(compared, axis=0) if compared else [math.nan] * len(trained)
-        metrics = {self._application.tasks[task].objective for task in self._tasks}
         # None where the tasks' metrics are not one.
         means = [defined_mean(list(one.test.values())) for one in trained]
         return _common(trained) | {
-            "test": {
-                task: spread([one.test[task] for one in trained])
-                for task in self._tasks
-            },
-            "mean": spread(means if len(metrics) == 1 else []),
+            "test": {t: spread([one.test[t] for one in trained]) for t in self._tasks},
+            "mean": spread(means if len(set(self._metrics.values())) == 1 else []),
             "gain": {task: spread(gains[task]) for task in self._tasks},
             "delta_m": spread(list(deltas)),
             "validation_delta_m": spread([r.validation_delta_m for r in results]),
@@ -205,10 +195,9 @@ class _Summary:
         }
 
     def _gain(self, task: str, value: float, seed: int) -> float:
-        """Returns the relative gain in percent; NaN where there is none.
+        """Returns the relative gain in percent; NaN over a baseline of 0 or none.
 
-        That is over a baseline of 0, and over the single task of a seed whose
-        training was tried again and failed, after it had served the others.
+        None is of a seed whose single task was tried again and failed.
         """
         baseline = self._single[task].get(seed, math.nan)
         if not evaluation.has_relative_gain(baseline):
@@ -226,18 +215,13 @@ class _Summary:
 
     def _add_ranks(self, methods: dict[str, dict[str, Any]]) -> None:
         complete = self._complete(methods)
-        ranks = [
-            evaluation.average_rank(
-                {
-                    name: {
-                        t: methods[name]["test"][t]["values"][s] for t in self._tasks
-                    }
-                    for name in complete
-                },
-                self._directions,
-            )
-            for s in range(self._plan.seeds if complete else 0)
-        ]
+        ranks = []
+        for seed in range(self._plan.seeds if complete else 0):
+            values = {
+                name: {t: s["values"][seed] for t, s in methods[name]["test"].items()}
+                for name in complete
+            }
+            ranks.append(evaluation.average_rank(values, self._directions))
         for name, method in methods.items():
             method["rank"] = spread([rank[name] for rank in ranks if name in rank])
 
@@ -254,9 +238,8 @@ class _Summary:
             if not all(math.isnan(own[task]) for own in means.values())
         ] or self._tasks
         points = {name: [own[task] for task in tasks] for name, own in means.items()}
-        front = evaluation.pareto_front(
-            list(points.values()), [self._directions[task] for task in tasks]
-        )
+        directions = [self._directions[task] for task in tasks]
+        front = evaluation.pareto_front(list(points.values()), directions)
         for index, name in enumerate(points):
             methods[name]["on_front"] = index in front
 
@@ -285,15 +268,10 @@ class _Summary:
                 "all_comparisons": evaluation.detectable_difference(seeds, len(others)),
             }
         for family, (values, other) in families.items():
-            tests[family] = {
-                test: {
-                    name: dataclasses.asdict(result)
-                    for name, result in evaluation.paired_tests(
-                        values, other, test
-                    ).items()
-                }
-                for test in ("t", "wilcoxon")
-            }
+            tests[family] = {}
+            for test in ("t", "wilcoxon"):
+                results = evaluation.paired_tests(values, other, test)
+                tests[family][test] = {name: vars(r) for name, r in results.items()}
         return tests
 
     def _mean_table(self, trained: Sequence[_Trained], key: str) -> Any:
@@ -302,55 +280,38 @@ class _Summary:
         None where no two tasks ever met in a batch, as in streams that take the
         batches of one task after those of another.
         """
-        tables = [
-            {key: mean_over_epochs(records, key)}
-            for records in self._measured(trained, key)
-        ]
+        tables = [mean_where_finite(cell) for cell in self._measured(trained, key)]
         if not tables:
             return None
-        mean = mean_over_epochs(tables, key)
+        mean = mean_where_finite(np.stack(tables))
         between = mean[~np.eye(len(mean), dtype=bool)]
         return mean.tolist() if np.isfinite(between).any() else None
 
     def _confidence(self, trained: Sequence[_Trained]) -> Any:
-        """Returns how sure it is that cosines are negative; None without cosines.
-
-        Over the epochs of all cells.
-        """
+        """Returns how sure it is that cosines are negative, over all epochs."""
         measured = self._measured(trained, "cosines")
-        tables = [record["cosines"] for records in measured for record in records]
-        if not tables:
+        if not measured:
             return None
-        values = np.stack(tables)
-        finite = np.isfinite(values)
-        count = finite.sum(axis=0)
-        values = np.where(finite, values, 0.0)
-        mean, mean_square = (
-            np.divide(v.sum(axis=0), count, out=np.zeros(count.shape), where=count > 0)
-            for v in (values, values**2)
-        )
-        return confidence(mean, mean_square, count).tolist()
+        values = np.concatenate(measured)
+        count = np.isfinite(values).sum(axis=0)
+        mean, square = (np.nan_to_num(mean_where_finite(values**n)) for n in (1, 2))
+        return confidence(mean, square, count).tolist()
 
-    def _measured(
-        self, trained: Sequence[_Trained], key: str
-    ) -> list[list[dict[str, np.ndarray]]]:
-        """Returns a table of each cell and epoch, in the order of the tasks."""
+    def _measured(self, trained: Sequence[_Trained], key: str) -> list[np.ndarray]:
+        """Returns a measurement `[epochs, T, T]` of each cell, tasks in order."""
         by_cell = []
         for one in trained:
+            tables = [getattr(epoch, key) for epoch in one.result.affinity or ()]
+            tables = [table for table in tables if table is not None]
+            if not tables:
+                continue
             # A model sorts its tasks by name, and leaves out those without a loss.
             untrained = sharing.get(one.cell.config.sharing).untrained(self._tasks)
             own = sorted(task for task in self._tasks if task not in untrained)
             order = [self._tasks.index(task) for task in own]
-            records = []
-            for record in one.result.affinity or ():
-                values = getattr(record, key)
-                if values is None:
-                    continue
-                table = np.full((len(self._tasks),) * 2, np.nan)
-                table[np.ix_(order, order)] = np.array(values, np.float64)
-                records.append({key: table})
-            if records:
-                by_cell.append(records)
+            ordered = np.full((len(tables), *(len(self._tasks),) * 2), np.nan)
+            ordered[np.ix_(range(len(tables)), order, order)] = np.array(tables)
+            by_cell.append(ordered)
         return by_cell
 
     def _affinity(self) -> dict[str, Any]:
@@ -376,11 +337,9 @@ class _Summary:
         sources = {
             "alone": self._of(SINGLE, f"single {primary}"),
             "together": self._of(COMBINATION, self._plan.methods[0]),
-            **{
-                helper: self._of(WITHOUT, f"without {helper}")
-                for helper in self._plan.helpers
-            },
         }
+        for helper in self._plan.helpers:
+            sources[helper] = self._of(WITHOUT, f"without {helper}")
         by_seed = {
             name: {one.seed: one.test[primary] for one in trained}
             for name, trained in sources.items()
@@ -392,11 +351,8 @@ class _Summary:
         ]
         values = {name: [v[seed] for seed in seeds] for name, v in by_seed.items()}
         alone, together = values.pop("alone"), values.pop("together")
-        gains = {}
-        if seeds:
-            gains = evaluation.helper_gains(
-                alone, together, values, self._directions[primary]
-            )
+        best = self._directions[primary]
+        gains = evaluation.helper_gains(alone, together, values, best) if seeds else {}
         return {
             "primary": primary,
             "method": self._plan.methods[0],
@@ -417,8 +373,8 @@ class _Summary:
             alone = {t: v[seed] for t, v in self._single.items() if seed in v}
             if pairs and len(alone) == len(self._tasks):
                 gains = evaluation.task_affinity(pairs, alone, self._directions)
-                by_seed.append({"pairs": gains})
-        return mean_over_epochs(by_seed, "pairs").tolist() if by_seed else None
+                by_seed.append(gains)
+        return mean_where_finite(np.stack(by_seed)).tolist() if by_seed else None
 
 
 def _common(trained: Sequence[_Trained]) -> dict[str, Any]:

@@ -17,8 +17,6 @@ with optional.extra("plots", "jinja2", "A report"):
 
 NONE = "–"
 
-Section = dict[str, Any]
-
 
 def write_html(path: pathlib.Path, template: str, context: Mapping[str, Any]) -> None:
     """Renders a template and writes the page atomically.
@@ -48,21 +46,10 @@ def _environment() -> Any:
         .joinpath("templates", "style.css")
         .read_text(encoding="utf-8")
     )
+    for show in (mean_and_std, number, p_value, span):
+        environment.filters[show.__name__] = show
+    environment.globals["is_finite"] = is_finite
     return environment
-
-
-def section(title: str, text: str, **content: Any) -> Section:
-    """Returns a section of a page, as the templates take it.
-
-    Args:
-        title: Its heading.
-        text: The paragraph below.
-        **content: The parts: `command`, `legend`, `above` (a paragraph), a table
-            (`rows`, `heads`, and `best`, the cells `(row, column)` in bold) and
-            `figures`.
-    """
-    empty = dict.fromkeys(("above", "best", "command", "figures", "heads"), ())
-    return {**empty, "legend": (), "rows": (), "title": title, "text": text, **content}
 
 
 def is_finite(value: float | None) -> TypeGuard[float]:

@@ -82,11 +82,7 @@ class Checkpoint:
 def save(folder: pathlib.Path, model: MultiTaskModel, progress: Progress) -> None:
     """Writes a checkpoint, and removes all but it and the one before.
 
-    The file has its name only when all of it is on the disk. It is a zip file of
-    NumPy arrays, each with a checksum; nothing in it is code.
-
-    Raises:
-        InputError: If the file cannot be written.
+    A zip file of NumPy arrays, each with a checksum; nothing in it is code.
     """
     variables = model.state(epoch_means=progress.step > 0)
     values = {key: np.asarray(variable.numpy()) for key, variable in variables.items()}
@@ -149,28 +145,19 @@ class Restore(keras.callbacks.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         """Restores after a whole epoch."""
         if self._checkpoint is not None and self._checkpoint.progress.step == 0:
-            self._restore()
+            self.on_train_batch_begin(0)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Restores within an epoch."""
-        self._restore()
-
-    def _restore(self) -> None:
         if self._checkpoint is not None:
             self._checkpoint.restore(self.model)
             self._checkpoint = None
 
 
 class Save(keras.callbacks.Callback):
-    """Callback that saves a checkpoint after every epoch, and within on request.
+    """Callback that saves a checkpoint after every epoch, and within every few steps.
 
     It has to be the last callback: the others have then changed their state.
-
-    Args:
-        folder: The folder of the checkpoints.
-        progress: The progress of the training; kept up to date.
-        every: Steps between checkpoints within an epoch, or somewhat more where one
-            call takes several; None for none.
     """
 
     def __init__(self, folder: pathlib.Path, progress: Progress, every: int | None):
@@ -191,11 +178,9 @@ class Save(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Counts the steps; the last one of an epoch is left to `on_epoch_end`."""
-        progress = self._progress
-        earlier = progress.step
+        progress, earlier = self._progress, self._progress.step
         progress.step = self._before + steps_done(self, batch)
-        is_last = progress.step == progress.steps_per_epoch
-        if not self._every or is_last:
+        if not self._every or progress.step == progress.steps_per_epoch:
             return
         if progress.step // self._every > earlier // self._every:
             self._save()

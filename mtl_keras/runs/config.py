@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import keras
@@ -27,6 +27,7 @@ from mtl_keras.decoding import Count, Decodable, Finite, decode
 from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError, unknown_name
 from mtl_keras.pareto import forms
+from mtl_keras.registry import spec_name
 from mtl_keras.runs.optimizers import SCHEDULES, make_optimizer
 
 if TYPE_CHECKING:
@@ -192,12 +193,13 @@ class TrainingConfig(Decodable):
     preferences: Spec | None = None
 
     def __post_init__(self) -> None:
-        self._check_names(self.get_application())
+        application = self.get_application()
+        self._check_names(application)
         # Two methods of one kind are refused here, and not by `compile` later.
         Pipeline(self._balancers())
         self.get_application().check_sharing(sharing.get(self.sharing), self.tasks)
         if self.preferences is not None:
-            self._check_preferences()
+            self._check_preferences(application)
         _check_optimizer(json.dumps(self.optimizer))
 
     def validate(self) -> TrainingConfig:
@@ -215,26 +217,24 @@ class TrainingConfig(Decodable):
                 f"{', '.join(application.tasks)}."
             )
         owner = f"of {application.name!r}"
+        for kind, names, known in (
+            (f"task {owner}", self.tasks, application.tasks),
+            (f"backbone {owner}", [self.backbone], application.backbones),
+            ("schedule", [self.schedule], SCHEDULES),
+            ("precision", {self.precision} - {None}, PRECISIONS),
+            ("task in loss_weights", self.loss_weights or (), self.tasks),
+        ):
+            for name in names:
+                if name not in known:
+                    raise unknown_name(kind, name, known)
         for task in self.tasks:
-            if task not in application.tasks:
-                raise unknown_name(f"task {owner}", task, application.tasks)
             if self.tasks.count(task) > 1:
                 raise InputError(f"Expected each task once. Received twice: {task!r}.")
-        if self.backbone not in application.backbones:
-            kind = f"backbone {owner}"
-            raise unknown_name(kind, self.backbone, application.backbones)
-        if self.schedule not in SCHEDULES:
-            raise unknown_name("schedule", self.schedule, SCHEDULES)
-        if self.precision is not None and self.precision not in PRECISIONS:
-            raise unknown_name("precision", self.precision, PRECISIONS)
         if self.accumulate is not None and not application.accumulates:
             raise InputError(
                 f"Expected no `accumulate` {owner}, whose batches are not of one data "
                 f"set each. Received: accumulate={self.accumulate}."
             )
-        for task in self.loss_weights or {}:
-            if task not in self.tasks:
-                raise unknown_name("task in loss_weights", task, self.tasks)
 
     def preference_form(self) -> forms.Form | None:
         """Returns the settings of `preferences`; None for a model without."""
@@ -248,15 +248,14 @@ class TrainingConfig(Decodable):
         methods = balancing.get(self.balancing)
         return methods if isinstance(methods, list) else [methods]
 
-    def _check_preferences(self) -> None:
+    def _check_preferences(self, application: Application) -> None:
         self.preference_form()
-        for method in self._balancers():
-            if not isinstance(method, (Equal, GradientBalancer)):
-                raise InputError(
-                    "Expected no loss balancer beside `preferences`, which weigh the "
-                    f"losses. Received: balancing={spec_name(self.balancing)!r}."
-                )
-        application = self.get_application()
+        kinds = (Equal, GradientBalancer)
+        if not all(isinstance(method, kinds) for method in self._balancers()):
+            raise InputError(
+                "Expected no loss balancer beside `preferences`, which weigh the "
+                f"losses. Received: balancing={spec_name(self.balancing)!r}."
+            )
         if application.columns_of(self.tasks):
             raise InputError(
                 "Expected tasks with outputs of their own for `preferences`. "
@@ -264,7 +263,7 @@ class TrainingConfig(Decodable):
             )
         outputs = list(application.outputs_of(self.tasks))
         untrained = sharing.get(self.sharing).untrained(outputs)
-        if len(set(outputs) - set(untrained)) < 2:
+        if len(outputs) - len(untrained) < 2:
             raise InputError(
                 "Expected at least two tasks for `preferences`, as one has nothing to "
                 f"trade. Received: {list(self.tasks)}."
@@ -309,35 +308,8 @@ class TrainingConfig(Decodable):
 
 @functools.lru_cache
 def _check_optimizer(spec: str) -> None:
-    """Raises an InputError unless Keras can make the optimizer of a spec, as JSON.
-
-    Once for each: TensorFlow keeps 70 kB of every optimizer that is made.
-    """
+    """Once for each, as JSON: TensorFlow keeps 70 kB of every optimizer made."""
     make_optimizer(json.loads(spec), 1.0)
-
-
-def spec_name(spec: Any, write: Callable[[Any], str] = repr) -> str:
-    """Returns a name or config as text, the values of arguments written by `write`.
-
-    `{"class_name": "dwa", "config": {"temperature": 1}}` is `dwa(temperature=1)`,
-    and a list is its members with a plus between them.
-    """
-    if isinstance(spec, dict):
-        config = spec.get("config", {})
-        arguments = ", ".join(
-            f"{name}={spec_name(value, write) if _is_spec(value) else write(value)}"
-            for name, value in config.items()
-        )
-        return f"{spec.get('class_name')}({arguments})"
-    if isinstance(spec, (list, tuple)):
-        return " + ".join(spec_name(member, write) for member in spec)
-    return str(spec)
-
-
-def _is_spec(value: Any) -> bool:
-    if not isinstance(value, dict) or set(value) != {"class_name", "config"}:
-        return False
-    return isinstance(value["config"], dict) and bool(value["config"])
 
 
 def _canonical_method(serialized: Any, spec: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from mtl_keras import serving
 from mtl_keras.data import catalog
@@ -62,16 +62,11 @@ def export(
         "served_tasks": list(tasks) if tasks else None,
     }
     version = serving.latest_version(to) if reuse else None
-    if version is not None and _is_of(version, identity):
-        console.print(f"{version} is there already, of this very model: reused.")
-        return version
-    if tasks is not None:
-        # As the command line takes them: the application's names or the model's.
-        titles: dict[str, str] = {}
-        for run in loaded:
-            known = run.config.get_application().tasks
-            titles |= {title: task.name for title, task in known.items()}
-        tasks = tuple(titles.get(task, task) for task in tasks)
+    if version is not None and (version / SOURCE).is_file():
+        source = read_json(version / SOURCE)
+        if source | identity == source:
+            console.print(f"{version} is there already, of this very model: reused.")
+            return version
     preferences = [str(run.path) for run in loaded if run.config.preferences]
     if len(preferences) > 1:
         raise InputError(
@@ -83,8 +78,10 @@ def export(
     missing_values: dict[str, float] = {}
     samples: list[Any] = []
     metrics: dict[str, Any] = {}
+    names: dict[str, str] = {}
     for run in loaded:
         application = run.config.get_application()
+        names |= {title: task.name for title, task in application.tasks.items()}
         model = run.model()
         measured = run.metrics
         if weights != "float32":
@@ -96,12 +93,13 @@ def export(
         with catalog.reading(run.config.data):
             batch = next(iter(load_split(run.config, "test")))[0]
         samples.append(_with_preferences(model, batch))
-        metrics |= {application.tasks[t].name: v for t, v in measured.items()}
+        metrics |= {names[task]: values for task, values in measured.items()}
     settings = [encode(run.config) for run in loaded]
     version = serving.export(
         models if len(models) > 1 else models[0],
         to,
-        tasks=tasks,
+        # As the command line takes them: the application's names or the model's.
+        tasks=None if tasks is None else tuple(names.get(t, t) for t in tasks),
         class_names=class_names,
         samples=_joined(samples),
         missing_values=missing_values,
@@ -140,40 +138,28 @@ def _digest(run: folder.Run) -> str:
     return hashlib.sha256((run.path / folder.MODEL).read_bytes()).hexdigest()
 
 
-def _is_of(version: pathlib.Path, identity: Mapping[str, Any]) -> bool:
-    file = version / SOURCE
-    source = read_json(file) if file.is_file() else {}
-    return all(source.get(key) == value for key, value in identity.items())
-
-
 def _compressed(
     run: folder.Run, model: keras.Model, weights: str, console: Console
 ) -> tuple[keras.Model, dict[str, dict[str, float]]]:
-    """Compresses a run's model, and prints what that costs on the test split.
-
-    Returns:
-        The smaller model and its metrics, `{task: {metric: value}}`.
-    """
+    """Returns a run's smaller model and its metrics; prints what they cost."""
     small = serving.compress(model, weights)
-    config = run.config
-    application = config.get_application()
+    application, tasks = run.config.get_application(), run.config.tasks
     small.compile(
-        loss=application.losses(config.tasks),
-        metrics=application.metrics(config.tasks),
-        columns=application.columns_of(config.tasks),
+        loss=application.losses(tasks),
+        metrics=application.metrics(tasks),
+        columns=application.columns_of(tasks),
     )
-    after = test_metrics(config, small, load_split(config, "test"))
+    after = test_metrics(run.config, small, load_split(run.config, "test"))
     console.print(
         f"{run.path} with {weights} weights: {_megabytes(small):.2f} MB instead of "
         f"{_megabytes(model):.2f} MB. On the test split:",
         soft_wrap=True,
     )
-    table = Table("task", "metric", box=None, pad_edge=False, header_style="bold")
-    for head in ("float32", weights, "change"):
-        table.add_column(head, justify="right")
+    numbers = (Column(head, justify="right") for head in ("float32", weights, "change"))
+    table = Table("task", "metric", *numbers, box=None, pad_edge=False)
     for task, values in run.metrics.items():
         for name, before in values.items():
-            if before is not None and name in after[task]:
+            if name in after[task]:
                 now = after[task][name]
                 cells = (f"{before:.4f}", f"{now:.4f}", f"{now - before:+.4f}")
                 table.add_row(task, name, *cells)

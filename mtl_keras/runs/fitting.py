@@ -20,12 +20,13 @@ from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError, check_integer, system_reason
 from mtl_keras.files import write_json
 from mtl_keras.model import MultiTaskModel
+from mtl_keras.registry import spec_name
 from mtl_keras.runs import checkpoints, folder, strategies, unfinished
-from mtl_keras.runs.config import RunConfig, TrainingConfig, spec_name
+from mtl_keras.runs.config import RunConfig, TrainingConfig
 from mtl_keras.runs.progress import EpochTensorBoard, StepBar, say
 from mtl_keras.runs.records import made_with
-from mtl_keras.runs.stopping import EarlyStop
 from mtl_keras.runs.training import (
+    EarlyStop,
     TaskLogs,
     compiled_model,
     count_batches,
@@ -142,15 +143,7 @@ def _out_of_room() -> Iterator[None]:
 
 
 class _Fitting:
-    """One training: data and model, made the same way whether new or resumed.
-
-    Attributes:
-        model: The model; compiled, and trained once `run` has returned.
-        test: The test split.
-
-    Raises:
-        InputError: If the data cannot be had, or no longer fit the checkpoints.
-    """
+    """One training: data and model, made the same way whether new or resumed."""
 
     def __init__(
         self,
@@ -190,29 +183,23 @@ class _Fitting:
     ) -> checkpoints.Progress:
         """Trains up to the last epoch; returns the progress, with the history of all.
 
-        Args:
-            logs: Folder for TensorBoard.
-            checkpoint_steps: Steps between checkpoints within an epoch; None for none.
-            callbacks: Further callbacks, which come first.
-            finished: A run of fewer epochs to start from where there is no checkpoint;
-                None to start anew.
+        Without a checkpoint it starts from `finished`, a run of fewer epochs, if any.
         """
         checkpoint = self._newest()
         if checkpoint is None and finished is not None:
             checkpoint = self._end_of(finished, logs)
         self._announce(checkpoint)
-        application = self._config.get_application()
+        config, application = self._config, self._config.get_application()
         stop = None
-        if self._config.patience is not None:
-            stop = EarlyStop(application, self._config.tasks, self._config.patience)
+        if config.patience is not None:
+            stop = EarlyStop(application, config.tasks, config.patience)
         callbacks = [*callbacks, EpochTensorBoard(logs, write_graph=False)]
         if not self._console.quiet:
-            tasks = application.tasks
-            metrics = {task: tasks[task].objective for task in self._config.tasks}
+            metrics = {task: application.tasks[task].objective for task in config.tasks}
             if self.model.columns:
                 # The mean over tasks, by which the logs of one output go.
                 metrics = {f"{len(metrics)} tasks": next(iter(metrics.values()))}
-            callbacks.append(TaskProgress(metrics, self._epochs, self._console))
+            callbacks.append(TaskProgress(metrics, config.epochs, self._console))
         done = 0
         if checkpoint is not None:
             progress = checkpoint.progress
@@ -254,7 +241,11 @@ class _Fitting:
         train, last = self._train, self._epochs
         progress = checkpoints.Progress(0, 0, self._per_epoch)
         application = self._config.get_application()
-        own = [_SetEpoch(self._epoch), TaskLogs(application)]
+        # The data give the order of the epoch.
+        set_epoch = keras.callbacks.LambdaCallback(
+            on_epoch_begin=lambda epoch, logs: self._epoch.assign(epoch)
+        )
+        own = [set_epoch, TaskLogs(application)]
         if start is not None:
             progress = start.progress
             own.append(checkpoints.Restore(start))
@@ -311,14 +302,3 @@ class _Fitting:
                 f"Resuming the {kind} run, after {progress.epoch} of "
                 f"{self._epochs} epochs{within}.",
             )
-
-
-class _SetEpoch(keras.callbacks.Callback):
-    """Callback that sets the epoch whose order the data give."""
-
-    def __init__(self, variable: tf.Variable):
-        super().__init__()
-        self._variable = variable
-
-    def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
-        self._variable.assign(epoch)

@@ -21,7 +21,7 @@ from mtl_keras.errors import InputError, first_line, system_reason
 from mtl_keras.files import read_json, read_text, write_csv
 from mtl_keras.model.model_file import check_model_file
 from mtl_keras.runs.config import TrainingConfig
-from mtl_keras.runs.records import check_format
+from mtl_keras.runs.records import read_values
 
 MODEL = "model.keras"
 CONFIG = "config.json"
@@ -71,11 +71,11 @@ class Run:
             ) from error
 
 
-def load_run(path: str | pathlib.Path) -> Run:
+def load_run(path: str | pathlib.Path | Run) -> Run:
     """Reads a run folder.
 
     Args:
-        path: The folder that `train` has written.
+        path: The folder that `train` has written; a run that was read is returned.
 
     Returns:
         The run; its model is loaded by `Run.model()`.
@@ -83,6 +83,8 @@ def load_run(path: str | pathlib.Path) -> Run:
     Raises:
         InputError: If the folder, or one of its files, is missing or broken.
     """
+    if isinstance(path, Run):
+        return path
     path = pathlib.Path(path)
     if not path.is_dir():
         raise InputError(
@@ -97,8 +99,8 @@ def load_run(path: str | pathlib.Path) -> Run:
             )
         if not (path / name).is_file():
             raise InputError(f"{str(path)!r} is not a run folder: it has no {name}.")
-    values = read_json(path / CONFIG)
-    check_format(values.pop("made_with", None), path / CONFIG)
+    values = read_values(path / CONFIG)
+    del values["made_with"]
     config = decode(TrainingConfig, values, str(path / CONFIG))
     values = read_json(path / METRICS)
     metrics = decode(dict[str, dict[str, Result]], values, str(path / METRICS))

@@ -17,13 +17,7 @@ _WARMUP = 0.05  # of all steps
 
 
 def learning_rate_schedule(schedule: str, learning_rate: float, steps: int) -> Any:
-    """Returns the learning rate of an optimizer: a number or a Keras schedule.
-
-    Args:
-        schedule: One of `SCHEDULES`.
-        learning_rate: The learning rate at its highest.
-        steps: Training steps in all.
-    """
+    """Returns the learning rate of an optimizer: a number or a Keras schedule."""
     if schedule not in SCHEDULES:
         raise unknown_name("schedule", schedule, SCHEDULES)
     if schedule == "constant":
@@ -44,15 +38,9 @@ def make_optimizer(
     learning_rate: Any,
     application: Application | None = None,
 ) -> keras.optimizers.Optimizer:
-    """Returns a new optimizer.
+    """Returns a new optimizer of a name or config; None for the application's own.
 
-    Args:
-        spec: A name, a config dictionary, or None for the application's own.
-        learning_rate: A number or a schedule.
-        application: The application; None stands for Adam as its own.
-
-    Raises:
-        InputError: If Keras knows no such optimizer, or not with these arguments.
+    Raises an InputError if Keras knows no such optimizer, or no such argument.
     """
     if spec is None:
         if application is None:

@@ -30,8 +30,7 @@ def progress_bar(console: Console, *columns: TextColumn) -> Progress:
 class EpochTensorBoard(keras.callbacks.TensorBoard):
     """TensorBoard logs of epochs alone.
 
-    Keras's callback also hands every log of every step to a summary that is not
-    written, and the process grows by some 5 kB a step.
+    Keras's keeps some 5 kB of every step's, in a summary that is not written.
     """
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -42,10 +41,7 @@ class EpochTensorBoard(keras.callbacks.TensorBoard):
 def steps_done(callback: keras.callbacks.Callback, batch: int) -> int:
     """Returns the steps of an epoch that are done, at the end of a call.
 
-    Args:
-        callback: A callback, by which the number of steps in an epoch is known.
-        batch: What its `on_train_batch_end` is given: with `steps_per_execution` the
-            last step of a whole call, also where fewer were left.
+    `batch` is the last step of a whole call, also where fewer were left.
     """
     params: dict[str, Any] = callback.params
     return min(batch + 1, params["steps"])
@@ -54,13 +50,8 @@ def steps_done(callback: keras.callbacks.Callback, batch: int) -> int:
 class StepBar(keras.callbacks.Callback):
     """Callback that shows a bar over all steps of a training, on a terminal.
 
-    A context manager, so that an interrupted training wipes it away.
-
-    Args:
-        console: Where to draw. Without a terminal nothing is drawn, and
-            `callbacks` is empty: a callback after each step is not free.
-        total: Steps in all.
-        done: How many of them are done already.
+    A context manager, so that an interrupted training wipes it away. `callbacks` is
+    empty without a terminal: a callback after each step is not free.
     """
 
     def __init__(self, console: Console, total: int, done: int):

@@ -28,10 +28,7 @@ FORMAT = 4
 
 @dataclasses.dataclass(frozen=True)
 class Outcome(Decodable):
-    """Outcome of a training: `"COMPLETED"`, or `"FAILED"` with an error and traceback.
-
-    `seconds` is wall time; `made_with` is as the function of this name returns it.
-    """
+    """How it ended: `"COMPLETED"`, or `"FAILED"` with an error and traceback."""
 
     status: Literal["COMPLETED", "FAILED"]
     seconds: Finite
@@ -43,6 +40,11 @@ class Outcome(Decodable):
     def completed(self) -> bool:
         """Whether it did not fail."""
         return self.status == "COMPLETED"
+
+    @property
+    def reason(self) -> str:
+        """The error as one line."""
+        return " ".join(self.error.split())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,16 +59,16 @@ def failure(error: str, jobs: int) -> Record:
     return Record("FAILED", 0.0, error, "", made_with(jobs), None)
 
 
-def read_record(path: pathlib.Path) -> Record:
-    """Reads a job's record."""
+def read_record(path: pathlib.Path, cls: type = Record) -> Any:
+    """Reads the record of a job or, of another class, of a trial."""
+    return decode(cls, read_values(path), str(path))
+
+
+def read_values(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a JSON object whose `made_with` has this version's format."""
     values = read_json(path)
-    check_format(values.get("made_with"), path)
-    return decode(Record, values, str(path))
-
-
-def check_format(made_with: Any, path: pathlib.Path) -> None:
-    """Raises an InputError unless a file's `made_with` has this version's format."""
-    stored = made_with if isinstance(made_with, dict) else {}
+    stored = values.get("made_with")
+    stored = stored if isinstance(stored, dict) else {}
     if stored.get("format") != FORMAT:
         version = stored.get("mtl_keras")
         raise InputError(
@@ -74,6 +76,7 @@ def check_format(made_with: Any, path: pathlib.Path) -> None:
             f"({version if isinstance(version, str) else 'unknown'}; this is "
             f"{__version__}). Use that version, or name another folder with --out."
         )
+    return values
 
 
 def open_folder(out: pathlib.Path, file: str) -> dict[str, Any] | None:
@@ -85,9 +88,7 @@ def open_folder(out: pathlib.Path, file: str) -> dict[str, Any] | None:
         check_free(out)
         return None
     check_no_links(*out.rglob("*"))
-    earlier = read_json(out / file)
-    check_format(earlier.get("made_with"), out / file)
-    return earlier
+    return read_values(out / file)
 
 
 def check_same(

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from mtl_keras.model.columns import MANY_TASKS
-
 
 def metric_names(application: Any, tasks: Sequence[str]) -> dict[str, list[str]]:
     """Returns `{task: [metric, ...]}` for the tasks of an application."""
@@ -59,12 +57,7 @@ def by_task(
 ) -> dict[str, dict[str, float]]:
     """Returns Keras's logs as `{task: {metric: value}}`, each task's `"loss"` last.
 
-    Args:
-        logs: Results of `evaluate(return_dict=True)`, or an epoch's logs. Keys
-            are `<task>_<metric>`; Keras leaves the task out of models with one
-            output.
-        names: `{task: [metric, ...]}`, as `metric_names` returns it.
-        prefix: `"val_"` for the validation part of an epoch's logs.
+    `names` is `{task: [metric, ...]}`, as `metric_names` returns it.
     """
     results: dict[str, dict[str, float]] = {}
     for task, metrics in names.items():
@@ -76,20 +69,6 @@ def by_task(
             if key in logs:
                 values[name] = float(logs[key])
     return results
-
-
-def means_of_many(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Returns the mean of each metric over many tasks that have it, NaN left out.
-
-    Nothing for few tasks, or where not all have the same metrics.
-    """
-    names = {tuple(values) for values in results.values()}
-    if len(results) <= MANY_TASKS or len(names) > 1:
-        return {}
-    return {
-        name: defined_mean([values[name] for values in results.values()])
-        for name in next(iter(names))
-    }
 
 
 def defined_mean(values: Sequence[float]) -> float:

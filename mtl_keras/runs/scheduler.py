@@ -44,10 +44,8 @@ class Job:
 
     Attributes:
         label: Name in messages.
-        folder: Its working directory: gets `settings.json`, `log.txt` with all that it
-            prints, and `record.json`.
-        function: `"module:name"` of a function of the working directory and the
-            settings.
+        folder: Its working directory: gets its settings, output and record.
+        function: `"module:name"` of a function of the directory and the settings.
         settings: Plain values.
         kind: Jobs of one kind take about as long as each other.
         size: How long it takes beside jobs of other kinds, roughly.
@@ -62,17 +60,12 @@ class Job:
 
 
 class Scheduler:
-    """Runs jobs, a number of them at a time; a context manager that ends them.
+    """Runs jobs in `slots` processes at a time; a context manager that ends them.
 
     A job whose process dies is run again, once: the count lies in its working
     directory, so that it holds over restarts. What ends with the scheduler's own
-    process is not counted.
-
-    Args:
-        slots: How many jobs run at a time. Cores are divided between them, and GPUs
-            given in turn.
-        fresh: Whether each job gets a new process, so that measurements of the
-            process are its own.
+    process is not counted. With `fresh` each job gets a new process, so that
+    measurements of the process are its own.
     """
 
     def __init__(self, slots: int, *, fresh: bool = False):
@@ -262,10 +255,7 @@ class _Worker:
 
 
 def start_worker(slot: int, slots: int, log: pathlib.Path) -> _Worker:
-    """Starts the worker process of a slot, from 0.
-
-    Output before its first job goes to `log`.
-    """
+    """Starts the worker process of a slot; early output goes to `log`."""
     with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "mtl_keras.runs.worker"],
@@ -282,8 +272,7 @@ def start_worker(slot: int, slots: int, log: pathlib.Path) -> _Worker:
 def share_of(slot: int, slots: int) -> dict[str, str]:
     """Returns the environment by which a worker takes its share of the machine.
 
-    That is one GPU for each slot, where there are any (slots in excess share them),
-    with memory that grows; and its part of the processors.
+    A GPU for each slot, in turn, with memory that grows; its part of the cores.
     """
     share = {}
     if gpus := len(tf.config.list_physical_devices("GPU")):

@@ -31,18 +31,10 @@ _LOST = (
 
 
 def make(name: str | None) -> tf.distribute.Strategy | None:
-    """Returns the strategy of a name.
+    """Returns the strategy of a name; None for None, one device.
 
-    `"multiworker"` has to come before anything else that TensorFlow does: it joins
-    the cluster, and waits until all workers are there.
-
-    Args:
-        name: `"mirrored"` for all GPUs of this machine, `"multiworker"` for the
-            machines that the environment variable TF_CONFIG names, or None for one
-            device, which needs none.
-
-    Raises:
-        InputError: For another name, or without a TF_CONFIG that fits.
+    `"multiworker"` joins the cluster of the environment variable TF_CONFIG, and waits
+    for all its workers; it has to come before anything else that TensorFlow does.
     """
     if name is None:
         return None
@@ -58,17 +50,11 @@ def _check_cluster(text: str | None) -> None:
     """Raises `InputError` unless TF_CONFIG tells a worker of a cluster."""
     try:
         config = json.loads(text or "null")
-        workers = config["cluster"]["worker"]
-        kind, index = config["task"]["type"], config["task"]["index"]
-        fits = (
-            kind == "worker"
-            and isinstance(workers, list)
-            and type(index) is int
-            and 0 <= index < len(workers)
-        )
+        workers, task = config["cluster"]["worker"], config["task"]
+        fits = task["type"] == "worker" and task["index"] in range(len(workers))
     except (ValueError, TypeError, KeyError):
         fits = False
-    if not fits:
+    if not fits or not isinstance(workers, list) or type(task["index"]) is not int:
         raise InputError(
             "Expected the environment variable TF_CONFIG to name the workers, and "
             f"which of them this is, for --strategy multiworker: {_EXAMPLE}. "
@@ -91,9 +77,8 @@ def folders(
 ) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
     """Context manager: yields the folders of a run, as `unfinished.opened` does.
 
-    Only the chief's become the run folder. The other workers get folders of their own
-    with a copy of the checkpoints, and throw them away at the end; for them to find
-    the checkpoints, `out` has to be on a file system that all workers share.
+    Workers but the chief get temporary ones with a copy of the checkpoints, for which
+    `out` has to be on a file system that all share.
     """
     if is_chief(strategy):
         with unfinished.opened(out, config, replaces) as opened:
@@ -120,11 +105,7 @@ def sharded(dataset: tf.data.Dataset) -> tf.data.Dataset:
 
 @contextlib.contextmanager
 def one_for_all(strategy: tf.distribute.Strategy) -> Iterator[None]:
-    """Context manager: one clear error where another worker is lost.
-
-    Raises:
-        WorkerError: If another worker of this training has ended.
-    """
+    """Context manager: raises a WorkerError where another worker is lost."""
     try:
         yield
     except _LOST as error:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -21,7 +22,13 @@ from mtl_keras.pareto.front import middle_and_corners, rows_of
 from mtl_keras.runs import folder
 from mtl_keras.runs.config import TrainingConfig
 from mtl_keras.runs.optimizers import learning_rate_schedule, make_optimizer
-from mtl_keras.runs.results import by_task, metric_names, task_logs
+from mtl_keras.runs.results import (
+    by_task,
+    main_metrics,
+    metric_names,
+    score,
+    task_logs,
+)
 
 if TYPE_CHECKING:
     from mtl_keras.applications import Application
@@ -35,20 +42,12 @@ _STEPS_WORTH_COMPILING = 2_000
 def load_split(
     config: TrainingConfig, split: str, epoch: tf.Variable | None = None
 ) -> tf.data.Dataset:
-    """Returns the batches of one split, as `Application.load` does.
+    """Returns the batches of a split, `"train"` shuffled and cut to `limit`.
 
-    Args:
-        config: Validated settings.
-        split: `"train"` (shuffled, and cut to `limit`), `"validation"` or `"test"`.
-        epoch: Number of the epoch; see `Application.load`.
-
-    Raises:
-        InputError: If the data set is unknown or cannot be prepared here.
+    For `epoch` see `Application.load`.
     """
     training = split == "train"
-    more: dict[str, Any] = (
-        {"accumulate": True} if training and config.accumulate else {}
-    )
+    more: Any = {"accumulate": True} if training and config.accumulate else {}
     return config.get_application().load(
         split,
         data=config.data,
@@ -101,10 +100,8 @@ def compiled_model(config: TrainingConfig, steps: int) -> keras.Model:
             balancing = [form.balancer(), *config.gradient_balancers()]
     rate = learning_rate_schedule(config.schedule, config.learning_rate, steps)
     weights = None
-    if config.loss_weights is not None:
-        weights = {
-            names[title]: config.loss_weights.get(title, 1.0) for title in chosen
-        }
+    if (own := config.loss_weights) is not None:
+        weights = {names[title]: own.get(title, 1.0) for title in chosen}
     model.compile(
         optimizer=make_optimizer(config.optimizer, rate, application),
         loss=losses,
@@ -170,11 +167,8 @@ def training_batches(
 ) -> tf.data.Dataset:
     """Returns the batches that a compiled model trains on; their number is known.
 
-    Args:
-        dataset: The training split, as `load_split` returns it.
-        model: The model. Where XLA compiles its steps, batches of less than `size`
-            samples are left out, for one shape; a batch that is alone is kept.
-        size: The batch size.
+    Where XLA compiles the steps, batches of less than `size` samples are left out, for
+    one shape; a batch that is alone is kept.
     """
 
     def is_full(x: Any, *labels: Any) -> tf.Tensor:
@@ -200,11 +194,11 @@ def _dtype_policy(name: str | None) -> Iterator[None]:
         keras.config.set_dtype_policy(before)
 
 
-def evaluate(path: str | pathlib.Path) -> dict[str, dict[str, float]]:
+def evaluate(path: str | pathlib.Path | folder.Run) -> dict[str, dict[str, float]]:
     """Evaluates a run's model on the test split again; writes nothing.
 
     Args:
-        path: A run folder.
+        path: A run folder, or the run that `load_run` read.
 
     Returns:
         `{task: {metric: value}}`.
@@ -213,16 +207,17 @@ def evaluate(path: str | pathlib.Path) -> dict[str, dict[str, float]]:
         InputError: If the folder is not a run, or the data cannot be had.
     """
     run = folder.load_run(path)
-    config = run.config
-    with catalog.reading(config.data):
-        return test_metrics(config, run.model(), load_split(config, "test"))
+    with catalog.reading(run.config.data):
+        return test_metrics(run.config, run.model(), load_split(run.config, "test"))
 
 
-def front(path: str | pathlib.Path, points: int | ArrayLike | None = None) -> Front:
+def front(
+    path: str | pathlib.Path | folder.Run, points: int | ArrayLike | None = None
+) -> Front:
     """Evaluates a run with preferences on the test split; writes nothing.
 
     Args:
-        path: A run folder.
+        path: A run folder, or the run that `load_run` read.
         points: Preferences `[N, T]` of any numeric dtype, or a number of at least 2, as
             in `mtl_keras.pareto.front`, with entries in the order of the config's
             tasks; None for the uniform preference and each task's own.
@@ -260,8 +255,7 @@ def front(path: str | pathlib.Path, points: int | ArrayLike | None = None) -> Fr
 def preference_tasks(config: TrainingConfig, model: PreferenceModel) -> dict[str, str]:
     """Returns the tasks of a run's preferences, `{name in the config: in the model}`.
 
-    In the order of the application's tasks, as results are; of the model's own,
-    which is by their names, users of a run need not know.
+    In the order of the application's tasks; the model's own is by name.
     """
     chosen = config.get_application().select(config.tasks)
     return {
@@ -287,3 +281,45 @@ def test_metrics(
     for task, values in measured.items():
         metrics[task].update(values)
     return metrics
+
+
+class EarlyStop(keras.callbacks.Callback):
+    """Callback that ends a training once its validation score stops improving.
+
+    All history counts: a resumed run stops where a whole one would have stopped.
+    """
+
+    def __init__(self, application: Any, tasks: Sequence[str], patience: int):
+        super().__init__()
+        self._application = application
+        self._metrics = metric_names(application, tasks)
+        self._patience = patience
+        self._scores: list[float] = []
+
+    def resume(self, history: Mapping[str, Sequence[float]]) -> bool:
+        """Resumes from finished epochs' logs; returns whether training has ended."""
+        epochs = max(map(len, history.values()), default=0)
+        self._scores = [
+            self._score(
+                {name: v[epoch] for name, v in history.items() if epoch < len(v)}
+            )
+            for epoch in range(epochs)
+        ]
+        return self._is_over()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Ends the training after an epoch too many without improvement."""
+        self._scores.append(self._score(logs or {}))
+        if self._is_over():
+            self.model.stop_training = True
+
+    def _score(self, logs: Mapping[str, float]) -> float:
+        main = main_metrics(by_task(logs, self._metrics, "val_"), self._application)
+        value = score(main, self._application)
+        return -math.inf if math.isnan(value) else value
+
+    def _is_over(self) -> bool:
+        if not self._scores:
+            return False
+        best = self._scores.index(max(self._scores))
+        return len(self._scores) - 1 - best >= self._patience

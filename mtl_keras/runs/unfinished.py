@@ -44,8 +44,7 @@ def work_folder(out: pathlib.Path) -> pathlib.Path:
 def next_free(parent: str | os.PathLike, config: TrainingConfig) -> pathlib.Path:
     """Returns `parent/APPLICATION-N` with the first N that is not taken.
 
-    An unfinished run of the very same settings that no process holds is not taken: it
-    will be resumed.
+    An unfinished run of the same settings that no process holds is to be resumed.
     """
     from mtl_keras.applications import label
 
@@ -71,19 +70,11 @@ def opened(
     config: TrainingConfig,
     replaces: bool = False,
 ) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
-    """Context manager: the folders of a run, of which `out` appears at the end.
+    """Context manager: yields the folder that becomes `out`, and that of checkpoints.
 
     When the block raises and there is a checkpoint, the working directory stays, to
     be resumed; without one it is removed, with the parent folders that had to be
-    made.
-
-    Args:
-        out: The run folder.
-        config: Validated settings, from `RunConfig.validate`.
-        replaces: Whether `out` is a finished run, whose place the new one takes.
-
-    Yields:
-        The folder that becomes `out`, and that of the checkpoints.
+    made. With `replaces`, `out` is a finished run, whose place the new one takes.
 
     Raises:
         InputError: If `out` is in use or cannot be made, or an unfinished run with
@@ -91,7 +82,9 @@ def opened(
     """
     out = pathlib.Path(out).absolute()
     work = work_folder(out)
-    _remove_leftover(work, out)
+    if out.is_dir() and work.is_dir() and not (work / _RUN).exists():
+        # Of a process that was killed after it published its run.
+        shutil.rmtree(work, ignore_errors=True)
     if not replaces:
         check_free(out)
     made = [p for p in out.parents if not p.exists()]
@@ -129,12 +122,6 @@ def opened(
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _remove_leftover(work: pathlib.Path, out: pathlib.Path) -> None:
-    """Removes the working directory of a process killed after it published its run."""
-    if out.is_dir() and work.is_dir() and not (work / _RUN).exists():
-        shutil.rmtree(work, ignore_errors=True)
-
-
 @contextlib.contextmanager
 def held(work: pathlib.Path) -> Iterator[None]:
     """Context manager: locks a working directory; the lock ends with the process."""
@@ -159,13 +146,7 @@ def restore_replaced(out: str | os.PathLike) -> None:
 
 
 def with_fewer_epochs(out: str | os.PathLike, config: TrainingConfig) -> Run | None:
-    """Returns the finished run of these settings, but for fewer epochs, in a folder.
-
-    None where there is none, or one of other settings.
-
-    Raises:
-        InputError: If the folder's files are broken.
-    """
+    """Returns the finished run of these settings, but for fewer epochs, if any."""
     out = pathlib.Path(out)
     if not (out / CONFIG).is_file():
         return None

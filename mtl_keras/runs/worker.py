@@ -31,10 +31,7 @@ LOG = "log.txt"
 def run(folder: pathlib.Path, function: str) -> None:
     """Calls a job's function and writes its record, also when it raises.
 
-    Args:
-        folder: The job's working directory, with `settings.json`.
-        function: `"module:name"` of a function of the directory and the settings,
-            which returns the result: plain values or dataclasses of them.
+    The result is plain values or dataclasses of them.
     """
     settings = read_json(folder / SETTINGS)
     started = time.monotonic()

@@ -10,8 +10,14 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from mtl_keras.search.search_space import SearchSpace, parse_space
-from mtl_keras.search.space import Choice, Fixed, LossWeights, Range
+from mtl_keras.search.space import (
+    Choice,
+    Fixed,
+    LossWeights,
+    Range,
+    SearchSpace,
+    parse_space,
+)
 from mtl_keras.search.study import Study, StudySettings, load_study
 
 __all__ = [

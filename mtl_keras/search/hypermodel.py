@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,10 +25,8 @@ from mtl_keras.runs.training import (
     load_split,
     training_batches,
 )
-from mtl_keras.search.objectives import Objective, oriented, parse_objectives
-from mtl_keras.search.search_space import SearchSpace, parse_space
-from mtl_keras.search.space import Fixed, LossWeights
-from mtl_keras.search.study import Study
+from mtl_keras.search.space import Fixed, LossWeights, SearchSpace, parse_space
+from mtl_keras.search.study import Objective, Study, oriented, parse_objectives
 
 SUM = "multi_objective"  # KerasTuner's name for the sum of several objectives
 
@@ -154,29 +153,24 @@ class MultiTaskHyperModel(keras_tuner.HyperModel):
         if batch_size is not None:
             kwargs["batch_size"] = batch_size
         if isinstance(self.space.loss_weights, LossWeights):
-            own = _UnweightedLoss(list(self._loss))
+            tasks = list(self._loss)
+            own = keras.callbacks.LambdaCallback(
+                on_epoch_end=lambda epoch, logs: _remove_weights(tasks, logs)
+            )
             kwargs["callbacks"] = [own, *(kwargs.get("callbacks") or ())]
         return model.fit(*args, **kwargs)
 
 
-class _UnweightedLoss(keras.callbacks.Callback):
-    """Replaces the weighted loss in an epoch's logs, for later callbacks.
+def _remove_weights(tasks: Sequence[str], logs: dict[str, float]) -> None:
+    """Sets `"loss"` and `"val_loss"` of an epoch to the sum of the tasks' losses.
 
-    Trials with different loss weights cannot be told apart by a loss that has them in
-    it: the smaller the weight of the hardest task, the better it looks.
+    By weighted ones, the smaller the weight of the hardest task, the better a trial.
     """
-
-    def __init__(self, tasks: Sequence[str]):
-        super().__init__()
-        self._tasks = tasks
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Sets `"loss"` and `"val_loss"` to the sum of the tasks' losses."""
-        for prefix in ("", "val_"):
-            names = [f"{prefix}{task}_loss" for task in self._tasks]
-            losses = [logs[name] for name in names if name in logs]
-            if losses:
-                logs[f"{prefix}loss"] = sum(losses)
+    for prefix in ("", "val_"):
+        names = [f"{prefix}{task}_loss" for task in tasks]
+        losses = [logs[name] for name in names if name in logs]
+        if losses:
+            logs[f"{prefix}loss"] = sum(losses)
 
 
 _TRAINING = (
@@ -269,17 +263,24 @@ class StudyHyperModel(keras_tuner.HyperModel):
                 "Expected no positional data: the study names the data set. "
                 f"Received: {len(args)} arguments."
             )
-        config = self.config(hp)
-        results = _EpochResults(self)
-        own: list[keras.callbacks.Callback] = [TaskLogs(self._application), results]
-        if self.study.settings.patience is not None:
-            (objective,) = self.study.objectives
+        config, objectives = self.config(hp), self.study.objectives
+        epochs: list[dict[str, float]] = []
+
+        def add_results(epoch: int, logs: dict[str, float]) -> None:
+            results = self.results(logs)
+            epochs.append(results)
+            # For later callbacks; KerasTuner has the sum of several objectives.
+            names = [*(objective.name for objective in objectives), SUM]
+            logs |= {name: results[name] for name in names if name in results}
+
+        own: list[keras.callbacks.Callback] = [
+            TaskLogs(self._application),
+            keras.callbacks.LambdaCallback(on_epoch_end=add_results),
+        ]
+        if (patience := self.study.settings.patience) is not None:
+            name, mode = objectives[0].name, objectives[0].direction
             own.append(
-                keras.callbacks.EarlyStopping(
-                    objective.name,
-                    mode=objective.direction,
-                    patience=self.study.settings.patience,
-                )
+                keras.callbacks.EarlyStopping(name, mode=mode, patience=patience)
             )
         train = load_split(config, "train")
         model.fit(
@@ -288,7 +289,7 @@ class StudyHyperModel(keras_tuner.HyperModel):
             callbacks=[*own, *callbacks],
             **{"epochs": config.epochs, "shuffle": False, "verbose": 0, **kwargs},
         )
-        return best_epoch(results.epochs, self.study.objectives)
+        return best_epoch(epochs, objectives)
 
     def validation_data(self, config: TrainingConfig) -> tf.data.Dataset:
         """Returns the validation split, cached over the trials of a batch size."""
@@ -298,46 +299,23 @@ class StudyHyperModel(keras_tuner.HyperModel):
 
     def results(self, logs: Mapping[str, float]) -> dict[str, float]:
         """Returns the objectives and all metrics out of an epoch's logs."""
+        application = self._application
         results = by_task(logs, self._names, "val_")
-        objectives = self.study.objectives
-        values = [
-            objective.value(results, self._application, self.baselines)
-            for objective in objectives
-        ]
-        if not math.isfinite(logs.get("loss", math.nan)):
-            # A model whose loss is not a number may still score by chance.
-            values = [math.nan] * len(values)
+        # A model whose loss is not a number may still score by chance.
+        failed = not math.isfinite(logs.get("loss", math.nan))
+        values = {
+            o: math.nan if failed else o.value(results, application, self.baselines)
+            for o in self.study.objectives
+        }
         flat = {
             f"val_{task}_{name}": value
             for task, own in results.items()
             for name, value in own.items()
         }
-        flat |= {o.name: v for o, v in zip(objectives, values, strict=True)}
-        if len(objectives) > 1:
-            flat[SUM] = -sum(
-                oriented(o, v) for o, v in zip(objectives, values, strict=True)
-            )
+        flat |= {objective.name: value for objective, value in values.items()}
+        if len(values) > 1:
+            flat[SUM] = -sum(itertools.starmap(oriented, values.items()))
         return flat
-
-
-class _EpochResults(keras.callbacks.Callback):
-    """Results of every epoch, and the objectives in its logs for later callbacks.
-
-    Attributes:
-        epochs: `StudyHyperModel.results` of each epoch so far.
-    """
-
-    def __init__(self, hypermodel: StudyHyperModel):
-        super().__init__()
-        self._hypermodel = hypermodel
-        self.epochs: list[dict[str, float]] = []
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Adds `"val_<objective>"`, and of several their sum."""
-        results = self._hypermodel.results(logs)
-        self.epochs.append(results)
-        names = [*(o.name for o in self._hypermodel.study.objectives), SUM]
-        logs |= {name: results[name] for name in names if name in results}
 
 
 def best_epoch(
@@ -345,10 +323,10 @@ def best_epoch(
 ) -> dict[str, float]:
     """Returns the results of the epoch that a trial is scored by.
 
-    With one objective that is its best epoch (the first of equal ones, as Keras's
-    callbacks have it), with several the last one that no other epoch dominates: a
-    model that the trial had, and as its learning rate had decayed most. A training
-    whose last epoch has a value that is no number has failed, whatever came before.
+    With one objective its best epoch (the first of equal ones, as Keras's callbacks
+    have it), with several the last one that no other dominates: a model that the trial
+    had, and as its learning rate had decayed most. A training whose last epoch has a
+    value that is no number has failed, whatever came before.
     """
     points = [[results[o.name] for o in objectives] for results in epochs]
     front = pareto_front(points, [o.direction for o in objectives])

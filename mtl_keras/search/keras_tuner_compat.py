@@ -15,9 +15,9 @@ from typing import Any
 
 import keras_tuner
 from keras_tuner.engine.trial import Trial, TrialStatus
-from keras_tuner.src import protos
-from keras_tuner.src.distribute.oracle_chief import OracleServicer
-from keras_tuner.src.distribute.oracle_client import OracleClient
+from keras_tuner.src import protos as protos
+from keras_tuner.src.distribute.oracle_chief import OracleServicer as OracleServicer
+from keras_tuner.src.distribute.oracle_client import OracleClient as OracleClient
 from keras_tuner.src.engine import conditions
 
 from mtl_keras.encoding import encode
@@ -32,18 +32,6 @@ FILE = "oracle.json"
 _TRIAL = "trial.json"
 _ENDED = (TrialStatus.COMPLETED, TrialStatus.FAILED)
 
-
-__all__ = [
-    "STATE",
-    "OracleClient",
-    "OracleServicer",
-    "StudyOracle",
-    "broken",
-    "make",
-    "open_state",
-    "protos",
-]
-
 # KerasTuner prints every condition of the space that it sends to workers. Its own
 # `print` is silenced, and not standard output: other threads write to that meanwhile.
 vars(conditions)["print"] = lambda *values: None
@@ -54,14 +42,8 @@ class StudyOracle(keras_tuner.Oracle):
 
     KerasTuner's own loses trials when it is killed between two writes, raises in
     the middle of a locked section when trials fail, and dismisses workers while
-    others may still die. Here state files are written atomically and reconciled when
-    they are read, failures in a row end the search, and a search has ended only when
-    no trial is under way.
-
-    Attributes:
-        stopped: Whether too many trials in a row failed.
-        left_running: `{worker: trial}` that were under way when the state was
-            written, after `reload`.
+    others may still die. `stopped` tells that too many trials in a row failed;
+    `left_running` has the `{worker: trial}` of the state that was read.
     """
 
     start_order: list[str]
@@ -146,9 +128,6 @@ class StudyOracle(keras_tuner.Oracle):
 
         A kill may come between a trial's file and the oracle's: a trial that one of
         them misses is put where it belongs, to be run again or to have ended.
-
-        Raises:
-            InputError: If a file is no state of an oracle of this kind.
         """
         self._check_files()
         super().reload()
@@ -219,10 +198,6 @@ def broken(state: pathlib.Path, why: str) -> InputError:
     )
 
 
-class _Random(StudyOracle, keras_tuner.oracles.RandomSearchOracle):
-    pass
-
-
 class _Grid(StudyOracle, keras_tuner.oracles.GridSearchOracle):
     """Grid search whose place in the grid follows from its trials.
 
@@ -244,14 +219,6 @@ class _Grid(StudyOracle, keras_tuner.oracles.GridSearchOracle):
         self._populate_next = list(self.start_order)
 
 
-class _Hyperband(StudyOracle, keras_tuner.oracles.HyperbandOracle):
-    pass
-
-
-class _Pareto(StudyOracle, ParetoOracle):
-    pass
-
-
 class _Bayesian(StudyOracle, keras_tuner.oracles.BayesianOptimizationOracle):
     """Bayesian search that proposes nothing twice.
 
@@ -266,12 +233,13 @@ class _Bayesian(StudyOracle, keras_tuner.oracles.BayesianOptimizationOracle):
         return self._random_populate_space()
 
 
-_ORACLES: dict[str, type[StudyOracle]] = {
-    "bayesian": _Bayesian,
-    "grid": _Grid,
-    "hyperband": _Hyperband,
-    "pareto": _Pareto,
-    "random": _Random,
+_ORACLES: dict[str, type[StudyOracle]] = {"bayesian": _Bayesian, "grid": _Grid} | {
+    name: type(name, (StudyOracle, base), {})
+    for name, base in {
+        "hyperband": keras_tuner.oracles.HyperbandOracle,
+        "pareto": ParetoOracle,
+        "random": keras_tuner.oracles.RandomSearchOracle,
+    }.items()
 }
 
 
@@ -307,11 +275,7 @@ def make(hypermodel: StudyHyperModel) -> StudyOracle:
 
 
 def open_state(oracle: StudyOracle, out: pathlib.Path, known: Sequence[str]) -> None:
-    """Sets an oracle's folder, and loads the state of an earlier run from it.
-
-    Raises:
-        InputError: If the state is broken, or lacks one of the known trials.
-    """
+    """Sets an oracle's folder, and loads an earlier state, with the known trials."""
     oracle._set_project_dir(str(out), STATE)
     if (out / STATE / FILE).is_file():
         oracle.reload()

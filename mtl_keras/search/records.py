@@ -15,10 +15,11 @@ from mtl_keras.decoding import Finite, Result, decode
 from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError, unknown_name
 from mtl_keras.evaluation.pareto import hypervolume, pareto_front
-from mtl_keras.files import make_folder, read_json, write_csv, write_json
+from mtl_keras.files import make_folder, write_csv, write_json
 from mtl_keras.model.columns import MANY_TASKS
-from mtl_keras.runs.config import RunConfig, TrainingConfig, spec_name
-from mtl_keras.runs.records import Outcome, check_format
+from mtl_keras.registry import spec_name
+from mtl_keras.runs.config import RunConfig, TrainingConfig
+from mtl_keras.runs.records import Outcome, read_record
 from mtl_keras.search.study import Study
 
 STUDY = "study.json"
@@ -30,14 +31,7 @@ TABLE = "results.csv"
 class TrialRecord(Outcome):
     """Record of a trial: its outcome, settings, and results on the validation split.
 
-    Attributes:
-        trial: Its number, as text.
-        score: The sum of the objectives, higher being better; None of a failed trial.
-        objectives: `{name: value}`; NaN of a failed trial.
-        directions: `{name: "max" or "min"}`.
-        metrics: `{task: {metric: value}}`.
-        config: The settings that it was trained with.
-        hyperparameters: The values that the oracle drew.
+    `score` is the sum of the objectives, higher being better; None of a failed trial.
     """
 
     trial: Annotated[StrictStr, Field(pattern=r"^[0-9]{1,10}$")]
@@ -76,7 +70,8 @@ def read_records(out: pathlib.Path) -> list[TrialRecord]:
                 f"The trials in {str(out / TRIALS)!r} have different objectives: "
                 "the study folder is broken."
             )
-    records.sort(key=_rank)
+    failed = math.inf
+    records.sort(key=lambda r: (failed if r.score is None else -r.score, int(r.trial)))
     front = front_of(records)
     if len(front) and len(records[0].objectives) > 1:
         points = objective_points(front)
@@ -89,9 +84,7 @@ def read_records(out: pathlib.Path) -> list[TrialRecord]:
 
 
 def _read(path: pathlib.Path) -> TrialRecord:
-    values = read_json(path)
-    check_format(values.get("made_with"), path)
-    record = decode(TrialRecord, values, str(path))
+    record = read_record(path, TrialRecord)
     if record.trial != path.stem:
         raise InputError(f"{path} is of trial {record.trial}: the folder is broken.")
     return record
@@ -104,16 +97,8 @@ def finished(records: Sequence[TrialRecord]) -> list[TrialRecord]:
 
 def objective_points(records: Sequence[TrialRecord]) -> np.ndarray:
     """Returns the objectives `[N, T]` of finished trials, higher being better."""
-    return np.asarray(
-        [
-            [
-                value if record.directions[name] == "max" else -value
-                for name, value in record.objectives.items()
-            ]
-            for record in records
-        ],
-        np.float64,
-    )
+    values = np.asarray([list(r.objectives.values()) for r in records], np.float64)
+    return values * [1 if d == "max" else -1 for d in records[0].directions.values()]
 
 
 def front_of(records: Sequence[TrialRecord]) -> list[TrialRecord]:
@@ -128,8 +113,7 @@ def front_of(records: Sequence[TrialRecord]) -> list[TrialRecord]:
 def hypervolume_curve(records: Sequence[TrialRecord]) -> list[float]:
     """Returns the hypervolume after each trial, in the order they started.
 
-    The reference is the worst value of each objective in any trial, so that only
-    curves of one search compare.
+    The reference is the worst value of each objective in any trial.
     """
     done = sorted(finished(records), key=lambda record: int(record.trial))
     if not done:
@@ -140,11 +124,6 @@ def hypervolume_curve(records: Sequence[TrialRecord]) -> list[float]:
         hypervolume(points[: n + 1], points.min(axis=0), directions)
         for n in range(len(points))
     ]
-
-
-def _rank(record: TrialRecord) -> tuple[float, int]:
-    score = math.inf if record.score is None else -record.score
-    return (score, int(record.trial))
 
 
 def write_table(out: pathlib.Path, records: Sequence[TrialRecord]) -> None:

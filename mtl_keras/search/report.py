@@ -10,19 +10,9 @@ from mtl_keras.callbacks.task_progress import duration
 from mtl_keras.evaluation.plots import trade_off_figure
 from mtl_keras.reports import figures
 from mtl_keras.reports.rendering import write_html
-from mtl_keras.search.records import (
-    TrialRecord,
-    finished,
-    flat_settings,
-    front_of,
-    hypervolume_curve,
-    main_values,
-    objective_points,
-    searched_settings,
-    short,
-    shown_tasks,
-)
-from mtl_keras.search.search_space import Components
+from mtl_keras.search import records as reading
+from mtl_keras.search.records import TrialRecord, finished, flat_settings, front_of
+from mtl_keras.search.space import Components
 from mtl_keras.search.study import Study
 
 PAGE = "report.html"
@@ -42,82 +32,47 @@ _MOST_OBJECTIVES = 5  # whose hypervolume is quick to compute
 def write(study: Study, records: Sequence[TrialRecord], out: pathlib.Path) -> None:
     """Writes the page and the figures, those of `FILES` that there is data for."""
     done = finished(records)
-    drawn = {
-        "trade_off": _trade_offs(study, done),
-        "parallel": _parallel(study, done),
-        "hypervolume": _hypervolume(done),
-    }
-    shown = {name: figure for name, figure in drawn.items() if figure is not None}
+    shown: dict[str, Any] = {}
+    if done:
+        shown = {
+            "trade_off": _trade_offs(study, done),
+            "parallel": _parallel(study, done),
+            "hypervolume": _hypervolume(study, done),
+        }
+    shown = {name: figure for name, figure in shown.items() if figure is not None}
     for name, figure in shown.items():
         figures.save_png(figure, out / f"{name}.png")
-    application = study.application
-    names = searched_settings(study)
-    front = front_of(records)
+    tasks = study.application.tasks
     context = {
         "title": f"{study.settings.application} on {study.base.data}",
-        "introduction": _introduction(study, records),
-        "heads": [
-            "trial",
-            *(objective.label for objective in study.objectives),
-            *(f"{t}\n{application.tasks[t].objective}" for t in shown_tasks(study)),
-            *(name.replace("/", "\n").replace("_", " ") for name in names),
-            "time",
-        ],
-        "trials": [
-            {
-                "kind": "" if record.completed else "failed",
-                "cells": _cells(study, record, names),
-                "error": record.error,
-            }
-            | ({"kind": "front"} if record in front else {})
-            for record in records
-        ],
+        "study": study,
+        "records": records,
+        "front": front_of(records),
+        "metrics": [f"{t}\n{tasks[t].objective}" for t in reading.shown_tasks(study)],
         "figures": [
             figures.chart(name, figure, name, above=_CAPTIONS[name])
             for name, figure in shown.items()
         ],
+        "duration": duration,
+        "flat_settings": flat_settings,
+        "main_values": reading.main_values,
+        "searched_settings": reading.searched_settings,
+        "short": reading.short,
     }
     write_html(out / PAGE, "study.html", context)
 
 
-def _introduction(study: Study, records: Sequence[TrialRecord]) -> str:
-    failed = sum(not record.completed for record in records)
-    objectives = ", ".join(o.label for o in study.objectives)
-    several = len(study.objectives) > 1
-    bold = "rows in bold are on the front" if several else "the best row is bold"
-    return (
-        f"{len(records)} trials of {study.epochs} by {study.settings.oracle} search "
-        f"for {objectives} over {', '.join(study.searched)}; {failed} failed. Values "
-        f"are those of the validation split; {bold}."
-    )
-
-
-def _cells(study: Study, record: TrialRecord, names: Sequence[str]) -> list[str]:
-    """Returns a trial's row of the table, without results if it failed."""
-    results = [""] * (len(study.objectives) + len(shown_tasks(study)))
-    if record.completed:
-        numbers = [*record.objectives.values(), *main_values(study, record)]
-        results = [f"{number:.4f}" for number in numbers]
-    settings = flat_settings(record.config, short)
-    shown = [short(settings.get(name, "")) for name in names]
-    return [record.trial, *results, *shown, duration(record.seconds)]
-
-
 def _trade_offs(study: Study, done: Sequence[TrialRecord]) -> Any:
-    """Returns the objectives, or else the tasks' main metrics, against each other.
-
-    None for fewer than two of them, many tasks, or without a finished trial.
-    """
-    application = study.application
-    tasks = shown_tasks(study)
-    names = [f"{task} {application.tasks[task].objective}" for task in tasks]
-    directions = [application.tasks[task].direction for task in tasks]
-    points = [main_values(study, record) for record in done]
+    """Returns the objectives, or else the shown tasks' main metrics, in pairs."""
+    tasks = {t: study.application.tasks[t] for t in reading.shown_tasks(study)}
+    names = [f"{name} {task.objective}" for name, task in tasks.items()]
+    directions = [task.direction for task in tasks.values()]
+    points = [reading.main_values(study, record) for record in done]
     if len(study.objectives) > 1:
         names = [objective.label for objective in study.objectives]
         directions = [objective.direction for objective in study.objectives]
         points = [list(record.objectives.values()) for record in done]
-    if len(names) < 2 or not done:
+    if len(names) < 2:
         return None
     grouping = [n for n in ("balancing", "sharing", "backbone") if n in study.searched]
     return trade_off_figure(
@@ -131,10 +86,8 @@ def _trade_offs(study: Study, done: Sequence[TrialRecord]) -> Any:
 
 
 def _parallel(study: Study, done: Sequence[TrialRecord]) -> Any:
-    """Returns the trials as lines; None without a finished one."""
-    if not done:
-        return None
-    columns = {name: _values(study, done, name) for name in searched_settings(study)}
+    searched = reading.searched_settings(study)
+    columns = {name: _values(study, done, name) for name in searched}
     for label in done[0].objectives:
         columns[label] = [record.objectives[label] for record in done]
     front = front_of(done)
@@ -149,11 +102,11 @@ def _parallel(study: Study, done: Sequence[TrialRecord]) -> Any:
     )
 
 
-def _hypervolume(done: Sequence[TrialRecord]) -> Any:
-    """Returns the hypervolume over trials; None unless there are several objectives."""
-    if not done or not 2 <= objective_points(done).shape[1] <= _MOST_OBJECTIVES:
+def _hypervolume(study: Study, done: Sequence[TrialRecord]) -> Any:
+    if not 2 <= len(study.objectives) <= _MOST_OBJECTIVES:
         return None
-    return figures.steps(hypervolume_curve(done), "finished trials", "hypervolume")
+    curve = reading.hypervolume_curve(done)
+    return figures.steps(curve, "finished trials", "hypervolume")
 
 
 def _values(study: Study, done: Sequence[TrialRecord], name: str) -> list[Any]:
@@ -164,4 +117,4 @@ def _values(study: Study, done: Sequence[TrialRecord], name: str) -> list[Any]:
         return values
     if any(component.arguments for component in dimension.values):
         return [str(value).split("(")[0] for value in values]
-    return list(map(short, values))
+    return list(map(reading.short, values))

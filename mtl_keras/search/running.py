@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
+import math
 import os
 import pathlib
 import time
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 from rich.console import Console
 
+from mtl_keras.callbacks.task_progress import duration
+from mtl_keras.decoding import Result, decode
 from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError, check_integer
-from mtl_keras.files import make_folder, write_json
+from mtl_keras.evaluation import has_relative_gain
+from mtl_keras.files import make_folder, read_json, write_json
+from mtl_keras.runs.config import TrainingConfig
 from mtl_keras.runs.folder import disk_errors
 from mtl_keras.runs.progress import say
-from mtl_keras.runs.records import check_same, made_with, open_folder
-from mtl_keras.runs.scheduler import Scheduler
+from mtl_keras.runs.records import (
+    RECORD,
+    check_same,
+    made_with,
+    open_folder,
+    read_record,
+)
+from mtl_keras.runs.results import by_task, metric_names
+from mtl_keras.runs.scheduler import Job, Scheduler
 from mtl_keras.runs.training import count_batches, load_split
 from mtl_keras.search import keras_tuner_compat as oracles
 from mtl_keras.search import records, report, tensorboard
-from mtl_keras.search.ask_and_tell import Search, train_missing
-from mtl_keras.search.hypermodel import StudyHyperModel
-from mtl_keras.search.keras_tuner_compat import StudyOracle
-from mtl_keras.search.records import TrialRecord
-from mtl_keras.search.study import Study
+from mtl_keras.search.hypermodel import SUM, StudyHyperModel
+from mtl_keras.search.keras_tuner_compat import STATE, StudyOracle
+from mtl_keras.search.records import TrialRecord, main_values, short, shown_tasks
+from mtl_keras.search.study import DELTA_M, Study, oriented
 from mtl_keras.search.workers import (
     BEAT_SECONDS,
     CHIEF_SECONDS,
@@ -34,6 +47,11 @@ from mtl_keras.search.workers import (
     Chief,
     WorkerClient,
 )
+
+BASELINES = "baselines.json"
+_ALONE = "mtl_keras.search.trial:train_alone"
+_TRIAL = "mtl_keras.search.trial:train_trial"
+_PAUSE_SECONDS = 1.0
 
 
 def run_study(
@@ -221,12 +239,10 @@ def _announce(
         f"{', '.join(study.searched)}",
     )
     if known:
-        done, rest = len(known), max(settings.trials - len(known), 0)
-        say(
-            console,
-            f"Reused from {out}: {done} finished trial{'s' if done > 1 else ''}; "
-            + (f"up to {rest} to go." if rest else "nothing left to run."),
-        )
+        rest = settings.trials - len(known)
+        todo = f"up to {rest} to go." if rest > 0 else "nothing left to run."
+        trials = f"{len(known)} finished trial{'s' if len(known) > 1 else ''}"
+        say(console, f"Reused from {out}: {trials}; {todo}")
 
 
 @contextlib.contextmanager
@@ -245,9 +261,213 @@ def _finish(study: Study, out: pathlib.Path, oracle: StudyOracle) -> list[TrialR
         failed = max(results, key=lambda record: int(record.trial))
         raise InputError(
             f"The study in {str(out)!r} stopped: three trials in a row failed. "
-            f"The last error: {' '.join(failed.error.split())}"
+            f"The last error: {failed.reason}"
         )
     with disk_errors(out):
         records.write_table(out, results)
         report.write(study, results, out)
     return results
+
+
+@dataclasses.dataclass
+class Search:
+    """Asks an oracle for trials, has them run, and tells it their results.
+
+    The oracle may be a client of a chief's, for which this process has a `name`.
+    """
+
+    study: Study
+    oracle: Any
+    out: pathlib.Path
+    scheduler: Scheduler
+    console: Console
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        self._model = StudyHyperModel(self.study)
+        # {trial: its slot's name, itself, its settings}.
+        self._trials: dict[str, tuple[str, Any, TrainingConfig]] = {}
+
+    @functools.cached_property
+    def _baselines(self) -> dict[str, float] | None:
+        """The baselines; read when there is a trial, by when a chief has them."""
+        if not needs_baselines(self.study):
+            return None
+        return read_baselines(self.study, self.out)
+
+    def run(self) -> None:
+        """Runs trials until the oracle has none left."""
+        asking = True
+        while True:
+            while asking and self.scheduler.free:
+                tuner_id = self._free_name()
+                trial = self.oracle.create_trial(tuner_id)
+                asking = trial.status != "STOPPED"
+                if trial.status != "RUNNING":
+                    break
+                self._start(tuner_id, trial)
+            if not self._trials and not asking:
+                return
+            if not self._trials:
+                time.sleep(_PAUSE_SECONDS)
+            for job in self.scheduler.wait(_PAUSE_SECONDS):
+                self._end(job)
+
+    def _free_name(self) -> str:
+        if self.name is not None:
+            return self.name
+        taken = {tuner_id for tuner_id, *_ in self._trials.values()}
+        names = (f"slot-{number}" for number in range(self.scheduler.slots))
+        return next(name for name in names if name not in taken)
+
+    def _start(self, tuner_id: str, trial: Any) -> None:
+        """Reports a trial's settings, and submits it to the scheduler."""
+        study, hp = self.study, trial.hyperparameters
+        config = self._model.config(hp.copy())
+        number = f"{int(trial.trial_id) + 1}/{study.settings.trials}"
+        described = _described(study, config)
+        say(self.console, f"trial {trial.trial_id} ({number}): {described}")
+        start = hp.values.get("tuner/trial_id")
+        settings = {
+            "study": encode(study.settings),
+            "hyperparameters": hp.get_config(),
+            "baselines": self._baselines,
+            "start": None if start is None else str(self._folder(start)),
+        }
+        self._trials[trial.trial_id] = (tuner_id, trial, config)
+        folder = self._folder(trial.trial_id)
+        self.scheduler.submit(Job(trial.trial_id, folder, _TRIAL, settings))
+
+    def _folder(self, trial_id: str) -> pathlib.Path:
+        return self.out.absolute() / STATE / f"trial_{trial_id}"
+
+    def _end(self, job: Job) -> None:
+        """Records a trial, reports its outcome, and tells the oracle."""
+        _, trial, config = self._trials.pop(job.label)
+        record, results = self._record(job, trial, config)
+        # In this order: a trial that the oracle has noted as ended is not run
+        # again, so its record has to be there by then.
+        records.write_record(self.out, record)
+        tensorboard.write_trial(self.out, record)
+        self.oracle.update_trial(trial.trial_id, results)
+        # Of an objective without a value KerasTuner makes a failed trial.
+        trial.status = "COMPLETED"
+        self.oracle.end_trial(trial)
+        line = f"failed, and is skipped: {record.reason}"
+        if record.completed:
+            line = _outcome(self.study, record)
+        line = f"trial {trial.trial_id}: {line}; {duration(record.seconds)}"
+        if self.name is None:
+            todo = self.study.settings.trials - len(self.oracle.start_order)
+            left = self.scheduler.seconds_left([("", 1.0)] * todo)
+            line += "" if left is None else f", about {duration(left)} left"
+        say(self.console, line)
+
+    def _record(
+        self, job: Job, trial: Any, config: TrainingConfig
+    ) -> tuple[TrialRecord, dict[str, float]]:
+        """Returns the record of a trial, and the results that the oracle gets."""
+        study, outcome = self.study, read_record(job.folder / RECORD)
+        names = [objective.name for objective in study.objectives]
+        results = dict.fromkeys([*names, SUM], math.nan)
+        if outcome.completed:
+            results |= decode(dict[str, Result], outcome.result)
+        values = {o.label: results[o.name] for o in study.objectives}
+        score = sum(oriented(o, values[o.label]) for o in study.objectives)
+        error = outcome.error
+        if not error and math.isnan(score):
+            error = "The loss or a metric is not a number."
+        names_of = metric_names(study.application, study.tasks)
+        record = TrialRecord(
+            status="FAILED" if error else "COMPLETED",
+            seconds=outcome.seconds,
+            error=error,
+            traceback=outcome.traceback,
+            made_with=outcome.made_with,
+            trial=trial.trial_id,
+            score=None if error else score,
+            objectives=values,
+            directions={o.label: o.direction for o in study.objectives},
+            metrics=by_task(results, names_of, "val_") if outcome.completed else {},
+            config=config,
+            hyperparameters=dict(trial.hyperparameters.values),
+        )
+        return record, results
+
+
+def _described(study: Study, config: TrainingConfig) -> str:
+    """Returns the searched settings of a trial in a few words."""
+    settings = records.flat_settings(config, short)
+    parts = [
+        f"{name.replace('_', ' ')} {short(settings[name])}"
+        for name in study.searched
+        if name != "loss_weights"
+    ]
+    if "loss_weights" in study.searched:
+        weights = config.loss_weights or {}
+        parts.append("weights " + " ".join(f"{t} {w:.2f}" for t, w in weights.items()))
+    return ", ".join(parts)
+
+
+def _outcome(study: Study, record: TrialRecord) -> str:
+    """Returns how a finished trial went in a few words."""
+    main = zip(shown_tasks(study), main_values(study, record), strict=True)
+    metrics = ", ".join(f"{task} {value:.4f}" for task, value in main)
+    score = ", ".join(f"{n} {v:.4f}" for n, v in record.objectives.items())
+    return f"{score}; {metrics}" if metrics else score
+
+
+def needs_baselines(study: Study) -> bool:
+    """Returns whether Δm is an objective."""
+    return any(objective.label == DELTA_M for objective in study.objectives)
+
+
+def read_baselines(study: Study, out: pathlib.Path) -> dict[str, float]:
+    """Returns the baselines that the folder holds, by task."""
+    path = out / BASELINES
+    if not path.is_file():
+        return {}
+    baselines = decode(dict[str, Result], read_json(path), str(path))
+    if not set(baselines) <= set(study.tasks):
+        raise InputError(f"{path} does not hold the baselines of this study.")
+    return baselines
+
+
+def train_missing(
+    study: Study, out: pathlib.Path, scheduler: Scheduler, console: Console
+) -> None:
+    """Trains the single-task baselines that the folder lacks, where Δm needs them."""
+    if not needs_baselines(study):
+        return
+    baselines = read_baselines(study, out)
+    waiting = [task for task in study.tasks if task not in baselines]
+    with console.status(f"Training {', '.join(waiting)} alone, with a trial's budget"):
+        while waiting or scheduler.running:
+            while waiting and scheduler.free:
+                task = waiting.pop(0)
+                folder = out.absolute() / STATE / "alone" / task
+                settings = {"study": encode(study.settings), "task": task}
+                scheduler.submit(Job(task, folder, _ALONE, settings, kind="alone"))
+            for job in scheduler.wait(_PAUSE_SECONDS):
+                record = read_record(job.folder / RECORD)
+                if not record.completed:
+                    (job.folder / RECORD).unlink()
+                    raise InputError(
+                        f"The baseline of {job.label!r} cannot be trained: "
+                        f"{record.reason}"
+                    )
+                value = record.result
+                baselines[job.label] = math.nan if value is None else value
+                write_json(out / BASELINES, baselines)
+    excluded = [task for task in study.tasks if not has_relative_gain(baselines[task])]
+    if len(excluded) == len(study.tasks):
+        raise InputError(
+            "Expected a baseline other than 0 for at least one task: a relative gain "
+            f"over 0 has no value. Received: {baselines}. Choose another objective."
+        )
+    if excluded:
+        say(
+            console,
+            f"Δm excludes {', '.join(excluded)}: alone, with a trial's budget, the "
+            "main metric is 0 or no number.",
+        )

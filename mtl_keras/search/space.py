@@ -1,45 +1,77 @@
-"""The dimensions of a search space, and how a study file writes them.
+"""The space of a search: plain settings, methods with arguments, loss weights.
 
-| In the file                               | Meaning                          |
+| In a study file                           | Meaning                          |
 |-------------------------------------------|----------------------------------|
 | `width = 32`                              | fixed                            |
 | `width = [16, 32, 64]`                    | one of these                     |
 | `depth = { min = 2, max = 4 }`            | a range, both ends included      |
 | `learning_rate = { min = 1e-4, max = 1e-2, log = true }` | searched by magnitude |
 | `loss_weights = { max_ratio = 4.0 }`      | searched, see `LossWeights`      |
-| `sharing = { class_name = "mmoe", search = true }` | see `search_space`  |
 | `loss_weights = { left = 1.0, mask = 2.0 }` | fixed                          |
+
+A method is searched together with its own arguments: those in `search`, while those
+in `config` are fixed. The same forms hold for `sharing`, `balancing`, `optimizer`.
+
+    sharing = ["hard", "mmoe"]                                   as they are
+    sharing = { class_name = "ple", search = true }              what is searched of it
+    sharing = { class_name = "ple", search = { num_levels = [1, 2] } }
+    balancing = ["equal", { class_name = "dwa", search = true }] both kinds
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
 
+import keras
+from pydantic import Field, StrictBool, StrictStr
+
+from mtl_keras import balancing, sharing
+from mtl_keras.decoding import Decodable, Finite, decode
 from mtl_keras.errors import InputError, is_number, unknown_name
+from mtl_keras.runs.config import RunConfig
 
-# The plain settings of a run that a study may search, with the type of their values.
-SETTINGS: dict[str, type] = {
-    "backbone": str,
-    "schedule": str,
-    "precision": str,
-    "jit": bool,
-    "steps_per_execution": int,
-    "width": int,
-    "depth": int,
-    "batch_size": int,
-    "learning_rate": float,
+# The plain settings of a run that a study may search.
+SETTINGS = (
+    "backbone",
+    "schedule",
+    "precision",
+    "jit",
+    "steps_per_execution",
+    "width",
+    "depth",
+    "batch_size",
+    "learning_rate",
+)
+# Keras's optimizers declare nothing of the kind themselves.
+_OPTIMIZERS: dict[type, dict[str, Any]] = {
+    keras.optimizers.AdamW: {"weight_decay": {"min": 1e-4, "max": 0.1, "log": True}},
+    keras.optimizers.Lion: {"weight_decay": {"min": 1e-4, "max": 0.1, "log": True}},
+    keras.optimizers.RMSprop: {"momentum": {"min": 0.0, "max": 0.9}},
+    keras.optimizers.SGD: {"momentum": {"min": 0.0, "max": 0.99}},
 }
-_EXPECTED = {
-    float: "a number",
-    int: "a whole number",
-    str: "a name",
-    bool: 'true, false or "auto"',
+
+
+def _optimizer_class(name: str) -> type:
+    try:
+        return type(keras.optimizers.get(name))
+    except ValueError as error:
+        raise InputError(
+            f"Unknown optimizer {name!r}. Expected the name of a Keras optimizer, "
+            "for example 'adam', 'adamw' or 'sgd'."
+        ) from error
+
+
+# How each setting finds its classes by name.
+_CLASSES: dict[str, Callable[[str], type]] = {
+    "balancing": balancing.get_class,
+    "sharing": sharing.get_class,
+    "optimizer": _optimizer_class,
 }
-_RANGE = ("min", "max", "step", "log")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,15 +179,11 @@ class LossWeights:
             hp: KerasTuner's hyperparameters, as for any hypermodel.
             tasks: Names of the tasks.
         """
+        low, high = 1.0 / self.max_ratio, self.max_ratio
         ratios = {tasks[0]: 1.0}
         for task in tasks[1:]:
-            ratios[task] = hp.Float(
-                f"loss_weight/{task}",
-                1.0 / self.max_ratio,
-                self.max_ratio,
-                sampling="log",
-                default=1.0,
-            )
+            name = f"loss_weight/{task}"
+            ratios[task] = hp.Float(name, low, high, sampling="log", default=1.0)
         scale = len(tasks) / sum(ratios.values())
         return {task: ratio * scale for task, ratio in ratios.items()}
 
@@ -163,34 +191,204 @@ class LossWeights:
 Dimension = Fixed | Choice | Range
 
 
-def parse_dimension(name: str, value: Any, kind: type | None = None) -> Dimension:
-    """Returns a setting or argument: a list of values, `{ min, max }`, or one value.
+@dataclasses.dataclass(frozen=True)
+class Component:
+    """One method, with its fixed arguments and those that are searched.
+
+    `label` is its value in KerasTuner; `class_name` its name or, for a list of a loss
+    balancer and a gradient balancer, all of it.
+    """
+
+    label: str
+    class_name: str | list[Any]
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    arguments: Mapping[str, Dimension] = dataclasses.field(default_factory=dict)
+
+    def spec(self, drawn: Mapping[str, Any]) -> Any:
+        """Returns the configuration for the registry's `get`, with these arguments."""
+        config = {**self.config, **drawn}
+        if not config:
+            return self.class_name
+        return {"class_name": self.class_name, "config": config}
+
+
+@dataclasses.dataclass(frozen=True)
+class Components:
+    """Methods to choose from, of which some have arguments to search.
+
+    KerasTuner sees `"<setting>"`, where there are several, and under it
+    `"<setting>/<name>/<argument>"`, which is active for that method alone.
+    """
+
+    values: tuple[Component, ...]
+
+    @property
+    def searched(self) -> bool:
+        """Whether trials differ in it."""
+        return len(self.values) > 1 or bool(self.values[0].arguments)
+
+    def sample(self, hp: Any, name: str) -> Any:
+        """Draws from KerasTuner."""
+        if len(self.values) == 1:
+            return self._draw(hp, name, self.values[0])
+        label = hp.Choice(name, [value.label for value in self.values])
+        specs = {}
+        for value in self.values:
+            # Entered for all, so that one call makes the whole space known.
+            with hp.conditional_scope(name, [value.label]):
+                specs[value.label] = self._draw(hp, name, value)
+        return specs.get(label)
+
+    def _draw(self, hp: Any, name: str, chosen: Component) -> Any:
+        return chosen.spec(
+            {
+                argument: dimension.sample(hp, f"{name}/{chosen.class_name}/{argument}")
+                for argument, dimension in chosen.arguments.items()
+            }
+        )
+
+    def examples(self) -> list[Any]:
+        """Returns values that a check has to accept."""
+        specs = []
+        for value in self.values:
+            ends = {name: d.examples() for name, d in value.arguments.items()}
+            for index in range(max(map(len, ends.values()), default=1)):
+                drawn = {n: e[min(index, len(e) - 1)] for n, e in ends.items()}
+                specs.append(value.spec(drawn))
+        return specs
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchSpace:
+    """The fixed settings of a search, and the searched ones with their ranges.
+
+    Attributes:
+        dimensions: By setting; settings left out take their defaults.
+        loss_weights: How the losses are weighted; None means equally.
+    """
+
+    dimensions: Mapping[str, Dimension | Components]
+    loss_weights: LossWeights | Fixed | None = None
+
+    @property
+    def searched(self) -> list[str]:
+        """The names of the settings that differ between trials."""
+        named = {**self.dimensions, "loss_weights": self.loss_weights}
+        return [name for name, d in named.items() if d is not None and d.searched]
+
+    def sample(self, hp: Any, tasks: Sequence[str]) -> dict[str, Any]:
+        """Returns every setting's value, and registers the whole space in `hp`.
+
+        Args:
+            hp: KerasTuner's hyperparameters.
+            tasks: The tasks that the losses are weighted of.
+        """
+        drawn = {name: d.sample(hp, name) for name, d in self.dimensions.items()}
+        if isinstance(self.loss_weights, LossWeights):
+            drawn["loss_weights"] = self.loss_weights.sample(hp, tasks)
+        elif self.loss_weights is not None:
+            drawn["loss_weights"] = self.loss_weights.value
+        return drawn
+
+
+def parse_space(table: Mapping[str, Any], *, others: bool = False) -> SearchSpace:
+    """Reads `[space]` of a study file.
 
     Args:
-        name: Its name in messages, without `space.`.
-        value: Its value in the study file.
-        kind: Type of its values; None for any.
+        table: Values of the file, by setting.
+        others: Whether settings of other names are allowed; their values may be
+            of any type.
 
     Raises:
-        InputError: If the type is wrong, or the list or the range is empty.
+        InputError: If a name is unknown, a type is wrong or a range is empty.
     """
-    if isinstance(value, list):
-        if not value:
-            raise InputError(f"Expected space.{name} to list at least one value.")
-        values = tuple(_value(name, kind, item) for item in value)
-        if len(values) == 1:
-            return Fixed(values[0])
-        _check_values(name, values)
-        return Choice(values)
-    if isinstance(value, dict) and kind in (int, float, None):
-        if kind is None:
-            ends = [value.get("min"), value.get("max")]
-            kind = int if all(isinstance(end, int) for end in ends) else float
-        return _range(name, kind, value)
-    return Fixed(_value(name, kind, value))
+    dimensions: dict[str, Dimension | Components] = {}
+    weights = None
+    for name, value in table.items():
+        if name == "loss_weights":
+            weights = _loss_weights(value)
+        elif name in _CLASSES:
+            dimensions[name] = parse_components(name, value)
+        elif name in SETTINGS or others:
+            dimensions[name] = parse_dimension(name, value)
+        else:
+            known = (*_CLASSES, *SETTINGS, "loss_weights")
+            raise unknown_name("key in [space]", name, known)
+    return SearchSpace(dimensions, weights)
 
 
-def parse_loss_weights(value: Any) -> LossWeights | Fixed:
+def parse_dimension(name: str, value: Any) -> Dimension:
+    """Returns a setting or argument: a list of values, `{ min, max }`, or one value.
+
+    Raises an InputError if the type is wrong, or the list or the range is empty.
+    """
+    if isinstance(value, dict):
+        return _range(name, value)
+    if not isinstance(value, list):
+        return Fixed(_typed(name, value))
+    values = tuple(_typed(name, item) for item in _not_empty(name, value))
+    if len(values) == 1:
+        return Fixed(values[0])
+    try:
+        texts = [json.dumps(value, sort_keys=True, allow_nan=False) for value in values]
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"Expected the values of space.{name} to be finite numbers, texts, true or "
+            f"false, or lists or tables of these. Received: {values!r}."
+        ) from error
+    _check_different(name, texts, value)
+    _check_different(name, list(filter(is_number, values)), value)
+    return Choice(values)
+
+
+def _typed(name: str, value: Any) -> Any:
+    """Returns the value of a run's setting in its type, any other as it is."""
+    if name not in SETTINGS:
+        return value
+    config = decode(RunConfig, {"application": "", name: value}, "space")
+    return getattr(config, name)
+
+
+def _not_empty(name: str, values: list[Any]) -> list[Any]:
+    if not values:
+        raise InputError(f"Expected space.{name} to list at least one value.")
+    return values
+
+
+def _check_different(name: str, values: Sequence[Any], received: Any) -> None:
+    if len(set(values)) < len(values):
+        raise InputError(
+            f"Expected the values of space.{name} to differ. Received: {received!r}."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _RangeTable(Decodable):
+    min: Finite
+    max: Finite
+    step: Annotated[Finite, Field(gt=0)] | None = None
+    log: StrictBool = False
+
+
+def _range(name: str, table: dict[str, Any]) -> Range:
+    checked = decode(_RangeTable, table, f"space.{name}")
+    for key, holds, expected in (
+        ("min", checked.min < checked.max, "below max"),
+        ("min", not checked.log or checked.min > 0, "above 0 with log = true"),
+        ("step", not checked.log or checked.step is None, "left out with log = true"),
+    ):
+        if not holds:
+            raise InputError(
+                f"Expected space.{name}.{key} to be {expected}. Received: {table!r}."
+            )
+    keys = [key for key in ("min", "max", "step") if table.get(key) is not None]
+    numbers = {key: _typed(name, table[key]) for key in keys}
+    if not all(isinstance(number, int) for number in numbers.values()):
+        numbers = {key: float(number) for key, number in numbers.items()}
+    return Range(numbers["min"], numbers["max"], numbers.get("step"), checked.log)
+
+
+def _loss_weights(value: Any) -> LossWeights | Fixed:
     """Returns `space.loss_weights`: `{ max_ratio = R }`, or one number per task."""
     received = f"Received: {value!r}."
     if not isinstance(value, dict) or not value:
@@ -213,61 +411,87 @@ def parse_loss_weights(value: Any) -> LossWeights | Fixed:
     return LossWeights(float(ratio))
 
 
-def _check_values(name: str, values: Sequence[Any]) -> None:
-    """Raises an InputError for equal values, or ones that JSON cannot hold."""
-    try:
-        texts = [json.dumps(value, sort_keys=True, allow_nan=False) for value in values]
-    except (TypeError, ValueError) as error:
+@dataclasses.dataclass(frozen=True)
+class _Method(Decodable):
+    """A method as a study file has it."""
+
+    class_name: StrictStr
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    search: Any = None
+
+
+def parse_components(setting: str, value: Any) -> Components:
+    """Returns `space.sharing`, `space.balancing` or `space.optimizer`, checked."""
+    values = _not_empty(setting, value if isinstance(value, list) else [value])
+    components = tuple(_component(setting, item) for item in values)
+    _check_different(setting, [component.label for component in components], value)
+    return Components(components)
+
+
+def _component(setting: str, value: Any) -> Component:
+    if isinstance(value, str):
+        _CLASSES[setting](value)
+        return Component(value, value)
+    if setting == "balancing" and isinstance(value, list) and value:
+        for item in value:
+            if _component(setting, item).arguments:
+                raise InputError(
+                    "Expected the members of a list in space.balancing to have "
+                    f"nothing to search. Received: {item!r}."
+                )
+        return Component(json.dumps(value), value)
+    if not isinstance(value, dict):
         raise InputError(
-            f"Expected the values of space.{name} to be finite numbers, texts, true or "
-            f"false, or lists or tables of these. Received: {values!r}."
-        ) from error
-    numbers = [value for value in values if is_number(value)]
-    if len(set(texts)) < len(texts) or len(set(numbers)) < len(numbers):
-        raise InputError(
-            f"Expected the values of space.{name} to differ. Received: {values!r}."
+            f"Expected space.{setting} to be a name or a table with class_name. "
+            f"Received: {value!r}."
         )
+    method = decode(_Method, value, f"space.{setting}")
+    name, config = method.class_name, method.config
+    cls = _CLASSES[setting](name)
+    searched = _searched(setting, cls, method) if "search" in value else {}
+    known = _arguments(cls)
+    for argument in (*config, *searched):
+        if argument not in known:
+            raise unknown_name(f"argument of {name!r}", argument, known)
+    arguments = {
+        argument: parse_dimension(f"{setting}.{argument}", space)
+        for argument, space in searched.items()
+    }
+    label = json.dumps(value) if config or searched else name
+    return Component(label, name, config, arguments)
 
 
-def _value(name: str, kind: type | None, value: Any) -> Any:
-    if kind is float and is_number(value):
-        return float(value)
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if (
-        kind is None
-        or (kind is int and whole)
-        or (kind in (str, bool) and isinstance(value, kind))
-        or (kind is bool and value == "auto")
-    ):
-        return value
-    raise InputError(
-        f"Expected space.{name} to be {_EXPECTED[kind]}. Received: {value!r}."
+def _searched(setting: str, cls: type, method: _Method) -> dict[str, Any]:
+    searched = method.search
+    if searched is True:
+        declared = getattr(cls, "search_space", _OPTIMIZERS.get(cls, {}))
+        searched = {k: v for k, v in declared.items() if k not in method.config}
+    if not isinstance(searched, dict) or not searched:
+        raise InputError(
+            f"Expected space.{setting} to have search = true, where "
+            f"{method.class_name!r} declares arguments to search, or a table of "
+            f"arguments. Received: search = {method.search!r}."
+        )
+    for argument in searched:
+        if argument in method.config:
+            raise InputError(
+                f"Expected {argument!r} of {method.class_name!r} in space.{setting} to "
+                "be either fixed in config or searched, not both."
+            )
+    return searched
+
+
+def _arguments(cls: type) -> set[str]:
+    """Returns the names of the arguments of a method's class but `name`."""
+    # Without `object`, whose signature names nothing.
+    signatures = (inspect.signature(base) for base in cls.__mro__[:-1])
+    kinds = (
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.KEYWORD_ONLY,
     )
-
-
-def _range(name: str, kind: type, table: dict[str, Any]) -> Range:
-    for key in table:
-        if key not in _RANGE:
-            raise unknown_name(f"key in space.{name}", key, _RANGE)
-    for key in ("min", "max"):
-        if key not in table:
-            raise InputError(
-                f"Expected space.{name} to have min and max. Missing: {key}."
-            )
-    low, high = (_value(f"{name}.{key}", kind, table[key]) for key in ("min", "max"))
-    log, step = table.get("log", False), table.get("step")
-    if step is not None:
-        step = _value(f"{name}.step", kind, step)
-    for key, holds, expected in (
-        ("min", low < high, "below max"),
-        ("min", -math.inf < low, "finite"),
-        ("max", high < math.inf, "finite"),
-        ("log", isinstance(log, bool), "true or false"),
-        ("min", not log or low > 0, "above 0 with log = true"),
-        ("step", step is None or (step > 0 and not log), "above 0, without log = true"),
-    ):
-        if not holds:
-            raise InputError(
-                f"Expected space.{name}.{key} to be {expected}. Received: {table!r}."
-            )
-    return Range(low, high, step, log)
+    return {
+        parameter.name
+        for signature in signatures
+        for parameter in signature.parameters.values()
+        if parameter.kind in kinds
+    } - {"name"}

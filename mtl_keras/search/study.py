@@ -1,22 +1,126 @@
-"""Study files: the definition of a search, read and checked from TOML."""
+"""Studies: the definition of a search and its objectives, read from TOML."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, StrictInt, StrictStr
 
 from mtl_keras.decoding import Count, Decodable, decode
 from mtl_keras.errors import InputError, unknown_name
+from mtl_keras.evaluation.delta import delta_m, has_relative_gain
 from mtl_keras.files import read_toml
 from mtl_keras.runs.config import RunConfig, TrainingConfig
-from mtl_keras.search.objectives import Objective, parse_objectives
-from mtl_keras.search.search_space import SearchSpace, parse_space
-from mtl_keras.search.space import Fixed
+from mtl_keras.runs.results import main_metrics, metric_names, score
+from mtl_keras.search.space import Fixed, SearchSpace, parse_space
+
+if TYPE_CHECKING:
+    from mtl_keras.applications import Application
+
+MEAN = "mean"
+DELTA_M = "delta_m"
+_ERRORS = ("Error", "Crossentropy", "Divergence", "Hinge", "LogCosh", "Poisson")
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """One objective of a study.
+
+    `label` is its name in the study: `"mean"`, `"delta_m"`, both without a task, or
+    `"<task>_<metric>"`; `direction` is `"max"` or `"min"`.
+    """
+
+    label: str
+    direction: str
+    task: str = ""
+    metric: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its name in KerasTuner, and in the results of a trial."""
+        return f"val_{self.label}"
+
+    def value(
+        self,
+        results: Mapping[str, Mapping[str, float]],
+        application: Application,
+        baselines: Mapping[str, float] | None,
+    ) -> float:
+        """Returns the objective of a trial's results, NaN where it has none."""
+        if self.task:
+            return results.get(self.task, {}).get(self.metric, math.nan)
+        main = main_metrics(results, application)
+        if self.label == MEAN:
+            return score(main, application)
+        assert baselines is not None
+        main = {t: main[t] for t in main if has_relative_gain(baselines[t])}
+        directions = {task: application.tasks[task].direction for task in main}
+        return delta_m(main, baselines, directions)
+
+
+def parse_objectives(
+    value: str | Sequence[str], application: Application, tasks: Sequence[str]
+) -> tuple[Objective, ...]:
+    """Returns a study's objectives, of names as `StudySettings.objective` has them.
+
+    Raises an InputError for one that is unknown or repeated, or whose direction is.
+    """
+    names = [value] if isinstance(value, str) else list(value)
+    objectives = tuple(_objective(name, application, tasks) for name in names)
+    labels = [objective.label for objective in objectives]
+    if not labels or len(set(labels)) < len(labels):
+        raise InputError(
+            f"Expected objective to list each objective once. Received: {value!r}."
+        )
+    return objectives
+
+
+def _objective(name: str, application: Application, tasks: Sequence[str]) -> Objective:
+    if name in (MEAN, DELTA_M):
+        return Objective(name, "max")
+    known = {
+        f"{task}_{metric}": (task, metric)
+        for task, own in metric_names(application, tasks).items()
+        for metric in (*own, "loss")
+    } | {task: (task, application.tasks[task].objective) for task in tasks}
+    if name not in known:
+        raise unknown_name("objective", name, [MEAN, DELTA_M, *known])
+    task, metric = known[name]
+    direction = _direction(application, task, metric)
+    return Objective(f"{task}_{metric}", direction, task, metric)
+
+
+def _direction(application: Application, task: str, metric: str) -> str:
+    """Returns which way a metric is better, by its kind."""
+    import keras_tuner
+
+    if metric == "loss":
+        return "min"
+    if metric == application.tasks[task].objective:
+        return application.tasks[task].direction
+    (instance,) = (m for m in application.tasks[task].metrics() if m.name == metric)
+    direction = keras_tuner.engine.metrics_tracking.infer_metric_direction(instance)
+    # KerasTuner takes every metric of Keras that it does not list for an error.
+    if direction == "min" and not any(w in type(instance).__name__ for w in _ERRORS):
+        direction = None
+    if direction is None:
+        raise InputError(
+            f"It is not known which way {metric!r} of task {task!r} is better. "
+            f"Its main metric, {application.tasks[task].objective!r}, can be an "
+            "objective."
+        )
+    return direction
+
+
+def oriented(objective: Objective, value: float) -> float:
+    """Returns a value so that higher is better."""
+    return value if objective.direction == "max" else -value
+
 
 if TYPE_CHECKING:
     from mtl_keras.applications import Application

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Any
 
 import tensorflow as tf
 from tensorboard.plugins.hparams import api as hparams
@@ -15,11 +14,7 @@ LOGS = "logs"
 
 
 def write_columns(out: pathlib.Path, study: Study) -> None:
-    """Writes to `logs` which columns the table of trials has, and in which order.
-
-    These are the searched settings, the objectives and the tasks' main metrics.
-    Without this the table would have all settings, and metrics in any order.
-    """
+    """Writes the order of the columns: searched settings, objectives, main metrics."""
     tasks = study.application.tasks
     metrics = [f"objective/{objective.label}" for objective in study.objectives]
     metrics += [f"{task}/{tasks[task].objective}" for task in study.tasks]
@@ -33,13 +28,11 @@ def write_columns(out: pathlib.Path, study: Study) -> None:
 
 
 def write_trial(out: pathlib.Path, record: TrialRecord) -> None:
-    """Writes a trial's settings and results to `logs/<trial>`.
-
-    A trial that is run again leaves a second file, of which TensorBoard shows the
-    newest values.
-    """
+    """Writes a trial's settings and results; of several files the newest counts."""
+    plain = (bool, int, float, str)
     settings = {
-        name: _plain(value) for name, value in flat_settings(record.config).items()
+        name: value if isinstance(value, plain) else str(value)
+        for name, value in flat_settings(record.config).items()
     }
     writer = tf.summary.create_file_writer(str(out / LOGS / record.trial))
     with writer.as_default(step=0):
@@ -50,7 +43,3 @@ def write_trial(out: pathlib.Path, record: TrialRecord) -> None:
             for name, value in values.items():
                 tf.summary.scalar(f"{task}/{name}", value)
     writer.close()
-
-
-def _plain(value: Any) -> bool | int | float | str:
-    return value if isinstance(value, (bool, int, float, str)) else str(value)

@@ -23,12 +23,8 @@ def train_trial(
 ) -> Mapping[str, float]:
     """Builds and trains a trial's model; a job of `Scheduler`.
 
-    Args:
-        folder: The trial's working directory. A Hyperband trial leaves its weights
-            in it, for the longer ones that start from it.
-        settings: `study` (settings of the study), `hyperparameters` (KerasTuner's
-            config of them), `baselines` (main metric of each task alone, or None)
-            and `start` (the working directory of the trial to start from, or None).
+    A Hyperband trial leaves its weights in its folder, for the longer ones that start
+    from it: `settings["start"]` is the folder of such a trial, or None.
     """
     hypermodel = _hypermodel(json.dumps(settings["study"]))
     hypermodel.baselines = settings["baselines"]

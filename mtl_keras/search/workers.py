@@ -35,13 +35,7 @@ _ID = "tuner-id"  # in the metadata of every call
 class Chief:
     """Serves an oracle to workers until its search has ended.
 
-    Raises an InputError if the address cannot be listened on.
-
-    Args:
-        oracle: The oracle.
-        address: `"host:port"` to listen on; port 0 takes a free one.
-        silence: Seconds without a call after which a worker counts as dead.
-        say: Called with a line of text for each worker that died.
+    A worker without a call for `silence` seconds counts as dead, which `say` reports.
     """
 
     def __init__(
@@ -138,9 +132,6 @@ class WorkerClient(OracleClient):
     """KerasTuner's client, which says that it lives and waits for a lost chief.
 
     It reads KERASTUNER_TUNER_ID, KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT.
-
-    Args:
-        oracle: The oracle whose place it takes.
     """
 
     def __init__(self, oracle: StudyOracle):
@@ -161,8 +152,7 @@ class WorkerClient(OracleClient):
 class _Patience(grpc.UnaryUnaryClientInterceptor):
     """Signs every call, and repeats those that a dying chief left without answer.
 
-    Repeating is safe: a chief gives a worker the trial that it has, and ends a trial
-    once.
+    Safe: a chief gives a worker the trial that it has, and ends a trial once.
     """
 
     def __init__(self, tuner_id: str):

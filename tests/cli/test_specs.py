@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mtl_keras import balancing, sharing
 from mtl_keras.errors import InputError
-from mtl_keras.runs.config import spec_name
+from mtl_keras.registry import spec_name
 from mtl_keras_cli.specs import read_spec, read_specs
 
 _WORDS = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,8}", fullmatch=True)
@@ -33,6 +33,7 @@ _SPECS = _METHODS | st.lists(_METHODS, min_size=2, max_size=3)
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(_SPECS, min_size=1, max_size=3))
+@example([{"class_name": "a", "config": {"b": "[", "c": "it's, (1"}}])
 def test_spec_names_are_read_back(specs):
     assert [read_spec(spec_name(spec)) for spec in specs] == specs
     assert read_specs(", ".join(map(spec_name, specs))) == specs

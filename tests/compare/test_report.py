@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from mtl_keras.compare import Comparison
-from mtl_keras.compare.records import CellResult
+from mtl_keras.compare.cell import CellResult
 from mtl_keras.compare.report import write_report
 from mtl_keras.compare.summary import summarise
 from mtl_keras.decoding import decode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import pathlib
 import tomllib
 import tracemalloc
 
@@ -695,3 +696,9 @@ def test_damaged_and_awkward_tables_are_read_or_refused_in_one_line(tmp_path, nu
         except Exception as error:
             raise AssertionError(f"table {number}") from error
     assert set(counts) == {"read", "refused"}
+
+
+def test_the_format_of_a_table_goes_by_its_name():
+    files = ("a.csv.gz", "a.b.PQ", "a.parquet", "a.tsv", "a.tsv.zst", "a.dat", "a")
+    formats = [reading.format_of(pathlib.Path(file)) for file in files]
+    assert formats == ["csv", "parquet", "parquet", "tsv", "tsv", None, None]

@@ -20,7 +20,7 @@ from tiny_application import SIZES
 from mtl_keras.errors import InputError
 from mtl_keras.runs import RunConfig, checkpoints, load_run, train, unfinished
 from mtl_keras.runs.progress import StepBar, steps_done
-from mtl_keras.runs.stopping import EarlyStop
+from mtl_keras.runs.training import EarlyStop
 
 
 class Killed(BaseException):

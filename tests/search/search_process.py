@@ -47,11 +47,13 @@ def main() -> None:
 
     from mtl_keras import applications
     from mtl_keras.search import (
-        ask_and_tell,
         load_study,
         run_chief,
         run_study,
         run_worker,
+    )
+    from mtl_keras.search import (
+        running as ask_and_tell,
     )
 
     tiny = Tiny()

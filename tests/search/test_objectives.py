@@ -22,9 +22,9 @@ from mtl_keras.search import (
     load_study,
     run_study,
 )
-from mtl_keras.search.ask_and_tell import Search
 from mtl_keras.search.hypermodel import StudyHyperModel, best_epoch, train_baseline
-from mtl_keras.search.objectives import Objective
+from mtl_keras.search.running import Search
+from mtl_keras.search.study import Objective
 from mtl_keras.sharing import get as get_sharing
 
 HEAD = 'application = "tiny"\nlimit = 32\n'

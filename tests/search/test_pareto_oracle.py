@@ -13,7 +13,7 @@ import pytest
 from mtl_keras.errors import InputError
 from mtl_keras.evaluation import hypervolume
 from mtl_keras.search import ParetoOracle
-from mtl_keras.search.encoding import SpaceEncoding
+from mtl_keras.search.pareto import SpaceEncoding
 
 OBJECTIVES = [
     keras_tuner.Objective("cost", "min"),

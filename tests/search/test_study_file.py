@@ -12,8 +12,7 @@ from mtl_keras import balancing
 from mtl_keras import sharing as sharing_methods
 from mtl_keras.errors import InputError
 from mtl_keras.search import StudyHyperModel, keras_tuner_compat, load_study
-from mtl_keras.search.search_space import parse_components
-from mtl_keras.search.space import parse_dimension
+from mtl_keras.search.space import parse_components, parse_dimension
 
 HEAD = """
 application = "tiny"
@@ -244,7 +243,7 @@ def test_arguments_that_have_no_default_may_be_fixed_or_searched(tmp_path):
         (
             HEAD + "[space]\nbalancing = { class_name = 'cagrad', "
             "search = { c = { min = 0.1, max = inf } } }",
-            "to be finite",
+            "max to be a finite number",
         ),
         (HEAD + SHARING.format("hard", "search = true"), "'hard'"),
         (HEAD + SHARING.format("pel", "search = true"), "'ple'"),
@@ -306,7 +305,7 @@ def test_arguments_that_have_no_default_may_be_fixed_or_searched(tmp_path):
         (HEAD + "[space]\nwidth = [4, 4]", "to differ"),
         (HEAD + "[space]\nwidth = [4, 8.5]", "width to be a whole number"),
         (HEAD + "[space]\nwidth = [0, 8]", "width to be a whole number of at least 1"),
-        (HEAD + "[space]\ndepth = { min = 2 }", "Missing: max"),
+        (HEAD + "[space]\ndepth = { min = 2 }", "the key 'max', which is missing"),
         (HEAD + "[space]\ndepth = { min = 2, max = 1 }", "below max"),
         (HEAD + "[space]\ndepth = { min = 1, max = 2, stp = 1 }", "'step'"),
         (HEAD + "[space]\nlearning_rate = { min = 0, max = 1, log = true }", "above 0"),

@@ -7,7 +7,6 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import keras
 import numpy as np
@@ -16,7 +15,7 @@ import tensorflow as tf
 from mtl_keras.applications.table.application import Table
 from mtl_keras.data.tables.arrow import pa, pa_csv, pc, pq
 from mtl_keras.data.tables.description import TaskStats
-from mtl_keras.data.tables.reading import FileReader
+from mtl_keras.data.tables.reading import FileReader, format_of
 from mtl_keras.data.tables.samples import feature_values, read_image
 from mtl_keras.data.tables.schema import Data, DataFile, Split
 from mtl_keras.errors import InputError
@@ -25,13 +24,6 @@ from mtl_keras.pareto import PreferenceModel
 from mtl_keras.pareto.model import PREFERENCE
 
 _BATCH = 1_024
-_FORMATS: dict[str, Any] = {
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-}
-_PACKED = (".gz", ".bz2", ".zst", ".xz")
 
 
 def predict_file(
@@ -66,9 +58,8 @@ def predict_file(
     source, out = pathlib.Path(source).absolute(), pathlib.Path(out).absolute()
     # Rows to predict are in no split, and need no column for one.
     data = dataclasses.replace(table.file.data, files=source.name, split=Split())
-    suffix = suffix_of(source)
-    if suffix is not None:
-        data = dataclasses.replace(data, format=_FORMATS[suffix])
+    if (own := format_of(source)) is not None:
+        data = dataclasses.replace(data, format=own)
     reader = FileReader(DataFile(source, data, {}, {}))
     reader.check(stats.title for stats in table.description.features.values())
     rows = 0
@@ -76,7 +67,7 @@ def predict_file(
         with atomic_write(out) as temporary, contextlib.ExitStack() as opened:
             writer = None
             for batch in _predicted(model, table, reader, source.parent, preference):
-                if not _is_parquet(out):
+                if format_of(out) != "parquet":
                     batch = _as_text(batch, reader.marks.decimal)
                 if writer is None:
                     writer = _opened(temporary, out, data, batch.schema, opened)
@@ -91,16 +82,6 @@ def predict_file(
     return rows
 
 
-def suffix_of(path: pathlib.Path) -> str | None:
-    """Returns the suffix that tells a table's format, such as `.csv` of `x.csv.gz`."""
-    suffixes = [s.lower() for s in path.suffixes if s.lower() not in _PACKED]
-    return suffixes[-1] if suffixes and suffixes[-1] in _FORMATS else None
-
-
-def _is_parquet(path: pathlib.Path) -> bool:
-    return _FORMATS.get(suffix_of(path) or "") == "parquet"
-
-
 def _opened(
     temporary: pathlib.Path,
     out: pathlib.Path,
@@ -109,7 +90,7 @@ def _opened(
     opened: contextlib.ExitStack,
 ) -> pq.ParquetWriter | pa_csv.CSVWriter:
     """Returns a writer of the format that the name of `out` tells."""
-    if _is_parquet(out):
+    if format_of(out) == "parquet":
         return opened.enter_context(pq.ParquetWriter(str(temporary), schema))
     file = opened.enter_context(pa.output_stream(str(temporary), compression="detect"))
     delimiter = FileReader.delimiter_of(dataclasses.replace(data, format=None), out)

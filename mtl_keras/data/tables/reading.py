@@ -16,11 +16,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mtl_keras.data.tables.arrow import pa, pa_csv, pc, pq
-from mtl_keras.data.tables.schema import Data, DataFile, Files
+from mtl_keras.data.tables.schema import Data, DataFile, Files, Format
 from mtl_keras.errors import InputError, first_line, unknown_name
 
 CHUNK_ROWS = 1 << 16
 _BLOCK_BYTES = 1 << 24  # also the longest row that can be read
+# The formats of tables by suffix, which one of a compressed file may follow.
+_FORMATS: dict[str, Format] = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
 _MISSING = ("", "nan", "NaN", "NAN", "null", "NULL", "Null")
 
 
@@ -250,9 +257,7 @@ class FileReader:
         )
 
     def _is_parquet(self, path: pathlib.Path) -> bool:
-        if self._data.format is not None:
-            return self._data.format == "parquet"
-        return path.suffix.lower() in (".parquet", ".pq")
+        return (self._data.format or format_of(path)) == "parquet"
 
     @staticmethod
     def delimiter_of(data: Data, path: pathlib.Path) -> str:
@@ -264,9 +269,18 @@ class FileReader:
         """
         if data.delimiter is not None:
             return data.delimiter
-        if data.format is not None:
-            return "\t" if data.format == "tsv" else ","
-        return "\t" if ".tsv" in [s.lower() for s in path.suffixes] else ","
+        return "\t" if (data.format or format_of(path)) == "tsv" else ","
+
+
+def suffix_of(path: pathlib.Path) -> str | None:
+    """Returns the suffix that tells a table's format, such as `.csv` of `x.csv.gz`."""
+    suffixes = [suffix.lower() for suffix in reversed(path.suffixes)]
+    return next((suffix for suffix in suffixes if suffix in _FORMATS), None)
+
+
+def format_of(path: pathlib.Path) -> Format | None:
+    """Returns `"csv"`, `"tsv"` or `"parquet"` by a file's name; else None."""
+    return _FORMATS.get(suffix_of(path) or "")
 
 
 class MemoryReader:

@@ -26,6 +26,7 @@ SPLITS = ("train", "validation", "test")
 # A share of the rows, below 1.
 Share = Annotated[float, Field(ge=0, lt=1)]
 Names = StrictStr | tuple[StrictStr, ...]
+Format = Literal["csv", "tsv", "parquet"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Data(Decodable):
     """
 
     files: Names | Files
-    format: Literal["csv", "tsv", "parquet"] | None = None
+    format: Format | None = None
     delimiter: Annotated[StrictStr, Field(min_length=1, max_length=1)] | None = None
     encoding: StrictStr = "utf-8"
     header: StrictBool = True
