@@ -9,6 +9,7 @@ import pathlib
 import re
 import shlex
 import statistics
+import subprocess
 import sys
 import tomllib
 from typing import NamedTuple
@@ -61,30 +62,33 @@ def _name(page: pathlib.Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-def _run(page: pathlib.Path, with_slow: bool) -> None:
-    """Runs a page's Python from top to bottom, as one program."""
-    names: dict = {"__name__": "__main__"}
-    for block in _blocks(page):
-        is_installed = not block.needs or importlib.util.find_spec(block.needs)
-        if block.language == "python" and (
-            not block.slow or (with_slow and is_installed)
-        ):
-            exec(compile(block.code, page.name, "exec"), names)
+def _program(page: pathlib.Path, with_slow: bool) -> str:
+    """Returns a page's Python from top to bottom, as one program."""
+    blocks = [block for block in _blocks(page) if block.language == "python"]
+    return "\n".join(
+        block.code
+        for block in blocks
+        if not block.slow
+        or (with_slow and (not block.needs or importlib.util.find_spec(block.needs)))
+    )
 
 
 @pytest.mark.parametrize("page", _with_blocks("python"), ids=_name)
 def test_code_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    _run(page, with_slow=False)
+    program = compile(_program(page, with_slow=False), page.name, "exec")
+    exec(program, {"__name__": "__main__"})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "page", [p for p in PAGES if any(b.slow for b in _blocks(p))], ids=_name
 )
-def test_slow_code_blocks_run(page, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    _run(page, with_slow=True)
+def test_slow_code_blocks_run(page, tmp_path):
+    """In a process of its own, as a page may set up devices."""
+    program = tmp_path / f"{page.stem}.py"
+    program.write_text(_program(page, with_slow=True), encoding="utf-8")
+    subprocess.run([sys.executable, program], cwd=tmp_path, check=True)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
