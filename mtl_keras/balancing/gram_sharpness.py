@@ -157,7 +157,11 @@ class SAMO(WrappingBalancer):
         return self.uphill(mixed)
 
     def uphill(self, gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        """Returns the vector of length ρ along gradients, float32 by variable."""
+        """Returns the vector of length ρ along gradients, float32 by variable.
+
+        Args:
+            gradients: Of any shapes `[…]`, which the parts of the vector have too.
+        """
         parts = [tf.cast(gradient, "float32") for gradient in gradients]
         length = tf.linalg.global_norm(parts)
         return [part * tf.math.divide_no_nan(self.rho, length) for part in parts]

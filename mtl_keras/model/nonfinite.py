@@ -246,7 +246,8 @@ def finite_gradients(groups: Sequence[Sequence[Any]]) -> tf.Tensor:
         for index, values in enumerate(_values(gradients)):
             size = values.shape.num_elements()
             is_small = size is not None and size <= _SMALL
-            key = (values.dtype, size) if is_small else (group, index)
+            # By name, as a dtype equals its number.
+            key = (values.dtype.name, size) if is_small else (group, index)
             batches.setdefault(key, []).append((group, values))
     flags, owners = [], []
     for batch in batches.values():
