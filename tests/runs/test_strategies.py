@@ -81,7 +81,7 @@ def cluster(size):
 
 @pytest.mark.slow
 def test_a_worker_that_dies_ends_the_others_and_a_restart_resumes(tmp_path, tiny):
-    arguments = ["--epochs", "60", "--balancing", "upgrad"]
+    arguments = ["--epochs", "20", "--balancing", "upgrad"]
     alone = start(tmp_path / "alone", *arguments)
     assert alone.wait() == 0, alone.stderr.read()
     out = tmp_path / "workers"
