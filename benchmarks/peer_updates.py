@@ -178,10 +178,10 @@ def libmtl_updates(problem: dict[str, list]) -> dict[str, list]:
         "gradvac": ("GradVac", {"beta": 0.01}),
     }
     updates = {}
-    for name, (there, arguments) in methods.items():
+    for name, (class_name, arguments) in methods.items():
         if (num_tasks == 2) != (name in ORDERED):
             continue
-        method = getattr(libmtl, there)()
+        method = getattr(libmtl, class_name)()
         shared = torch.nn.Parameter(torch.zeros(SIZE))
         method.task_num, method.device, method.rep_grad = num_tasks, "cpu", False
         method.train_loss_buffer = losses.T.numpy()

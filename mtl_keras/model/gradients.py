@@ -277,21 +277,11 @@ class GradientStepper:
             for v, g in zip([*shared, *owned], gradients, strict=True)
         }
         directions = balancer.directions([v.shape for v in shared])
-        rises = []
-        for index, direction in enumerate(directions):
-            ahead, behind = (
-                probe.losses(
-                    _moved_weights(
-                        probe, by_id(shared, [scaled(z, length) for z in direction])
-                    )
-                )[index]
-                for length in (balancer.epsilon, -balancer.epsilon)
-            )
-            rises.append(ahead - behind)
-        rises = tf.unstack(sum_over_replicas(tf.stack(rises)))
+        rises = _rises(probe, shared, directions, balancer.epsilon)
+        trainable = probe.model.trainable_variables
+        global_gradients = [by_variable[id(v)] for v in shared]
         rows, owns = [], []
         for index, own in enumerate(variables.own.values()):
-            global_gradients = [by_variable[id(v)] for v in shared]
             moves = by_id(
                 [*shared, *own],
                 [
@@ -299,10 +289,7 @@ class GradientStepper:
                     *balancer.uphill([by_variable[id(v)] for v in own]),
                 ],
             )
-            point, trainable = (
-                _moved_weights(probe, moves),
-                probe.model.trainable_variables,
-            )
+            point = _moved_weights(probe, moves)
             with tf.GradientTape() as tape:
                 tape.watch(point)
                 loss = probe.losses(point)[index]
@@ -675,6 +662,34 @@ def _moved_weights(probe: BatchProbe, moves: Mapping[int, Gradient]) -> list[tf.
             weight = weight + tf.cast(tf.convert_to_tensor(move), weight.dtype)
         weights.append(weight)
     return weights
+
+
+def _rises(
+    probe: BatchProbe,
+    shared: Sequence[keras.Variable],
+    directions: Sequence[Sequence[tf.Tensor]],
+    epsilon: float,
+) -> list[tf.Tensor]:
+    """Returns L_i(θ + εz_i) − L_i(θ − εz_i) for each task, of all replicas.
+
+    Args:
+        probe: The step's.
+        shared: The V shared variables θ.
+        directions: z, V tensors by task.
+        epsilon: ε.
+    """
+    rises = []
+    for index, direction in enumerate(directions):
+        ahead, behind = (
+            probe.losses(
+                _moved_weights(
+                    probe, by_id(shared, [scaled(z, length) for z in direction])
+                )
+            )[index]
+            for length in (epsilon, -epsilon)
+        )
+        rises.append(ahead - behind)
+    return tf.unstack(sum_over_replicas(tf.stack(rises)))
 
 
 def _norm(gradients: list[Gradient]) -> tf.Tensor:
