@@ -589,17 +589,20 @@ class GradientStepper:
         self._watch(step, variables)
         step.weights = tf.ones_like(step.loss_weights)
         upstream, own_upstream = self._upstream(step)
-        # A tape differentiates a list of scalars as their sum.
-        scalars = [*step.losses.values, *step.added]
-        added = [step.loss_scale] * len(step.added)
+        with step.tape:
+            added = [loss * step.loss_scale for loss in step.added]
         own_variables = list(itertools.chain(*variables.own.values()))
         shared_variables = [*variables.shared, *variables.unused]
-        weighted = [*upstream, *added]
         if own_upstream is upstream:
             everything = [*shared_variables, *own_variables]
-            return by_id(everything, step.tape.gradient(scalars, everything, weighted))
-        shared = step.tape.gradient(scalars, shared_variables, weighted)
-        own = step.tape.gradient(scalars, own_variables, [*own_upstream, *added])
+            with step.tape:
+                total = step.losses.weighted_total(upstream, added)
+            return by_id(everything, step.tape.gradient(total, everything))
+        with step.tape:
+            total = step.losses.weighted_total(upstream, added)
+            own_total = step.losses.weighted_total(own_upstream, added)
+        shared = step.tape.gradient(total, shared_variables)
+        own = step.tape.gradient(own_total, own_variables)
         return by_id(shared_variables, shared) | by_id(own_variables, own)
 
 

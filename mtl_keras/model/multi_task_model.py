@@ -831,7 +831,10 @@ class MultiTaskModel(ModelWithTrainingState):
 
     def _added_losses(self) -> list[tf.Tensor]:
         """Returns regularisation and `add_loss` losses, this replica's share."""
-        return [tf.reduce_sum(tf.cast(v, "float32")) / replicas() for v in self.losses]
+        added = [tf.reduce_sum(tf.cast(value, "float32")) for value in self.losses]
+        if replicas() == 1:
+            return added
+        return [value * (1.0 / replicas()) for value in added]
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One step: forward, task losses, balanced gradients, update."""
@@ -1010,8 +1013,7 @@ class MultiTaskModel(ModelWithTrainingState):
         # At the root TensorFlow takes fewer names for a scope.
         with tf.name_scope("task_losses"):
             resolved = resolved_losses(self, labels.y, y_pred)
-            by_output = {output: resolved[output] for output in self._layout.outputs}
-            return task_losses(by_output, labels, y_pred, self._layout)
+            return task_losses(resolved, labels, y_pred, self._layout)
 
     def _untracked_losses(
         self, labels: Labels, y_pred: dict[str, Any]
