@@ -218,7 +218,9 @@ class GradientStepper:
             _task_rows(step.tape, losses, sources, upstream)
             for losses in step.sub_batches
         ]
-        step.finite = finite_by_task(step.losses.layout, own)
+        if self.changes_rows:
+            # Else those on own variables are checked with the update.
+            step.finite &= finite_by_task(step.losses.layout, own)
         if not self._gram_matrix_tells:
             step.finite &= finite_gradients(rows)
         if step.representation is None:

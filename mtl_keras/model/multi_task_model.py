@@ -15,7 +15,6 @@ import tensorflow as tf
 from mtl_keras import balancing as balancing_lib
 from mtl_keras.balancing.base import LossStep
 from mtl_keras.balancing.conflicts import ConflictMonitor
-from mtl_keras.balancing.matrix_based import all_finite
 from mtl_keras.balancing.pipeline import Pipeline
 from mtl_keras.errors import InputError, check_number, unknown_name
 from mtl_keras.model.arguments import (
@@ -916,7 +915,7 @@ class MultiTaskModel(ModelWithTrainingState):
         )
         trainable = self.trainable_variables
         gradients = tape.gradient(scaled, trainable)
-        finite = all_finite([sum_over_replicas(loss)])
+        finite = tf.reduce_all(tf.math.is_finite(sum_over_replicas(loss)))
         (usable,) = tf.unstack(on_all_replicas(finite_gradients([gradients])))
         usable |= may_overflow(optimizer, optimizer.scale_loss(tf.ones(())))
         present = tf.ones((len(self.tasks),), "bool")
