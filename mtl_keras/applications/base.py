@@ -115,6 +115,14 @@ class Application(Served, abc.ABC):
         del data
         return self
 
+    def data_name(self, data: str | None) -> str:
+        """Returns the data set's name as the settings of a training hold it.
+
+        Args:
+            data: Name of the data set; `None` for `default_data`.
+        """
+        return self.default_data if data is None else data
+
     def summary(self) -> str:
         """Returns what is to be known of the data before training, in some lines.
 
