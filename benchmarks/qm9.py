@@ -61,6 +61,8 @@ def method(name: str, solve: str = "exact") -> dict:
     return {"class_name": name, "config": config}
 
 
+# Methods that take a task for each output alone.
+WITHOUT_COLUMNS = ("consmtl", "samo")
 RUNNING = {
     name if solve == "exact" else f"{name} {solve}": method(name, solve)
     for name in ("nash", "fairgrad", "mgda")
@@ -165,10 +167,14 @@ def errors(
     keras.utils.set_random_seed(seed)
     image = keras.Input((x.shape[1],))
     targets_of = {task: y[:, i : i + 1] for i, task in enumerate(TARGETS)}
-    if balancer is None:
+    if balancer is None or balancer["class_name"] in WITHOUT_COLUMNS:
         # Models that share nothing train as if each stood alone: Adam goes entry by
         # entry.
-        outputs = {task: keras.layers.Dense(1)(trunk(image)) for task in TARGETS}
+        shared = balancer and trunk(image)
+        outputs = {
+            task: keras.layers.Dense(1)(trunk(image) if shared is None else shared)
+            for task in TARGETS
+        }
         labels, columns = targets_of, None
     else:
         outputs = {"all": keras.layers.Dense(len(TARGETS))(trunk(image))}
