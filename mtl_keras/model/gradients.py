@@ -591,21 +591,19 @@ class GradientStepper:
         self._watch(step, variables)
         step.weights = tf.ones_like(step.loss_weights)
         upstream, own_upstream = self._upstream(step)
+        losses, is_one = step.losses, own_upstream is upstream
         with step.tape:
             added = [loss * step.loss_scale for loss in step.added]
-        own_variables = list(itertools.chain(*variables.own.values()))
-        shared_variables = [*variables.shared, *variables.unused]
-        if own_upstream is upstream:
-            everything = [*shared_variables, *own_variables]
-            with step.tape:
-                total = step.losses.weighted_total(upstream, added)
+            total = losses.weighted_total(upstream, added)
+            own_total = total if is_one else losses.weighted_total(own_upstream, added)
+        own = list(itertools.chain(*variables.own.values()))
+        shared = [*variables.shared, *variables.unused]
+        if is_one:
+            everything = [*shared, *own]
             return by_id(everything, step.tape.gradient(total, everything))
-        with step.tape:
-            total = step.losses.weighted_total(upstream, added)
-            own_total = step.losses.weighted_total(own_upstream, added)
-        shared = step.tape.gradient(total, shared_variables)
-        own = step.tape.gradient(own_total, own_variables)
-        return by_id(shared_variables, shared) | by_id(own_variables, own)
+        return by_id(shared, step.tape.gradient(total, shared)) | by_id(
+            own, step.tape.gradient(own_total, own)
+        )
 
 
 def _task_rows(
