@@ -253,6 +253,7 @@ def test_metrics_without_a_value_are_known():
             "both": ["auc", keras.metrics.AUC(**auc)],
             "n": [keras.metrics.R2Score(name="r2"), "mae"],
         },
+        run_eagerly=True,
     )
     x = X[:9, :2]
     y = {"no": np.zeros((9, 1)), "both": np.eye(9)[:, :1], "n": x[:, :1]}
