@@ -19,12 +19,11 @@ from rich.console import Console
 from mtl_keras.compare import Comparison, run_comparison
 from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError
-from mtl_keras.reports import figures
 from mtl_keras.runs import RunConfig, evaluate, scheduler
 from mtl_keras.runs.training import load_split
 
 MAIN = {"way": "accuracy", "level": "mae"}
-TWO_TASKS = RunConfig("tiny", tasks=tuple(MAIN), epochs=2)
+TWO_TASKS = RunConfig("tiny", tasks=tuple(MAIN), epochs=2, limit=32)
 
 
 def comparison(**changes):
@@ -46,12 +45,6 @@ def records(out):
 
 def main(record):
     return {task: values[MAIN[task]] for task, values in record["test"].items()}
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Leaves reports without their drawings, which take longest to write."""
-    monkeypatch.setattr(figures, "svg", lambda figure, about: "<svg></svg>")
 
 
 @pytest.fixture
@@ -333,7 +326,7 @@ class Kill(fitting.EpochTensorBoard):
             os.kill(os.getpid(), signal.SIGKILL)
 
 fitting.EpochTensorBoard = Kill
-config = RunConfig("tiny", tasks=("way", "level"), epochs=2)
+config = RunConfig("tiny", tasks=("way", "level"), epochs=2, limit=32)
 run_comparison(Comparison(config, ("equal",), seeds=1), {out!r})
 """
 
