@@ -219,6 +219,7 @@ print("mtl_keras_UpGrad" in text)
 """
 
 
+@pytest.mark.slow
 @needs_custom_calls
 def test_custom_calls_of_a_library_that_is_loaded_after_xla():
     environment = os.environ | {"MTL_KERAS_OPS": "auto"}
@@ -380,6 +381,7 @@ print("survived")
 """
 
 
+@pytest.mark.slow
 def test_want_of_memory_is_an_error_of_the_op():
     done = subprocess.run(
         [sys.executable, "-c", SHORT_OF_MEMORY], capture_output=True, text=True
