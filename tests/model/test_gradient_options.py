@@ -158,7 +158,11 @@ def test_a_step_solves_when_one_of_its_tasks_is_due():
     assert solves == [1, 2, 3, 3, 3, 3, 3, 4, 4]
 
 
-AVERAGING = ["db_mtl", "excess_mtl", "moco"]
+AVERAGING = [
+    "db_mtl",
+    pytest.param("excess_mtl", marks=pytest.mark.slow),
+    "moco",
+]
 
 
 @pytest.mark.parametrize("trainable", [False, True], ids=["frozen", "thawed"])
