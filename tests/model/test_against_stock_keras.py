@@ -62,7 +62,7 @@ FORMS = {
 }
 
 
-def trained(cls, form, epochs=5, **compile_arguments):
+def trained(cls, form, epochs=5, batch_size=24, **compile_arguments):
     keras.utils.set_random_seed(3)
     keras.utils.clear_session(free_memory=False)
     model = cls(*network())
@@ -74,12 +74,13 @@ def trained(cls, form, epochs=5, **compile_arguments):
         x,
         y,
         sample_weight=weights,
-        batch_size=24,
+        batch_size=batch_size,
         epochs=epochs,
         verbose=0,
         shuffle=False,
     )
-    return model, history.history, model.evaluate(x, y, verbose=0, return_dict=True)
+    results = model.evaluate(x, y, batch_size=48, verbose=0, return_dict=True)
+    return model, history.history, results
 
 
 @functools.cache
@@ -91,7 +92,15 @@ def stock_training():
 @pytest.mark.parametrize("form", FORMS)
 def test_equal_weighting_is_stock_keras_in_every_form_of_compile(form):
     # What a form means is decided before any step: one of them in a graph will do.
-    way = {} if form == "dict" else {"epochs": 1, "run_eagerly": True}
+    way = (
+        {}
+        if form == "dict"
+        else {
+            "epochs": 1,
+            "batch_size": 48,
+            "run_eagerly": True,
+        }
+    )
     stock, stock_history, stock_results = (
         trained(keras.Model, form, **way) if way else stock_training()
     )

@@ -122,7 +122,9 @@ def alternating(steps=8):
 ALTERNATING = [
     ("mgda", {"update_every": 3}),
     ("mgda", {"update_every": 2, "gradients_of": "representation"}),
-    ("cr_mogm", {"update_every": 4, "scale": "mean"}),
+    pytest.param(
+        "cr_mogm", {"update_every": 4, "scale": "mean"}, marks=pytest.mark.slow
+    ),
 ]
 
 

@@ -182,12 +182,17 @@ def test_a_skipped_task_is_an_absent_task(method, value):
     """The same weights as where a sample weight of 0 says that b has no label."""
     bad = [3, 17, 18, 40]  # in three of four batches
     x, y = data(bad=bad, value=value)
-    skipping = build(method, on_nonfinite="skip_task", run_eagerly=True)
+
+    def built():
+        sgd = keras.optimizers.SGD(0.05, momentum=0.9)
+        return build(method, True, sgd, on_nonfinite="skip_task", run_eagerly=True)
+
+    skipping = built()
     history = skipping.fit(x, y, epochs=2, **FIT).history
     clean = {**y, "b": np.where(np.isin(y["b"], [7.0]) | np.isnan(y["b"]), 0, y["b"])}
     present = {task: np.ones(64) for task in TASKS}
     present["b"] = np.repeat([0.0, 0.0, 0.0, 1.0], 16)
-    absent = build(method, on_nonfinite="skip_task", run_eagerly=True)
+    absent = built()
     expected = absent.fit(x, clean, sample_weight=present, epochs=2, **FIT).history
     assert_equal_weights(absent, skipping, rtol=1e-4, atol=1e-6)
     for key, variable in absent._pipeline.state.items():
@@ -222,11 +227,10 @@ def test_ways_to_run_a_step_skip_the_same(policy, arguments):
     models = []
     for way in ({"run_eagerly": True}, arguments):
         model = build("dwa", on_nonfinite=policy, **way)
-        history = model.fit(x, y, epochs=2, **FIT).history
+        history = model.fit(x, y, **FIT).history
         models.append(model)
-        assert history["b_nonfinite"] == [2.0, 2.0]
-        skipped = 2.0 if policy == "skip_step" else 0.0
-        assert history["skipped_steps"] == [skipped, skipped]
+        assert history["b_nonfinite"] == [2.0]
+        assert history["skipped_steps"] == [2.0 if policy == "skip_step" else 0.0]
     assert_equal_weights(*models, rtol=1e-4, atol=1e-6)
 
 
