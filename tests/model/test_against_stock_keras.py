@@ -227,7 +227,7 @@ def test_metrics_with_results_of_any_type_are_stock_keras():
     "arguments",
     [
         pytest.param({"run_eagerly": True}, marks=pytest.mark.slow),
-        {"jit_compile": True},
+        pytest.param({"jit_compile": True}, marks=pytest.mark.slow),
         {"steps_per_execution": 3},
     ],
     ids=str,
@@ -490,7 +490,7 @@ def test_an_overridden_compute_loss_trains_as_in_stock_keras():
         np.testing.assert_allclose(our_logs[name], logs[name], rtol=1e-5)
     np.testing.assert_allclose(our_scores, scores, rtol=1e-5)
     with pytest.raises(NonFiniteError):
-        model.fit(np.nan * x, y, verbose=0)
+        model.fit(np.nan * x, y, batch_size=24, verbose=0)
 
 
 def test_a_step_that_cannot_be_balanced_is_refused():

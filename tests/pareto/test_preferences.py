@@ -151,7 +151,8 @@ def test_at_a_corner_the_step_is_that_of_one_task(scalarisation):
     model, x, y = shared()
     model = shaken(pareto.hypernetwork(model, [5]))
     balancer = pareto.SampledPreference(scalarisation, scale="mean", seed=0)
-    model.compile(keras.optimizers.SGD(1.0), loss="mse", balancing=balancer)
+    sgd = keras.optimizers.SGD(1.0)
+    model.compile(sgd, loss="mse", balancing=balancer, run_eagerly=True)
     (balancer,) = model.balancers
     for index, task in enumerate(model.tasks):
         corner = np.eye(2)[index]
@@ -313,7 +314,8 @@ def test_an_absent_task_leaves_the_scalarisation():
     model, x, y = shared()
     model = shaken(pareto.manifold(model, 2))
     balancer = pareto.SampledPreference("linear", scale="mean", seed=0)
-    model.compile(keras.optimizers.SGD(1.0), loss="mse", balancing=balancer)
+    sgd = keras.optimizers.SGD(1.0)
+    model.compile(sgd, loss="mse", balancing=balancer, run_eagerly=True)
     (balancer,) = model.balancers
     drawn = balancer.preference.numpy()
     with tf.GradientTape() as tape:

@@ -134,7 +134,14 @@ def test_configuration_round_trips_through_json(name):
     assert sharing_lib.get(simple).get_config() == sharing.get_config()
 
 
-@pytest.mark.parametrize("name", NAMES)
+# One of each kind: gates over experts, columns, attention, choices.
+BY_KIND = ("hard", "mmoe", "ple", "cross_stitch", "aitm", "mtan", "branching")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in BY_KIND else pytest.mark.slow) for n in NAMES],
+)
 def test_masked_steps_change_nothing(name):
     _, stages = recurrent()
     inputs = keras.Input((None, 3))
