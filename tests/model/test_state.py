@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -184,17 +182,3 @@ def test_arguments_that_keras_resolves_for_a_machine_are_not_saved(
 def test_a_whole_model_is_not_written_as_hdf5(save, tmp_path):
     with pytest.raises(InputError, match=r"ends in '\.keras'.*balancing.*Received"):
         save(build("dwa"), tmp_path / "model.h5")
-
-
-def test_a_model_of_two_bases_may_be_the_first_of_a_process():
-    code = (
-        "import keras\n"
-        "from mtl_keras import MultiTaskModel\n"
-        "class One(MultiTaskModel): pass\n"
-        "class Two(MultiTaskModel): pass\n"
-        "class Both(One, Two): pass\n"
-        "x = keras.Input((2,))\n"
-        "print(Both(x, {'a': keras.layers.Dense(1)(x)}).tasks)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == "['a']\n", done.stderr[-2000:]
