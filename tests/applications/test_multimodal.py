@@ -138,7 +138,8 @@ def test_no_boundary_between_shared_layers_and_heads(model, application):
 @pytest.mark.parametrize(
     ("data", "fusion", "sharing", "balancing"),
     [
-        (None, "concat", "mmoe", "upgrad"),
+        (None, "concat", "hard", "equal"),
+        pytest.param(None, "concat", "mmoe", "upgrad", marks=pytest.mark.slow),
         pytest.param(PAIRED, "gated", "hard", "equal", marks=pytest.mark.slow),
         pytest.param(
             PAIRED, "cross_attention", "hard", "uncertainty", marks=pytest.mark.slow

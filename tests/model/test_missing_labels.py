@@ -226,7 +226,7 @@ def test_nothing_labelled_at_all_makes_no_nan():
 @pytest.mark.parametrize(
     "balancing",
     [
-        "pcgrad",
+        pytest.param("pcgrad", marks=pytest.mark.slow),
         {
             "class_name": "trimmed_mean",
             "config": {"trim": 0, "gradients_of": "representation", "scale": "mean"},

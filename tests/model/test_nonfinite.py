@@ -72,11 +72,11 @@ LOSS, GRADIENT = (np.nan, "the loss of 'b'"), (7.0, "the gradient of 'b'")
     ("value", "blamed", "method", "arguments"),
     [
         (*LOSS, "equal", {}),
-        (*LOSS, "upgrad", {}),
         (*GRADIENT, "equal", {"jit_compile": True}),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
+                (*LOSS, "upgrad", {}),
                 (*LOSS, "equal", {"steps_per_execution": 8}),
                 (*GRADIENT, EVERY_SECOND, {}),
                 (*LOSS, "equal", {"jit_compile": True}),
@@ -237,8 +237,8 @@ def test_ways_to_run_a_step_skip_the_same(policy, arguments):
 @pytest.mark.parametrize(
     "method",
     [
-        "uncertainty",
         "db_mtl",
+        pytest.param("uncertainty", marks=pytest.mark.slow),
         pytest.param("equal", marks=pytest.mark.slow),
         pytest.param("gradvac", marks=pytest.mark.slow),
     ],

@@ -41,7 +41,10 @@ METHODS = [
         {"class_name": "PCGrad", "config": {"seed": 5, "scale": "mean"}},
         marks=pytest.mark.slow,
     ),
-    ["uncertainty", {"class_name": "pcgrad", "config": {"seed": 4}}],
+    pytest.param(
+        ["uncertainty", {"class_name": "pcgrad", "config": {"seed": 4}}],
+        marks=pytest.mark.slow,
+    ),
     {"class_name": "nash", "config": {"solve": "running", "update_every": 2}},
 ]
 FIT = {"batch_size": 16, "shuffle": False, "verbose": 0}
