@@ -332,6 +332,7 @@ run_comparison(Comparison(config, ("equal",), seeds=1), {out!r})
 """
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_resumes(
     tiny, eagerly, inline, undrawn, trainings, tmp_path
 ):

@@ -332,6 +332,7 @@ def test_an_absent_task_leaves_the_scalarisation():
         np.testing.assert_allclose(variable.numpy(), old - gradient, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_replicas_train_as_one_process_does(mirrored):
     def trained(run_eagerly):
         keras.utils.set_random_seed(5)
