@@ -585,7 +585,7 @@ def command(rng: random.Random, place: Place) -> None:
         contextlib.chdir(folder),
         mock.patch("mtl_keras.runs.fitting._Fitting", accepted),
         mock.patch("mtl_keras.search.run_study", accepted),
-        mock.patch("mtl_keras.compare.results.run_cells", accepted),
+        mock.patch("mtl_keras.compare.running.run_cells", accepted),
         mock.patch("mtl_keras.data.preparation._build", accepted),
         mock.patch("mtl_keras.runs.training.load_split", accepted),
         mock.patch("mtl_keras.runs.exporting.load_split", accepted),

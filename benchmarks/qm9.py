@@ -1,14 +1,18 @@
-"""Running solves beside exact ones on QM9: eleven regressions, one model.
+"""Balancers on QM9: eleven regressions, one model.
 
     pip install qm9pack==1.0.3
     python benchmarks/qm9.py [--seeds N] [--epochs N] [--data FOLDER]
+    python benchmarks/qm9.py --all --seeds 5 [--methods NAME …]
 
-5,000 molecules to train, 2,000 to test. Inputs are the eigenvalues of the Coulomb
-matrix and histograms of inverse distances by pair of elements; inputs and targets are
-standardised. A seed draws the molecules, the weights and the batches. The single-task
-models, one for each target, have the same sizes and the same budget. Of each method the
-mean over targets of MAE / single-task MAE − 1 on the test molecules after the last
-epoch. Results go to benchmarks/results/qm9.json; runs that it holds are not repeated.
+5,000 molecules to train, 2,000 to test: running solves beside exact ones. With `--all`
+2,000 molecules to train, and every balancer that needs no main task, by its defaults.
+Inputs are the eigenvalues of the Coulomb matrix and histograms of inverse distances by
+pair of elements; inputs and targets are standardised. A seed draws the molecules, the
+weights and the batches. The single-task models, one for each target, have the same
+sizes and the same budget. Of each method the mean over targets of MAE / single-task
+MAE − 1 on the test molecules after the last epoch, and its mean rank over targets and
+seeds. Results go to benchmarks/results/qm9.json, and to qm9_methods.json with `--all`;
+runs that they hold are not repeated.
 """
 
 from __future__ import annotations
@@ -28,11 +32,13 @@ import numpy as np
 import tensorflow as tf
 
 import mtl_keras
+from mtl_keras import balancing
+from mtl_keras.runs.records import made_with
 
-RESULTS = pathlib.Path(__file__).parent / "results" / "qm9.json"
+RESULTS = pathlib.Path(__file__).parent / "results"
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
 FEATURES = CACHE / "mtl_keras_qm9.npz"
-TRAIN, TEST, BATCH, UNITS = 5000, 2000, 128, 256
+TEST, BATCH, UNITS = 2000, 128, 256
 CHARGES = {"H": 1, "C": 6, "N": 7, "O": 8, "F": 9}
 TARGETS = {
     "mu": "Dipole_debye",
@@ -55,15 +61,38 @@ def method(name: str, solve: str = "exact") -> dict:
     return {"class_name": name, "config": config}
 
 
-METHODS = {
-    "single": None,
-    "equal": method("equal"),
-    "famo": method("famo"),
-    **{
-        name if solve == "exact" else f"{name} {solve}": method(name, solve)
-        for name in ("nash", "fairgrad", "mgda")
-        for solve in ("running", "exact")
-    },
+# Methods that take a task for each output alone.
+WITHOUT_COLUMNS = ("consmtl", "samo")
+RUNNING = {
+    name if solve == "exact" else f"{name} {solve}": method(name, solve)
+    for name in ("nash", "fairgrad", "mgda")
+    for solve in ("running", "exact")
+}
+# By file of results: molecules to train, methods.
+STUDIES = {
+    "qm9": (
+        5000,
+        {"single": None, "equal": method("equal"), "famo": method("famo"), **RUNNING},
+    ),
+    "qm9_methods": (
+        2000,
+        {
+            "single": None,
+            **RUNNING,
+            # The updates that it scales by itself are for SGD.
+            "m_config": {"class_name": "m_config", "config": {"beta_2": None}},
+            **{
+                name: method(name)
+                for name in balancing.names()
+                # Methods for a main task and its helpers, and weights of one's own.
+                if name
+                not in {
+                    *("auto_lambda", "auxinash", "gradient_cosine", "metabalance"),
+                    *("m_config", "pcd", "static"),
+                }
+            },
+        },
+    ),
 }
 
 
@@ -126,11 +155,13 @@ def trunk(x: keras.KerasTensor) -> keras.KerasTensor:
     return x
 
 
-def errors(name: str, seed: int, epochs: int, data: tuple) -> tuple[list, float]:
+def errors(
+    balancer: dict | None, size: int, seed: int, epochs: int, data: tuple
+) -> dict[str, object]:
     """Trains one model and returns its MAE by target and its seconds."""
     features, targets = data
     order = np.random.default_rng(seed).permutation(len(features))
-    train, test = order[:TRAIN], order[TRAIN : TRAIN + TEST]
+    train, test = order[:size], order[size : size + TEST]
     mean, deviation = targets[train].mean(0), targets[train].std(0)
     y = (targets - mean) / deviation
     low, high = features[train].mean(0), features[train].std(0)
@@ -138,34 +169,39 @@ def errors(name: str, seed: int, epochs: int, data: tuple) -> tuple[list, float]
     keras.utils.set_random_seed(seed)
     image = keras.Input((x.shape[1],))
     targets_of = {task: y[:, i : i + 1] for i, task in enumerate(TARGETS)}
-    if name == "single":
+    if balancer is None or balancer["class_name"] in WITHOUT_COLUMNS:
         # Models that share nothing train as if each stood alone: Adam goes entry by
         # entry.
-        outputs = {task: keras.layers.Dense(1)(trunk(image)) for task in TARGETS}
+        shared = balancer and trunk(image)
+        outputs = {
+            task: keras.layers.Dense(1)(trunk(image) if shared is None else shared)
+            for task in TARGETS
+        }
         labels, columns = targets_of, None
     else:
         outputs = {"all": keras.layers.Dense(len(TARGETS))(trunk(image))}
         labels, columns = {"all": y}, {"all": list(TARGETS)}
     labels = {output: values.astype("float32") for output, values in labels.items()}
     model = mtl_keras.MultiTaskModel(image, outputs)
-    steps = epochs * (TRAIN // BATCH)
+    steps = epochs * (size // BATCH)
     rate = keras.optimizers.schedules.CosineDecay(1e-3, steps)
     model.compile(
         keras.optimizers.Adam(rate),
         loss="mse",
-        balancing=METHODS[name] or "equal",
+        balancing=balancer or "equal",
         columns=columns,
     )
-    start = time.perf_counter()
+    start, processor = time.perf_counter(), time.process_time()
     batches = (
         tf.data.Dataset.from_tensor_slices(
             (x[train].astype("float32"), {t: v[train] for t, v in labels.items()})
         )
-        .shuffle(TRAIN, seed=seed)
+        .shuffle(size, seed=seed)
         .batch(BATCH, drop_remainder=True)
     )
     model.fit(batches, epochs=epochs, verbose=0)
     seconds = time.perf_counter() - start
+    processor = time.process_time() - processor
     predicted = model.predict(x[test].astype("float32"), batch_size=500, verbose=0)
     predicted = np.concatenate(
         [predicted[task] for task in TARGETS]
@@ -173,15 +209,33 @@ def errors(name: str, seed: int, epochs: int, data: tuple) -> tuple[list, float]
         else [predicted["all"]],
         axis=1,
     )
-    mae = np.abs(predicted - y[test]).mean(axis=0).tolist()
-    return mae, seconds
+    return {
+        "mae": np.abs(predicted - y[test]).mean(axis=0).tolist(),
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(processor, 1),
+    }
+
+
+def ranks(by_key: dict[tuple[str, int], np.ndarray]) -> dict[str, float]:
+    """Returns the mean rank of each method over targets and the seeds of all of them.
+
+    The best of a target and a seed has rank 1; single tasks have a rank too.
+    """
+    names = list(dict.fromkeys(name for name, _ in by_key))
+    seeds = [s for s in {s for _, s in by_key} if all((n, s) in by_key for n in names)]
+    if not seeds:
+        return {}
+    mae = np.array([[by_key[name, seed] for seed in seeds] for name in names])
+    places = mae.argsort(axis=0).argsort(axis=0) + 1.0
+    return dict(zip(names, places.mean(axis=(1, 2)).tolist(), strict=True))
 
 
 def summary(runs: list[dict]) -> dict[str, dict]:
-    """Returns the mean relative error by method over the seeds that have it."""
+    """Returns mean relative error and rank by method over the seeds that have it."""
     by_key = {(run["method"], run["seed"]): np.array(run["mae"]) for run in runs}
+    rank = ranks(by_key)
     result: dict[str, dict] = {}
-    for name in METHODS:
+    for name in dict.fromkeys(name for name, _ in by_key):
         relative = [
             100 * float(np.mean(mae / by_key["single", seed] - 1))
             for (method_name, seed), mae in by_key.items()
@@ -191,6 +245,7 @@ def summary(runs: list[dict]) -> dict[str, dict]:
             result[name] = {
                 "relative_error_percent": float(np.mean(relative)),
                 "by_seed": relative,
+                **({"rank": round(rank[name], 2)} if name in rank else {}),
             }
     return result
 
@@ -201,27 +256,33 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--data", type=pathlib.Path)
+    parser.add_argument("--all", action="store_true", help="every balancer")
+    parser.add_argument("--methods", nargs="+", help="of these: some alone")
     arguments = parser.parse_args()
     data = molecules(arguments.data)
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": []}
+    study = "qm9_methods" if arguments.all else "qm9"
+    size, methods = STUDIES[study]
+    if arguments.methods:
+        methods = {name: methods[name] for name in arguments.methods}
+    file = RESULTS / f"{study}.json"
+    results = json.loads(file.read_text()) if file.exists() else {"runs": []}
     runs = [r for r in results["runs"] if r["epochs"] == arguments.epochs]
     done = {(run["method"], run["seed"]) for run in runs}
     for seed in range(arguments.seeds):
-        for name in METHODS:
+        for name, balancer in methods.items():
             if (name, seed) in done:
                 continue
-            mae, seconds = errors(name, seed, arguments.epochs, data)
-            keras.utils.clear_session()
             run = {"method": name, "seed": seed, "epochs": arguments.epochs}
-            runs.append({**run, "mae": mae, "seconds": round(seconds, 1)})
+            runs.append({**run, **errors(balancer, size, seed, arguments.epochs, data)})
+            keras.utils.clear_session()
             results = {
-                "tensorflow": tf.__version__,
+                "made_with": made_with(),
                 "targets": list(TARGETS),
-                "train": TRAIN,
+                "train": size,
                 "summary": summary(runs),
                 "runs": runs,
             }
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+            file.write_text(json.dumps(results, indent=1) + "\n")
             print(name, seed, results["summary"].get(name), flush=True)
 
 

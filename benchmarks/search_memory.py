@@ -6,7 +6,8 @@
 Runs `mtl-keras tune` with 200 trials of 512 samples, reads the memory of the command's
 process and of each worker every second, and writes results/search_memory.json here:
 by process the memory when it had run its tenth trial (the worker) or had seen it (the
-parent), the most after that, and the seconds of a trial. Results of a commit are kept
+parent), the most after that as long as trials ran, and the seconds of a trial; of the
+parent also the most while it wrote the report at the end. Results of a commit are kept
 beside those of others.
 
 `--jit` runs a study of six short trials twice, with and without XLA, and adds for each
@@ -90,10 +91,17 @@ def measured(text: str, folder: pathlib.Path) -> dict[str, object]:
     processes = []
     for pid, series in samples.items():
         first = series[0][0]
-        tenth = [memory for done, memory in series if done >= first + _TENTH]
+        tenth = [m for done, m in series if first + _TENTH <= done < len(records)]
+        report = [memory for done, memory in series if done == len(records)]
+        is_parent = pid == parent.pid
         processes.append(
             {
-                "role": "parent" if pid == parent.pid else "worker",
+                "role": "parent" if is_parent else "worker",
+                **(
+                    {"with_the_report_mb": max(report, default=None)}
+                    if is_parent
+                    else {}
+                ),
                 "trials": series[-1][0] - first,
                 "at_tenth_mb": round(tenth[0], 1) if tenth else None,
                 "most_after_mb": round(max(tenth), 1) if tenth else None,

@@ -115,6 +115,14 @@ class Application(Served, abc.ABC):
         del data
         return self
 
+    def data_name(self, data: str | None) -> str:
+        """Returns the data set's name as the settings of a training hold it.
+
+        Args:
+            data: Name of the data set; `None` for `default_data`.
+        """
+        return self.default_data if data is None else data
+
     def summary(self) -> str:
         """Returns what is to be known of the data before training, in some lines.
 
@@ -135,8 +143,8 @@ class Application(Served, abc.ABC):
     ) -> dict[str, tuple[str, ...]]:
         """Returns `columns` for `compile`: outputs that are groups of tasks.
 
-        Here none: `{}`. An application of hundreds of tasks has one output of them
-        all, `[batch, T]`, with labels and sample weights of this shape.
+        Here none: `{}`. An application of hundreds of tasks has an output
+        `[batch, T]` of those of a kind, with labels and sample weights of this shape.
 
         Args:
             tasks: Names of the tasks; `None` for all.

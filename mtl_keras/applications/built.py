@@ -63,11 +63,11 @@ class BuiltModel(Application):
         """See `Application.for_data`.
 
         Args:
-            data: Path of the data file; or the name of a function that returns data
-                sets, see `BuiltOnDatasets`.
+            data: Path of the data file, alone or as `data_name` returns it; or the
+                name of a function that returns data sets, see `BuiltOnDatasets`.
 
         Raises:
-            InputError: Without a data file.
+            InputError: Without a data file, or if its table has changed.
         """
         from mtl_keras.applications.table.application import Table
 
@@ -79,8 +79,15 @@ class BuiltModel(Application):
             )
         if registry.is_code(data):
             return _on_datasets(self.function, self.name, data)
-        table = Table(data, group_tasks=False)
+        path, state = _parted(data)
+        table = Table(path, group_tasks=False)
+        table.for_data(state)
         return BuiltModel(self.function, self.name, table)
+
+    def data_name(self, data: str | None) -> str:
+        """See `Application.data_name`: path of the data file, name of its table."""
+        path, _ = _parted(str(data))
+        return f"{path}#{self.table.default_data}"
 
     @property
     def table(self) -> Table:
@@ -195,6 +202,12 @@ class BuiltModel(Application):
             raise errors.unknown_name(
                 f"column as an input of {self.name!r}", name, features
             )
+
+
+def _parted(data: str) -> tuple[str, str | None]:
+    """Returns the path of a data file, and the name of its table where it has one."""
+    path, _, state = data.rpartition("#")
+    return (path, state) if path.lower().endswith(".toml") else (data, None)
 
 
 class BuiltOnDatasets(Application):

@@ -177,10 +177,11 @@ def canonical(name: str, folder: str | os.PathLike = ".") -> str:
 
 
 def label(name: str) -> str:
-    """Returns an application's name as folders and titles can have it."""
+    """Returns a name of an application or of data as folders and titles can have it."""
+    file = name.rpartition("#")[0] or name
+    if _is_data_file(file):
+        return pathlib.PurePath(file).stem
     path, _, attribute = name.rpartition(":")
-    if _is_data_file(name):
-        return pathlib.PurePath(name).stem
     return attribute.lower() if path else name
 
 

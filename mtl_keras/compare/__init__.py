@@ -21,7 +21,7 @@ __all__ = ["DEFAULT_BALANCING", "Cell", "Comparison", "run_comparison"]
 def __getattr__(name: str) -> Any:
     # Loads TensorFlow; describing a comparison needs nothing of it.
     if name == "run_comparison":
-        from mtl_keras.compare.results import run_comparison
+        from mtl_keras.compare.running import run_comparison
 
         return run_comparison
     raise AttributeError(f"module 'mtl_keras.compare' has no attribute {name!r}")

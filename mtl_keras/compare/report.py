@@ -56,6 +56,8 @@ class _Report:
         }
 
     def context(self) -> dict[str, Any]:
+        from mtl_keras.applications import label
+
         summary, base = self._summary, self._summary["comparison"]["base"]
         left_out = ("balancing", "sharing", "seed", "loss_weights", "tasks")
         settings = {k: v for k, v in base.items() if k not in left_out}
@@ -72,7 +74,7 @@ class _Report:
             "affinity": self._affinity,
         }
         return {
-            "title": f"{base['application']}: {len(summary['methods'])} methods",
+            "title": f"{label(base['application'])}: {len(summary['methods'])} methods",
             "summary": summary,
             "methods": self._methods,
             "shown": self._shown,

@@ -147,7 +147,6 @@ class RunConfig(Decodable):
         """
         application = _application(self)
         defaults = {
-            "data": application.default_data,
             "tasks": tuple(application.tasks),
             **dataclasses.asdict(application.defaults),
         }
@@ -155,6 +154,7 @@ class RunConfig(Decodable):
             name: defaults.get(name) if value is None else value
             for name, value in vars(self).items()
         }
+        settings["data"] = application.data_name(self.data)
         return decode(TrainingConfig, settings)
 
 

@@ -44,7 +44,7 @@ def write(study: Study, records: Sequence[TrialRecord], out: pathlib.Path) -> No
         figures.save_png(figure, out / f"{name}.png")
     tasks = study.application.tasks
     context = {
-        "title": f"{study.settings.application} on {study.base.data}",
+        "title": f"{_label(study.base.application)} on {_label(study.base.data)}",
         "study": study,
         "records": records,
         "front": front_of(records),
@@ -60,6 +60,12 @@ def write(study: Study, records: Sequence[TrialRecord], out: pathlib.Path) -> No
         "short": reading.short,
     }
     write_html(out / PAGE, "study.html", context)
+
+
+def _label(name: str) -> str:
+    from mtl_keras.applications import label
+
+    return label(name)
 
 
 def _trade_offs(study: Study, done: Sequence[TrialRecord]) -> Any:
@@ -81,7 +87,8 @@ def _trade_offs(study: Study, done: Sequence[TrialRecord]) -> Any:
         directions,
         groups=_values(study, done, grouping[0]) if grouping else None,
         labels=[record.trial for record in done],
-        title=f"{study.settings.application}: validation metrics of {len(done)} trials",
+        title=f"{_label(study.base.application)}: validation metrics of "
+        f"{len(done)} trials",
     )
 
 
@@ -98,7 +105,7 @@ def _parallel(study: Study, done: Sequence[TrialRecord]) -> Any:
         },
         [record.score or 0.0 for record in done],
         [index for index, record in enumerate(done) if record in front],
-        f"{study.settings.application}: {len(done)} trials",
+        f"{_label(study.base.application)}: {len(done)} trials",
     )
 
 

@@ -208,6 +208,13 @@ def test_a_function_that_builds_a_model_is_trained_on_a_data_file(code, eagerly)
     assert list(results.metrics) == ["y", "z"]
     model = runs.load_run(results.path).model()
     assert keras.ops.shape(model.layers[-1].kernel) == (3, 1)
+    # The table is known by its state, as one that is trained without own code.
+    path, table = config.validate().data.split("#")
+    assert (path, table) == (data, runs.RunConfig(data).validate().data)
+    with code.with_name("t.csv").open("a") as file:
+        file.write("60,120,0\n")
+    with pytest.raises(InputError, match=f"Expected the data '{table}'. Received"):
+        runs.load_run(results.path)
 
 
 def test_a_model_of_ones_own_may_call_its_outputs_as_the_table_does(code, eagerly):
@@ -284,7 +291,7 @@ def test_what_no_other_process_can_import_is_refused(code):
     assert applications.allow(function) == name
     data = str(code.with_name("t.toml"))
     plan = Comparison(build=function, data=data, balancing=("equal",)).validate()
-    assert (plan.base.application, plan.base.data) == (name, data)
+    assert (plan.base.application, plan.base.data.split("#")[0]) == (name, data)
     nested = type("Nested", (), {"build": lambda: None}).build
     sets = tf.data.Dataset.range(3)
     for given in ({"build": nested}, {"build": name, "data": (sets, sets)}):

@@ -217,6 +217,14 @@ class Checker(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
 
+def test_the_title_names_an_own_application_without_its_folder(compared, tmp_path):
+    summary = summarise(*compared)
+    base = {**summary["comparison"]["base"], "application": "/home/me/work.py:Digits"}
+    summary["comparison"] = {**summary["comparison"], "base": base}
+    page = write(summary, tmp_path / "report.html")
+    assert "<title>digits: 3 methods</title>" in page
+
+
 def test_the_page_is_whole_and_loads_nothing(compared, tmp_path):
     page = write(summarise(*compared), tmp_path / "report.html")
     checker = Checker()
