@@ -687,7 +687,7 @@ def test_many_tasks_of_several_kinds_are_a_group_for_each(
         epochs=1,
         width=4,
         depth=1,
-        batch_size=16,
+        batch_size=40,
         balancing="pcgrad",
         loss_weights={"größe": 0.5, "sort": 2.0},
     )
