@@ -25,17 +25,18 @@ def fixed_point(balancer, gramian, steps=150):
     """Returns weights and residual after products with one matrix."""
     balancer.build([str(i) for i in range(len(gramian))])
     present, ones = tf.ones(len(gramian), "bool"), tf.ones(len(gramian))
+    sizes, due = tf.ones(len(gramian), "float64"), tf.constant(True)
     gramian = tf.constant(gramian)
 
     @tf.function
     def step():
-        weights = tf.cast(balancer.running_weights(ones, present), "float64")
+        weights = tf.cast(balancer.running_weights(ones, sizes, present), "float64")
         products = tf.linalg.matvec(gramian, weights)
-        return balancer.follow(products, ones, present, tf.constant(True))[0]
+        return balancer.follow(products, ones, sizes, present, due)[0]
 
     for _ in range(steps):
         residual = step()
-    return balancer.running_weights(ones, present).numpy(), float(residual)
+    return balancer.running_weights(ones, sizes, present).numpy(), float(residual)
 
 
 @pytest.mark.parametrize("balancer", RUNNING, ids=lambda b: b.method)
@@ -145,10 +146,10 @@ def products_of_a_step(monkeypatch, model, balancer, x, steps=2, **options):
     seen = {}
     follow = RunningBalancer.follow
 
-    def noted(self, products, losses, present, due):
-        seen["weights"] = self.running_weights(losses, present)
+    def noted(self, products, losses, sizes, present, due):
+        seen["weights"] = self.running_weights(losses, sizes, present)
         seen["products"] = products
-        return follow(self, products, losses, present, due)
+        return follow(self, products, losses, sizes, present, due)
 
     monkeypatch.setattr(RunningBalancer, "follow", noted)
     monkeypatch.setattr(
