@@ -143,8 +143,8 @@ class Application(Served, abc.ABC):
     ) -> dict[str, tuple[str, ...]]:
         """Returns `columns` for `compile`: outputs that are groups of tasks.
 
-        Here none: `{}`. An application of hundreds of tasks has one output of them
-        all, `[batch, T]`, with labels and sample weights of this shape.
+        Here none: `{}`. An application of hundreds of tasks has an output
+        `[batch, T]` of those of a kind, with labels and sample weights of this shape.
 
         Args:
             tasks: Names of the tasks; `None` for all.

@@ -110,10 +110,19 @@ def sum_rows(rows: list[list[Gradient]]) -> list[list[Gradient]]:
     """Returns the task gradients of the whole batch: summed over replicas."""
     if replicas() == 1:
         return rows
+    return [_sum_row(row) for row in rows]
+
+
+def _sum_row(row: list[Gradient]) -> list[Gradient]:
+    """Returns one task's gradients, summed over replicas.
+
+    In a call of its own: devices sum one task's gradients while they compute those of
+    the next, where one call for all of them would wait for the last.
+    """
     context = tf.distribute.get_replica_context()
-    flat = [gradient for row in rows for gradient in row if gradient is not None]
-    reduced = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, flat))
-    return [[None if g is None else next(reduced) for g in row] for row in rows]
+    flat = [gradient for gradient in row if gradient is not None]
+    reduced = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, flat) if flat else ())
+    return [None if gradient is None else next(reduced) for gradient in row]
 
 
 def unit_upstream(

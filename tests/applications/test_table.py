@@ -645,12 +645,91 @@ def test_many_columns_have_weights_by_class_and_by_what_is_missing():
         rows = train[:, 7] == value
         expected[rows, 7] = (~np.isnan(train[:, 7])).sum() / (2 * rows.sum())
     np.testing.assert_allclose(weights["tasks"], expected, rtol=1e-6)
-    # Fewer tasks, or of several kinds, have an output each.
+    # Fewer tasks have an output each.
     assert own.columns_of([f"t{i}" for i in range(32)]) == {}
     assert list(own.outputs_of(["t3", "t5"])) == ["t3", "t5"]
     assert len(own.columns_of()["tasks"]) == 40
     with pytest.raises(InputError, match="which connects outputs"):
         own.build(sharing="aitm")
+
+
+def test_many_tasks_of_several_kinds_are_a_group_for_each(
+    tmp_path, eagerly, monkeypatch
+):
+    monkeypatch.setattr("mtl_keras.applications.table.application.MANY_TASKS", 3)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=240)
+    table = pd.DataFrame({"x": x, "part": ["train", "validation", "test"] * 80})
+    for name in "abc":
+        table[name] = np.where(rng.random(240) < 0.3, np.nan, x > rng.normal())
+    for name, scale in (("preis (€)", 1e4), ("größe", 0.1)):
+        table[name] = scale * (3 + x + rng.normal(size=240))
+    table["sort"] = np.where(x > 0, "é", "è")
+    table.to_csv(tmp_path / "t.csv", index=False)
+    (tmp_path / "t.toml").write_text(
+        """
+        data = { files = "t.csv", split = { column = "part" } }
+        features.x = "number"
+        [tasks]
+        a = "binary"
+        b = "binary"
+        c = { kind = "binary", loss = "focal" }
+        "preis (€)" = "number"
+        "größe" = "number"
+        sort = "multiclass"
+        """,
+        encoding="utf-8",
+    )
+    config = runs.RunConfig(
+        str(tmp_path / "t.toml"),
+        epochs=1,
+        width=4,
+        depth=1,
+        batch_size=16,
+        balancing="pcgrad",
+        loss_weights={"größe": 0.5, "sort": 2.0},
+    )
+    results = runs.train(config, tmp_path / "run")
+    own = applications.Table(tmp_path / "t.toml")
+    model = runs.load_run(tmp_path / "run").model()
+    names = {title: task.name for title, task in own.tasks.items()}
+    assert model.columns == {
+        "binary_tasks": (names["a"], names["b"]),
+        "number_tasks": (names["preis (€)"], names["größe"]),
+    }
+    assert set(model.output) == {*model.columns, names["c"], names["sort"]}
+    kept = keras.saving.deserialize_keras_object(model.get_compile_config())
+    weights = dict(kept["loss_weights"])
+    np.testing.assert_array_equal(weights.pop("binary_tasks"), [1, 1])
+    np.testing.assert_array_equal(weights.pop("number_tasks"), [1, 0.5])
+    assert weights == {names["c"]: 1.0, names["sort"]: 2.0}
+
+    # Metrics and predictions of every task, by pandas.
+    from mtl_keras.applications.table.predicting import predict_file
+
+    test = table[table["part"] == "test"].reset_index()
+    test[["x"]].to_csv(tmp_path / "new.csv", index=False)
+    predict_file(model, own, tmp_path / "new.csv", tmp_path / "out.csv")
+    answers = pd.read_csv(tmp_path / "out.csv")
+    assert results.metrics == runs.evaluate(tmp_path / "run")
+    for title in ("preis (€)", "größe"):
+        error = (answers[f"{title}_prediction"] - test[title]).abs().mean()
+        np.testing.assert_allclose(results.metrics[title]["mae"], error, rtol=1e-4)
+    for title in "abc":
+        labelled = test[title].notna()
+        sure = answers[f"{title}_probability"][labelled] > 0.5
+        right = (sure == test[title][labelled]).mean()
+        np.testing.assert_allclose(results.metrics[title]["accuracy"], right)
+    right = (answers["sort_prediction"] == test["sort"]).mean()
+    np.testing.assert_allclose(results.metrics["sort"]["accuracy"], right)
+    served = served_model(model, tasks=list(names.values()))
+    answer = served.part(served.outputs)({"x": test["x"].to_numpy("float32")})
+    for title in ("preis (€)", "größe"):
+        np.testing.assert_allclose(
+            answer[names[title]].numpy()[:, 0],
+            answers[f"{title}_prediction"],
+            rtol=1e-4,
+        )
 
 
 def test_columns_of_features_of_their_own_read_these_alone():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import importlib
+import itertools
 
 import keras
 import numpy as np
@@ -183,18 +185,33 @@ def test_solvers_add_little_to_the_step_that_xla_compiles(name):
         assert sizes[1] <= 1.15 * instructions(step_in_hlo(Mean(), 8))
 
 
-@pytest.mark.parametrize(("method", "sums"), [("upgrad", [1, 6, 12]), ("equal", [10])])
+def ancestors(tensors):
+    """All operations that these tensors wait for."""
+    met, left = set(), [tensor.op for tensor in tensors]
+    while left:
+        operation = left.pop()
+        if operation not in met:
+            met.add(operation)
+            left += [tensor.op for tensor in operation.inputs]
+            left += operation.control_inputs
+    return met
+
+
+@pytest.mark.parametrize(
+    ("method", "sums"), [("upgrad", {1: 1, 4: 3, 6: 1}), ("equal", {10: 1})]
+)
 def test_replicas_sum_each_gradient_once(method, sums, mirrored, monkeypatch):
-    calls = []
+    calls = collections.defaultdict(list)
     reduce = cross_device_ops.CrossDeviceOps.batch_reduce
 
     def counted(self, operation, pairs, options=None):
         pairs = list(pairs)
-        shapes = [value.values[0].shape for value, _ in pairs]
+        summed = reduce(self, operation, pairs, options)
         # Others sum flags and totals, vectors of their own.
-        if any(shape.rank == 2 for shape in shapes):
-            calls.append(len(pairs))
-        return reduce(self, operation, pairs, options)
+        if any(value.values[0].shape.rank == 2 for value, _ in pairs):
+            given = [tensor for value, _ in pairs for tensor in value.values]
+            calls[len(pairs)].append((given, summed[0].values))
+        return summed
 
     monkeypatch.setattr(cross_device_ops.CrossDeviceOps, "batch_reduce", counted)
     with mirrored.scope():
@@ -205,9 +222,16 @@ def test_replicas_sum_each_gradient_once(method, sums, mirrored, monkeypatch):
         )
         model.compile("adam", loss="mse", balancing=method)
     model.fit(np.ones((8, 5)), {t: np.ones((8, 1)) for t in "abc"}, verbose=0)
-    # The Gram matrix, twelve task gradients on four shared variables, and those of the
+    # The Gram matrix, each task's gradients on four shared variables, and those of the
     # heads.
-    assert sorted(calls) == sums
+    assert {number: len(of_it) for number, of_it in calls.items()} == sums
+    # A task's sum does not wait for the gradients of later tasks, nor these for it.
+    for (_, summed), (later, _) in itertools.combinations(calls[4], 2):
+        assert not {t.op for t in later} & ancestors(summed)
+        assert not {t.op for t in summed} & ancestors(later)
+    # All that weights are solved for does.
+    for gramian, _ in calls[1]:
+        assert all({t.op for t in given} <= ancestors(gramian) for given, _ in calls[4])
 
 
 @pytest.mark.parametrize(

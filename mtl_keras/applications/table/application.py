@@ -20,6 +20,7 @@ from mtl_keras.applications.base import (
 )
 from mtl_keras.applications.table import encoders
 from mtl_keras.applications.table.tasks import (
+    groups_of,
     make_columns,
     make_group,
     make_head,
@@ -55,8 +56,8 @@ class Table(Application):
     cell in a task's column is a missing label: its sample weight is 0. Rows without
     any label of the chosen tasks are not read.
 
-    More than 32 tasks that are all numbers, or all yes and no, are the columns of one
-    output `[batch, T]`: pass `columns=table.columns_of()` to `compile`.
+    Of more than 32 tasks those that are numbers, or yes and no, with one loss are the
+    columns of one output `[batch, T]`: pass `columns=table.columns_of()` to `compile`.
 
     Args:
         source: A data file (TOML), which says the rest; or a CSV, TSV or Parquet
@@ -194,9 +195,7 @@ class Table(Application):
         check_split(split)
         self.for_data(data)
         stats = {stats.name: stats for stats in self._stats(tasks)}
-        samples = Samples(
-            self.table, split, stats, limit, next(iter(self.columns_of(tasks)), None)
-        )
+        samples = Samples(self.table, split, stats, limit, self.columns_of(tasks))
         return samples.dataset(batch_size, shuffle, seed, epoch)
 
     def _stats(self, tasks: Iterable[str] | None) -> list[TaskStats]:
@@ -204,26 +203,31 @@ class Table(Application):
         return [self.description.tasks[task.name] for task in chosen]
 
     def outputs_of(self, tasks: Iterable[str] | None = None) -> dict[str, Task]:
-        """See `Application.outputs_of`: many tasks of one kind have one output."""
+        """See `Application.outputs_of`: of many tasks those of a kind have one."""
+        groups = self._groups(tasks)
+        grouped = {stats.name for group in groups.values() for stats in group}
+        outputs = super().outputs_of(tasks)
+        return {name: make_group(name, group) for name, group in groups.items()} | {
+            name: task for name, task in outputs.items() if name not in grouped
+        }
+
+    def _groups(self, tasks: Iterable[str] | None) -> dict[str, list[TaskStats]]:
+        """Returns the tasks by output, of outputs that are groups of them."""
         stats = self._stats(tasks)
-        if self._group_tasks and len(stats) > MANY_TASKS:
-            # No feature has this name, as inputs and outputs are layers, and no task.
-            taken = [*self.description.features, *self.description.tasks]
-            name = layer_names(["tasks"], taken)["tasks"]
-            group = make_group(name, stats)
-            if group is not None:
-                return {name: group}
-        return super().outputs_of(tasks)
+        if not self._group_tasks or len(stats) <= MANY_TASKS:
+            return {}
+        groups = groups_of(stats)
+        # No feature has such a name, as inputs and outputs are layers, and no task.
+        taken = [*self.description.features, *self.description.tasks]
+        names = layer_names(groups, taken)
+        return {names[title]: group for title, group in groups.items()}
 
     def columns_of(
         self, tasks: Iterable[str] | None = None
     ) -> dict[str, tuple[str, ...]]:
-        """See `Application.columns_of`: the tasks of the one output of many."""
-        stats = self._stats(tasks)
-        outputs = self.outputs_of(tasks)
-        if len(outputs) == len(stats):
-            return {}
-        return {name: tuple(s.name for s in stats) for name in outputs}
+        """See `Application.columns_of`: of many tasks those of a kind."""
+        groups = self._groups(tasks)
+        return {name: tuple(s.name for s in group) for name, group in groups.items()}
 
     def inputs(self) -> dict[str, keras.KerasTensor]:
         """See `Application.inputs`: one a column, with its raw values."""
@@ -272,15 +276,19 @@ class Table(Application):
             InputError: For a group and a way to share that connects outputs.
         """
         stats = [self.description.tasks[name] for name in tasks]
-        columns = self.columns_of([s.title for s in stats])
-        if not columns:
-            return super().connect(
-                inputs, stages, share, tasks, backbone=backbone, width=width
-            )
-        self.check_sharing(share, [s.title for s in stats])
+        titles = [s.title for s in stats]
+        groups = self._groups(titles)
+        if groups:
+            self.check_sharing(share, titles)
         encoded = self.encode(inputs, backbone, width)
         features = share(encoded, stages=stages, tasks=list(tasks))
-        return {name: make_columns(name, stats, features) for name in columns}
+        grouped = {s.name for group in groups.values() for s in group}
+        outputs = {n: make_columns(n, group, features) for n, group in groups.items()}
+        return outputs | {
+            name: self.head(tasks[name], x)
+            for name, x in features.items()
+            if name not in grouped
+        }
 
     def assemble(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -33,20 +33,37 @@ def make_task(stats: TaskStats) -> Task:
     )
 
 
-def make_group(name: str, tasks: Sequence[TaskStats]) -> Task | None:
-    """Returns the group that tasks are, each a column of one output.
+def groups_of(tasks: Iterable[TaskStats]) -> dict[str, list[TaskStats]]:
+    """Returns tasks by the group that they are a column of, each two or more.
 
-    None where they cannot be one: they are not all numbers, or not all yes and no, or
-    differ in their losses.
+    A group is of numbers or of yes and no, with one loss. All tasks in one group are
+    `"tasks"`, several groups bear their kinds.
+    """
+    tasks = list(tasks)
+    alike: dict[tuple[str, str], list[TaskStats]] = {}
+    for stats in tasks:
+        if stats.kind != "multiclass":
+            alike.setdefault((stats.kind, stats.loss), []).append(stats)
+    alike = {key: group for key, group in alike.items() if len(group) > 1}
+    kinds = [kind for kind, _ in alike]
+    return {
+        "tasks"
+        if len(group) == len(tasks)
+        else f"{kind}_tasks"
+        if kinds.count(kind) == 1
+        else f"{kind}_{loss}_tasks": group
+        for (kind, loss), group in alike.items()
+    }
+
+
+def make_group(name: str, tasks: Sequence[TaskStats]) -> Task:
+    """Returns the group that tasks of one kind and loss are, columns of one output.
 
     Args:
         name: Name of the output.
-        tasks: The tasks.
+        tasks: The tasks, as `groups_of` returns them.
     """
-    kinds = {(stats.kind, stats.loss) for stats in tasks}
-    (kind, loss), *others = kinds
-    if others or kind == "multiclass":
-        return None
+    kind, loss = tasks[0].kind, tasks[0].loss
     if kind == "binary":
         return _binary(name, loss)
     return _number(name, loss, [s.mean for s in tasks], [s.deviation for s in tasks])
@@ -150,7 +167,7 @@ def make_columns(
 
     Args:
         name: Name of the output.
-        tasks: The tasks, which `make_group` takes.
+        tasks: The tasks, as `groups_of` returns them.
         features: What the way to share gave for each, by name.
     """
     is_number = tasks[0].kind == "number"

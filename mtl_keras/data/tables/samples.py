@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -62,8 +64,8 @@ class Samples:
         split: One of `SPLITS`.
         tasks: The tasks by name.
         limit: Number of samples, spread over the split; None for all.
-        output: Name of the one output of which the tasks are columns; None where each
-            has its own.
+        columns: Tasks by output, of outputs that are groups of them, each a column;
+            the others have an output each.
     """
 
     def __init__(
@@ -72,10 +74,12 @@ class Samples:
         split: str,
         tasks: Mapping[str, TaskStats],
         limit: int | None = None,
-        output: str | None = None,
+        columns: Mapping[str, Sequence[str]] = types.MappingProxyType({}),
     ):
         self._table = table
-        self._output = output
+        self._columns = dict(columns)
+        grouped = set(itertools.chain(*self._columns.values()))
+        self._single = [name for name in tasks if name not in grouped]
         self._split = SPLITS.index(split)
         self._tasks = dict(tasks)
         self._by = isinstance(table.file.tasks, TaskBy)
@@ -233,11 +237,10 @@ class Samples:
                 labels[f"label {name}"] = values
                 labels[f"present {name}"] = present
                 labelled |= present
-            if self._output is not None:
-                labels = {
-                    part: np.stack([labels[f"{part} {n}"] for n in self._tasks], axis=1)
-                    for part in ("label", "present")
-                }
+            for output, names in self._columns.items():
+                for part in ("label", "present"):
+                    columns = [labels.pop(f"{part} {name}") for name in names]
+                    labels[f"{part} {output}"] = np.stack(columns, axis=1)
         return {"features": features, "labels": labels}, labelled
 
     def _count(self, split: str) -> int:
@@ -253,40 +256,44 @@ class Samples:
         for name, stats in self._table.description.features.items():
             if stats.kind == "image":
                 inputs[name] = tf.map_fn(read_image, inputs[name])
-        if self._output is not None:
-            label, weight = self._columns(arrays["labels"])
-            labels, weights = {self._output: label}, {self._output: weight}
-            return (inputs, labels, weights) if self._weighted() else (inputs, labels)
         labels, weights = {}, {}
-        for index, (name, task) in enumerate(self._tasks.items()):
-            if self._by:
-                present = tf.equal(arrays["labels"]["owner"], index)
-                label = arrays["labels"]["label"]
-                label = tf.where(present, label, tf.zeros_like(label))
-            else:
-                present = arrays["labels"][f"present {name}"]
-                label = arrays["labels"][f"label {name}"]
-            weight = tf.cast(present, tf.float32)
-            if task.balanced and self._split == 0:
-                by_class = tf.constant(class_weights(task), tf.float32)
-                weight *= tf.gather(by_class, tf.cast(label, tf.int32))
-            weights[name] = weight
-            labels[name] = label if task.kind == "multiclass" else label[:, None]
+        for output in self._columns:
+            labels[output], weights[output] = self._group(arrays["labels"], output)
+        for name in self._single:
+            labels[name], weights[name] = self._one(arrays["labels"], name)
         if self._weighted():
             return inputs, labels, weights
         return inputs, labels
 
-    def _columns(self, labels: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns labels and sample weights of all tasks, float32 `[batch, T]`."""
-        label = labels["label"]
+    def _one(
+        self, labels: Mapping[str, tf.Tensor], name: str
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns label and sample weight of a task with an output of its own."""
+        task = self._tasks[name]
         if self._by:
-            owner = labels["owner"][:, None]
-            present = tf.equal(owner, tf.range(len(self._tasks)))
-            label = tf.where(present, label[:, None], 0.0)
+            present = tf.equal(labels["owner"], list(self._tasks).index(name))
+            label = tf.where(present, labels["label"], tf.zeros_like(labels["label"]))
         else:
-            present = labels["present"]
+            present, label = labels[f"present {name}"], labels[f"label {name}"]
         weight = tf.cast(present, tf.float32)
-        tasks = self._tasks.values()
+        if task.balanced and self._split == 0:
+            by_class = tf.constant(class_weights(task), tf.float32)
+            weight *= tf.gather(by_class, tf.cast(label, tf.int32))
+        return label if task.kind == "multiclass" else label[:, None], weight
+
+    def _group(
+        self, labels: Mapping[str, tf.Tensor], output: str
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns labels and sample weights of a group, float32 `[batch, T]`."""
+        names = self._columns[output]
+        if self._by:
+            owners_of = [list(self._tasks).index(name) for name in names]
+            present = tf.equal(labels["owner"][:, None], owners_of)
+            label = tf.where(present, labels["label"][:, None], 0.0)
+        else:
+            present, label = labels[f"present {output}"], labels[f"label {output}"]
+        weight = tf.cast(present, tf.float32)
+        tasks = [self._tasks[name] for name in names]
         if self._split == 0 and any(task.balanced for task in tasks):
             weighted = [class_weights(t) if t.balanced else [1.0, 1.0] for t in tasks]
             negative, positive = np.transpose(weighted).astype(np.float32)
