@@ -15,9 +15,9 @@ from mtl_keras.errors import InputError
 # weight as much as one of e^-3.
 _LEAST_LOG_RATIO = -3.0
 # Step sizes grow while a task's ratio stays on one side of 1, and shrink where it
-# crosses and is further from it than before: it then oscillates, as of conflicting tasks,
-# or follows the batches' noise. Noise crosses in half of the steps, and were every
-# crossing to count, step sizes would fall to where weights lag by hundreds of steps.
+# crosses and is further from 1 than before: it then oscillates, as of conflicting
+# tasks. The batches' noise crosses in half of the steps, and were every crossing to
+# count, step sizes would fall to where the weights lag by hundreds of steps.
 _GROWTH, _DECAY = 1.1, 0.7
 _RATES = (0.001, 1.0)
 # What a batch's deviation from the mean size of a task's gradient tells of its products
@@ -34,13 +34,14 @@ class RunningBalancer(GramBalancer):
     what makes the step exact for orthogonal gradients, so that the weights follow the
     solution. The η_i adapt to the signs of the logarithms, by task.
 
-    Weights of the steps before know nothing of the present batch, whose gradients may
-    be twice as large as the mean. Two numbers that cost no pass tell of it. The norm of
-    the gradient of a task's own variables, which a step takes anyway (the loss, of a
-    task without such variables), is known before the pass: log w_i moves, for this step
-    only, by its logarithm's deviation from the running mean times a slope that a
-    regression of log((G w)_i / t_i) on it learns, by task. And where a solution fixes
-    the length of the update (`running_factor`), the update gets that length.
+    Such weights know nothing of the present batch, to whose gradients an exact solution
+    answers. Two numbers tell of them at no price. The norm of the gradient of a task's
+    own variables, which each step takes anyway, is known before the pass (of a task
+    without such variables the loss takes its place): for this step log w_i moves by the
+    deviation of its logarithm from the running mean, times a slope that a regression of
+    the wanted moves on these deviations learns, by task. And where the solution is
+    known along w, as of `nash` and `fairgrad`, the update has its length
+    (`running_factor`).
 
     A method implements `targets`, `residual`, and where they are not the defaults
     `log_rate` and `natural_weights`.
