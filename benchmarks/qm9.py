@@ -79,6 +79,8 @@ STUDIES = {
         {
             "single": None,
             **RUNNING,
+            # The updates that it scales by itself are for SGD.
+            "m_config": {"class_name": "m_config", "config": {"beta_2": None}},
             **{
                 name: method(name)
                 for name in balancing.names()
@@ -86,7 +88,7 @@ STUDIES = {
                 if name
                 not in {
                     *("auto_lambda", "auxinash", "gradient_cosine", "metabalance"),
-                    *("pcd", "static"),
+                    *("m_config", "pcd", "static"),
                 }
             },
         },

@@ -225,7 +225,7 @@ def train(
     tensorflow.load(starts=strategy is None)
     from mtl_keras import applications, runs
     from mtl_keras.runs import strategies, unfinished
-    from mtl_keras_cli.specs import read_spec
+    from mtl_keras.specs import read_spec
 
     over = strategies.make(strategy)
     console = make_console()

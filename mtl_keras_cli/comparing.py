@@ -123,7 +123,7 @@ def compare(
     from mtl_keras.compare import Comparison, run_comparison
     from mtl_keras.compare.running import FILES
     from mtl_keras.runs import RunConfig
-    from mtl_keras_cli.specs import read_specs
+    from mtl_keras.specs import read_specs
 
     console = make_console()
     ways: tuple[Any, ...] | None = None

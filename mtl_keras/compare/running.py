@@ -30,7 +30,7 @@ from mtl_keras.runs import records
 from mtl_keras.runs.folder import disk_errors
 from mtl_keras.runs.progress import progress_bar, say
 from mtl_keras.runs.records import RECORD, Record, versions
-from mtl_keras.runs.results import defined_mean
+from mtl_keras.runs.results import score
 from mtl_keras.runs.scheduler import Job, Scheduler, cores
 
 RESULTS = "results.json"
@@ -294,10 +294,22 @@ class _Cells:
     def _finish(self, cell: Cell) -> None:
         record = self._records[cell.name] = read_cell(self._file(cell), cell)
         number = f"{len(self._records)}/{len(self._cells)}"
-        line = _score(record.result) if record.completed else f"failed: {record.reason}"
+        line = f"failed: {record.reason}"
+        if record.completed:
+            line = self._chosen(record.result)
         left = self._left()
         line = f"{cell}: {line}; {duration(record.seconds)}{left and ', '}{left}"
         say(self._console, f"{number:>7}  {line}")
+
+    def _chosen(self, result: CellResult) -> str:
+        """Returns by what its epoch was chosen: the task's metric, score or Δm."""
+        value = f"Δm {result.validation_delta_m:+.2f}%"
+        if math.isnan(result.validation_delta_m):
+            metric, *others = result.validation.values()
+            application = self._plan.base.get_application()
+            by = score(result.validation, application) if others else metric
+            value = f"{by:.4f}"
+        return f"{value} on validation at epoch {result.epoch}"
 
     def _file(self, cell: Cell) -> pathlib.Path:
         return self._folder / cell.name / RECORD
@@ -311,10 +323,3 @@ class _Cells:
 def _kind_and_size(cell: Cell) -> tuple[str, float]:
     """Returns what a cell's duration depends on."""
     return cell.kind if cell.kind == SINGLE else cell.method, float(len(cell.tasks))
-
-
-def _score(result: CellResult) -> str:
-    value = f"Δm {result.validation_delta_m:+.2f}%"
-    if math.isnan(result.validation_delta_m):
-        value = f"{defined_mean(list(result.validation.values())):.4f}"
-    return f"{value} on validation at epoch {result.epoch}"

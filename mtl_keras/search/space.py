@@ -16,6 +16,7 @@ in `config` are fixed. The same forms hold for `sharing`, `balancing`, `optimize
     sharing = { class_name = "ple", search = true }              what is searched of it
     sharing = { class_name = "ple", search = { num_levels = [1, 2] } }
     balancing = ["equal", { class_name = "dwa", search = true }] both kinds
+    balancing = ["cagrad(c=0.5)", "uncertainty + pcgrad"]        as text, fixed
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from mtl_keras import balancing, sharing
 from mtl_keras.decoding import Decodable, Finite, decode
 from mtl_keras.errors import InputError, is_number, unknown_name
 from mtl_keras.runs.config import RunConfig
+from mtl_keras.specs import read_spec
 
 # The plain settings of a run that a study may search.
 SETTINGS = (
@@ -429,6 +431,8 @@ def parse_components(setting: str, value: Any) -> Components:
 
 
 def _component(setting: str, value: Any) -> Component:
+    if isinstance(value, str):
+        value = read_spec(value)
     if isinstance(value, str):
         _CLASSES[setting](value)
         return Component(value, value)

@@ -433,7 +433,8 @@ def test_without_single_tasks_the_first_method_is_the_reference(
     monkeypatch.setattr("mtl_keras.compare.summary.MANY_TASKS", 1)
     out = tmp_path / "out"
     one = comparison(single_tasks=False, seeds=1, pairs=False)
-    summary = run_comparison(one, out)
+    console = Console(record=True, width=160, file=io.StringIO())
+    summary = run_comparison(one, out, console=console)
     assert len(trainings) == 2
     equal, pcgrad = (records(out)[f"hard-{m}-seed0"] for m in ("equal", "pcgrad"))
     gains = {
@@ -454,6 +455,9 @@ def test_without_single_tasks_the_first_method_is_the_reference(
         )
     ]
     assert pcgrad["epoch"] == 1 + int(np.argmax(deltas))
+    # That of the reference by accuracy and, which is better the lower, the error.
+    by = np.mean([base["way"], -base["level"]])
+    assert f"equal, seed 0: {by:.4f} on validation" in console.export_text()
     assert summary["single"] == {}
     assert "against_single" not in summary["tests"]
     page = (out / "report.html").read_text()

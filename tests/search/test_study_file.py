@@ -207,6 +207,20 @@ def test_the_search_space_of_a_class_is_searched_by_all_of_its_names(
     assert balancing.get_class("uw_so").search_space
 
 
+def test_methods_as_text_are_those_as_tables():
+    text = ["cagrad(c=0.5)", "uncertainty + moco(beta=0.25)", "equal()"]
+    tables = [
+        {"class_name": "cagrad", "config": {"c": 0.5}},
+        ["uncertainty", {"class_name": "moco", "config": {"beta": 0.25}}],
+        "equal",
+    ]
+    assert parse_components("balancing", text) == parse_components("balancing", tables)
+    with pytest.raises(InputError, match="Unknown argument of 'cagrad'"):
+        parse_components("balancing", "cagrad(d=1)")
+    with pytest.raises(InputError, match=r"Expected NAME or NAME\(ARGUMENT=VALUE"):
+        parse_components("balancing", "cagrad(c=0.5")
+
+
 def test_arguments_that_have_no_default_may_be_fixed_or_searched(tmp_path):
     @keras.saving.register_keras_serializable(package="test")
     class Needy(balancing.get_class("dwa")):

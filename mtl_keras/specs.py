@@ -36,7 +36,7 @@ def read_spec(text: str) -> Spec | list[Spec]:
     Example:
 
     ```pycon
-    >>> from mtl_keras_cli.specs import read_spec
+    >>> from mtl_keras.specs import read_spec
     >>> read_spec("cagrad(c=0.5)")
     {'class_name': 'cagrad', 'config': {'c': 0.5}}
     >>> read_spec("uncertainty + pcgrad")

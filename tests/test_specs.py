@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mtl_keras import balancing, sharing
 from mtl_keras.errors import InputError
 from mtl_keras.registry import spec_name
-from mtl_keras_cli.specs import read_spec, read_specs
+from mtl_keras.specs import read_spec, read_specs
 
 _WORDS = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,8}", fullmatch=True)
 _VALUES = st.recursive(
