@@ -2,7 +2,7 @@
 
     pip install qm9pack==1.0.3
     python benchmarks/qm9.py [--seeds N] [--epochs N] [--data FOLDER]
-    python benchmarks/qm9.py --all --seeds 5
+    python benchmarks/qm9.py --all --seeds 5 [--methods NAME …]
 
 5,000 molecules to train, 2,000 to test: running solves beside exact ones. With `--all`
 2,000 molecules to train, and every balancer that needs no main task, by its defaults.
@@ -257,10 +257,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--data", type=pathlib.Path)
     parser.add_argument("--all", action="store_true", help="every balancer")
+    parser.add_argument("--methods", nargs="+", help="of these: some alone")
     arguments = parser.parse_args()
     data = molecules(arguments.data)
     study = "qm9_methods" if arguments.all else "qm9"
     size, methods = STUDIES[study]
+    if arguments.methods:
+        methods = {name: methods[name] for name in arguments.methods}
     file = RESULTS / f"{study}.json"
     results = json.loads(file.read_text()) if file.exists() else {"runs": []}
     runs = [r for r in results["runs"] if r["epochs"] == arguments.epochs]
