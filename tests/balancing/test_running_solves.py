@@ -334,11 +334,12 @@ def test_a_resumed_training_is_the_same_to_the_bit(tmp_path):
     x, y = data()
     options = {"batch_size": 4, "shuffle": False, "verbose": 0}
     whole, balancer = compiled(0.2, optimizer="adam")
-    whole.fit(x, y, epochs=2, **options)
-    first, _ = compiled(0.2, optimizer="adam")
-    first.fit(x, y, epochs=1, **options)
-    first.save(tmp_path / "model.keras")
-    second = keras.models.load_model(tmp_path / "model.keras")
+    path = tmp_path / "model.keras"
+    saving = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: epoch == 1 and whole.save(path)
+    )
+    whole.fit(x, y, epochs=2, callbacks=[saving], **options)
+    second = keras.models.load_model(path)
     second.fit(x, y, epochs=1, **options)
     assert np.ptp(balancer.variables["log_weights"]) > 0.1
     for one, two in zip(state_of(whole), state_of(second), strict=True):
@@ -349,7 +350,7 @@ def test_a_resumed_training_is_the_same_to_the_bit(tmp_path):
     ("policy", "solve", "error"),
     [
         ("mixed_float16", "running", 0.01),
-        ("mixed_bfloat16", "running", 0.05),
+        pytest.param("mixed_bfloat16", "running", 0.05, marks=pytest.mark.slow),
         ("mixed_float16", "running_difference", 0.2),
         ("float64", "running_difference", 0.03),
     ],
