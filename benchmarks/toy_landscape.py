@@ -81,12 +81,14 @@ def weights_of(method: str) -> Callable[[tf.Tensor], tf.Tensor]:
     if isinstance(balancer, balancing.RunningBalancer) and balancer.is_running:
         balancer.build(["first", "second"])
         present, ones = tf.constant([True, True]), tf.ones((2,))
+        sizes, due = tf.ones((2,), "float64"), tf.constant(True)
 
         def followed(rows: tf.Tensor) -> tf.Tensor:
-            weights = tf.cast(balancer.running_weights(ones, present), rows.dtype)
+            weights = balancer.running_weights(ones, sizes, present)
+            weights = tf.cast(weights, rows.dtype)
             update = tf.linalg.matvec(rows, weights, transpose_a=True)
             products = tf.linalg.matvec(rows, update)
-            balancer.follow(products, ones, present, tf.constant(True))
+            balancer.follow(products, ones, sizes, present, due)
             return weights
 
         return followed

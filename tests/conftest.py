@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import os
 import zlib
 
@@ -44,10 +45,17 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_configure(config):
     """Two logical CPU devices, which must be set before TensorFlow starts."""
+    gc.disable()  # until all tests are imported
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(
         cpu, [tf.config.LogicalDeviceConfiguration()] * 2
     )
+
+
+def pytest_collection_finish():
+    """Leaves what imports have made out of garbage collections, which take seconds."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

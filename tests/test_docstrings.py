@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from docstring_examples import namespace, run_examples
+from tiny_application import eagerly  # noqa: F401
 
 import mtl_keras
 from mtl_keras import balancing, fusion, sharing
@@ -185,6 +186,7 @@ def version(tmp_path_factory):
     ],
     ids=lambda public: public.name,
 )
+@pytest.mark.usefixtures("eagerly")
 def test_example(public, version, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = namespace() | {"version": version}

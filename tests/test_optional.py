@@ -57,6 +57,11 @@ import keras
 before = set(sys.modules)
 import mtl_keras
 loaded = sorted(set(sys.modules) - before)
+class One(mtl_keras.MultiTaskModel): pass
+class Two(mtl_keras.MultiTaskModel): pass
+class Both(One, Two): pass
+inputs = keras.Input((2,))
+first = Both(inputs, {"a": keras.layers.Dense(1)(inputs)}).tasks
 readme = open(sys.argv[2], encoding="utf-8").read()
 exec(re.search(r"```python\\n(.*?)```", readme, re.DOTALL)[1])
 assert len(history.history["digit_weight"]) == 2
@@ -81,7 +86,7 @@ for name in ("typer", "tensorflow_serving"):
         except SystemExit as end:
             said[name] = [end.code, stderr.getvalue()]
     blocked.discard(name)
-names = ("loaded", "generators", "by_name", "errors", "said")
+names = ("loaded", "first", "generators", "by_name", "errors", "said")
 print(json.dumps({name: globals()[name] for name in names}))
 """
 
@@ -151,6 +156,10 @@ def test_the_core_loads_nothing_that_keras_does_not(without_extras):
     rooms = {name.split(".")[1] for name in loaded if "." in name}
     assert not rooms & {"applications", "compare", "data", "runs", "search", "serving"}
     assert len(loaded) < 120
+
+
+def test_a_model_of_two_bases_may_be_the_first_of_a_process(without_extras):
+    assert without_extras["first"] == ["a"]
 
 
 def test_generators_of_toy_data_are_found_by_name_and_loaded_on_use(without_extras):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 
 import keras
@@ -12,6 +13,7 @@ import tensorflow as tf
 from mtl_keras import applications
 from mtl_keras.applications import Application, Task, TrainingDefaults
 from mtl_keras.data.passes import shuffled
+from mtl_keras.reports import figures
 
 SIZES = {"train": 96, "validation": 32, "test": 40}
 
@@ -137,11 +139,24 @@ def tiny(monkeypatch):
     return application
 
 
-@pytest.fixture
-def eagerly():
+@contextlib.contextmanager
+def running_eagerly():
     """Runs without tracing graphs, which is most of such a training's time."""
     tf.config.run_functions_eagerly(True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Even though the `tf.config")
         yield
     tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture
+def eagerly():
+    with running_eagerly():
+        yield
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leaves reports without their drawings, which take longest to write."""
+    monkeypatch.setattr(figures, "svg", lambda figure, about: "<svg></svg>")
+    monkeypatch.setattr(figures, "save_png", lambda figure, path: path)

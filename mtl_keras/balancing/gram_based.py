@@ -101,9 +101,9 @@ class MGDA(RunningBalancer):
         """See `GramBalancer.weights`."""
         return self.solved(*solvers.min_norm(gramian))
 
-    def natural_weights(self, present: tf.Tensor) -> tf.Tensor:
+    def natural_weights(self, sizes: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
         """See `RunningBalancer.natural_weights`: on the simplex."""
-        logits = tf.convert_to_tensor(self._logits)
+        logits = self.step_logits(sizes)
         logits = tf.where(present, logits, logits.dtype.min)
         weights = tf.where(present, tf.exp(logits - tf.reduce_max(logits)), 0.0)
         return tf.math.divide_no_nan(weights, tf.reduce_sum(weights))

@@ -17,7 +17,7 @@ from mtl_keras.balancing.arguments import (
 )
 from mtl_keras.balancing.base import GramBalancer, has_gradient
 from mtl_keras.balancing.epochs import EpochMeans
-from mtl_keras.balancing.running import RunningBalancer
+from mtl_keras.balancing.running import RunningBalancer, is_size
 from mtl_keras.errors import InputError, check_number
 from mtl_keras.ops import solvers
 
@@ -88,13 +88,26 @@ class _PowerRoot(RunningBalancer):
         """See `RunningBalancer.log_rate`."""
         return self.alpha / (1.0 + self.alpha)
 
-    def running_factor(self, norm: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
-        """See `RunningBalancer.running_factor`; keeps to `max_norm`."""
-        factor = super().running_factor(norm, present)
-        if self.max_norm is None:
-            return factor
-        shorter = tf.math.divide_no_nan(tf.cast(self.max_norm, "float64"), norm)
-        return factor * tf.cast(tf.where(norm > self.max_norm, shorter, 1.0), "float32")
+    def running_factor(
+        self, norm: tf.Tensor, sizes: tf.Tensor, present: tf.Tensor
+    ) -> tf.Tensor:
+        """See `RunningBalancer.running_factor`.
+
+        At the solution wᵀG w = Σ s_i w_i^(1 − 1/α): of the multiples of w the one
+        that meets this, shortened where the update exceeds `max_norm`.
+        """
+        taking_part = present & is_size(sizes)
+        weights = self.natural_weights(sizes, present)
+        terms = tf.where(taking_part, weights * self.targets(weights, weights), 0.0)
+        quotient = tf.reduce_sum(terms) / tf.square(norm)
+        usable = tf.math.is_finite(quotient) & (quotient > 0.0)
+        multiple = tf.pow(tf.where(usable, quotient, 1.0), self.log_rate)
+        multiple = tf.clip_by_value(multiple, 2.0**-110, 2.0**110)
+        if self.max_norm is not None:
+            longest = tf.math.divide_no_nan(tf.cast(self.max_norm, "float64"), norm)
+            multiple = tf.minimum(multiple, tf.where(norm > 0.0, longest, 1.0))
+        factor = super().running_factor(norm, sizes, present)
+        return factor * tf.cast(multiple, "float32")
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -364,11 +377,12 @@ class PIVRG(_PowerRoot):
         self,
         products: tf.Tensor,
         losses: tf.Tensor,
+        sizes: tf.Tensor,
         present: tf.Tensor,
         due: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """See `RunningBalancer.follow`; adds the losses to the epoch's."""
-        followed = super().follow(products, losses, present, due)
+        followed = super().follow(products, losses, sizes, present, due)
         self._means.add(losses, present)
         return followed
 

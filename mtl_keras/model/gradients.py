@@ -423,7 +423,9 @@ class GradientStepper:
         self._watch(step, variables)
         losses = step.batch_losses * step.loss_weights
         upstream, own_upstream = self._upstream(step)
-        weights = balancer.running_weights(losses, step.present)
+        own = _own_gradients(step, variables, own_upstream)
+        sizes = self._sizes(step, own)
+        weights = balancer.running_weights(losses, sizes, step.present)
         with tf.GradientTape(watch_accessed_variables=False) as second:
             second.watch(weights)
             parts = step.losses.layout.split(weights)
@@ -458,21 +460,51 @@ class GradientStepper:
             gw = tf.cond(due, products, lambda: tf.zeros_like(weights, "float64"))
         else:
             gw = products()
-        residual, is_any = balancer.follow(gw, losses, step.present, due)
+        factor = balancer.running_factor(
+            norm / tf.cast(step.loss_scale, "float64"), sizes, step.present
+        )
+        residual, is_any = balancer.follow(gw, losses, sizes, step.present, due)
         if self._pipeline.residual is not None:
             self._pipeline.residual.update_state(
                 residual, sample_weight=tf.cast(is_any, "float32")
             )
-        factor = balancer.running_factor(
-            norm / tf.cast(step.loss_scale, "float64"), step.present
-        )
         step.weights = weights * factor
-        update = [scaled(gradient, factor) for gradient in update]
         if step.representation is not None:
             update = _below_representation(step, variables, update)
         else:
             update = _of_whole_batch(step, variables, update)
-        return update, _own_gradients(step, variables, own_upstream)
+        # Not on the representation, whose dtype may not hold the factor.
+        return [scaled(gradient, factor) for gradient in update], own
+
+    def _sizes(self, step: Step, own: list[list[Gradient]]) -> tf.Tensor:
+        """Returns norms of the gradients of the tasks' own variables, float64 `[T]`.
+
+        In place of one the size of the loss, of a task without such variables.
+
+        Args:
+            step: Its losses are weighted.
+            own: By output, this replica's.
+        """
+        layout = step.losses.layout
+        losses = step.batch_losses * step.loss_weights
+        factors = tf.ones_like(losses) / step.loss_scale
+        if self._pipeline.own_losses_unweighted:
+            factors *= step.loss_weights
+        sizes = []
+        for loss, factor, row in zip(
+            layout.split(losses), layout.split(factors), sum_rows(own), strict=True
+        ):
+            gradients = [gradient for gradient in row if gradient is not None]
+            if not gradients:
+                size = tf.cast(tf.abs(loss), "float64")
+            elif loss.shape.rank == 0:
+                square = agreed(ops.gramian([gradients]))[0, 0]
+                size = tf.sqrt(square) * tf.cast(factor, "float64")
+            else:
+                squares = [_column_squares(gradient) for gradient in gradients]
+                size = tf.sqrt(agreed(tf.add_n(squares))) * tf.cast(factor, "float64")
+            sizes.append(size)
+        return tf.where(step.present, layout.joined(sizes), 0.0)
 
     def _difference_quotients(
         self,
@@ -698,6 +730,12 @@ def _rises(
 def _norm(gradients: list[Gradient]) -> tf.Tensor:
     """Returns the norm of gradients of the whole batch, float64 scalar."""
     return tf.sqrt(agreed(ops.gramian(sum_rows([gradients])))[0, 0])
+
+
+def _column_squares(gradient: Gradient) -> tf.Tensor:
+    """Returns sums of squares over all axes but the last, of the tasks of a group."""
+    values = tf.cast(tf.convert_to_tensor(gradient), "float64")
+    return tf.reduce_sum(tf.square(values), list(range(len(values.shape) - 1)))
 
 
 def _of_all_replicas(step: Step, squares: tf.Tensor) -> tf.Tensor:

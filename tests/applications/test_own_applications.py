@@ -134,6 +134,7 @@ def test_a_run_folder_imports_no_code(code, capsys):
     assert imported(code)
 
 
+@pytest.mark.slow
 def test_worker_processes_inherit_the_allowed_code(code):
     name = applications.allow(f"{code}:Mine")
     source = f"from mtl_keras import applications as a; print(a.get({name!r}).name)"

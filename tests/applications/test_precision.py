@@ -9,8 +9,17 @@ import pytest
 
 from mtl_keras import applications
 
+# Of each application the backbone that is built most quickly.
+QUICK = {
+    "multimodal": "concat",
+    "recommendation": "mlp",
+    "text": "mlp",
+    "vision": "cnn",
+}
 CASES = [
-    (name, backbone)
+    pytest.param(
+        name, backbone, marks=() if backbone == QUICK[name] else pytest.mark.slow
+    )
     for name in applications.names()
     for backbone in applications.get(name).backbones
 ]

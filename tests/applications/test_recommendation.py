@@ -72,7 +72,9 @@ def test_shuffling_keeps_rows_together(behaviour):
     ("backbone", "sharing"),
     [("mlp", "esmm"), pytest.param("rnn", "hard", marks=pytest.mark.slow)],
 )
-def test_a_run_trains_saves_and_comes_back(behaviour, tmp_path, backbone, sharing):
+def test_a_run_trains_saves_and_comes_back(
+    behaviour, eagerly, tmp_path, backbone, sharing
+):
     config = RunConfig(
         "recommendation",
         backbone=backbone,

@@ -174,7 +174,11 @@ def test_masked_inputs_change_nothing_for_any_task(name):
     ("method", "experts"),
     [
         (sharing.MMoE(1), ["experts"]),
-        (sharing.PLE(1, 0, num_levels=2), ["shared_experts_0", "shared_experts_1"]),
+        pytest.param(
+            sharing.PLE(1, 0, num_levels=2),
+            ["shared_experts_0", "shared_experts_1"],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["mmoe", "ple"],
 )

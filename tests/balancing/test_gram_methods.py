@@ -496,17 +496,17 @@ def test_running_performance_informed_weights_reach_the_exact_ones():
 
 def followed(balancer, gramian, losses, steps=150):
     """Returns the weights of a running solve after products with one matrix."""
-    present = tf.ones(losses.shape, "bool")
+    present, sizes = tf.ones(losses.shape, "bool"), tf.ones(losses.shape, "float64")
 
     @tf.function(autograph=False)
     def step():
-        weights = balancer.running_weights(losses, present)
+        weights = balancer.running_weights(losses, sizes, present)
         products = tf.linalg.matvec(gramian, tf.cast(weights, "float64"))
-        balancer.follow(products, losses, present, tf.constant(True))
+        balancer.follow(products, losses, sizes, present, tf.constant(True))
 
     for _ in range(steps):
         step()
-    return balancer.running_weights(losses, present).numpy()
+    return balancer.running_weights(losses, sizes, present).numpy()
 
 
 def halves_step(rows, first, second):

@@ -25,17 +25,18 @@ def fixed_point(balancer, gramian, steps=150):
     """Returns weights and residual after products with one matrix."""
     balancer.build([str(i) for i in range(len(gramian))])
     present, ones = tf.ones(len(gramian), "bool"), tf.ones(len(gramian))
+    sizes, due = tf.ones(len(gramian), "float64"), tf.constant(True)
     gramian = tf.constant(gramian)
 
     @tf.function
     def step():
-        weights = tf.cast(balancer.running_weights(ones, present), "float64")
+        weights = tf.cast(balancer.running_weights(ones, sizes, present), "float64")
         products = tf.linalg.matvec(gramian, weights)
-        return balancer.follow(products, ones, present, tf.constant(True))[0]
+        return balancer.follow(products, ones, sizes, present, due)[0]
 
     for _ in range(steps):
         residual = step()
-    return balancer.running_weights(ones, present).numpy(), float(residual)
+    return balancer.running_weights(ones, sizes, present).numpy(), float(residual)
 
 
 @pytest.mark.parametrize("balancer", RUNNING, ids=lambda b: b.method)
@@ -54,6 +55,116 @@ def test_a_fixed_matrix_leads_to_its_exact_solution(balancer, num_tasks):
     ).weights(tf.constant(gramian))
     assert residual < 1e-3
     np.testing.assert_allclose(weights, exact, rtol=1e-2, atol=1e-4 * max(exact))
+
+
+@pytest.mark.parametrize("balancer", RUNNING, ids=lambda b: b.method)
+def test_sizes_of_gradients_tell_of_the_batch(balancer):
+    # Gradients that grow and shrink task by task from batch to batch.
+    rng = np.random.default_rng(4)
+    rows = rng.normal(size=(4, 40))
+    of_batches = np.exp(0.5 * rng.normal(size=(200, 4)))
+    exact = type(balancer)(**{**balancer.get_config(), "solve": "exact", "name": None})
+    present, ones = tf.ones(4, "bool"), tf.ones(4)
+    errors = {}
+    for power in (0.0, 1.5):
+        follower = balancer.fresh_copy()
+        follower.build(list("abcd"))
+
+        @tf.function
+        def step(gramian, sizes, follower=follower):
+            weights = follower.running_weights(ones, sizes, present)
+            wide = tf.cast(weights, "float64")
+            products = tf.linalg.matvec(gramian, wide)
+            norm = tf.sqrt(tf.tensordot(wide, products, 1))
+            factor = follower.running_factor(norm, sizes, present)
+            follower.follow(products, ones, sizes, present, tf.constant(True))
+            return weights * factor
+
+        errors[power] = []
+        for index, sizes in enumerate(of_batches):
+            task_rows = rows * sizes[:, None]
+            gramian = tf.constant(task_rows @ task_rows.T)
+            weights = step(gramian, tf.constant(sizes**power)).numpy()
+            if index >= 170:
+                best = exact.rescaled(exact.weights(gramian), gramian).numpy()
+                update = best @ task_rows
+                difference = np.linalg.norm(weights @ task_rows - update)
+                errors[power].append(difference / np.linalg.norm(update))
+    # 1 for every batch, power 0, says nothing.
+    assert np.median(errors[1.5]) < 0.15 < 0.25 < np.median(errors[0.0])
+
+
+def test_sizes_are_norms_on_own_variables_and_absent_tasks_keep_theirs(monkeypatch):
+    seen = []
+    follow = RunningBalancer.follow
+
+    def noted(self, products, losses, sizes, present, due):
+        seen.append((sizes.numpy(), losses.numpy()))
+        return follow(self, products, losses, sizes, present, due)
+
+    monkeypatch.setattr(RunningBalancer, "follow", noted)
+    inputs = keras.Input((64,))
+    shared = layers.Dense(6, "tanh")(inputs)
+    head, *tower = layers.Dense(2), layers.Dense(3), layers.Dense(1)
+    outputs = {
+        "all": head(shared),
+        "one": tower[1](tower[0](shared)),
+        "nothing": layers.Activation("linear")(shared[:, :1]),
+    }
+    model = mtl_keras.MultiTaskModel(inputs, outputs)
+    balancer = balancing.Nash(solve="running")
+    model.compile(
+        keras.optimizers.SGD(0.0),
+        loss="mse",
+        balancing=balancer,
+        columns={"all": ["a", "b"]},
+        loss_weights={"one": 3.0},
+        missing_labels="nan",
+        run_eagerly=True,
+    )
+    x = np.random.default_rng(0).normal(size=(8, 64)).astype("float32")
+    y = {"all": x[:, :2] + 1, "one": x[:, :1], "nothing": x[:, 2:3]}
+    model.train_on_batch(x, y)
+    with tf.GradientTape(persistent=True) as tape:
+        predicted = model(x)
+        errors = [
+            *tf.unstack(tf.reduce_mean(tf.square(predicted["all"] - y["all"]), 0)),
+            3.0 * tf.reduce_mean(tf.square(predicted["one"] - y["one"])),
+        ]
+    of_head, of_tower = (
+        [v.value for layer in own for v in layer.trainable_variables]
+        for own in ([head], tower)
+    )
+    norms = [
+        float(tf.linalg.global_norm(tape.gradient(error, variables)))
+        for error, variables in zip(errors, [of_head, of_head, of_tower], strict=True)
+    ]
+    sizes, losses = seen[0]
+    np.testing.assert_allclose(sizes, [*norms[:2], losses[2], norms[2]], rtol=1e-5)
+
+    before = balancer.variables["size_moments"].numpy()
+    y["all"][:, 1] = np.nan
+    model.train_on_batch(x, y)
+    moved = (balancer.variables["size_moments"].numpy() != before).any(axis=0)
+    assert moved.tolist() == [True, False, True, True]
+
+
+@pytest.mark.parametrize("balancer", RUNNING[:2], ids=lambda b: b.method)
+def test_updates_have_the_length_of_the_solution(balancer):
+    model = model_of(lambda x: layers.Dense(16, "tanh")(x))
+    balancer = balancer.fresh_copy()
+    model.compile(keras.optimizers.SGD(1.0), loss="mse", balancing=balancer)
+    # All but the heads'.
+    variables = [v for v in model.trainable_variables if v.shape[-1] != 1]
+    x, y = data()
+    for _ in range(3):
+        before = [v.numpy() for v in variables]
+        logs = model.train_on_batch(x, y, return_dict=True)
+        moves = [v.numpy() - old for v, old in zip(variables, before, strict=True)]
+        square = sum(np.sum(np.square(move)) for move in moves)
+        alpha = getattr(balancer, "alpha", 1.0)
+        weights = np.array([logs[f"t{i}_weight"] for i in range(3)])
+        np.testing.assert_allclose(square, sum(weights ** (1 - 1 / alpha)), rtol=1e-3)
 
 
 def attention(x):
@@ -145,10 +256,10 @@ def products_of_a_step(monkeypatch, model, balancer, x, steps=2, **options):
     seen = {}
     follow = RunningBalancer.follow
 
-    def noted(self, products, losses, present, due):
-        seen["weights"] = self.running_weights(losses, present)
+    def noted(self, products, losses, sizes, present, due):
+        seen["weights"] = self.running_weights(losses, sizes, present)
         seen["products"] = products
-        return follow(self, products, losses, present, due)
+        return follow(self, products, losses, sizes, present, due)
 
     monkeypatch.setattr(RunningBalancer, "follow", noted)
     monkeypatch.setattr(
@@ -223,11 +334,12 @@ def test_a_resumed_training_is_the_same_to_the_bit(tmp_path):
     x, y = data()
     options = {"batch_size": 4, "shuffle": False, "verbose": 0}
     whole, balancer = compiled(0.2, optimizer="adam")
-    whole.fit(x, y, epochs=2, **options)
-    first, _ = compiled(0.2, optimizer="adam")
-    first.fit(x, y, epochs=1, **options)
-    first.save(tmp_path / "model.keras")
-    second = keras.models.load_model(tmp_path / "model.keras")
+    path = tmp_path / "model.keras"
+    saving = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: epoch == 1 and whole.save(path)
+    )
+    whole.fit(x, y, epochs=2, callbacks=[saving], **options)
+    second = keras.models.load_model(path)
     second.fit(x, y, epochs=1, **options)
     assert np.ptp(balancer.variables["log_weights"]) > 0.1
     for one, two in zip(state_of(whole), state_of(second), strict=True):
@@ -238,7 +350,7 @@ def test_a_resumed_training_is_the_same_to_the_bit(tmp_path):
     ("policy", "solve", "error"),
     [
         ("mixed_float16", "running", 0.01),
-        ("mixed_bfloat16", "running", 0.05),
+        pytest.param("mixed_bfloat16", "running", 0.05, marks=pytest.mark.slow),
         ("mixed_float16", "running_difference", 0.2),
         ("float64", "running_difference", 0.03),
     ],

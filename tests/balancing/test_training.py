@@ -109,7 +109,14 @@ def test_any_floatx_trains(name, floatx):
         assert np.any(old != np.array(new, "float64"))
 
 
-@pytest.mark.parametrize("name", ["aligned_mtl", "imtl_g", "config"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "aligned_mtl",
+        pytest.param("imtl_g", marks=pytest.mark.slow),
+        pytest.param("config", marks=pytest.mark.slow),
+    ],
+)
 def test_a_task_that_is_the_mean_of_two_others_does_not_stop_the_training(name):
     """Of the gradients one is half the sum of the others, up to float32's rounding."""
     keras.utils.set_random_seed(21)
@@ -259,7 +266,12 @@ def test_heads_of_consmtl_turn_their_gradients_to_the_update(gradients_of, share
     outputs = {task: last(first(z)) for task, (first, last) in heads.items()}
     model = mtl_keras.MultiTaskModel(inputs, outputs)
     method = balancing.ConsMTL(strength=0.7, share=share, gradients_of=gradients_of)
-    model.compile(keras.optimizers.SGD(1.0), loss="mse", balancing=method)
+    model.compile(
+        keras.optimizers.SGD(1.0),
+        loss="mse",
+        balancing=method,
+        run_eagerly=gradients_of == "representation",
+    )
     own = {
         task: [v.value for layer in layers for v in layer.trainable_variables]
         for task, layers in heads.items()
@@ -482,7 +494,7 @@ def test_two_replicas_are_one_device(method, mirrored):
     models = []
     for strategy in (tf.distribute.get_strategy(), mirrored):
         with strategy.scope():
-            model = shared_by_three(method)
+            model = shared_by_three(method, run_eagerly=strategy is not mirrored)
         model.fit(x, y, epochs=1, **FIT)
         models.append(model)
     assert_same(*models, rtol=1e-4, atol=1e-5)

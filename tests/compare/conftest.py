@@ -1,2 +1,2 @@
 from inline_jobs import inline  # noqa: F401
-from tiny_application import eagerly, tiny  # noqa: F401
+from tiny_application import eagerly, tiny, undrawn  # noqa: F401

@@ -19,12 +19,11 @@ from rich.console import Console
 from mtl_keras.compare import Comparison, run_comparison
 from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError
-from mtl_keras.reports import figures
 from mtl_keras.runs import RunConfig, evaluate, scheduler
 from mtl_keras.runs.training import load_split
 
 MAIN = {"way": "accuracy", "level": "mae"}
-TWO_TASKS = RunConfig("tiny", tasks=tuple(MAIN), epochs=2)
+TWO_TASKS = RunConfig("tiny", tasks=tuple(MAIN), epochs=2, limit=32)
 
 
 def comparison(**changes):
@@ -46,12 +45,6 @@ def records(out):
 
 def main(record):
     return {task: values[MAIN[task]] for task, values in record["test"].items()}
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Leaves reports without their drawings, which take longest to write."""
-    monkeypatch.setattr(figures, "svg", lambda figure, about: "<svg></svg>")
 
 
 @pytest.fixture
@@ -279,7 +272,8 @@ def test_a_failed_cell_is_recorded_and_tried_again(
         return fit(self, *args, **kwargs)
 
     out = tmp_path / "out"
-    one = comparison(seeds=1, pairs=False)
+    base = dataclasses.replace(TWO_TASKS, limit=None)
+    one = dataclasses.replace(comparison(seeds=1, pairs=False), base=base)
     monkeypatch.setattr(keras.Model, "fit", diverging)
     failed = run_comparison(one, out)["failed"]
     failed = {label(name): message for name, message in failed.items()}
@@ -333,11 +327,12 @@ class Kill(fitting.EpochTensorBoard):
             os.kill(os.getpid(), signal.SIGKILL)
 
 fitting.EpochTensorBoard = Kill
-config = RunConfig("tiny", tasks=("way", "level"), epochs=2)
+config = RunConfig("tiny", tasks=("way", "level"), epochs=2, limit=32)
 run_comparison(Comparison(config, ("equal",), seeds=1), {out!r})
 """
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_resumes(
     tiny, eagerly, inline, undrawn, trainings, tmp_path
 ):

@@ -106,7 +106,9 @@ def test_the_longest_is_given_in_full_and_the_others_evenly_again(config):
         }
 
 
-@pytest.mark.parametrize("config", ALL[2:4])
+@pytest.mark.parametrize(
+    "config", [ALL[2], pytest.param(ALL[3], marks=pytest.mark.slow)]
+)
 def test_the_shortest_ends_it_and_epochs_resume_where_the_last_one_stopped(config):
     mixture = mixed(**config, ends="shortest")
     assert all(max(counts) == 1 for counts in drawn(read(mixture.epoch(0))).values())

@@ -40,6 +40,7 @@ def run(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_without_a_gpu_it_is_one_line_and_code_2(tmp_path):
     done = run("--slack", 20, "--out", tmp_path / "gpu.json")
     assert done.returncode == 2

@@ -45,14 +45,9 @@ def after_20_steps(name, jit_compile, implementation):
     return np.concatenate([w.ravel() for w in model.get_weights()])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not ops.native_available(), reason="no compiled ops")
-@pytest.mark.parametrize(
-    "name",
-    [
-        name if name == "upgrad" else pytest.param(name, marks=pytest.mark.slow)
-        for name in GRAM_METHODS
-    ],
-)
+@pytest.mark.parametrize("name", GRAM_METHODS)
 def test_ops_custom_calls_and_tensorflow_train_alike(name):
     native, calls, composed, under_xla = (
         after_20_steps(name, *choice)

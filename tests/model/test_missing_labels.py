@@ -35,7 +35,7 @@ def build(balancing, image=False, run_eagerly=True):
             "accuracy",
         ]
     model.compile(
-        keras.optimizers.Adam(0.01),
+        keras.optimizers.SGD(0.05, momentum=0.9),
         loss=loss,
         metrics=metrics,
         weighted_metrics={"size": [keras.metrics.MeanAbsoluteError("weighted")]},
@@ -125,7 +125,8 @@ def test_a_task_absent_from_the_batch_moves_nothing(balancing):
     model = build(balancing, run_eagerly=balancing != "mgda")
     x, y = data()
     present = {"kind": np.ones(100), "size": np.ones(100)}
-    model.fit(x, y, sample_weight=present, epochs=2, verbose=0)  # build all state
+    fit = {"batch_size": 50, "epochs": 2, "verbose": 0}
+    model.fit(x, y, sample_weight=present, **fit)  # build all state
     head = model.layers[-1] if model.layers[-1].units == 1 else model.layers[-2]
     assert head.units == 1
     before = [w.copy() for w in head.get_weights()]
@@ -225,7 +226,7 @@ def test_nothing_labelled_at_all_makes_no_nan():
 @pytest.mark.parametrize(
     "balancing",
     [
-        "pcgrad",
+        pytest.param("pcgrad", marks=pytest.mark.slow),
         {
             "class_name": "trimmed_mean",
             "config": {"trim": 0, "gradients_of": "representation", "scale": "mean"},
@@ -241,13 +242,13 @@ def test_label_counts_are_summed_over_replicas(balancing, mirrored):
     for strategy in (tf.distribute.get_strategy(), mirrored):
         keras.utils.set_random_seed(11)
         with strategy.scope():
-            model = build(balancing, run_eagerly=False)
+            model = build(balancing, run_eagerly=strategy is not mirrored)
         model.fit(
             x,
             y,
             sample_weight=weight,
             batch_size=40,
-            epochs=3,
+            epochs=2,
             shuffle=False,
             verbose=0,
         )
@@ -340,12 +341,13 @@ def test_tokens_that_are_labelled_and_not_masked(
         "samples": np.array([1, 0, 2, 0.5] * 2 + [0, 0, 0, 1] + [1, 0, 0, 0]),
         "tokens": rng.choice([0.0, 0.0, 1.0, 2.0], (16, 6)),
     }
-    parts = np.split(np.arange(16), 2 * replicas)
+    # Two batches, or one of which each replica has a half.
+    parts = np.split(np.arange(16), 2)
     for name, weight in weights.items():
         data = (x, y)
         if weight is not None:
             data = (x, y, {"kind": weight, "size": np.ones(16)})
-        dataset = tf.data.Dataset.from_tensor_slices(data).batch(8)
+        dataset = tf.data.Dataset.from_tensor_slices(data).batch(8 * replicas)
         if policy == "raise" and replicas == 1:
             # Keras traces weights of several ranks as of an unknown one, and fails.
             model.make_test_function(force=True)
@@ -370,7 +372,7 @@ def test_logged_losses_are_means_over_samples_and_not_over_batches():
         options = {"sample_weight": dict.fromkeys("ab", weight), "batch_size": 4}
         history = model.fit(x, labels, shuffle=False, verbose=0, **options)
         logs[cls] = history.history["a_loss"][0]
-        error = model.predict(x, verbose=0)["a"] - y["size"]
+        error = np.array(model(x)["a"]) - y["size"]
     of_samples = weight * np.square(error).mean(axis=1)
     stock = np.mean([of_samples[:4].mean(), of_samples[4]])
     assert logs[mtl_keras.MultiTaskModel] == pytest.approx(of_samples.mean(), rel=1e-5)
@@ -471,10 +473,10 @@ def test_one_number_for_a_batch_is_that_of_the_labelled_samples(head, jit_compil
         metrics={"a": [one_number, "mae", Counting()]},
         weighted_metrics={"a": [keras.metrics.MeanAbsoluteError("weighted")]},
         jit_compile=jit_compile,
-        run_eagerly=False,
+        run_eagerly=head is number,
     )
     weight *= np.linspace(0.5, 1.5, 22)
-    errors = np.abs(10.0 - model.predict(x, verbose=0)["a"].reshape(-1))
+    errors = np.abs(10.0 - np.reshape(model(x)["a"], -1))
     # The last batch has no label at all.
     arguments = {
         "sample_weight": {"a": weight, "b": np.ones(22)},
@@ -495,8 +497,9 @@ def test_one_number_for_a_batch_is_that_of_the_labelled_samples(head, jit_compil
     ]
     assert logs["a_loss"] == pytest.approx(np.mean(of_batches), rel=1e-5)
     if not jit_compile:
-        model.fit(x, y, **arguments, epochs=30)
-        assert model.predict(x, verbose=0)["a"].mean() > 4.0  # away from the fillers
+        model.fit(x, y, **arguments, epochs=3 if head is number else 30)
+        # Away from the fillers.
+        assert np.mean(model(x)["a"]) > (0.2 if head is number else 4.0)
         assert all(np.isfinite(w).all() for w in model.get_weights())
 
 
@@ -601,7 +604,6 @@ def test_no_filler_changes_anything(loss, head, dtype, fillers):
             {**y, "a": y["a"].astype(dtype)},
             sample_weight={"a": (~absent).astype("float32"), "b": np.ones(16)},
             shuffle=False,
-            batch_size=8,
             verbose=0,
         ).history
         results.append((model.get_weights(), history))
@@ -759,7 +761,7 @@ def trained(model, x, y, sample_weight, directory):
         y,
         sample_weight=sample_weight,
         validation_data=validation,
-        epochs=2,
+        epochs=1 if model.run_eagerly else 2,
         **arguments,
     ).history
     model.save(directory / "model.keras")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -43,7 +41,10 @@ METHODS = [
         {"class_name": "PCGrad", "config": {"seed": 5, "scale": "mean"}},
         marks=pytest.mark.slow,
     ),
-    ["uncertainty", {"class_name": "pcgrad", "config": {"seed": 4}}],
+    pytest.param(
+        ["uncertainty", {"class_name": "pcgrad", "config": {"seed": 4}}],
+        marks=pytest.mark.slow,
+    ),
     {"class_name": "nash", "config": {"solve": "running", "update_every": 2}},
 ]
 FIT = {"batch_size": 16, "shuffle": False, "verbose": 0}
@@ -61,11 +62,11 @@ def assert_same(model, other):
 @pytest.mark.parametrize("balancing", METHODS, ids=str)
 def test_a_saved_model_resumes_like_an_uninterrupted_training(balancing, tmp_path):
     x, y = data()
-    whole = build(balancing)
-    whole.fit(x, y, epochs=6, **FIT)
-    first = build(balancing)
-    first.fit(x, y, epochs=3, **FIT)
-    first.save(tmp_path / "model.keras")
+    whole, path = build(balancing), tmp_path / "model.keras"
+    saving = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: epoch == 3 and whole.save(path)
+    )
+    whole.fit(x, y, epochs=6, callbacks=[saving], **FIT)
     second = keras.models.load_model(tmp_path / "model.keras", safe_mode=True)
     assert isinstance(second, mtl_keras.MultiTaskModel)
     second.fit(x, y, epochs=3, **FIT)
@@ -118,11 +119,11 @@ def test_weights_carry_over_to_another_method(tmp_path):
 
 def test_task_weights_are_logged_each_epoch_and_not_in_evaluate(tmp_path):
     x, y = data()
-    model = build({"class_name": "Static", "config": {"task_weights": [0.2, 3.0]}})
+    static = {"class_name": "Static", "config": {"task_weights": [0.2, 3.0]}}
+    model = build(static, run_eagerly=True)
     csv = tmp_path / "log.csv"
-    history = model.fit(
-        x, y, epochs=2, callbacks=[keras.callbacks.CSVLogger(csv)], **FIT
-    ).history
+    fit = {**FIT, "batch_size": 64, "callbacks": [keras.callbacks.CSVLogger(csv)]}
+    history = model.fit(x, y, epochs=2, **fit).history
     np.testing.assert_allclose(history["a_weight"], [0.2, 0.2], rtol=1e-6)
     np.testing.assert_allclose(history["b_weight"], [3.0, 3.0], rtol=1e-6)
     assert "a_weight" in csv.read_text().splitlines()[0]
@@ -141,8 +142,8 @@ def stock_twin():
 
 def test_weights_files_pass_between_stock_keras_and_multi_task_models(tmp_path):
     x, y = data()
-    model = build("dwa")
-    model.fit(x, y, epochs=2, **FIT)
+    model = build("dwa", run_eagerly=True)
+    model.fit(x, y, epochs=2, **{**FIT, "batch_size": 64})
     model.save(tmp_path / "model.keras")
     model.save_weights(tmp_path / "ours.weights.h5")
     model.save_weights(tmp_path / "ours.weights.json", max_shard_size=1e-6)
@@ -184,17 +185,3 @@ def test_arguments_that_keras_resolves_for_a_machine_are_not_saved(
 def test_a_whole_model_is_not_written_as_hdf5(save, tmp_path):
     with pytest.raises(InputError, match=r"ends in '\.keras'.*balancing.*Received"):
         save(build("dwa"), tmp_path / "model.h5")
-
-
-def test_a_model_of_two_bases_may_be_the_first_of_a_process():
-    code = (
-        "import keras\n"
-        "from mtl_keras import MultiTaskModel\n"
-        "class One(MultiTaskModel): pass\n"
-        "class Two(MultiTaskModel): pass\n"
-        "class Both(One, Two): pass\n"
-        "x = keras.Input((2,))\n"
-        "print(Both(x, {'a': keras.layers.Dense(1)(x)}).tasks)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == "['a']\n", done.stderr[-2000:]

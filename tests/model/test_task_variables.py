@@ -257,9 +257,7 @@ def test_variables_that_the_graph_does_not_show_train_as_in_stock_keras(case, wa
     [
         pytest.param(
             name,
-            marks=()
-            if name in ("moco", "graddrop", "uncertainty")
-            else pytest.mark.slow,
+            marks=() if name in ("moco", "uncertainty") else pytest.mark.slow,
         )
         for name in balancing_lib.names()
         if name != "krum"  # Needs three tasks.

@@ -90,28 +90,29 @@ def traced(name, which):
     return call
 
 
+# The composed solvers are traced for every number of tasks, most slowly for many.
+@pytest.mark.parametrize("num_tasks", [5, pytest.param(8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize(
     "kind", ["plain", "conflict", "scales", "nearly dependent", "absent", "tiny"]
 )
-def test_solvers_agree(name, kind):
+def test_solvers_agree(name, kind, num_tasks):
     # Eigenvalues beyond float64's digits are rounding errors, and so are the weights of
     # Aligned-MTL; in the update these errors cancel.
     of_updates = name.startswith("aligned") and kind == "scales"
-    for num_tasks in (3, 8):
-        for seed in range(5):
-            rows = rows_of(kind, num_tasks, seed)
-            gram = rows @ rows.T
-            *compiled, first = traced(name, "native")(gram)
-            *composed, second = traced(name, "tensorflow")(gram)
-            assert bool(first) == bool(second)
-            for a, b in zip(compiled, composed, strict=True):
-                if of_updates:
-                    a, b = a.numpy() @ rows, b.numpy() @ rows
-                scale = np.abs(b).max(initial=1e-300)
-                # Round-off, amplified by an ill-conditioned matrix.
-                slack = 1e-6 if kind == "nearly dependent" else 1e-9
-                np.testing.assert_allclose(a, b, rtol=slack, atol=slack * scale)
+    for seed in range(8):
+        rows = rows_of(kind, num_tasks, seed)
+        gram = rows @ rows.T
+        *compiled, first = traced(name, "native")(gram)
+        *composed, second = traced(name, "tensorflow")(gram)
+        assert bool(first) == bool(second)
+        for a, b in zip(compiled, composed, strict=True):
+            if of_updates:
+                a, b = a.numpy() @ rows, b.numpy() @ rows
+            scale = np.abs(b).max(initial=1e-300)
+            # Round-off, amplified by an ill-conditioned matrix.
+            slack = 1e-6 if kind == "nearly dependent" else 1e-9
+            np.testing.assert_allclose(a, b, rtol=slack, atol=slack * scale)
 
 
 def degenerate():
@@ -219,6 +220,7 @@ print("mtl_keras_UpGrad" in text)
 """
 
 
+@pytest.mark.slow
 @needs_custom_calls
 def test_custom_calls_of_a_library_that_is_loaded_after_xla():
     environment = os.environ | {"MTL_KERAS_OPS": "auto"}
@@ -380,6 +382,7 @@ print("survived")
 """
 
 
+@pytest.mark.slow
 def test_want_of_memory_is_an_error_of_the_op():
     done = subprocess.run(
         [sys.executable, "-c", SHORT_OF_MEMORY], capture_output=True, text=True

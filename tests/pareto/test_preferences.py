@@ -151,7 +151,8 @@ def test_at_a_corner_the_step_is_that_of_one_task(scalarisation):
     model, x, y = shared()
     model = shaken(pareto.hypernetwork(model, [5]))
     balancer = pareto.SampledPreference(scalarisation, scale="mean", seed=0)
-    model.compile(keras.optimizers.SGD(1.0), loss="mse", balancing=balancer)
+    sgd = keras.optimizers.SGD(1.0)
+    model.compile(sgd, loss="mse", balancing=balancer, run_eagerly=True)
     (balancer,) = model.balancers
     for index, task in enumerate(model.tasks):
         corner = np.eye(2)[index]
@@ -285,25 +286,21 @@ def test_layers_are_chosen_by_name_or_as_heads():
 
 @pytest.mark.parametrize("jit_compile", IN_GRAPH_AND_XLA)
 def test_a_training_resumes_to_the_bit(jit_compile, tmp_path):
-    def start():
-        keras.utils.set_random_seed(5)
-        model, x, y = shared()
-        model = pareto.manifold(model, 2)
-        balancer = pareto.SampledPreference(COSMOS(strength=2.0), alpha=0.5, seed=3)
-        model.compile("adam", loss="mse", balancing=balancer, jit_compile=jit_compile)
-        return model, x, y
-
-    def train(model, epochs):
-        return model.fit(x, y, batch_size=8, epochs=epochs, shuffle=False, verbose=0)
-
-    whole, x, y = start()
-    train(whole, 4)
-    half, _, _ = start()
-    train(half, 2)
-    half.save(tmp_path / "half.keras")
+    keras.utils.set_random_seed(5)
+    whole, x, y = shared()
+    whole = pareto.manifold(whole, 2)
+    balancer = pareto.SampledPreference(COSMOS(strength=2.0), alpha=0.5, seed=3)
+    whole.compile("adam", loss="mse", balancing=balancer, jit_compile=jit_compile)
+    saving = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: (
+            epoch == 2 and whole.save(tmp_path / "half.keras")
+        )
+    )
+    options = {"batch_size": 8, "shuffle": False, "verbose": 0}
+    whole.fit(x, y, epochs=4, callbacks=[saving], **options)
     loaded = keras.models.load_model(tmp_path / "half.keras")
-    assert loaded.balancers[0].get_config() == half.balancers[0].get_config()
-    train(loaded, 2)
+    assert loaded.balancers[0].get_config() == whole.balancers[0].get_config()
+    loaded.fit(x, y, epochs=2, **options)
     for one, other in zip(whole.get_weights(), loaded.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
     drawn = [m.balancers[0].preference.numpy() for m in (whole, loaded)]
@@ -317,7 +314,8 @@ def test_an_absent_task_leaves_the_scalarisation():
     model, x, y = shared()
     model = shaken(pareto.manifold(model, 2))
     balancer = pareto.SampledPreference("linear", scale="mean", seed=0)
-    model.compile(keras.optimizers.SGD(1.0), loss="mse", balancing=balancer)
+    sgd = keras.optimizers.SGD(1.0)
+    model.compile(sgd, loss="mse", balancing=balancer, run_eagerly=True)
     (balancer,) = model.balancers
     drawn = balancer.preference.numpy()
     with tf.GradientTape() as tape:
@@ -334,19 +332,21 @@ def test_an_absent_task_leaves_the_scalarisation():
         np.testing.assert_allclose(variable.numpy(), old - gradient, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_replicas_train_as_one_process_does(mirrored):
-    def trained():
+    def trained(run_eagerly):
         keras.utils.set_random_seed(5)
         model, x, y = shared()
         model = pareto.hypernetwork(model, [4])
         balancer = pareto.SampledPreference("cosmos", seed=3)
-        model.compile(keras.optimizers.SGD(0.1), loss="mse", balancing=balancer)
+        sgd = keras.optimizers.SGD(0.1)
+        model.compile(sgd, loss="mse", balancing=balancer, run_eagerly=run_eagerly)
         model.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0)
         return model.get_weights()
 
-    expected = trained()
+    expected = trained(run_eagerly=True)
     with mirrored.scope():
-        result = trained()
+        result = trained(run_eagerly=False)
     for one, other in zip(expected, result, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
@@ -363,14 +363,14 @@ def test_a_served_request_chooses_the_trade_off(tmp_path):
             request = model.with_preference(x, preference)
             request = {name: np.asarray(value) for name, value in request.items()}
             answer = runtime.predict("serving_default", request)
-            expected = model.predict(request, verbose=0)
+            expected = model(request)
             for task in "ab":
                 np.testing.assert_allclose(answer[task], expected[task], atol=1e-5)
             answers.append(answer["a"])
         assert not np.allclose(*answers, atol=1e-3)
         zeros = {**request, "preference": np.zeros((32, 2), "float32")}
         answer = runtime.predict("serving_default", zeros)
-    np.testing.assert_allclose(answer["a"], model.predict(x, verbose=0)["a"], atol=1e-5)
+    np.testing.assert_allclose(answer["a"], model(x)["a"], atol=1e-5)
 
 
 @pytest.mark.parametrize("weights", ["float16", "int8"])

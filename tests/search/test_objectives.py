@@ -120,7 +120,7 @@ def test_several_objectives_give_a_front(study_of, tmp_path, monkeypatch):
         best_config(out, "77")
 
 
-def test_a_trial_without_progress_stops(study_of, tmp_path, monkeypatch):
+def test_a_trial_without_progress_stops(study_of, undrawn, tmp_path, monkeypatch):
     study = study_of(
         'trials = 1\nepochs = 9\npatience = 2\nobjective = "level"',
         "[space]\nlearning_rate = [1e-12, 2e-12]\n",
@@ -271,7 +271,7 @@ def test_the_page_stands_alone_and_escapes_what_users_named(
     assert names == ["objective/mean", "way/accuracy", "bright/auc", "level/mae"]
 
 
-def test_a_broken_folder_is_one_line_and_kept(study_of, tmp_path):
+def test_a_broken_folder_is_one_line_and_kept(study_of, undrawn, tmp_path):
     study = study_of("trials = 1\nepochs = 1")
     out = tmp_path / "study"
     run_study(study, out)

@@ -78,6 +78,7 @@ loss_weights = { max_ratio = 4.0 }
     )
 
 
+@pytest.mark.slow
 def test_the_hypermodel_works_with_keras_tuners_own_tuners(tiny, tmp_path):
     study = load_study(write(tmp_path, HEAD + "[space]\nwidth = [4, 8]\n"))
     tuner = keras_tuner.RandomSearch(

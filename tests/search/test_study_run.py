@@ -97,7 +97,9 @@ def test_a_study_leaves_trials_table_and_plot(study_of, tmp_path, console):
     assert f"{best.score:.4f}" in text
 
 
-def test_an_interrupted_study_resumes(study_of, tmp_path, monkeypatch, console):
+def test_an_interrupted_study_resumes(
+    study_of, undrawn, tmp_path, monkeypatch, console
+):
     whole = run_study(study_of(3), tmp_path / "whole")
 
     with monkeypatch.context() as patch:
@@ -162,7 +164,7 @@ def test_nothing_keeps_the_models_of_trials(study_of, tmp_path, monkeypatch):
     assert left == [0, 0, 0, 0]
 
 
-def test_another_study_or_foreign_files_are_not_touched(study_of, tmp_path):
+def test_another_study_or_foreign_files_are_not_touched(study_of, undrawn, tmp_path):
     run_study(study_of(1), tmp_path / "study")
     with pytest.raises(InputError, match="another oracle: 'random' there"):
         run_study(study_of(1, "bayesian"), tmp_path / "study")
@@ -190,7 +192,7 @@ def test_links_in_the_folder_are_refused(study_of, tmp_path):
 
 
 def test_a_failed_trial_is_recorded_and_skipped(
-    study_of, tmp_path, monkeypatch, console, capfd
+    study_of, undrawn, tmp_path, monkeypatch, console, capfd
 ):
     fits = count_fits(monkeypatch)
     fit = keras.Model.fit
@@ -221,5 +223,5 @@ def test_a_study_that_only_fails_ends_in_one_line(study_of, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("oracle", ["grid", "hyperband"])
-def test_the_other_oracles_run(study_of, tmp_path, oracle):
+def test_the_other_oracles_run(study_of, undrawn, tmp_path, oracle):
     assert len(run_study(study_of(2, oracle), tmp_path / "study")) == 2

@@ -76,7 +76,8 @@ def model_of(sharing, backbone, tasks=TASKS, **compile_arguments):
     spec = SPECS[sharing] if isinstance(sharing, str) else sharing
     untrained = sharing_lib.get(spec).untrained(tasks)
     loss = dict.fromkeys(tasks, "mse") | dict.fromkeys(untrained)
-    model.compile(keras.optimizers.Adam(0.01), loss=loss, **compile_arguments)
+    optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+    model.compile(optimizer, loss=loss, **compile_arguments)
     return model
 
 

@@ -26,10 +26,6 @@ from mtl_keras import serving
 from mtl_keras import sharing as sharing_lib
 
 NAMES = sharing_lib.names()
-ELSEWHERE = [
-    pytest.param(b, marks=() if b is dense else pytest.mark.slow) for b in BACKBONES
-]
-
 
 # Of those with layers or channels of their own for images.
 CONVOLUTIONAL = ("mmoe", "mtan", "sluice")
@@ -70,11 +66,9 @@ def test_gradients_reach_every_variable_and_a_file_keeps_all(name, backbone, tmp
     assert_same(outputs_of(model, x), outputs_of(again, x))
 
 
-@pytest.mark.parametrize("backbone", ELSEWHERE)
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=() if n == "mmoe" else pytest.mark.slow) for n in NAMES],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("name", NAMES)
 def test_trains_under_xla_in_mixed_precision_and_is_exported(name, backbone, tmp_path):
     keras.config.set_dtype_policy("mixed_float16")
     try:
@@ -134,7 +128,14 @@ def test_configuration_round_trips_through_json(name):
     assert sharing_lib.get(simple).get_config() == sharing.get_config()
 
 
-@pytest.mark.parametrize("name", NAMES)
+# One of each kind: gates over experts, columns, attention, choices.
+BY_KIND = ("hard", "mmoe", "ple", "cross_stitch", "aitm", "mtan", "branching")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in BY_KIND else pytest.mark.slow) for n in NAMES],
+)
 def test_masked_steps_change_nothing(name):
     _, stages = recurrent()
     inputs = keras.Input((None, 3))
