@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from mtl_keras.balancing.arguments import check_choice, check_primary, primary_index
-from mtl_keras.balancing.base import GradientStep, mean_weights
+from mtl_keras.balancing.base import GradientStep, agreed, mean_weights
 from mtl_keras.balancing.matrix_averaging import AveragingBalancer
 from mtl_keras.balancing.matrix_based import all_finite, shaped, weighted_sum
 from mtl_keras.errors import check_number
@@ -110,8 +110,10 @@ class MetaBalance(AveragingBalancer):
         correction = tf.math.divide_no_nan(1.0, 1.0 - tf.pow(self.beta, steps))
         is_main = tf.one_hot(main, len(self.tasks), on_value=True, off_value=False)
         adjusted, before, after = [], [], []
-        for rows, state in zip(matrix, self.state_of(step), strict=True):
-            norms = _norms_of_rows(rows)
+        by_variable = agreed(tf.stack([_norms_of_rows(rows) for rows in matrix]))
+        for rows, state, norms in zip(
+            matrix, self.state_of(step), tf.unstack(by_variable), strict=True
+        ):
             average = self.beta * state + (1 - self.beta) * norms
             average = tf.where(moves, average, state)
             state.assign(average)

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from mtl_keras.balancing.base import GradientStep, mean_weights
+from mtl_keras.balancing.base import GradientStep, agreed, mean_weights
 from mtl_keras.balancing.loss_based import masked_softmax
 from mtl_keras.balancing.matrix_based import (
     MatrixBalancer,
@@ -360,12 +360,7 @@ class ExcessMTL(AveragingBalancer):
         states = self.state_of(step)
         squares = [tf.square(rows) for rows in matrix]
         sums = [state + square for state, square in zip(states, squares, strict=True)]
-        excess = tf.add_n(
-            [
-                tf.reduce_sum(square / tf.sqrt(new + 1e-7), list(range(1, new.ndim)))
-                for square, new in zip(squares, sums, strict=True)
-            ]
-        )
+        excess = agreed(_excess_risks(squares, sums))
         moves = step.present & all_finite(matrix) & tf.math.is_finite(excess)
         for state, new in zip(states, sums, strict=True):
             state.assign(tf.where(by_row(moves, new), new, state))
@@ -382,3 +377,13 @@ class ExcessMTL(AveragingBalancer):
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "step_size": self.step_size}
+
+
+def _excess_risks(squares: Sequence[tf.Tensor], sums: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Returns Σ g² / √(S + 1e-7), float32 `[T]`, of g² and S `[T, …]` by variable."""
+    return tf.add_n(
+        [
+            tf.reduce_sum(square / tf.sqrt(new + 1e-7), list(range(1, new.ndim)))
+            for square, new in zip(squares, sums, strict=True)
+        ]
+    )

@@ -218,7 +218,9 @@ class GradientStepper:
             _task_rows(step.tape, losses, sources, upstream)
             for losses in step.sub_batches
         ]
-        step.finite = finite_by_task(step.losses.layout, own)
+        if self.changes_rows:
+            # Else those on own variables are checked with the update.
+            step.finite &= finite_by_task(step.losses.layout, own)
         if not self._gram_matrix_tells:
             step.finite &= finite_gradients(rows)
         if step.representation is None:
@@ -621,18 +623,19 @@ class GradientStepper:
         self._watch(step, variables)
         step.weights = tf.ones_like(step.loss_weights)
         upstream, own_upstream = self._upstream(step)
-        # A tape differentiates a list of scalars as their sum.
-        scalars = [*step.losses.values, *step.added]
-        added = [step.loss_scale] * len(step.added)
-        own_variables = list(itertools.chain(*variables.own.values()))
-        shared_variables = [*variables.shared, *variables.unused]
-        weighted = [*upstream, *added]
-        if own_upstream is upstream:
-            everything = [*shared_variables, *own_variables]
-            return by_id(everything, step.tape.gradient(scalars, everything, weighted))
-        shared = step.tape.gradient(scalars, shared_variables, weighted)
-        own = step.tape.gradient(scalars, own_variables, [*own_upstream, *added])
-        return by_id(shared_variables, shared) | by_id(own_variables, own)
+        losses, is_one = step.losses, own_upstream is upstream
+        with step.tape:
+            added = [loss * step.loss_scale for loss in step.added]
+            total = losses.weighted_total(upstream, added)
+            own_total = total if is_one else losses.weighted_total(own_upstream, added)
+        own = list(itertools.chain(*variables.own.values()))
+        shared = [*variables.shared, *variables.unused]
+        if is_one:
+            everything = [*shared, *own]
+            return by_id(everything, step.tape.gradient(total, everything))
+        return by_id(shared, step.tape.gradient(total, shared)) | by_id(
+            own, step.tape.gradient(own_total, own)
+        )
 
 
 def _task_rows(

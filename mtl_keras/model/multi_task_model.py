@@ -15,7 +15,6 @@ import tensorflow as tf
 from mtl_keras import balancing as balancing_lib
 from mtl_keras.balancing.base import LossStep
 from mtl_keras.balancing.conflicts import ConflictMonitor
-from mtl_keras.balancing.matrix_based import all_finite
 from mtl_keras.balancing.pipeline import Pipeline
 from mtl_keras.errors import InputError, check_number, unknown_name
 from mtl_keras.model.arguments import (
@@ -831,7 +830,10 @@ class MultiTaskModel(ModelWithTrainingState):
 
     def _added_losses(self) -> list[tf.Tensor]:
         """Returns regularisation and `add_loss` losses, this replica's share."""
-        return [tf.reduce_sum(tf.cast(v, "float32")) / replicas() for v in self.losses]
+        added = [tf.reduce_sum(tf.cast(value, "float32")) for value in self.losses]
+        if replicas() == 1:
+            return added
+        return [value * (1.0 / replicas()) for value in added]
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One step: forward, task losses, balanced gradients, update."""
@@ -913,7 +915,7 @@ class MultiTaskModel(ModelWithTrainingState):
         )
         trainable = self.trainable_variables
         gradients = tape.gradient(scaled, trainable)
-        finite = all_finite([sum_over_replicas(loss)])
+        finite = tf.reduce_all(tf.math.is_finite(sum_over_replicas(loss)))
         (usable,) = tf.unstack(on_all_replicas(finite_gradients([gradients])))
         usable |= may_overflow(optimizer, optimizer.scale_loss(tf.ones(())))
         present = tf.ones((len(self.tasks),), "bool")
@@ -1010,8 +1012,7 @@ class MultiTaskModel(ModelWithTrainingState):
         # At the root TensorFlow takes fewer names for a scope.
         with tf.name_scope("task_losses"):
             resolved = resolved_losses(self, labels.y, y_pred)
-            by_output = {output: resolved[output] for output in self._layout.outputs}
-            return task_losses(by_output, labels, y_pred, self._layout)
+            return task_losses(resolved, labels, y_pred, self._layout)
 
     def _untracked_losses(
         self, labels: Labels, y_pred: dict[str, Any]

@@ -12,7 +12,6 @@ import numpy as np
 import tensorflow as tf
 
 from mtl_keras.balancing.arguments import check_choice
-from mtl_keras.balancing.matrix_based import all_finite
 from mtl_keras.errors import NonFiniteError
 from mtl_keras.model.columns import TaskLayout
 from mtl_keras.model.labels import sum_over_replicas
@@ -141,7 +140,8 @@ class NonFiniteGuard:
         yield
         for variable, old in zip(floats, before, strict=True):
             new = tf.convert_to_tensor(variable.value)
-            variable.assign(tf.where(all_finite([new]), new, old))
+            finite = tf.reduce_all(tf.math.is_finite(new))
+            variable.assign(tf.where(finite, new, old))
 
     def logs(self) -> dict[str, tf.Tensor]:
         """Returns the epoch's counts; nothing under `"raise"`."""
@@ -267,27 +267,20 @@ def finite_by_task(layout: TaskLayout, gradients: Sequence[Sequence[Any]]) -> tf
         layout: The outputs and their tasks.
         gradients: By output, those of its own variables.
     """
-    sizes = [layout.size(output) for output in layout.outputs]
-    if not any(sizes):
+    if not layout.columns:
         return finite_gradients(gradients)
-    return layout.joined(
-        [
-            _finite_columns(of_output, size)
-            for of_output, size in zip(gradients, sizes, strict=True)
-        ]
-    )
+    sizes = [layout.size(output) for output in layout.outputs]
+    columns = [
+        finite_gradients([of_output])
+        if size is None
+        else _finite_columns(of_output, size)
+        for of_output, size in zip(gradients, sizes, strict=True)
+    ]
+    return layout.joined(columns)
 
 
-def _finite_columns(gradients: Sequence[Any], size: int | None) -> tf.Tensor:
-    """Returns whether an output's gradients are finite.
-
-    Args:
-        gradients: Those of its own variables.
-        size: Of a group of T tasks T: the result is bool `[T]`, by the last axis.
-            Else it is a scalar.
-    """
-    if size is None:
-        return all_finite(_values(gradients))
+def _finite_columns(gradients: Sequence[Any], size: int) -> tf.Tensor:
+    """Returns by entry of the last axis whether gradients are finite, bool `[size]`."""
     finite = tf.ones((size,), "bool")
     for gradient in _values(gradients):
         rows = tf.reshape(gradient, (-1, size))

@@ -26,6 +26,8 @@ from mtl_keras.model.labels import (
     sum_over_replicas,
 )
 
+# Operations on the tape for absent labels: two masks and a factor.
+_DELAY = 3
 _MEANS = ("sum_over_batch_size", "mean")
 
 # Functions whose value of a sample is the mean of those of its elements, so that each
@@ -61,14 +63,19 @@ class TaskLosses(NamedTuple):
 
     layout: TaskLayout
     """The tasks of each output."""
+    terms: list[tuple[int, tf.Tensor]]
+    """Each loss, in Keras's order, with the index of its output: this replica's share,
+    times the `loss_weights`."""
     values: list[tf.Tensor]
-    """To differentiate, by output: this replica's share, times the `loss_weights`."""
+    """To differentiate, by output: the sum of its terms."""
     present: tf.Tensor
     """bool `[T]`: has the task a label in the batch, on any replica?"""
     tracked: list[Tracked]
     """The losses that are logged."""
     scale: tf.Tensor | None
     """Factor of `values` over their means, a scalar; None for 1."""
+    is_delayed: bool
+    """Whether the terms have operations that are not Keras's; see `_delayed`."""
 
     def total_over_replicas(self) -> tf.Tensor:
         """Returns the losses of the whole batch, float32 `[T]`, without gradient."""
@@ -81,9 +88,26 @@ class TaskLosses(NamedTuple):
 
     def scaled(self, added: list[tf.Tensor]) -> list[tf.Tensor]:
         """Returns regularisation and `add_loss` losses as multiples, like `values`."""
+        if self.is_delayed:
+            added = [_delayed(value, _DELAY) for value in added]
         if self.scale is None:
             return added
         return [value * self.scale for value in added]
+
+    def weighted_total(
+        self, factors: Sequence[tf.Tensor], added: list[tf.Tensor]
+    ) -> tf.Tensor:
+        """Returns the sum of all losses to differentiate, made as Keras makes it.
+
+        A tape walks from its target breadth first, and adds up the gradients of a
+        tensor in the order in which it meets them. Rounding is that of stock Keras
+        where this order is, so the operations are those of `compute_loss`.
+
+        Args:
+            factors: Of the losses, by output, in the shapes of `values`.
+            added: Regularisation and `add_loss` losses, times their factors.
+        """
+        return _sum([term * factors[index] for index, term in self.terms], added)
 
     def total(
         self, added: list[tf.Tensor], taking_part: tf.Tensor | None = None
@@ -94,15 +118,11 @@ class TaskLosses(NamedTuple):
             added: Regularisation and `add_loss` losses, as `scaled` returns them.
             taking_part: None, or bool `[T]`: the tasks whose losses count.
         """
-        values = self.values
+        terms = [term for _, term in self.terms]
         if taking_part is not None:
             parts = self.layout.split(taking_part)
-            values = [
-                tf.where(takes_part, value, 0.0)
-                for takes_part, value in zip(parts, values, strict=True)
-            ]
-        values = [v if v.shape.rank == 0 else tf.reduce_sum(v) for v in values]
-        total = tf.add_n([*values, *added])
+            terms = [tf.where(parts[index], term, 0.0) for index, term in self.terms]
+        total = _sum(terms, added)
         return total if self.scale is None else total / self.scale
 
     def track(self, kept: tf.Tensor | None = None) -> None:
@@ -153,32 +173,35 @@ def task_losses(
     number (for `"mean_with_sample_weight"` by their weights), over all replicas.
 
     Args:
-        losses: `keras_compat.resolved_losses`' result.
+        losses: `keras_compat.resolved_losses`' result, in its order.
         labels: The batch's labels.
         y_pred: The model's outputs.
         layout: The tasks of each output.
     """
     outputs = sorted(y_pred)
     computed: dict[str, list[_Value]] = {}
-    for task, resolved in losses.items():
+    for task in layout.outputs:
         with naming_output(outputs.index(task), outputs):
             size = layout.size(task)
             computed[task] = [
                 _value(task, one.loss, labels, y_pred[task])
                 if size is None
                 else _column_values(task, one.loss, labels, y_pred[task], size)
-                for one in resolved
+                for one in losses[task]
             ]
     flat = [value for values in computed.values() for value in values]
     totals = iter(_over_replicas(flat))
+    is_delayed = any(value.labelled is not None for value in flat)
     weighted, tracked, present = [], [], []
-    for index, (task, resolved) in enumerate(losses.items()):
+    for index, task in enumerate(layout.outputs):
         terms, labelled = [], []
-        for one, of_loss in zip(resolved, computed[task], strict=True):
+        for one, of_loss in zip(losses[task], computed[task], strict=True):
             factor, count = next(totals)
             value = of_loss.value
             if factor is not None:
                 value *= tf.cast(factor, value.dtype)
+            elif is_delayed:
+                value = _delayed(value, 1 if of_loss.labelled is not None else _DELAY)
             if one.tracker is not None:
                 of_batch = _tracked(index, one.tracker, value, count, y_pred[task])
                 if layout.size(task) is not None:
@@ -190,13 +213,24 @@ def task_losses(
             labelled.append(tf.constant(True) if count is None else count > 0)
         weighted.append(terms)
         present.append(tf.reduce_any(tf.stack(labelled), axis=0))
-    of_outputs = list(zip(losses, weighted, strict=True))
-    scale = _scale([v for o, terms in of_outputs if not layout.size(o) for v in terms])
-    values = [
-        tf.add_n([_scalar(value, scale, layout.size(output)) for value in terms])
-        for output, terms in of_outputs
+    sizes = [layout.size(output) for output in layout.outputs]
+    scale = _scale(
+        [v for n, row in zip(sizes, weighted, strict=True) if not n for v in row]
+    )
+    weighted = [
+        [_scalar(value, scale, size) for value in row]
+        for size, row in zip(sizes, weighted, strict=True)
     ]
-    return TaskLosses(layout, values, layout.joined(present), tracked, scale)
+    order = [layout.outputs.index(output) for output in losses]
+    return TaskLosses(
+        layout,
+        [(index, value) for index in order for value in weighted[index]],
+        [tf.add_n(row) for row in weighted],
+        layout.joined(present),
+        tracked,
+        scale,
+        is_delayed,
+    )
 
 
 def track_total(
@@ -335,7 +369,9 @@ def _value(task: str, loss: keras.losses.Loss, labels: Labels, y_pred: Any) -> _
     if len(labels.weights[task].shape) < rank:
         # Keras divides by the sum of the weights as they are.
         weight = tf.broadcast_to(weight, tf.shape(values))
-    values = with_mask(tf.where(labelled, values, tf.zeros_like(values)), mask)
+    # Not `zeros_like`, which the tape would walk through.
+    zeros = tf.zeros(tf.shape(values), values.dtype)
+    values = with_mask(tf.where(labelled, values, zeros), mask)
     reduction = _Reduction(reduction=loss.reduction, dtype=loss.dtype)
     value = _at_least_float32(reduction(values, values, weight))
     if mask is None:
@@ -521,6 +557,25 @@ def _tracked(
     # unknown.
     number = y_pred.shape[0] if count is None else count / float(replicas())
     return Tracked(task, tracker, value, number)
+
+
+def _sum(terms: list[tf.Tensor], added: list[tf.Tensor]) -> tf.Tensor:
+    """Returns the sum of all losses, a scalar, by the operations of stock Keras."""
+    terms = [tf.reduce_sum(v) if v.shape.rank else v for v in terms]
+    total = sum(terms)
+    return tf.reduce_sum(tf.stack([total, *added])) if added else total
+
+
+def _delayed(value: tf.Tensor, operations: int) -> tf.Tensor:
+    """Returns the value behind operations that do nothing.
+
+    Sample weights put `_DELAY` operations between an output and its loss that Keras
+    has not. With as many before the other losses the tape meets gradients in the same
+    order; see `TaskLosses.weighted_total`.
+    """
+    for _ in range(operations):
+        value = tf.identity(value)
+    return value
 
 
 def _scale(values: Sequence[tf.Tensor]) -> tf.Tensor | None:

@@ -18,6 +18,7 @@ import tensorflow as tf
 
 import mtl_keras
 from mtl_keras import balancing, ops
+from mtl_keras.balancing import matrix_auxiliary, matrix_averaging
 
 NAMES = balancing.names()
 FIT = {"batch_size": 16, "shuffle": False, "verbose": 0}
@@ -537,6 +538,36 @@ def test_replicas_whose_sums_differ_stay_the_same(
     monkeypatch.setattr(ops, "gramian", rounded)
     with mirrored.scope():
         model = shared_by_three(method, **compiling)
+    model.fit(*data(), epochs=1, **FIT)
+    for variable in (*model.weights, *model.optimizer.variables):
+        one, two = mirrored.experimental_local_results(variable.value)
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("method", "module", "name"),
+    [
+        ("metabalance", matrix_auxiliary, "_norms_of_rows"),
+        pytest.param(
+            *("excess_mtl", matrix_averaging, "_excess_risks"), marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_replicas_whose_norms_differ_stay_the_same(
+    method, module, name, mirrored, monkeypatch
+):
+    """As where their order is not fixed; see above."""
+    real = getattr(module, name)
+
+    def rounded(*args):
+        norms = real(*args)
+        context = tf.distribute.get_replica_context()
+        replica = tf.cast(context.replica_id_in_sync_group, norms.dtype)
+        return norms + 1e-3 * replica * tf.range(1.0, norms.shape[0] + 1)
+
+    monkeypatch.setattr(module, name, rounded)
+    with mirrored.scope():
+        model = shared_by_three(method)
     model.fit(*data(), epochs=1, **FIT)
     for variable in (*model.weights, *model.optimizer.variables):
         one, two = mirrored.experimental_local_results(variable.value)

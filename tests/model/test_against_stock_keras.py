@@ -199,6 +199,46 @@ class Gap(keras.metrics.Mean):
         }[self.kind]
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_many_tasks_and_regularisers_are_stock_keras_to_the_bit(weighted):
+    """Three gradients of one tensor, and more, are added up in Keras's order.
+
+    Eagerly, as in a graph TensorFlow adds them up in an order that may vary.
+    """
+    x, _ = data(24)
+    rng = np.random.default_rng(0)
+    # Not in the order of their names.
+    tasks = [f"task{index}" for index in (11, 2, 7, 0, 3, 10, 5)]
+    y = {task: rng.normal(size=(24, 1)).astype("float32") for task in tasks}
+    weights = {task: rng.uniform(0.5, 2.0, 24) for task in tasks[::2]}
+    weights |= dict.fromkeys(tasks[1::2])
+    results = []
+    for cls in (keras.Model, mtl_keras.MultiTaskModel):
+        keras.utils.set_random_seed(3)
+        inputs, outputs = network(keras.regularizers.L1L2(0.01, 0.01))
+        h = keras.layers.ActivityRegularization(0.01, 0.01)(outputs["size"])
+        tied = keras.layers.Dense(6, "tanh", kernel_regularizer="l1")
+        heads = [keras.layers.Dense(6)(h) for _ in tasks]
+        model = cls(
+            inputs,
+            {
+                task: keras.layers.Dense(1, kernel_regularizer="l2")(tied(head))
+                for task, head in zip(tasks, heads, strict=True)
+            },
+        )
+        losses = dict.fromkeys(sorted(tasks, reverse=True), "mse")
+        losses[tasks[0]] = ["mse", "mae", "huber"]
+        model.compile(keras.optimizers.SGD(0.1), losses, run_eagerly=True)
+        logs = model.train_on_batch(
+            x, y, weights if weighted else None, return_dict=True
+        )
+        results.append((model.get_weights(), logs["loss"]))
+    (stock, expected), (ours, actual) = results
+    assert actual == expected
+    for one, other in zip(stock, ours, strict=True):
+        np.testing.assert_array_equal(other, one)
+
+
 def test_metrics_with_results_of_any_type_are_stock_keras():
     x, y = data()
     weights = {"kind": np.ones(96), "size": np.zeros(96)}
