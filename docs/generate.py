@@ -141,3 +141,4 @@ if __name__ == "__main__":
     for path in PAGES:
         path.write_text(page(path.read_text("utf-8")), "utf-8")
     evidence.draw()
+    evidence.draw_methods()
