@@ -157,7 +157,11 @@ class RunningBalancer(GramBalancer):
         return tf.where(present, tf.exp(self.step_logits(sizes)), 0.0)
 
     def step_logits(self, sizes: tf.Tensor) -> tf.Tensor:
-        """Returns the log weights of a step with gradients of these sizes, `[T]`."""
+        """Returns the log weights of a step, float64 `[T]`.
+
+        Args:
+            sizes: See `running_weights`.
+        """
         deviations, slopes = self._deviations(sizes)
         return self.bounded(self._logits - slopes * deviations)
 
