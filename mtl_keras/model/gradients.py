@@ -492,18 +492,14 @@ class GradientStepper:
             factors *= step.loss_weights
         sizes = []
         for loss, factor, row in zip(
-            layout.split(losses), layout.split(factors), sum_rows(own), strict=True
+            layout.split(losses), layout.split(factors), own, strict=True
         ):
             gradients = [gradient for gradient in row if gradient is not None]
             if not gradients:
-                size = tf.cast(tf.abs(loss), "float64")
-            elif loss.shape.rank == 0:
-                square = agreed(ops.gramian([gradients]))[0, 0]
-                size = tf.sqrt(square) * tf.cast(factor, "float64")
-            else:
-                squares = [_column_squares(gradient) for gradient in gradients]
-                size = tf.sqrt(agreed(tf.add_n(squares))) * tf.cast(factor, "float64")
-            sizes.append(size)
+                sizes.append(tf.cast(tf.abs(loss), "float64"))
+                continue
+            norm = _norm if loss.shape.rank == 0 else _column_norms
+            sizes.append(norm(gradients) * tf.cast(factor, "float64"))
         return tf.where(step.present, layout.joined(sizes), 0.0)
 
     def _difference_quotients(
@@ -732,10 +728,14 @@ def _norm(gradients: list[Gradient]) -> tf.Tensor:
     return tf.sqrt(agreed(ops.gramian(sum_rows([gradients])))[0, 0])
 
 
-def _column_squares(gradient: Gradient) -> tf.Tensor:
-    """Returns sums of squares over all axes but the last, of the tasks of a group."""
-    values = tf.cast(tf.convert_to_tensor(gradient), "float64")
-    return tf.reduce_sum(tf.square(values), list(range(len(values.shape) - 1)))
+def _column_norms(gradients: list[Gradient]) -> tf.Tensor:
+    """Returns norms over all axes but the last, of the tasks of a group, `[T]`."""
+    squares = []
+    for gradient in sum_rows([gradients])[0]:
+        values = tf.cast(tf.convert_to_tensor(gradient), "float64")
+        axes = list(range(len(values.shape) - 1))
+        squares.append(tf.reduce_sum(tf.square(values), axes))
+    return tf.sqrt(agreed(tf.add_n(squares)))
 
 
 def _of_all_replicas(step: Step, squares: tf.Tensor) -> tf.Tensor:
