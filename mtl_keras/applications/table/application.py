@@ -278,16 +278,18 @@ class Table(Application):
         stats = [self.description.tasks[name] for name in tasks]
         titles = [s.title for s in stats]
         groups = self._groups(titles)
-        if groups:
-            self.check_sharing(share, titles)
+        if not groups:
+            return super().connect(
+                inputs, stages, share, tasks, backbone=backbone, width=width
+            )
+        self.check_sharing(share, titles)
         encoded = self.encode(inputs, backbone, width)
         features = share(encoded, stages=stages, tasks=list(tasks))
-        grouped = {s.name for group in groups.values() for s in group}
-        outputs = {n: make_columns(n, group, features) for n, group in groups.items()}
-        return outputs | {
-            name: self.head(tasks[name], x)
-            for name, x in features.items()
-            if name not in grouped
+        return {
+            name: make_columns(name, groups[name], features)
+            if name in groups
+            else self.head(tasks[name], features[name])
+            for name in self.outputs_of(titles)
         }
 
     def assemble(

@@ -46,14 +46,11 @@ def groups_of(tasks: Iterable[TaskStats]) -> dict[str, list[TaskStats]]:
             alike.setdefault((stats.kind, stats.loss), []).append(stats)
     alike = {key: group for key, group in alike.items() if len(group) > 1}
     kinds = [kind for kind, _ in alike]
-    return {
-        "tasks"
-        if len(group) == len(tasks)
-        else f"{kind}_tasks"
-        if kinds.count(kind) == 1
-        else f"{kind}_{loss}_tasks": group
-        for (kind, loss), group in alike.items()
-    }
+    groups = {}
+    for (kind, loss), group in alike.items():
+        name = f"{kind}_tasks" if kinds.count(kind) == 1 else f"{kind}_{loss}_tasks"
+        groups["tasks" if len(group) == len(tasks) else name] = group
+    return groups
 
 
 def make_group(name: str, tasks: Sequence[TaskStats]) -> Task:

@@ -82,6 +82,7 @@ class Samples:
         self._single = [name for name in tasks if name not in grouped]
         self._split = SPLITS.index(split)
         self._tasks = dict(tasks)
+        self._owner = {name: index for index, name in enumerate(tasks)}
         self._by = isinstance(table.file.tasks, TaskBy)
         count = self._count(split)
         self.count = count if limit is None else min(count, limit)
@@ -225,7 +226,7 @@ class Samples:
             owner = owners(table.file, chunk)
             assert owner is not None
             some = next(iter(self._tasks.values()))
-            titles = {task.title: i for i, task in enumerate(self._tasks.values())}
+            titles = {self._tasks[name].title: i for name, i in self._owner.items()}
             index = np.array([titles.get(title, -1) for title in owner], np.int32)
             values, present = model_labels(table.file, chunk, some)
             labelled = present & (index >= 0)
@@ -271,7 +272,7 @@ class Samples:
         """Returns label and sample weight of a task with an output of its own."""
         task = self._tasks[name]
         if self._by:
-            present = tf.equal(labels["owner"], list(self._tasks).index(name))
+            present = tf.equal(labels["owner"], self._owner[name])
             label = tf.where(present, labels["label"], tf.zeros_like(labels["label"]))
         else:
             present, label = labels[f"present {name}"], labels[f"label {name}"]
@@ -287,8 +288,8 @@ class Samples:
         """Returns labels and sample weights of a group, float32 `[batch, T]`."""
         names = self._columns[output]
         if self._by:
-            owners_of = [list(self._tasks).index(name) for name in names]
-            present = tf.equal(labels["owner"][:, None], owners_of)
+            own = [self._owner[name] for name in names]
+            present = tf.equal(labels["owner"][:, None], own)
             label = tf.where(present, labels["label"][:, None], 0.0)
         else:
             present, label = labels[f"present {output}"], labels[f"label {output}"]
