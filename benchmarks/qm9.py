@@ -172,7 +172,7 @@ def errors(
     if balancer is None or balancer["class_name"] in WITHOUT_COLUMNS:
         # Models that share nothing train as if each stood alone: Adam goes entry by
         # entry.
-        shared = balancer and trunk(image)
+        shared = None if balancer is None else trunk(image)
         outputs = {
             task: keras.layers.Dense(1)(trunk(image) if shared is None else shared)
             for task in TARGETS

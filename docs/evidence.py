@@ -196,6 +196,16 @@ def serving(worth: Mapping[str, Any]) -> str:
     return table(head, rows)
 
 
+def method_on_qm9(name: str, values: np.ndarray) -> list[str]:
+    """Returns a method's name and its error over single-task models, with spread."""
+    if name == "single":
+        return ["one model for each target", "0"]
+    spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
+    method, *solve = name.split()
+    title = f"`{method}`" + (f', `solve="{solve[0]}"`' if solve else "")
+    return [title, f"{values.mean():+.1f}{spread}"]
+
+
 def balancing(qm9: Mapping[str, Any]) -> str:
     """Returns what balancing gains over equal weights on QM9."""
     error = {
@@ -207,19 +217,16 @@ def balancing(qm9: Mapping[str, Any]) -> str:
         if name not in ("single", "equal") and len(values) == len(error["equal"])
     }
     tests = paired_tests(others, error["equal"])
-    rows = [["one model for each target", "0", "", ""]]
+    rows = [[*method_on_qm9("single", error["single"]), "", ""]]
     for name, values in sorted(error.items(), key=lambda item: item[1].mean()):
         if name == "single":
             continue
-        spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
-        method, *solve = name.split()
-        title = f"`{method}`" + (f', `solve="{solve[0]}"`' if solve else "")
         change = "–"
         if name in tests:
             change = f"{tests[name].difference:+.1f}"
             if np.isfinite(tests[name].low):
                 change = interval(tests[name], 1)
-        rows.append([title, f"{values.mean():+.1f}{spread}", change, str(len(values))])
+        rows.append([*method_on_qm9(name, values), change, str(len(values))])
     return table(["", "error over single, %", "against `equal`, points", "seeds"], rows)
 
 
@@ -257,18 +264,11 @@ def all_methods(measured: Mapping[str, Any]) -> str:
     rows, compared = [], []
     for name, method in by_error(measured).items():
         values = method["by_seed"]
-        spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
-        title, *solve = name.split()
-        cells = [
-            f"`{title}`" + (f', `solve="{solve[0]}"`' if solve else ""),
-            f"{values.mean():+.1f}{spread}",
-        ]
-        if name == "single":
-            cells = ["one model for each target", "0"]
         published = ""
         if name in PUBLISHED:
             published = f"{PUBLISHED[name]:+.1f}"
             compared.append((values.mean(), PUBLISHED[name]))
+        cells = method_on_qm9(name, values)
         rows.append([*cells, f"{method['rank']:.1f}", published, str(len(values))])
     ranks = np.argsort(np.argsort(np.array(compared), axis=0), axis=0)
     correlation = np.corrcoef(ranks.T)[0, 1]
