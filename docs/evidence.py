@@ -279,6 +279,44 @@ def all_methods(measured: Mapping[str, Any]) -> str:
     )
 
 
+def running_steps(measured: Mapping[str, Any]) -> str:
+    """Returns times of steps of running solves over those of stock Keras."""
+    methods = {
+        "floor": "floor of exact solves",
+        **{name: f"`{name}` running" for name in ("nash", "fairgrad", "mgda")},
+    }
+    rows = []
+    for title, runs in (("LeNet", "runs"), ("ResNet-18", "resnet")):
+        for run in measured[runs]:
+            ratios = {row["model"]: f"{row['ratio']:.2f}" for row in run["rows"]}
+            cells = [ratios.get(method, "not run") for method in methods]
+            rows.append([title, str(run["tasks"]), *cells, str(run["steps_each"])])
+    return table(["", "T", *methods.values(), "steps"], rows)
+
+
+def toxcast(measured: Mapping[str, Any]) -> str:
+    """Returns AUC and prices of methods on the assays of ToxCast."""
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for run in measured["runs"]:
+        runs.setdefault(run["method"], []).append(run)
+    rows = []
+    for name, of_method in runs.items():
+        title = f"`{name}`" if name == "equal" else f"`{name.split()[0]}` running"
+        auc = "–"
+        if name == "stock":
+            title = "`keras.Model`, an output for each assay"
+        else:
+            areas = np.array([run["mean_auc"] for run in of_method])
+            auc = f"{areas.mean():.3f} ± {areas.std(ddof=1):.3f}"
+        prices = {"first_step_seconds": ".1f", "step_ms": ".0f", "memory_mb": ",.0f"}
+        medians = [
+            format(float(np.median([run[key] for run in of_method])), digits)
+            for key, digits in prices.items()
+        ]
+        rows.append([title, auc, *medians])
+    return table(["", "AUC", "first step, s", "step, ms", "memory, MB"], rows)
+
+
 # Names of data and models in the table of `benchmarks/preferences.py`.
 PREFERENCES = {
     "census": "Census-Income",
@@ -426,6 +464,8 @@ def parts() -> dict[str, str]:
     generated["worth"] = summary(runs)
     generated["qm9"] = balancing(results("qm9"))
     generated["methods of qm9"] = all_methods(results("qm9_methods"))
+    generated["running steps"] = running_steps(results("step_running"))
+    generated["toxcast"] = toxcast(results("toxcast"))
     generated["preferences"] = preferences(results("preferences"))
     return generated
 
