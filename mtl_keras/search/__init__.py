@@ -10,30 +10,16 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from mtl_keras.search.space import (
-    Choice,
-    Fixed,
-    LossWeights,
-    Range,
-    SearchSpace,
-    parse_space,
-)
 from mtl_keras.search.study import Study, StudySettings, load_study
 
 __all__ = [
-    "Choice",
-    "Fixed",
-    "LossWeights",
     "MultiTaskHyperModel",
     "ParetoOracle",
-    "Range",
-    "SearchSpace",
     "Study",
     "StudyHyperModel",
     "StudySettings",
     "best_config",
     "load_study",
-    "parse_space",
     "run_chief",
     "run_study",
     "run_worker",

@@ -25,7 +25,7 @@ from mtl_keras.runs.training import (
     load_split,
     training_batches,
 )
-from mtl_keras.search.space import Fixed, LossWeights, SearchSpace, parse_space
+from mtl_keras.search.space import LossWeights, parse_space, sample
 from mtl_keras.search.study import Objective, Study, oriented, parse_objectives
 
 SUM = "multi_objective"  # KerasTuner's name for the sum of several objectives
@@ -104,9 +104,9 @@ class MultiTaskHyperModel(keras_tuner.HyperModel):
         self._loss = dict(loss)
         self._metrics = metrics
         self._steps = steps
-        self.space = parse_space(space, others=True)
-        schedule = self.space.dimensions.get("schedule", Fixed("constant"))
-        if steps is None and schedule.examples() != ["constant"]:
+        self.space = parse_space(space, list(loss), others=True)
+        schedule = self.space.get("schedule")
+        if steps is None and schedule and schedule.examples() != ["constant"]:
             raise InputError(
                 "Expected `steps`, over which the schedules of the space go. "
                 "Received: steps=None."
@@ -114,7 +114,7 @@ class MultiTaskHyperModel(keras_tuner.HyperModel):
 
     def settings(self, hp: keras_tuner.HyperParameters) -> dict[str, Any]:
         """Returns every setting of a trial; registers the space in `hp`."""
-        return self.space.sample(hp, list(self._loss))
+        return sample(self.space, hp)
 
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
         """Builds and compiles one model of the space."""
@@ -152,7 +152,7 @@ class MultiTaskHyperModel(keras_tuner.HyperModel):
         batch_size = self.settings(hp).get("batch_size")
         if batch_size is not None:
             kwargs["batch_size"] = batch_size
-        if isinstance(self.space.loss_weights, LossWeights):
+        if isinstance(self.space.get("loss_weights"), LossWeights):
             tasks = list(self._loss)
             own = keras.callbacks.LambdaCallback(
                 on_epoch_end=lambda epoch, logs: _remove_weights(tasks, logs)
@@ -219,7 +219,7 @@ class StudyHyperModel(keras_tuner.HyperModel):
         Registers them in `hp` on the way, as every KerasTuner space does.
         """
         study = self.study
-        drawn = study.space.sample(hp, study.tasks)
+        drawn = sample(study.space, hp)
         # Hyperband's oracle gives its short trials fewer epochs.
         drawn["epochs"] = hp.values.get("tuner/epochs", study.settings.epochs)
         return dataclasses.replace(study.base, **drawn)
@@ -359,7 +359,7 @@ def train_baseline(study: Study, task: str) -> float:
         study,
         settings=dataclasses.replace(study.settings, patience=None),
         base=dataclasses.replace(study.base, tasks=(task,)),
-        space=SearchSpace({}),
+        space={},
         objectives=objectives,
     )
     hypermodel, hp = StudyHyperModel(alone), keras_tuner.HyperParameters()

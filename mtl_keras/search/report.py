@@ -12,7 +12,6 @@ from mtl_keras.reports import figures
 from mtl_keras.reports.rendering import write_html
 from mtl_keras.search import records as reading
 from mtl_keras.search.records import TrialRecord, finished, flat_settings, front_of
-from mtl_keras.search.space import Components
 from mtl_keras.search.study import Study
 
 PAGE = "report.html"
@@ -119,9 +118,7 @@ def _hypervolume(study: Study, done: Sequence[TrialRecord]) -> Any:
 def _values(study: Study, done: Sequence[TrialRecord], name: str) -> list[Any]:
     """Returns the trials' values of a setting, without arguments that are searched."""
     values = [flat_settings(record.config)[name] for record in done]
-    dimension = study.space.dimensions.get(name)
-    if not isinstance(dimension, Components):
-        return values
-    if any(component.arguments for component in dimension.values):
+    options = getattr(study.space.get(name), "options", ())
+    if any(option.arguments for option in options):
         return [str(value).split("(")[0] for value in values]
-    return list(map(reading.short, values))
+    return values
