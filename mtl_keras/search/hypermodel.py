@@ -119,24 +119,25 @@ class MultiTaskHyperModel(keras_tuner.HyperModel):
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
         """Builds and compiles one model of the space."""
         settings = self.settings(hp)
-        training = {name: settings.pop(name, None) for name in _TRAINING}
+        settings.pop("batch_size", None)
+        schedule = settings.pop("schedule", "constant")
+        learning_rate = settings.pop("learning_rate", 1e-3)
+        rate = learning_rate_schedule(schedule, learning_rate, self._steps or 1)
+        optimizer = settings.pop("optimizer", None)
+        loss_weights = settings.pop("loss_weights", None)
+        balancing = settings.pop("balancing", "equal")
         model = self._build_model(**settings)
-        rate = learning_rate_schedule(
-            training["schedule"] or "constant",
-            training["learning_rate"] or 1e-3,
-            self._steps or 1,
-        )
         metrics = self._metrics() if callable(self._metrics) else self._metrics
         losses = dict(self._loss)
         if "sharing" in settings:
             way = sharing_registry.get(settings["sharing"])
             losses |= dict.fromkeys(way.untrained(list(losses)))
         model.compile(
-            optimizer=make_optimizer(training["optimizer"], rate),
+            optimizer=make_optimizer(optimizer, rate),
             loss=losses,
-            loss_weights=training["loss_weights"],
+            loss_weights=loss_weights,
             metrics=metrics,
-            balancing=training["balancing"] or "equal",
+            balancing=balancing,
         )
         return model
 
@@ -171,16 +172,6 @@ def _remove_weights(tasks: Sequence[str], logs: dict[str, float]) -> None:
         losses = [logs[name] for name in names if name in logs]
         if losses:
             logs[f"{prefix}loss"] = sum(losses)
-
-
-_TRAINING = (
-    "balancing",
-    "loss_weights",
-    "optimizer",
-    "learning_rate",
-    "schedule",
-    "batch_size",
-)
 
 
 class StudyHyperModel(keras_tuner.HyperModel):
