@@ -16,6 +16,7 @@ import os
 import pathlib
 import selectors
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -78,7 +79,7 @@ class Scheduler:
         self._ended: list[Job] = []
         self._selector = selectors.DefaultSelector()
         self._seconds: dict[Hashable, list[float]] = collections.defaultdict(list)
-        self._sizes: dict[Hashable, float] = {}
+        self._seconds_per_size: list[float] = []
 
     def __enter__(self) -> Scheduler:
         return self
@@ -140,13 +141,8 @@ class Scheduler:
 
     def _expected(self, kind: Hashable, size: float) -> float:
         if same := self._seconds.get(kind):
-            return sum(same) / len(same)
-        per_size = [
-            seconds / self._sizes[other]
-            for other, values in self._seconds.items()
-            for seconds in values
-        ]
-        return size * sum(per_size) / len(per_size)
+            return statistics.fmean(same)
+        return size * statistics.fmean(self._seconds_per_size)
 
     def _start(self, slot: int, job: Job) -> None:
         if slot not in self._workers:
@@ -171,7 +167,7 @@ class Scheduler:
 
     def _end(self, job: Job, seconds: float) -> None:
         self._seconds[job.kind].append(seconds)
-        self._sizes[job.kind] = job.size
+        self._seconds_per_size.append(seconds / job.size)
         (job.folder / _DEATHS).unlink(missing_ok=True)
         self._ended.append(job)
 

@@ -119,9 +119,7 @@ def compiled_model(config: TrainingConfig, steps: int) -> keras.Model:
 def _with_names(spec: Any, names: Mapping[str, str]) -> Any:
     """Returns the spec of a method, or several, with outputs for the tasks in it.
 
-    Args:
-        spec: As a config has it, where arguments name tasks as the application does.
-        names: Outputs by task.
+    Its arguments name tasks as the application does; `names` are the outputs by task.
     """
     if isinstance(spec, (list, tuple)):
         return [_with_names(one, names) for one in spec]

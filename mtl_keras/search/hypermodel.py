@@ -17,7 +17,7 @@ from mtl_keras.errors import InputError, check_integer
 from mtl_keras.evaluation.pareto import pareto_front
 from mtl_keras.runs.config import TrainingConfig
 from mtl_keras.runs.optimizers import learning_rate_schedule, make_optimizer
-from mtl_keras.runs.results import by_task, metric_names
+from mtl_keras.runs.results import by_task, flat, metric_names
 from mtl_keras.runs.training import (
     TaskLogs,
     compiled_model,
@@ -273,20 +273,17 @@ class StudyHyperModel(keras_tuner.HyperModel):
             own.append(
                 keras.callbacks.EarlyStopping(name, mode=mode, patience=patience)
             )
-        train = load_split(config, "train")
+        train, size = load_split(config, "train"), config.batch_size
+        if size not in self._validation:
+            # Read once for all trials of a batch size.
+            self._validation[size] = load_split(config, "validation")
         model.fit(
-            training_batches(train, model, config.batch_size),
-            validation_data=self.validation_data(config),
+            training_batches(train, model, size),
+            validation_data=self._validation[size],
             callbacks=[*own, *callbacks],
             **{"epochs": config.epochs, "shuffle": False, "verbose": 0, **kwargs},
         )
         return best_epoch(epochs, objectives)
-
-    def validation_data(self, config: TrainingConfig) -> tf.data.Dataset:
-        """Returns the validation split, cached over the trials of a batch size."""
-        if config.batch_size not in self._validation:
-            self._validation[config.batch_size] = load_split(config, "validation")
-        return self._validation[config.batch_size]
 
     def results(self, logs: Mapping[str, float]) -> dict[str, float]:
         """Returns the objectives and all metrics out of an epoch's logs."""
@@ -298,15 +295,10 @@ class StudyHyperModel(keras_tuner.HyperModel):
             o: math.nan if failed else o.value(results, application, self.baselines)
             for o in self.study.objectives
         }
-        flat = {
-            f"val_{task}_{name}": value
-            for task, own in results.items()
-            for name, value in own.items()
-        }
-        flat |= {objective.name: value for objective, value in values.items()}
+        named = flat(results) | {o.name: value for o, value in values.items()}
         if len(values) > 1:
-            flat[SUM] = -sum(itertools.starmap(oriented, values.items()))
-        return flat
+            named[SUM] = -sum(itertools.starmap(oriented, values.items()))
+        return named
 
 
 def best_epoch(

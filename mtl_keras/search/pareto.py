@@ -164,9 +164,7 @@ class ParetoOracle(keras_tuner.oracles.BayesianOptimizationOracle):
         started = len(self.trials)
         rng = np.random.default_rng([self.seed, started])
         if not self._is_guided(encoding.dimensions):
-            from scipy.stats import qmc
-
-            sobol = qmc.Sobol(encoding.dimensions, seed=self.seed)
+            sobol = _quasi_random().Sobol(encoding.dimensions, seed=self.seed)
             proposals = sobol.random_base2((2 * started + 1).bit_length())[started:]
         else:
             proposals = self._proposals(encoding, rng)
@@ -201,12 +199,11 @@ class ParetoOracle(keras_tuner.oracles.BayesianOptimizationOracle):
         self, encoding: SpaceEncoding, rng: np.random.Generator
     ) -> np.ndarray:
         """Returns points `[N, D]`, the most promising first."""
-        from scipy.stats import qmc
-
         trials = self._completed()
         points = np.stack([encoding.point(t.hyperparameters) for t in trials])
         costs = self._costs(trials)
         models = self._models(encoding, points, costs)
+        qmc = _quasi_random()
         starts = qmc.Sobol(encoding.dimensions, seed=rng).random(_STARTS)
         front = pareto_front(costs, ["min"] * costs.shape[1])
         mean, deviation = _predict(
@@ -263,6 +260,14 @@ class ParetoOracle(keras_tuner.oracles.BayesianOptimizationOracle):
                 )
             models.append(model)
         return models
+
+
+def _quasi_random() -> Any:
+    """Returns SciPy's quasi-random sequences, on first use."""
+    with optional.extra("search", "scipy", "ParetoOracle"):
+        from scipy.stats import qmc
+
+    return qmc
 
 
 def check_bayesian(user: str) -> None:

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from mtl_keras.applications import label
 from mtl_keras.callbacks.task_progress import duration
 from mtl_keras.evaluation.plots import trade_off_figure
 from mtl_keras.reports import figures
@@ -43,7 +44,7 @@ def write(study: Study, records: Sequence[TrialRecord], out: pathlib.Path) -> No
         figures.save_png(figure, out / f"{name}.png")
     tasks = study.application.tasks
     context = {
-        "title": f"{_label(study.base.application)} on {_label(study.base.data)}",
+        "title": f"{label(study.base.application)} on {label(study.base.data)}",
         "study": study,
         "records": records,
         "front": front_of(records),
@@ -59,12 +60,6 @@ def write(study: Study, records: Sequence[TrialRecord], out: pathlib.Path) -> No
         "short": reading.short,
     }
     write_html(out / PAGE, "study.html", context)
-
-
-def _label(name: str) -> str:
-    from mtl_keras.applications import label
-
-    return label(name)
 
 
 def _trade_offs(study: Study, done: Sequence[TrialRecord]) -> Any:
@@ -86,7 +81,7 @@ def _trade_offs(study: Study, done: Sequence[TrialRecord]) -> Any:
         directions,
         groups=_values(study, done, grouping[0]) if grouping else None,
         labels=[record.trial for record in done],
-        title=f"{_label(study.base.application)}: validation metrics of "
+        title=f"{label(study.base.application)}: validation metrics of "
         f"{len(done)} trials",
     )
 
@@ -94,8 +89,8 @@ def _trade_offs(study: Study, done: Sequence[TrialRecord]) -> Any:
 def _parallel(study: Study, done: Sequence[TrialRecord]) -> Any:
     searched = reading.searched_settings(study)
     columns = {name: _values(study, done, name) for name in searched}
-    for label in done[0].objectives:
-        columns[label] = [record.objectives[label] for record in done]
+    for name in done[0].objectives:
+        columns[name] = [record.objectives[name] for record in done]
     front = front_of(done)
     return figures.parallel(
         {
@@ -104,7 +99,7 @@ def _parallel(study: Study, done: Sequence[TrialRecord]) -> Any:
         },
         [record.score or 0.0 for record in done],
         [index for index, record in enumerate(done) if record in front],
-        f"{_label(study.base.application)}: {len(done)} trials",
+        f"{label(study.base.application)}: {len(done)} trials",
     )
 
 

@@ -228,14 +228,8 @@ def parse_space(
 ) -> Space:
     """Reads `[space]` of a study file; settings left out take their defaults.
 
-    Args:
-        table: Values of the file, by setting.
-        tasks: The tasks whose losses are weighted.
-        others: Whether settings of other names are allowed; their values may be
-            of any type.
-
-    Raises:
-        InputError: If a name is unknown, a type is wrong or a range is empty.
+    With `others`, settings of other names are allowed, whose values may be of any type.
+    Raises an InputError if a name is unknown, a type is wrong or a range is empty.
     """
     space: dict[str, Choice | Range | LossWeights] = {}
     # Loss weights last, as where settings are listed.
