@@ -112,13 +112,13 @@ class _Summary:
                 self._failed[cell.name] = record.error
         # {task: {seed: metric}} of the tasks alone, on the test split; without these
         # of the reference.
-        self._single: dict[str, dict[int, float]] = {task: {} for task in self._tasks}
         compared = self._of(SINGLE)
         if not plan.single_tasks:
             compared = self._of(COMBINATION, plan.methods[0])
-        for one in compared:
-            for task, value in one.test.items():
-                self._single[task][one.seed] = value
+        self._single: dict[str, dict[int, float]] = {
+            task: {one.seed: one.test[task] for one in compared if task in one.test}
+            for task in self._tasks
+        }
         # Δm is over these: all tasks, or the main one.
         self._compared = [plan.primary] if plan.primary else self._tasks
         # For all seeds where it is so for one: values of Δm are then of the same tasks.
