@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -393,10 +394,13 @@ def _common(trained: Sequence[_Trained]) -> dict[str, Any]:
 def _mean_history(
     histories: Sequence[Mapping[str, Sequence[float]]],
 ) -> dict[str, list[float]]:
-    """Returns the mean of each column over the seeds, epoch by epoch."""
+    """Returns the mean of each column over the seeds that reached an epoch."""
     first = histories[0] if histories else {}
     keys = [key for key in first if all(key in history for history in histories)]
     return {
-        key: np.mean([history[key] for history in histories], axis=0).tolist()
+        key: [
+            float(np.mean([value for value in values if value is not None]))
+            for values in itertools.zip_longest(*(own[key] for own in histories))
+        ]
         for key in keys
     }
