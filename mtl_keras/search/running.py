@@ -285,8 +285,8 @@ class Search:
 
     def __post_init__(self) -> None:
         self._model = StudyHyperModel(self.study)
-        # {trial: its slot's name, itself, its settings}.
-        self._trials: dict[str, tuple[str, Any, TrainingConfig]] = {}
+        # Those under way, with their settings, by ID.
+        self._trials: dict[str, tuple[Any, TrainingConfig]] = {}
 
     @functools.cached_property
     def _baselines(self) -> dict[str, float] | None:
@@ -304,20 +304,16 @@ class Search:
     def _jobs(self) -> Iterator[Job | None]:
         """Asks for trials until there are none left; None while others are awaited."""
         while True:
-            tuner_id = self._free_name()
-            trial = self.oracle.create_trial(tuner_id)
+            trial = self.oracle.create_trial(self.name or self._free_slot())
             if trial.status == "STOPPED":
                 return
-            yield self._job(tuner_id, trial) if trial.status == "RUNNING" else None
+            yield self._job(trial) if trial.status == "RUNNING" else None
 
-    def _free_name(self) -> str:
-        if self.name is not None:
-            return self.name
-        taken = {tuner_id for tuner_id, *_ in self._trials.values()}
-        names = (f"slot-{number}" for number in range(self.scheduler.slots))
-        return next(name for name in names if name not in taken)
+    def _free_slot(self) -> str:
+        slots = (f"slot-{number}" for number in range(self.scheduler.slots))
+        return next(slot for slot in slots if slot not in self.oracle.ongoing_trials)
 
-    def _job(self, tuner_id: str, trial: Any) -> Job:
+    def _job(self, trial: Any) -> Job:
         """Reports a trial's settings, and returns its job."""
         study, hp = self.study, trial.hyperparameters
         config = self._model.config(hp.copy())
@@ -331,7 +327,7 @@ class Search:
             "baselines": self._baselines,
             "start": None if start is None else str(self._folder(start)),
         }
-        self._trials[trial.trial_id] = (tuner_id, trial, config)
+        self._trials[trial.trial_id] = (trial, config)
         folder = self._folder(trial.trial_id)
         return Job(trial.trial_id, folder, _TRIAL, settings)
 
@@ -340,7 +336,7 @@ class Search:
 
     def _end(self, job: Job) -> None:
         """Records a trial, reports its outcome, and tells the oracle."""
-        _, trial, config = self._trials.pop(job.label)
+        trial, config = self._trials.pop(job.label)
         record, results = self._record(job, trial, config)
         # In this order: a trial that the oracle has noted as ended is not run
         # again, so its record has to be there by then.
