@@ -21,7 +21,6 @@ in `config` are fixed. The same forms hold for `sharing`, `balancing`, `optimize
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import inspect
 import json
@@ -81,8 +80,8 @@ _CLASSES: dict[str, Callable[[str], type]] = {
 class Option:
     """A value, or a method with its fixed arguments and those that are searched.
 
-    `label` is its value in KerasTuner; `value` the setting's or the name of a method
-    or, for a list of a loss balancer and a gradient balancer, all of it.
+    `label` is its value in KerasTuner; `value` is the setting's, the name of a method
+    or a list of a loss balancer and a gradient balancer.
     """
 
     label: Any
@@ -116,14 +115,12 @@ class Choice:
         if len(self.options) == 1:
             return self._draw(hp, name, self.options[0])
         label = hp.Choice(name, [option.label for option in self.options])
-        specs = {}
+        specs = {option.label: option.spec({}) for option in self.options}
         for option in self.options:
-            scope: Any = contextlib.nullcontext()
             if option.arguments:
                 # Whatever was drawn, so that one call makes the whole space known.
-                scope = hp.conditional_scope(name, [option.label])
-            with scope:
-                specs[option.label] = self._draw(hp, name, option)
+                with hp.conditional_scope(name, [option.label]):
+                    specs[option.label] = self._draw(hp, name, option)
         # KerasTuner gives None for settings that their conditions switch off.
         return specs.get(label)
 
