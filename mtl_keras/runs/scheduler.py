@@ -97,7 +97,7 @@ class Scheduler:
         None among `jobs` says that none is ready: the next one is asked for later.
         """
         more = True
-        while more or self._running or self._ended:
+        while True:
             while more and len(self._running) + len(self._ended) < self.slots:
                 try:
                     job = next(jobs)
@@ -107,6 +107,8 @@ class Scheduler:
                 if job is None:
                     break
                 self._submit(job)
+            if not (more or self._running or self._ended):
+                return
             if not self._ended:
                 for key, _ in self._selector.select(_POLL_SECONDS):
                     self._receive(key.data)
