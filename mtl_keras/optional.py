@@ -1,9 +1,11 @@
-"""Packages that one part of the library needs, and the extras that install them."""
+"""What one part of the library needs: packages of extras, modules on first use."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from mtl_keras.errors import MissingExtraError
 
@@ -35,3 +37,23 @@ def extra(name: str, package: str, user: str) -> Iterator[None]:
         raise MissingExtraError(
             f"{user} needs {package}: pip install 'mtl_keras[{name}]'"
         ) from error
+
+
+def on_first_use(room: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
+    """Returns the `__getattr__` of a package that imports some names on first use.
+
+    ```python
+    __getattr__ = optional.on_first_use(__name__, {"export": "exporting"})
+    ```
+
+    Args:
+        room: The package's name.
+        modules: Module within the package, by each name that it holds.
+    """
+
+    def load(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {room!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{room}.{modules[name]}"), name)
+
+    return load

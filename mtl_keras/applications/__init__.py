@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 # Layers register themselves, so that models of tables can be loaded.
 from mtl_keras.applications import table as _table  # noqa: F401
@@ -19,6 +19,7 @@ from mtl_keras.applications.registry import (
 )
 from mtl_keras.applications.text import Text
 from mtl_keras.applications.vision import Vision
+from mtl_keras.optional import on_first_use
 
 if TYPE_CHECKING:
     from mtl_keras.applications.table.application import Table
@@ -41,10 +42,5 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # Imported when it is asked for: it needs the packages of an extra.
-    if name == "Table":
-        from mtl_keras.applications.table.application import Table
-
-        return Table
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# Imported when it is asked for: it needs the packages of an extra.
+__getattr__ = on_first_use(__name__, {"Table": "table.application"})

@@ -11,17 +11,11 @@ results = run_comparison(comparison, "runs/first-comparison")
 
 from __future__ import annotations
 
-from typing import Any
-
 from mtl_keras.compare.comparison import DEFAULT_BALANCING, Cell, Comparison
+from mtl_keras.optional import on_first_use
 
 __all__ = ["DEFAULT_BALANCING", "Cell", "Comparison", "run_comparison"]
 
 
-def __getattr__(name: str) -> Any:
-    # Loads TensorFlow; describing a comparison needs nothing of it.
-    if name == "run_comparison":
-        from mtl_keras.compare.running import run_comparison
-
-        return run_comparison
-    raise AttributeError(f"module 'mtl_keras.compare' has no attribute {name!r}")
+# It loads TensorFlow; describing a comparison needs nothing of it.
+__getattr__ = on_first_use(__name__, {"run_comparison": "running"})

@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import numpy as np
@@ -29,9 +29,6 @@ from mtl_keras.runs.progress import steps_done
 from mtl_keras.runs.records import Record, read_record
 from mtl_keras.runs.results import by_task, main_metrics, metric_names, score
 from mtl_keras.runs.training import load_split
-
-if TYPE_CHECKING:
-    from mtl_keras.applications import Application
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,8 +129,8 @@ def train_cell(path: pathlib.Path, settings: Mapping[str, Any]) -> CellResult:
     """
     config = decode(TrainingConfig, settings["config"])
     application = config.get_application()
-    keep = _checkpoint(path / _BEST, config, settings["baseline"])
-    clock = StepClock()
+    keep = _BestEpoch(path / _BEST, config, settings["baseline"])
+    clock = _StepClock()
     callbacks: list[keras.callbacks.Callback] = [keep, clock]
     affinity = None
     if measures_affinity(settings["kind"], config.tasks):
@@ -146,23 +143,19 @@ def train_cell(path: pathlib.Path, settings: Mapping[str, Any]) -> CellResult:
         shutil.rmtree(out)
     metrics = runs.train(config, out, callbacks=callbacks).metrics
     columns = folder.read_history(out / folder.HISTORY)
-    if keep.best is None or keep.best_epoch is None or not _is_sound(keep, columns):
-        raise InputError(
-            "The training has no epoch to choose: its metrics on the validation split "
-            "are not numbers."
-        )
+    chosen, delta_m = keep.chosen(columns)
     epochs = max(map(len, columns.values()))
     history = {
         key: [*values, *[math.nan] * (epochs - len(values))]
         for key, values in columns.items()
     }
-    logs = {key: values[keep.best_epoch] for key, values in history.items()}
+    logs = {key: values[chosen] for key, values in history.items()}
     validation = by_task(logs, metric_names(application, config.tasks), "val_")
     (path / _BEST).unlink(missing_ok=True)
     return CellResult(
-        epoch=keep.best_epoch + 1,
+        epoch=chosen + 1,
         validation=main_metrics(validation, application),
-        validation_delta_m=math.nan if settings["baseline"] is None else keep.best,
+        validation_delta_m=delta_m,
         test=metrics,
         jobs=settings["jobs"],
         step_ms=clock.step_ms,
@@ -174,55 +167,59 @@ def train_cell(path: pathlib.Path, settings: Mapping[str, Any]) -> CellResult:
     )
 
 
-def _checkpoint(
-    path: pathlib.Path, config: TrainingConfig, baseline: dict[str, float] | None
-) -> DeltaCheckpoint:
-    """Returns the callback that chooses a cell's epoch."""
-    application = config.get_application()
-    values = baseline or dict.fromkeys(config.tasks, 1.0)
-    tasks = {task: application.tasks[task] for task in values}
-    # Keras leaves the task out of a model with one output.
-    one = len(config.tasks) == 1
-    prefixes = {task: "val_" if one else f"val_{task}_" for task in tasks}
-    arguments: dict[str, Any] = {
-        "filepath": path,
-        "baseline": values,
-        "metrics": {n: prefixes[n] + task.objective for n, task in tasks.items()},
-        "directions": {name: task.direction for name, task in tasks.items()},
-        "restore_best_weights": True,
-    }
-    if baseline is None:
-        return _MeanCheckpoint(application, **arguments)
-    return DeltaCheckpoint(**arguments)
+class _BestEpoch(DeltaCheckpoint):
+    """Checkpoint of the epoch with the best Δm over a baseline, `{task: metric}`.
 
-
-class _MeanCheckpoint(DeltaCheckpoint):
-    """Checkpoint of the epoch with the best mean of the tasks' main metrics.
-
-    As studies have it: without the tasks that have no value on the validation split.
+    None for the best mean of the tasks' main metrics, as studies have it: without the
+    tasks that have no value on the validation split.
     """
 
-    def __init__(self, application: Application, **kwargs: Any):
-        super().__init__(**kwargs)
-        self._application = application
+    def __init__(
+        self,
+        path: pathlib.Path,
+        config: TrainingConfig,
+        baseline: Mapping[str, float] | None,
+    ):
+        application = config.get_application()
+        values = baseline or dict.fromkeys(config.tasks, 1.0)
+        tasks = {task: application.tasks[task] for task in values}
+        # Keras leaves the task out of a model with one output.
+        prefix = "val_" if len(config.tasks) == 1 else "val_{}_"
+        super().__init__(
+            path,
+            values,
+            {n: prefix.format(n) + task.objective for n, task in tasks.items()},
+            {name: task.direction for name, task in tasks.items()},
+            restore_best_weights=True,
+        )
+        self._scoring = application if baseline is None else None
 
     def _delta(self, values: dict[str, float]) -> float:
-        return score(values, self._application)
+        if self._scoring is None:
+            return super()._delta(values)
+        return score(values, self._scoring)
+
+    def chosen(self, history: Mapping[str, Sequence[float]]) -> tuple[int, float]:
+        """Returns the epoch and its Δm, NaN without a baseline.
+
+        InputError if it has no numbers: where no task has a value on the validation
+        split, if its training loss is none.
+        """
+        epoch, best = self.best_epoch, self.best
+        if epoch is not None and best is not None:
+            value, delta_m = best, best
+            if self._scoring is not None:
+                value = history["loss"][epoch] if math.isnan(best) else best
+                delta_m = math.nan
+            if math.isfinite(value):
+                return epoch, delta_m
+        raise InputError(
+            "The training has no epoch to choose: its metrics on the validation split "
+            "are not numbers."
+        )
 
 
-def _is_sound(keep: DeltaCheckpoint, history: Mapping[str, Sequence[float]]) -> bool:
-    """Returns whether the chosen epoch has numbers.
-
-    Without a task that has a value on the validation split, that is its training loss.
-    """
-    assert keep.best is not None
-    assert keep.best_epoch is not None
-    if isinstance(keep, _MeanCheckpoint) and math.isnan(keep.best):
-        return math.isfinite(history["loss"][keep.best_epoch])
-    return math.isfinite(keep.best)
-
-
-class StepClock(keras.callbacks.Callback):
+class _StepClock(keras.callbacks.Callback):
     """Callback that times the training steps, validation left out.
 
     Medians over epochs of the mean of a step, in milliseconds, without the first
@@ -238,24 +235,19 @@ class StepClock(keras.callbacks.Callback):
         self._started: np.ndarray | None = None
         self._steps = 0
 
-    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Starts the clocks."""
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._started, self._steps = _clocks(), 0
 
-    def on_train_batch_end(
-        self, batch: int, logs: Mapping[str, Any] | None = None
-    ) -> None:
-        """Counts the steps."""
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._steps = steps_done(self, batch)
 
-    def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Stops the clocks before validation."""
+    def on_test_begin(self, logs: Any = None) -> None:
         if self._started is not None and self._steps:
             self._epochs.append(1000 * (_clocks() - self._started) / self._steps)
         self._started = None
 
-    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Stops the clocks where there is no validation; sets the medians."""
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        # Where there is no validation.
         self.on_test_begin()
         if len(self._epochs) > 1:
             medians = np.median(self._epochs[1:], axis=0)

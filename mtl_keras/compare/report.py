@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mtl_keras.applications import label
 from mtl_keras.balancing.conflicts import CONFIDENT
 from mtl_keras.compare.summary import Summary, corrected_p, metrics_of, shown_tasks
 from mtl_keras.evaluation import pareto_front
@@ -56,8 +57,6 @@ class _Report:
         }
 
     def context(self) -> dict[str, Any]:
-        from mtl_keras.applications import label
-
         summary, base = self._summary, self._summary["comparison"]["base"]
         left_out = ("balancing", "sharing", "seed", "loss_weights", "tasks")
         settings = {k: v for k, v in base.items() if k not in left_out}
@@ -124,11 +123,8 @@ class _Report:
                 (name, m["gain"][task], mean_and_std(m["test"][task]))
                 for name, m in self._methods.items()
             ]
-            title, about = (
-                f"{task}, {self._axes[task]}",
-                f"Gain of each method on {task}",
-            )
-            drawn.append(chart(title, figures.bars(rows, unit), about))
+            title, figure = f"{task}, {self._axes[task]}", figures.bars(rows, unit)
+            drawn.append(chart(title, figure, f"Gain of each method on {task}"))
         return drawn
 
     def _fronts(self) -> list[dict[str, str]]:

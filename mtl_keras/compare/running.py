@@ -41,7 +41,6 @@ FILES = (REPORT, RESULTS, SUMMARY_TABLE, CELLS_TABLE)
 COMPARISON = "comparison.json"
 CELLS = "cells"
 _TRAIN = "mtl_keras.compare.cell:train_cell"
-_POLL_SECONDS = 0.5
 _KINDS = {
     SINGLE: "of single tasks",
     kinds.WITHOUT: "without a helper",
@@ -201,9 +200,8 @@ class _Cells:
         self._announce()
         with progress_bar(self._console, TextColumn("{task.fields[left]}")) as bar:
             row = bar.add_task("cells", total=len(self._cells), left="")
-            while self._waiting or self._scheduler.running:
-                self._start_ready()
-                for job in self._scheduler.wait(_POLL_SECONDS):
+            for ended in self._scheduler.run(self._jobs()):
+                for job in ended:
                     self._finish(self._cells[job.folder.name])
                 bar.update(row, completed=len(self._records), left=self._left())
         return {name: self._records[name] for name in self._cells}
@@ -224,15 +222,23 @@ class _Cells:
             rest = len(self._waiting) or "none"
             self._console.print(f"Reused: {len(self._records)} finished; {rest} to go.")
 
-    def _start_ready(self) -> None:
-        """Starts the first cells whose baselines are done, where a slot is free."""
-        for cell in list(self._waiting):
-            if not self._scheduler.free:
-                return
+    def _jobs(self) -> Iterator[Job | None]:
+        """Yields jobs of cells whose baselines are done; None while there is none."""
+        while self._waiting:
+            cell = next(filter(self._is_ready, self._waiting), None)
+            if cell is None:
+                yield None
+                continue
+            self._waiting.remove(cell)
             baselines = self._baselines(cell)
-            if all(one.name in self._records for one in baselines):
-                self._waiting.remove(cell)
-                self._start(cell, baselines)
+            failed = [one for one in baselines if not self._records[one.name].completed]
+            if failed:
+                self._fail(cell, failed[0])
+            else:
+                yield self._job(cell, baselines)
+
+    def _is_ready(self, cell: Cell) -> bool:
+        return all(one.name in self._records for one in self._baselines(cell))
 
     def _baselines(self, cell: Cell) -> list[Cell]:
         """Returns the cells that a cell is measured against, of its seed.
@@ -254,14 +260,10 @@ class _Cells:
             )
         ]
 
-    def _start(self, cell: Cell, baselines: list[Cell]) -> None:
+    def _job(self, cell: Cell, baselines: list[Cell]) -> Job:
         baseline: dict[str, float] = {}
         for one in baselines:
-            record = self._records[one.name]
-            if not record.completed:
-                self._fail(cell, one)
-                return
-            baseline |= record.result.validation
+            baseline |= self._records[one.name].result.validation
         excluded = [t for t, b in baseline.items() if not has_relative_gain(b)]
         if excluded:
             say(
@@ -277,7 +279,7 @@ class _Cells:
         }
         kind, size = _kind_and_size(cell)
         folder = self._folder / cell.name
-        self._scheduler.submit(Job(str(cell), folder, _TRAIN, settings, kind, size))
+        return Job(str(cell), folder, _TRAIN, settings, kind, size)
 
     def _fail(self, cell: Cell, baseline: Cell) -> None:
         """Records a cell as failed, as a baseline of it has."""
@@ -316,8 +318,7 @@ class _Cells:
 
     def _left(self) -> str:
         """Returns about how long the rest takes, as people read it."""
-        seconds = self._scheduler.seconds_left(map(_kind_and_size, self._waiting))
-        return f"about {duration(seconds)} left" if seconds else ""
+        return self._scheduler.time_left(map(_kind_and_size, self._waiting))
 
 
 def _kind_and_size(cell: Cell) -> tuple[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -112,13 +113,13 @@ class _Summary:
                 self._failed[cell.name] = record.error
         # {task: {seed: metric}} of the tasks alone, on the test split; without these
         # of the reference.
-        self._single: dict[str, dict[int, float]] = {task: {} for task in self._tasks}
         compared = self._of(SINGLE)
         if not plan.single_tasks:
             compared = self._of(COMBINATION, plan.methods[0])
-        for one in compared:
-            for task, value in one.test.items():
-                self._single[task][one.seed] = value
+        self._single: dict[str, dict[int, float]] = {
+            task: {one.seed: one.test[task] for one in compared if task in one.test}
+            for task in self._tasks
+        }
         # Δm is over these: all tasks, or the main one.
         self._compared = [plan.primary] if plan.primary else self._tasks
         # For all seeds where it is so for one: values of Δm are then of the same tasks.
@@ -393,10 +394,13 @@ def _common(trained: Sequence[_Trained]) -> dict[str, Any]:
 def _mean_history(
     histories: Sequence[Mapping[str, Sequence[float]]],
 ) -> dict[str, list[float]]:
-    """Returns the mean of each column over the seeds, epoch by epoch."""
+    """Returns the mean of each column over the seeds that reached an epoch."""
     first = histories[0] if histories else {}
     keys = [key for key in first if all(key in history for history in histories)]
     return {
-        key: np.mean([history[key] for history in histories], axis=0).tolist()
+        key: [
+            float(np.mean([value for value in values if value is not None]))
+            for values in itertools.zip_longest(*(own[key] for own in histories))
+        ]
         for key in keys
     }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from mtl_keras.evaluation.affinity import Grouping, suggest_groups, task_affinity
 from mtl_keras.evaluation.auxiliary import HelperGain, helper_gains
 from mtl_keras.evaluation.boxes import BoxIoU
@@ -22,6 +20,7 @@ from mtl_keras.evaluation.significance import (
 )
 from mtl_keras.evaluation.spans import SpanAccuracy, SpanF1
 from mtl_keras.evaluation.text import answer_scores, bleu, normalized_answer
+from mtl_keras.optional import on_first_use
 
 __all__ = [
     "BoxIoU",
@@ -57,10 +56,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # These load Matplotlib, which a measure does not need.
-    if name in ("plot_history", "plot_tasks"):
-        from mtl_keras.evaluation import model_plots
-
-        return getattr(model_plots, name)
-    raise AttributeError(f"module 'mtl_keras.evaluation' has no attribute {name!r}")
+# These load Matplotlib, which a measure does not need.
+__getattr__ = on_first_use(
+    __name__, {"plot_history": "model_plots", "plot_tasks": "model_plots"}
+)

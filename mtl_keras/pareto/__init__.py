@@ -7,8 +7,7 @@ preference that a request holds.
 
 from __future__ import annotations
 
-from typing import Any
-
+from mtl_keras.optional import on_first_use
 from mtl_keras.pareto.conditioning import hypernetwork, manifold
 from mtl_keras.pareto.front import Front, front
 from mtl_keras.pareto.model import PreferenceModel
@@ -25,10 +24,5 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # Loads Matplotlib, which a model does not need.
-    if name == "plot_front":
-        from mtl_keras.pareto.plots import plot_front
-
-        return plot_front
-    raise AttributeError(f"module 'mtl_keras.pareto' has no attribute {name!r}")
+# It loads Matplotlib, which a model does not need.
+__getattr__ = on_first_use(__name__, {"plot_front": "plots"})

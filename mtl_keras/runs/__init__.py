@@ -10,8 +10,7 @@ again = evaluate("runs/first")
 
 from __future__ import annotations
 
-from typing import Any
-
+from mtl_keras.optional import on_first_use
 from mtl_keras.runs.config import RunConfig, TrainingConfig
 from mtl_keras.runs.fitting import Results, train
 from mtl_keras.runs.folder import Run, load_run
@@ -31,10 +30,5 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # Loads what serving needs; training needs nothing of it.
-    if name == "export":
-        from mtl_keras.runs.exporting import export
-
-        return export
-    raise AttributeError(f"module 'mtl_keras.runs' has no attribute {name!r}")
+# It loads what serving needs; training needs nothing of it.
+__getattr__ = on_first_use(__name__, {"export": "exporting"})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-import re
 import struct
 import time
 import zipfile
@@ -35,7 +34,6 @@ _BROKEN = (
     zipfile.BadZipFile,
     zlib.error,
 )
-_NAME = re.compile(r"epoch-(\d{6})-step-(\d{9})\.npz")
 
 
 @dataclasses.dataclass
@@ -114,9 +112,7 @@ def newest(folder: pathlib.Path) -> tuple[Checkpoint | None, list[str]]:
 
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:
     """Returns the checkpoints, newest first."""
-    return sorted(
-        (p for p in folder.iterdir() if _NAME.fullmatch(p.name)), reverse=True
-    )
+    return sorted(folder.glob("epoch-*-step-*.npz"), reverse=True)
 
 
 def _read(path: pathlib.Path) -> Checkpoint:

@@ -197,7 +197,7 @@ class TrainingConfig(Decodable):
         self._check_names(application)
         # Two methods of one kind are refused here, and not by `compile` later.
         Pipeline(self._balancers())
-        self.get_application().check_sharing(sharing.get(self.sharing), self.tasks)
+        application.check_sharing(sharing.get(self.sharing), self.tasks)
         if self.preferences is not None:
             self._check_preferences(application)
         _check_optimizer(json.dumps(self.optimizer))
@@ -302,7 +302,8 @@ class TrainingConfig(Decodable):
         if self.optimizer is not None:
             optimizer = make_optimizer(self.optimizer, 1.0)
             values["optimizer"] = keras.saving.serialize_keras_object(optimizer)
-        text = json.dumps(_canonical_numbers(values), sort_keys=True)
+        values = json.loads(json.dumps(values), parse_float=_canonical_number)
+        text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -327,15 +328,10 @@ def _canonical_method(serialized: Any, spec: Any) -> Any:
     }
 
 
-def _canonical_numbers(values: Any) -> Any:
-    """Returns JSON values with whole numbers as integers: 1.0 and 1 are one setting."""
-    if isinstance(values, Mapping):
-        return {str(key): _canonical_numbers(value) for key, value in values.items()}
-    if isinstance(values, (list, tuple)):
-        return [_canonical_numbers(value) for value in values]
-    if isinstance(values, float) and values.is_integer():
-        return int(values)
-    return values
+def _canonical_number(text: str) -> float:
+    """Returns a number of JSON, whole ones as integers: 1.0 and 1 are one setting."""
+    value = float(text)
+    return int(value) if value.is_integer() else value
 
 
 def _application(config: RunConfig | TrainingConfig) -> Application:

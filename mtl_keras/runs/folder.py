@@ -51,14 +51,8 @@ class Run:
             InputError: If the file is not one that Keras writes, holds code, or is
                 of layers that nobody has registered.
         """
-        # For their registered classes, by which a model's file names them.
-        from mtl_keras import (  # noqa: F401
-            applications,
-            balancing,
-            model,
-            pareto,
-            sharing,
-        )
+        # The last of the rooms whose registered classes a model's file names.
+        from mtl_keras import applications
 
         applications.get(self.config.application)
         check_model_file(self.path / MODEL)

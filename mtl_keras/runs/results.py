@@ -71,6 +71,15 @@ def by_task(
     return results
 
 
+def flat(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns validation metrics by task as `{"val_<task>_<metric>": value}`."""
+    return {
+        f"val_{task}_{name}": value
+        for task, values in results.items()
+        for name, value in values.items()
+    }
+
+
 def defined_mean(values: Sequence[float]) -> float:
     """Returns the mean of the values that are numbers, NaN without any."""
     defined = [value for value in values if not math.isnan(value)]

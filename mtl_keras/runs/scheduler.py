@@ -16,14 +16,16 @@ import os
 import pathlib
 import selectors
 import signal
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
 
+from mtl_keras.callbacks.task_progress import duration
 from mtl_keras.encoding import encode
 from mtl_keras.errors import InputError, check_integer
 from mtl_keras.files import make_folder, read_json, write_json
@@ -35,6 +37,7 @@ _DEATHS = "deaths.json"
 # A process is replaced when it holds this many times what it held after its first jobs,
 # whose libraries and caches it has to load; where its memory is not known, by number.
 _GROWTH, _FIRST_JOBS, _MOST_JOBS = 1.15, 3, 20
+_POLL_SECONDS = 0.5
 _GRACE_SECONDS = 20.0
 
 
@@ -76,7 +79,7 @@ class Scheduler:
         self._ended: list[Job] = []
         self._selector = selectors.DefaultSelector()
         self._seconds: dict[Hashable, list[float]] = collections.defaultdict(list)
-        self._sizes: dict[Hashable, float] = {}
+        self._seconds_per_size: list[float] = []
 
     def __enter__(self) -> Scheduler:
         return self
@@ -88,17 +91,31 @@ class Scheduler:
             self._drop(slot)
         self._selector.close()
 
-    @property
-    def running(self) -> list[Job]:
-        """The jobs that are under way, or have ended and were not waited for."""
-        return [*(job for job, _ in self._running.values()), *self._ended]
+    def run(self, jobs: Iterator[Job | None]) -> Iterator[list[Job]]:
+        """Runs jobs as slots get free; yields those that have ended, or none for now.
 
-    @property
-    def free(self) -> int:
-        """Number of jobs that may be submitted before `wait` returns one."""
-        return self.slots - len(self.running)
+        None among `jobs` says that none is ready: the next one is asked for later.
+        """
+        more = True
+        while True:
+            while more and len(self._running) + len(self._ended) < self.slots:
+                try:
+                    job = next(jobs)
+                except StopIteration:
+                    more = False
+                    break
+                if job is None:
+                    break
+                self._submit(job)
+            if not (more or self._running or self._ended):
+                return
+            if not self._ended:
+                for key, _ in self._selector.select(_POLL_SECONDS):
+                    self._receive(key.data)
+            ended, self._ended = self._ended, []
+            yield ended
 
-    def submit(self, job: Job) -> None:
+    def _submit(self, job: Job) -> None:
         """Starts a job where a slot is free; one that has its record has ended."""
         settings = encode({**job.settings, "jobs": self.slots})
         if _has_record(job.folder, settings):
@@ -110,36 +127,24 @@ class Scheduler:
         slot = next(n for n in range(self.slots) if n not in self._running)
         self._start(slot, job)
 
-    def wait(self, seconds: float) -> list[Job]:
-        """Returns the jobs that have ended, after this many seconds at most."""
-        if not self._ended:
-            for key, _ in self._selector.select(seconds):
-                self._receive(key.data)
-        ended, self._ended = self._ended, []
-        return ended
+    def time_left(self, rest: Iterable[tuple[Hashable, float]]) -> str:
+        """Returns about how long the jobs under way and others take, as people read it.
 
-    def seconds_left(self, rest: Iterable[tuple[Hashable, float]]) -> float | None:
-        """Returns about how long the jobs under way and others take; None at first.
-
-        `rest` holds kind and size of the jobs that were not submitted yet.
+        `rest` holds kind and size of the jobs that have not begun. Empty at first and
+        at the end.
         """
         if not self._seconds:
-            return None
+            return ""
         now = time.monotonic()
         total = sum(self._expected(kind, size) for kind, size in rest)
         for job, started in self._running.values():
             total += max(self._expected(job.kind, job.size) - (now - started), 0.0)
-        return total / self.slots
+        return f"about {duration(total / self.slots)} left" if total else ""
 
     def _expected(self, kind: Hashable, size: float) -> float:
         if same := self._seconds.get(kind):
-            return sum(same) / len(same)
-        per_size = [
-            seconds / self._sizes[other]
-            for other, values in self._seconds.items()
-            for seconds in values
-        ]
-        return size * sum(per_size) / len(per_size)
+            return statistics.fmean(same)
+        return size * statistics.fmean(self._seconds_per_size)
 
     def _start(self, slot: int, job: Job) -> None:
         if slot not in self._workers:
@@ -164,7 +169,7 @@ class Scheduler:
 
     def _end(self, job: Job, seconds: float) -> None:
         self._seconds[job.kind].append(seconds)
-        self._sizes[job.kind] = job.size
+        self._seconds_per_size.append(seconds / job.size)
         (job.folder / _DEATHS).unlink(missing_ok=True)
         self._ended.append(job)
 

@@ -99,6 +99,7 @@ def compiled_model(config: TrainingConfig, steps: int) -> keras.Model:
             model = application.condition(model, form, len(trained))
             balancing = [form.balancer(), *config.gradient_balancers()]
     rate = learning_rate_schedule(config.schedule, config.learning_rate, steps)
+    few_steps = steps < _STEPS_WORTH_COMPILING
     weights = None
     if (own := config.loss_weights) is not None:
         weights = {names[title]: own.get(title, 1.0) for title in chosen}
@@ -109,7 +110,7 @@ def compiled_model(config: TrainingConfig, steps: int) -> keras.Model:
         metrics=application.metrics(config.tasks),
         balancing=balancing,
         columns=application.columns_of(config.tasks),
-        jit_compile=jit_compile(config.jit, steps),
+        jit_compile=False if few_steps and config.jit == "auto" else config.jit,
         steps_per_execution=config.steps_per_execution,
     )
     return model
@@ -118,25 +119,19 @@ def compiled_model(config: TrainingConfig, steps: int) -> keras.Model:
 def _with_names(spec: Any, names: Mapping[str, str]) -> Any:
     """Returns the spec of a method, or several, with outputs for the tasks in it.
 
-    Args:
-        spec: As a config has it, where arguments name tasks as the application does.
-        names: Outputs by task.
+    Its arguments name tasks as the application does; `names` are the outputs by task.
     """
     if isinstance(spec, (list, tuple)):
         return [_with_names(one, names) for one in spec]
     if not isinstance(spec, Mapping):
         return spec
     arguments = {
-        key: _named(value, names) if key in _TASK_ARGUMENTS else value
+        key: tf.nest.map_structure(lambda task: names.get(task, task), value)
+        if key in _TASK_ARGUMENTS
+        else value
         for key, value in spec.get("config", {}).items()
     }
     return {**spec, "config": arguments}
-
-
-def _named(value: Any, names: Mapping[str, str]) -> Any:
-    if isinstance(value, (list, tuple)):
-        return [_named(one, names) for one in value]
-    return names.get(value, value)
 
 
 class TaskLogs(keras.callbacks.Callback):
@@ -153,13 +148,6 @@ class TaskLogs(keras.callbacks.Callback):
         """Adds or replaces `"val_<task>_<metric>"`."""
         if "val_loss" in logs:
             logs |= task_logs(self.model, self._application, "val_")
-
-
-def jit_compile(jit: bool | str, steps: int) -> bool | str:
-    """Returns what `compile` takes for a config's `jit` and a number of steps."""
-    if jit == "auto" and steps < _STEPS_WORTH_COMPILING:
-        return False
-    return jit
 
 
 def training_batches(

@@ -7,33 +7,17 @@ of one's own.
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
-
-from mtl_keras.search.space import (
-    Choice,
-    Fixed,
-    LossWeights,
-    Range,
-    SearchSpace,
-    parse_space,
-)
+from mtl_keras.optional import on_first_use
 from mtl_keras.search.study import Study, StudySettings, load_study
 
 __all__ = [
-    "Choice",
-    "Fixed",
-    "LossWeights",
     "MultiTaskHyperModel",
     "ParetoOracle",
-    "Range",
-    "SearchSpace",
     "Study",
     "StudyHyperModel",
     "StudySettings",
     "best_config",
     "load_study",
-    "parse_space",
     "run_chief",
     "run_study",
     "run_worker",
@@ -41,20 +25,16 @@ __all__ = [
 ]
 
 # These load KerasTuner and TensorFlow; reading a study file needs neither.
-_MODULES = {
-    "MultiTaskHyperModel": "hypermodel",
-    "ParetoOracle": "pareto",
-    "StudyHyperModel": "hypermodel",
-    "best_config": "records",
-    "run_chief": "running",
-    "run_study": "running",
-    "run_worker": "running",
-    "train_baselines": "hypermodel",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module 'mtl_keras.search' has no attribute {name!r}")
-    module = importlib.import_module(f"mtl_keras.search.{_MODULES[name]}")
-    return getattr(module, name)
+__getattr__ = on_first_use(
+    __name__,
+    {
+        "MultiTaskHyperModel": "hypermodel",
+        "ParetoOracle": "pareto",
+        "StudyHyperModel": "hypermodel",
+        "best_config": "records",
+        "run_chief": "running",
+        "run_study": "running",
+        "run_worker": "running",
+        "train_baselines": "hypermodel",
+    },
+)

@@ -17,7 +17,7 @@ from mtl_keras.errors import InputError, check_integer
 from mtl_keras.evaluation.pareto import pareto_front
 from mtl_keras.runs.config import TrainingConfig
 from mtl_keras.runs.optimizers import learning_rate_schedule, make_optimizer
-from mtl_keras.runs.results import by_task, metric_names
+from mtl_keras.runs.results import by_task, flat, metric_names
 from mtl_keras.runs.training import (
     TaskLogs,
     compiled_model,
@@ -25,7 +25,7 @@ from mtl_keras.runs.training import (
     load_split,
     training_batches,
 )
-from mtl_keras.search.space import Fixed, LossWeights, SearchSpace, parse_space
+from mtl_keras.search.space import LossWeights, parse_space, sample
 from mtl_keras.search.study import Objective, Study, oriented, parse_objectives
 
 SUM = "multi_objective"  # KerasTuner's name for the sum of several objectives
@@ -104,9 +104,9 @@ class MultiTaskHyperModel(keras_tuner.HyperModel):
         self._loss = dict(loss)
         self._metrics = metrics
         self._steps = steps
-        self.space = parse_space(space, others=True)
-        schedule = self.space.dimensions.get("schedule", Fixed("constant"))
-        if steps is None and schedule.examples() != ["constant"]:
+        self.space = parse_space(space, list(loss), others=True)
+        schedule = self.space.get("schedule")
+        if steps is None and schedule and schedule.examples() != ["constant"]:
             raise InputError(
                 "Expected `steps`, over which the schedules of the space go. "
                 "Received: steps=None."
@@ -114,29 +114,30 @@ class MultiTaskHyperModel(keras_tuner.HyperModel):
 
     def settings(self, hp: keras_tuner.HyperParameters) -> dict[str, Any]:
         """Returns every setting of a trial; registers the space in `hp`."""
-        return self.space.sample(hp, list(self._loss))
+        return sample(self.space, hp)
 
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
         """Builds and compiles one model of the space."""
         settings = self.settings(hp)
-        training = {name: settings.pop(name, None) for name in _TRAINING}
+        settings.pop("batch_size", None)
+        schedule = settings.pop("schedule", "constant")
+        learning_rate = settings.pop("learning_rate", 1e-3)
+        rate = learning_rate_schedule(schedule, learning_rate, self._steps or 1)
+        optimizer = settings.pop("optimizer", None)
+        loss_weights = settings.pop("loss_weights", None)
+        balancing = settings.pop("balancing", "equal")
         model = self._build_model(**settings)
-        rate = learning_rate_schedule(
-            training["schedule"] or "constant",
-            training["learning_rate"] or 1e-3,
-            self._steps or 1,
-        )
         metrics = self._metrics() if callable(self._metrics) else self._metrics
         losses = dict(self._loss)
         if "sharing" in settings:
             way = sharing_registry.get(settings["sharing"])
             losses |= dict.fromkeys(way.untrained(list(losses)))
         model.compile(
-            optimizer=make_optimizer(training["optimizer"], rate),
+            optimizer=make_optimizer(optimizer, rate),
             loss=losses,
-            loss_weights=training["loss_weights"],
+            loss_weights=loss_weights,
             metrics=metrics,
-            balancing=training["balancing"] or "equal",
+            balancing=balancing,
         )
         return model
 
@@ -152,7 +153,7 @@ class MultiTaskHyperModel(keras_tuner.HyperModel):
         batch_size = self.settings(hp).get("batch_size")
         if batch_size is not None:
             kwargs["batch_size"] = batch_size
-        if isinstance(self.space.loss_weights, LossWeights):
+        if isinstance(self.space.get("loss_weights"), LossWeights):
             tasks = list(self._loss)
             own = keras.callbacks.LambdaCallback(
                 on_epoch_end=lambda epoch, logs: _remove_weights(tasks, logs)
@@ -171,16 +172,6 @@ def _remove_weights(tasks: Sequence[str], logs: dict[str, float]) -> None:
         losses = [logs[name] for name in names if name in logs]
         if losses:
             logs[f"{prefix}loss"] = sum(losses)
-
-
-_TRAINING = (
-    "balancing",
-    "loss_weights",
-    "optimizer",
-    "learning_rate",
-    "schedule",
-    "batch_size",
-)
 
 
 class StudyHyperModel(keras_tuner.HyperModel):
@@ -219,7 +210,7 @@ class StudyHyperModel(keras_tuner.HyperModel):
         Registers them in `hp` on the way, as every KerasTuner space does.
         """
         study = self.study
-        drawn = study.space.sample(hp, study.tasks)
+        drawn = sample(study.space, hp)
         # Hyperband's oracle gives its short trials fewer epochs.
         drawn["epochs"] = hp.values.get("tuner/epochs", study.settings.epochs)
         return dataclasses.replace(study.base, **drawn)
@@ -282,20 +273,17 @@ class StudyHyperModel(keras_tuner.HyperModel):
             own.append(
                 keras.callbacks.EarlyStopping(name, mode=mode, patience=patience)
             )
-        train = load_split(config, "train")
+        train, size = load_split(config, "train"), config.batch_size
+        if size not in self._validation:
+            # Read once for all trials of a batch size.
+            self._validation[size] = load_split(config, "validation")
         model.fit(
-            training_batches(train, model, config.batch_size),
-            validation_data=self.validation_data(config),
+            training_batches(train, model, size),
+            validation_data=self._validation[size],
             callbacks=[*own, *callbacks],
             **{"epochs": config.epochs, "shuffle": False, "verbose": 0, **kwargs},
         )
         return best_epoch(epochs, objectives)
-
-    def validation_data(self, config: TrainingConfig) -> tf.data.Dataset:
-        """Returns the validation split, cached over the trials of a batch size."""
-        if config.batch_size not in self._validation:
-            self._validation[config.batch_size] = load_split(config, "validation")
-        return self._validation[config.batch_size]
 
     def results(self, logs: Mapping[str, float]) -> dict[str, float]:
         """Returns the objectives and all metrics out of an epoch's logs."""
@@ -307,15 +295,10 @@ class StudyHyperModel(keras_tuner.HyperModel):
             o: math.nan if failed else o.value(results, application, self.baselines)
             for o in self.study.objectives
         }
-        flat = {
-            f"val_{task}_{name}": value
-            for task, own in results.items()
-            for name, value in own.items()
-        }
-        flat |= {objective.name: value for objective, value in values.items()}
+        named = flat(results) | {o.name: value for o, value in values.items()}
         if len(values) > 1:
-            flat[SUM] = -sum(itertools.starmap(oriented, values.items()))
-        return flat
+            named[SUM] = -sum(itertools.starmap(oriented, values.items()))
+        return named
 
 
 def best_epoch(
@@ -359,7 +342,7 @@ def train_baseline(study: Study, task: str) -> float:
         study,
         settings=dataclasses.replace(study.settings, patience=None),
         base=dataclasses.replace(study.base, tasks=(task,)),
-        space=SearchSpace({}),
+        space={},
         objectives=objectives,
     )
     hypermodel, hp = StudyHyperModel(alone), keras_tuner.HyperParameters()

@@ -67,7 +67,7 @@ class StudyOracle(keras_tuner.Oracle):
     @keras_tuner.synchronized
     def end_trial(self, trial: Any) -> None:
         """Ends a trial once: a second result of it changes nothing."""
-        if self.ended(trial.trial_id):
+        if trial.trial_id in self.end_order:
             return
         self._retry_queue = [i for i in self._retry_queue if i != trial.trial_id]
         super().end_trial(trial)
@@ -77,21 +77,16 @@ class StudyOracle(keras_tuner.Oracle):
     @keras_tuner.synchronized
     def update_trial(self, trial_id: str, metrics: Any, step: int = 0) -> Any:
         """Keeps a trial's results, unless it has ended; returns the trial."""
-        if self.ended(trial_id):
+        if trial_id in self.end_order:
             return self.trials[trial_id]
         return super().update_trial(trial_id, metrics, step)
 
-    def ended(self, trial_id: str) -> bool:
-        """Returns whether a trial has its result."""
-        return trial_id in self.end_order
-
     def give_back(self, tuner_id: str) -> Any:
-        """Requeues and returns the trial of a worker that died; None without one."""
+        """Requeues and returns the trial of a worker that died."""
         self.tuner_ids.discard(tuner_id)
-        trial = self.ongoing_trials.pop(tuner_id, None)
-        if trial is not None:
-            self._retry_queue.append(trial.trial_id)
-            self.save()
+        trial = self.ongoing_trials.pop(tuner_id)
+        self._retry_queue.append(trial.trial_id)
+        self.save()
         return trial
 
     def take_up(self, tuner_id: str, trial_id: str) -> None:

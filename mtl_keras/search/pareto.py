@@ -145,8 +145,9 @@ class ParetoOracle(keras_tuner.oracles.BayesianOptimizationOracle):
         """
         trials = self._completed()
         costs = self._costs(trials)
-        low, span = costs.min(axis=0, initial=np.inf), _span(costs)
-        means = ((costs - low) / span).mean(axis=1)
+        low = costs.min(axis=0, initial=np.inf)
+        span = costs.max(axis=0, initial=-np.inf) - low
+        means = ((costs - low) / np.where(span > 0.0, span, 1.0)).mean(axis=1)
         ranked: list[Any] = []
         left = list(range(len(trials)))
         while left:
@@ -168,26 +169,20 @@ class ParetoOracle(keras_tuner.oracles.BayesianOptimizationOracle):
         else:
             proposals = self._proposals(encoding, rng)
         for point in proposals:
-            values = encoding.values(point)
+            values = self._vector_to_values(point.tolist())
             if not self._duplicate(values):
                 return {"status": "RUNNING", "values": values}
         return self._random_populate_space()
 
     def _is_guided(self, dimensions: int) -> bool:
         """Returns whether the processes know enough to guide the search."""
-        costs = self._costs(self._completed())
-        return (
-            len(costs) >= self._initial_points(dimensions)
-            # The same in all trials, they would be sure of it everywhere.
-            and bool(np.any(costs.max(axis=0) > costs.min(axis=0)))
-        )
-
-    def _initial_points(self, dimensions: int) -> int:
-        """Returns how many trials explore before the processes guide the search."""
-        if self.num_initial_points:
-            return self.num_initial_points
         most = self.max_trials // 2 if self.max_trials else dimensions + 2
-        return max(2, min(dimensions + 2, most))
+        first = self.num_initial_points or max(2, min(dimensions + 2, most))
+        costs = self._costs(self._completed())
+        if len(costs) < first:
+            return False
+        # The same in all trials, they would be sure of it everywhere.
+        return bool(np.any(costs.max(axis=0) > costs.min(axis=0)))
 
     def _completed(self) -> list[Any]:
         # A reloaded state has its trials in any order.
@@ -315,16 +310,8 @@ def _maximise(function: Any, starts: np.ndarray, rng: np.random.Generator) -> An
     return points[np.argsort(-values, kind="stable")]
 
 
-def _span(costs: np.ndarray) -> np.ndarray:
-    """Returns the extent of each objective, 1 where it has none."""
-    if not len(costs):
-        return np.ones(costs.shape[1])
-    span = costs.max(axis=0) - costs.min(axis=0)
-    return np.where(span > 0.0, span, 1.0)
-
-
 class SpaceEncoding:
-    """Points of the unit cube as settings, and settings as features.
+    """Settings as points of the unit cube, and these as features.
 
     Every hyperparameter that is not fixed has one coordinate in [0, 1], by
     KerasTuner's own `prob_to_value` and `value_to_prob`. Features differ from
@@ -336,35 +323,15 @@ class SpaceEncoding:
 
     def __init__(self, space: Sequence[Any]):
         self._space = [hp for hp in space if not isinstance(hp, hp_types.Fixed)]
-        self._all = list(space)
         self.dimensions = len(self._space)
-
-    def values(self, point: np.ndarray) -> dict[str, Any]:
-        """Returns the active settings of a point `[D]`, as KerasTuner keeps them."""
-        drawn = {
-            id(hp): hp.prob_to_value(float(coordinate))
-            for hp, coordinate in zip(self._space, point, strict=True)
-        }
-        settings = keras_tuner.HyperParameters()
-        for hp in self._all:
-            settings.merge([hp])
-            if settings.is_active(hp):
-                settings.values[hp.name] = drawn.get(id(hp), hp.default)
-        return settings.values
 
     def point(self, settings: keras_tuner.HyperParameters) -> np.ndarray:
         """Returns the coordinates `[D]` of a trial's settings."""
-        values = [
-            settings.values.get(hp.name, hp.default)
-            if settings.is_active(hp)
-            else hp.default
-            for hp in self._space
-        ]
-        probabilities = [
-            hp.value_to_prob(value)
-            for hp, value in zip(self._space, values, strict=True)
-        ]
-        return np.asarray(probabilities)
+        coordinates = []
+        for hp in self._space:
+            values = settings.values if settings.is_active(hp) else {}
+            coordinates.append(hp.value_to_prob(values.get(hp.name, hp.default)))
+        return np.asarray(coordinates)
 
     def features(self, points: np.ndarray) -> np.ndarray:
         """Returns the features `[N, F]` of points `[N, D]`."""
@@ -378,29 +345,20 @@ class SpaceEncoding:
                 # A parent that is fixed switches nothing.
                 if parent is not None:
                     active &= np.isin(parent, np.asarray(condition.values, object))
-            if _continuous(hp):
+            if isinstance(hp, hp_types.Float) and not hp.step:
                 default = hp.value_to_prob(hp.default)
                 columns.append(np.where(active, coordinates, default))
                 continue
-            known = np.asarray(hp.values if _is_choice(hp) else [], object)
             values = np.empty(count, object)
             values[:] = [hp.prob_to_value(float(c)) for c in coordinates]
             # An inactive value of a name may be declared again for another parent.
             others = drawn.get(hp.name, np.full(count, None, object))
             drawn[hp.name] = np.where(active, values, others)
             values[~active] = hp.default
-            if _is_choice(hp) and not hp.ordered:
+            if isinstance(hp, hp_types.Choice) and not hp.ordered:
                 # At a distance of 1 from each other, as the ends of a range are.
-                same = values[:, None] == known[None, :]
+                same = values[:, None] == np.asarray(hp.values, object)
                 columns.extend((same / np.sqrt(2.0)).T)
             else:
                 columns.append(np.array([hp.value_to_prob(v) for v in values]))
         return np.stack(columns, axis=1).astype(np.float64)
-
-
-def _is_choice(hp: Any) -> bool:
-    return isinstance(hp, hp_types.Choice)
-
-
-def _continuous(hp: Any) -> bool:
-    return isinstance(hp, hp_types.Float) and not hp.step

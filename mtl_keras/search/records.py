@@ -20,6 +20,7 @@ from mtl_keras.model.columns import MANY_TASKS
 from mtl_keras.registry import spec_name
 from mtl_keras.runs.config import RunConfig, TrainingConfig
 from mtl_keras.runs.records import Outcome, read_record
+from mtl_keras.runs.results import flat
 from mtl_keras.search.study import Study
 
 STUDY = "study.json"
@@ -141,11 +142,7 @@ def _row(record: TrialRecord) -> dict[str, Any]:
         **{key: values[key] for key in ("trial", "status", "score")},
         **values["objectives"],
         "seconds": record.seconds,
-        **{
-            f"val_{task}_{name}": value
-            for task, metrics in values["metrics"].items()
-            for name, value in metrics.items()
-        },
+        **flat(values["metrics"]),
         **flat_settings(record.config),
         "error": record.error,
     }

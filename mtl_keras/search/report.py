@@ -6,13 +6,13 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from mtl_keras.applications import label
 from mtl_keras.callbacks.task_progress import duration
 from mtl_keras.evaluation.plots import trade_off_figure
 from mtl_keras.reports import figures
 from mtl_keras.reports.rendering import write_html
 from mtl_keras.search import records as reading
 from mtl_keras.search.records import TrialRecord, finished, flat_settings, front_of
-from mtl_keras.search.space import Components
 from mtl_keras.search.study import Study
 
 PAGE = "report.html"
@@ -44,7 +44,7 @@ def write(study: Study, records: Sequence[TrialRecord], out: pathlib.Path) -> No
         figures.save_png(figure, out / f"{name}.png")
     tasks = study.application.tasks
     context = {
-        "title": f"{_label(study.base.application)} on {_label(study.base.data)}",
+        "title": f"{label(study.base.application)} on {label(study.base.data)}",
         "study": study,
         "records": records,
         "front": front_of(records),
@@ -60,12 +60,6 @@ def write(study: Study, records: Sequence[TrialRecord], out: pathlib.Path) -> No
         "short": reading.short,
     }
     write_html(out / PAGE, "study.html", context)
-
-
-def _label(name: str) -> str:
-    from mtl_keras.applications import label
-
-    return label(name)
 
 
 def _trade_offs(study: Study, done: Sequence[TrialRecord]) -> Any:
@@ -87,7 +81,7 @@ def _trade_offs(study: Study, done: Sequence[TrialRecord]) -> Any:
         directions,
         groups=_values(study, done, grouping[0]) if grouping else None,
         labels=[record.trial for record in done],
-        title=f"{_label(study.base.application)}: validation metrics of "
+        title=f"{label(study.base.application)}: validation metrics of "
         f"{len(done)} trials",
     )
 
@@ -95,8 +89,8 @@ def _trade_offs(study: Study, done: Sequence[TrialRecord]) -> Any:
 def _parallel(study: Study, done: Sequence[TrialRecord]) -> Any:
     searched = reading.searched_settings(study)
     columns = {name: _values(study, done, name) for name in searched}
-    for label in done[0].objectives:
-        columns[label] = [record.objectives[label] for record in done]
+    for name in done[0].objectives:
+        columns[name] = [record.objectives[name] for record in done]
     front = front_of(done)
     return figures.parallel(
         {
@@ -105,7 +99,7 @@ def _parallel(study: Study, done: Sequence[TrialRecord]) -> Any:
         },
         [record.score or 0.0 for record in done],
         [index for index, record in enumerate(done) if record in front],
-        f"{_label(study.base.application)}: {len(done)} trials",
+        f"{label(study.base.application)}: {len(done)} trials",
     )
 
 
@@ -119,9 +113,7 @@ def _hypervolume(study: Study, done: Sequence[TrialRecord]) -> Any:
 def _values(study: Study, done: Sequence[TrialRecord], name: str) -> list[Any]:
     """Returns the trials' values of a setting, without arguments that are searched."""
     values = [flat_settings(record.config)[name] for record in done]
-    dimension = study.space.dimensions.get(name)
-    if not isinstance(dimension, Components):
-        return values
-    if any(component.arguments for component in dimension.values):
+    options = getattr(study.space.get(name), "options", ())
+    if any(option.arguments for option in options):
         return [str(value).split("(")[0] for value in values]
-    return list(map(reading.short, values))
+    return values

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 import os
 import pathlib
@@ -51,7 +52,6 @@ from mtl_keras.search.workers import (
 BASELINES = "baselines.json"
 _ALONE = "mtl_keras.search.trial:train_alone"
 _TRIAL = "mtl_keras.search.trial:train_trial"
-_PAUSE_SECONDS = 1.0
 
 
 def run_study(
@@ -285,8 +285,8 @@ class Search:
 
     def __post_init__(self) -> None:
         self._model = StudyHyperModel(self.study)
-        # {trial: its slot's name, itself, its settings}.
-        self._trials: dict[str, tuple[str, Any, TrainingConfig]] = {}
+        # Those under way, with their settings, by ID.
+        self._trials: dict[str, tuple[Any, TrainingConfig]] = {}
 
     @functools.cached_property
     def _baselines(self) -> dict[str, float] | None:
@@ -297,31 +297,24 @@ class Search:
 
     def run(self) -> None:
         """Runs trials until the oracle has none left."""
-        asking = True
-        while True:
-            while asking and self.scheduler.free:
-                tuner_id = self._free_name()
-                trial = self.oracle.create_trial(tuner_id)
-                asking = trial.status != "STOPPED"
-                if trial.status != "RUNNING":
-                    break
-                self._start(tuner_id, trial)
-            if not self._trials and not asking:
-                return
-            if not self._trials:
-                time.sleep(_PAUSE_SECONDS)
-            for job in self.scheduler.wait(_PAUSE_SECONDS):
+        for ended in self.scheduler.run(self._jobs()):
+            for job in ended:
                 self._end(job)
 
-    def _free_name(self) -> str:
-        if self.name is not None:
-            return self.name
-        taken = {tuner_id for tuner_id, *_ in self._trials.values()}
-        names = (f"slot-{number}" for number in range(self.scheduler.slots))
-        return next(name for name in names if name not in taken)
+    def _jobs(self) -> Iterator[Job | None]:
+        """Asks for trials until there are none left; None while others are awaited."""
+        while True:
+            trial = self.oracle.create_trial(self.name or self._free_slot())
+            if trial.status == "STOPPED":
+                return
+            yield self._job(trial) if trial.status == "RUNNING" else None
 
-    def _start(self, tuner_id: str, trial: Any) -> None:
-        """Reports a trial's settings, and submits it to the scheduler."""
+    def _free_slot(self) -> str:
+        slots = (f"slot-{number}" for number in range(self.scheduler.slots))
+        return next(slot for slot in slots if slot not in self.oracle.ongoing_trials)
+
+    def _job(self, trial: Any) -> Job:
+        """Reports a trial's settings, and returns its job."""
         study, hp = self.study, trial.hyperparameters
         config = self._model.config(hp.copy())
         number = f"{int(trial.trial_id) + 1}/{study.settings.trials}"
@@ -334,16 +327,16 @@ class Search:
             "baselines": self._baselines,
             "start": None if start is None else str(self._folder(start)),
         }
-        self._trials[trial.trial_id] = (tuner_id, trial, config)
+        self._trials[trial.trial_id] = (trial, config)
         folder = self._folder(trial.trial_id)
-        self.scheduler.submit(Job(trial.trial_id, folder, _TRIAL, settings))
+        return Job(trial.trial_id, folder, _TRIAL, settings)
 
     def _folder(self, trial_id: str) -> pathlib.Path:
         return self.out.absolute() / STATE / f"trial_{trial_id}"
 
     def _end(self, job: Job) -> None:
         """Records a trial, reports its outcome, and tells the oracle."""
-        _, trial, config = self._trials.pop(job.label)
+        trial, config = self._trials.pop(job.label)
         record, results = self._record(job, trial, config)
         # In this order: a trial that the oracle has noted as ended is not run
         # again, so its record has to be there by then.
@@ -359,8 +352,8 @@ class Search:
         line = f"trial {trial.trial_id}: {line}; {duration(record.seconds)}"
         if self.name is None:
             todo = self.study.settings.trials - len(self.oracle.start_order)
-            left = self.scheduler.seconds_left([("", 1.0)] * todo)
-            line += "" if left is None else f", about {duration(left)} left"
+            left = self.scheduler.time_left([("", 1.0)] * todo)
+            line += left and f", {left}"
         say(self.console, line)
 
     def _record(
@@ -440,25 +433,23 @@ def train_missing(
     if not needs_baselines(study):
         return
     baselines = read_baselines(study, out)
-    waiting = [task for task in study.tasks if task not in baselines]
-    with console.status(f"Training {', '.join(waiting)} alone, with a trial's budget"):
-        while waiting or scheduler.running:
-            while waiting and scheduler.free:
-                task = waiting.pop(0)
-                folder = out.absolute() / STATE / "alone" / task
-                settings = {"study": encode(study.settings), "task": task}
-                scheduler.submit(Job(task, folder, _ALONE, settings, kind="alone"))
-            for job in scheduler.wait(_PAUSE_SECONDS):
-                record = read_record(job.folder / RECORD)
-                if not record.completed:
-                    (job.folder / RECORD).unlink()
-                    raise InputError(
-                        f"The baseline of {job.label!r} cannot be trained: "
-                        f"{record.reason}"
-                    )
-                value = record.result
-                baselines[job.label] = math.nan if value is None else value
-                write_json(out / BASELINES, baselines)
+    missing = [task for task in study.tasks if task not in baselines]
+    folder, encoded = out.absolute() / STATE / "alone", encode(study.settings)
+    jobs = (
+        Job(task, folder / task, _ALONE, {"study": encoded, "task": task}, "alone")
+        for task in missing
+    )
+    with console.status(f"Training {', '.join(missing)} alone, with a trial's budget"):
+        for job in itertools.chain.from_iterable(scheduler.run(jobs)):
+            record = read_record(job.folder / RECORD)
+            if not record.completed:
+                (job.folder / RECORD).unlink()
+                raise InputError(
+                    f"The baseline of {job.label!r} cannot be trained: {record.reason}"
+                )
+            value = record.result
+            baselines[job.label] = math.nan if value is None else value
+            write_json(out / BASELINES, baselines)
     excluded = [task for task in study.tasks if not has_relative_gain(baselines[task])]
     if len(excluded) == len(study.tasks):
         raise InputError(

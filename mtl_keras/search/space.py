@@ -77,260 +77,183 @@ _CLASSES: dict[str, Callable[[str], type]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Fixed:
-    """A setting that is the same in every trial."""
+class Option:
+    """A value, or a method with its fixed arguments and those that are searched.
 
+    `label` is its value in KerasTuner; `value` is the setting's, the name of a method
+    or a list of a loss balancer and a gradient balancer.
+    """
+
+    label: Any
     value: Any
-    searched = False
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    arguments: Mapping[str, Choice | Range] = dataclasses.field(default_factory=dict)
 
-    def sample(self, hp: Any, name: str) -> Any:
-        """Returns the value; nothing is searched.
-
-        Args:
-            hp: KerasTuner's hyperparameters, as for any hypermodel.
-            name: Name of the setting.
-        """
-        return self.value
-
-    def examples(self) -> list[Any]:
-        """Returns values that a check has to accept."""
-        return [self.value]
+    def spec(self, drawn: Mapping[str, Any]) -> Any:
+        """Returns the value or, with arguments, what the registry's `get` takes."""
+        config = {**self.config, **drawn}
+        return {"class_name": self.value, "config": config} if config else self.value
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A setting that takes one of several values."""
-
-    values: tuple[Any, ...]
-    searched = True
-
-    def sample(self, hp: Any, name: str) -> Any:
-        """Draws from KerasTuner; see `Fixed.sample`."""
-        encoded = self._encoded()
-        drawn = hp.Choice(name, encoded)
-        # KerasTuner gives None for settings that their conditions switch off.
-        return None if drawn is None else self.values[encoded.index(drawn)]
-
-    def _encoded(self) -> list[Any]:
-        """Returns the values as KerasTuner takes them: JSON texts where they differ."""
-        for kind in (str, bool):
-            if all(isinstance(value, kind) for value in self.values):
-                return list(self.values)
-        if all(map(is_number, self.values)):
-            whole = all(isinstance(value, int) for value in self.values)
-            return list(map(int if whole else float, self.values))
-        return [json.dumps(value) for value in self.values]
-
-    def examples(self) -> list[Any]:
-        """Returns values that a check has to accept."""
-        return list(self.values)
-
-
-@dataclasses.dataclass(frozen=True)
-class Range:
-    """A number between two ends, both included.
-
-    Attributes:
-        low: The lower end.
-        high: The upper end.
-        step: Distance of the values; None means 1 for whole numbers, and any
-            value for others.
-        log: Whether to search by magnitude rather than by value.
-    """
-
-    low: float
-    high: float
-    step: float | None = None
-    log: bool = False
-    searched = True
-
-    def sample(self, hp: Any, name: str) -> Any:
-        """Draws from KerasTuner; see `Fixed.sample`."""
-        sampling = "log" if self.log else "linear"
-        if isinstance(self.low, int) and isinstance(self.high, int):
-            step = None if self.log else (self.step or 1)
-            return hp.Int(name, self.low, self.high, step=step, sampling=sampling)
-        return hp.Float(name, self.low, self.high, step=self.step, sampling=sampling)
-
-    def examples(self) -> list[Any]:
-        """Returns values that a check has to accept."""
-        return [self.low, self.high]
-
-
-@dataclasses.dataclass(frozen=True)
-class LossWeights:
-    """Searched loss weights.
-
-    Only the ratios of the weights matter to where a training converges; their
-    common factor acts like the learning rate. The weights are therefore points of
-    the simplex (scaled to sum to the number of tasks), by their log-ratios: each
-    task's weight is searched as its ratio to the first task's, by magnitude, from
-    `1 / max_ratio` to `max_ratio`.
-
-    Attributes:
-        max_ratio: The largest ratio to the first task's weight, above 1.
-    """
-
-    max_ratio: float
-    searched = True
-
-    def sample(self, hp: Any, tasks: Sequence[str]) -> dict[str, float]:
-        """Draws one weight per task from KerasTuner.
-
-        Args:
-            hp: KerasTuner's hyperparameters, as for any hypermodel.
-            tasks: Names of the tasks.
-        """
-        low, high = 1.0 / self.max_ratio, self.max_ratio
-        ratios = {tasks[0]: 1.0}
-        for task in tasks[1:]:
-            name = f"loss_weight/{task}"
-            ratios[task] = hp.Float(name, low, high, sampling="log", default=1.0)
-        scale = len(tasks) / sum(ratios.values())
-        return {task: ratio * scale for task, ratio in ratios.items()}
-
-
-Dimension = Fixed | Choice | Range
-
-
-@dataclasses.dataclass(frozen=True)
-class Component:
-    """One method, with its fixed arguments and those that are searched.
-
-    `label` is its value in KerasTuner; `class_name` its name or, for a list of a loss
-    balancer and a gradient balancer, all of it.
-    """
-
-    label: str
-    class_name: str | list[Any]
-    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    arguments: Mapping[str, Dimension] = dataclasses.field(default_factory=dict)
-
-    def spec(self, drawn: Mapping[str, Any]) -> Any:
-        """Returns the configuration for the registry's `get`, with these arguments."""
-        config = {**self.config, **drawn}
-        if not config:
-            return self.class_name
-        return {"class_name": self.class_name, "config": config}
-
-
-@dataclasses.dataclass(frozen=True)
-class Components:
-    """Methods to choose from, of which some have arguments to search.
+    """A setting that has one value, or takes one of several.
 
     KerasTuner sees `"<setting>"`, where there are several, and under it
     `"<setting>/<name>/<argument>"`, which is active for that method alone.
     """
 
-    values: tuple[Component, ...]
+    options: tuple[Option, ...]
 
     @property
     def searched(self) -> bool:
         """Whether trials differ in it."""
-        return len(self.values) > 1 or bool(self.values[0].arguments)
+        return len(self.options) > 1 or bool(self.options[0].arguments)
 
     def sample(self, hp: Any, name: str) -> Any:
-        """Draws from KerasTuner."""
-        if len(self.values) == 1:
-            return self._draw(hp, name, self.values[0])
-        label = hp.Choice(name, [value.label for value in self.values])
-        specs = {}
-        for value in self.values:
-            # Entered for all, so that one call makes the whole space known.
-            with hp.conditional_scope(name, [value.label]):
-                specs[value.label] = self._draw(hp, name, value)
+        """Draws the setting `name` from KerasTuner's hyperparameters."""
+        if len(self.options) == 1:
+            return self._draw(hp, name, self.options[0])
+        label = hp.Choice(name, [option.label for option in self.options])
+        specs = {option.label: option.spec({}) for option in self.options}
+        for option in self.options:
+            if option.arguments:
+                # Whatever was drawn, so that one call makes the whole space known.
+                with hp.conditional_scope(name, [option.label]):
+                    specs[option.label] = self._draw(hp, name, option)
+        # KerasTuner gives None for settings that their conditions switch off.
         return specs.get(label)
 
-    def _draw(self, hp: Any, name: str, chosen: Component) -> Any:
-        return chosen.spec(
+    def _draw(self, hp: Any, name: str, option: Option) -> Any:
+        return option.spec(
             {
-                argument: dimension.sample(hp, f"{name}/{chosen.class_name}/{argument}")
-                for argument, dimension in chosen.arguments.items()
+                argument: dimension.sample(hp, f"{name}/{option.value}/{argument}")
+                for argument, dimension in option.arguments.items()
             }
         )
 
     def examples(self) -> list[Any]:
         """Returns values that a check has to accept."""
         specs = []
-        for value in self.values:
-            ends = {name: d.examples() for name, d in value.arguments.items()}
+        for option in self.options:
+            ends = {name: d.examples() for name, d in option.arguments.items()}
             for index in range(max(map(len, ends.values()), default=1)):
                 drawn = {n: e[min(index, len(e) - 1)] for n, e in ends.items()}
-                specs.append(value.spec(drawn))
+                specs.append(option.spec(drawn))
         return specs
 
 
 @dataclasses.dataclass(frozen=True)
-class SearchSpace:
-    """The fixed settings of a search, and the searched ones with their ranges.
+class Range(Decodable):
+    """A number between two ends, both included.
 
-    Attributes:
-        dimensions: By setting; settings left out take their defaults.
-        loss_weights: How the losses are weighted; None means equally.
+    `step` None means 1 for whole numbers, and any value for others; `log` searches by
+    magnitude rather than by value.
     """
 
-    dimensions: Mapping[str, Dimension | Components]
-    loss_weights: LossWeights | Fixed | None = None
+    min: Finite
+    max: Finite
+    step: Annotated[Finite, Field(gt=0)] | None = None
+    log: StrictBool = False
+    searched = True
 
-    @property
-    def searched(self) -> list[str]:
-        """The names of the settings that differ between trials."""
-        named = {**self.dimensions, "loss_weights": self.loss_weights}
-        return [name for name, d in named.items() if d is not None and d.searched]
+    def __post_init__(self) -> None:
+        for key, holds, expected in (
+            ("min", self.min < self.max, "below max"),
+            ("min", not self.log or self.min > 0, "above 0 with log = true"),
+            ("step", not self.log or self.step is None, "left out with log = true"),
+        ):
+            if not holds:
+                raise InputError(
+                    f"Expected {key} to be {expected}. Received: {vars(self)!r}."
+                )
 
-    def sample(self, hp: Any, tasks: Sequence[str]) -> dict[str, Any]:
-        """Returns every setting's value, and registers the whole space in `hp`.
+    def sample(self, hp: Any, name: str) -> Any:
+        """Draws from KerasTuner's hyperparameters; see `Choice.sample`."""
+        sampling = "log" if self.log else "linear"
+        if isinstance(self.min, int) and isinstance(self.max, int):
+            step = None if self.log else (self.step or 1)
+            return hp.Int(name, self.min, self.max, step=step, sampling=sampling)
+        return hp.Float(name, self.min, self.max, step=self.step, sampling=sampling)
 
-        Args:
-            hp: KerasTuner's hyperparameters.
-            tasks: The tasks that the losses are weighted of.
-        """
-        drawn = {name: d.sample(hp, name) for name, d in self.dimensions.items()}
-        if isinstance(self.loss_weights, LossWeights):
-            drawn["loss_weights"] = self.loss_weights.sample(hp, tasks)
-        elif self.loss_weights is not None:
-            drawn["loss_weights"] = self.loss_weights.value
-        return drawn
+    def examples(self) -> list[Any]:
+        """Returns values that a check has to accept."""
+        return [self.min, self.max]
 
 
-def parse_space(table: Mapping[str, Any], *, others: bool = False) -> SearchSpace:
-    """Reads `[space]` of a study file.
+@dataclasses.dataclass(frozen=True)
+class LossWeights:
+    """Searched loss weights of tasks.
 
-    Args:
-        table: Values of the file, by setting.
-        others: Whether settings of other names are allowed; their values may be
-            of any type.
-
-    Raises:
-        InputError: If a name is unknown, a type is wrong or a range is empty.
+    Only the ratios of the weights matter to where a training converges; their
+    common factor acts like the learning rate. The weights are therefore points of
+    the simplex (scaled to sum to the number of tasks), by their log-ratios: each
+    task's weight is searched as its ratio to the first task's, by magnitude, from
+    `1 / max_ratio` to `max_ratio`, which is above 1.
     """
-    dimensions: dict[str, Dimension | Components] = {}
-    weights = None
-    for name, value in table.items():
+
+    tasks: tuple[str, ...]
+    max_ratio: float
+    searched = True
+
+    def sample(self, hp: Any, name: str) -> dict[str, float]:
+        """Draws one weight per task; see `Choice.sample`."""
+        low, high = 1.0 / self.max_ratio, self.max_ratio
+        ratios = {self.tasks[0]: 1.0}
+        for task in self.tasks[1:]:
+            ratios[task] = hp.Float(
+                f"loss_weight/{task}", low, high, sampling="log", default=1.0
+            )
+        scale = len(self.tasks) / sum(ratios.values())
+        return {task: ratio * scale for task, ratio in ratios.items()}
+
+    def examples(self) -> list[Any]:
+        """Returns values that a check has to accept."""
+        return [dict.fromkeys(self.tasks, 1.0)]
+
+
+Space = Mapping[str, Choice | Range | LossWeights]
+
+
+def sample(space: Space, hp: Any) -> dict[str, Any]:
+    """Returns every setting's value, and registers the whole space in `hp`."""
+    return {name: dimension.sample(hp, name) for name, dimension in space.items()}
+
+
+def parse_space(
+    table: Mapping[str, Any], tasks: Sequence[str], *, others: bool = False
+) -> Space:
+    """Reads `[space]` of a study file; settings left out take their defaults.
+
+    With `others`, settings of other names are allowed, whose values may be of any type.
+    Raises an InputError if a name is unknown, a type is wrong or a range is empty.
+    """
+    space: dict[str, Choice | Range | LossWeights] = {}
+    # Loss weights last, as where settings are listed.
+    for name in sorted(table, key=lambda name: name == "loss_weights"):
         if name == "loss_weights":
-            weights = _loss_weights(value)
+            space[name] = _loss_weights(table[name], tuple(tasks))
         elif name in _CLASSES:
-            dimensions[name] = parse_components(name, value)
+            space[name] = parse_methods(name, table[name])
         elif name in SETTINGS or others:
-            dimensions[name] = parse_dimension(name, value)
+            space[name] = parse_dimension(name, table[name])
         else:
             known = (*_CLASSES, *SETTINGS, "loss_weights")
             raise unknown_name("key in [space]", name, known)
-    return SearchSpace(dimensions, weights)
+    return space
 
 
-def parse_dimension(name: str, value: Any) -> Dimension:
+def parse_dimension(name: str, value: Any) -> Choice | Range:
     """Returns a setting or argument: a list of values, `{ min, max }`, or one value.
 
     Raises an InputError if the type is wrong, or the list or the range is empty.
     """
     if isinstance(value, dict):
         return _range(name, value)
-    if not isinstance(value, list):
-        return Fixed(_typed(name, value))
-    values = tuple(_typed(name, item) for item in _not_empty(name, value))
+    items = _not_empty(name, value if isinstance(value, list) else [value])
+    values = [_typed(name, item) for item in items]
     if len(values) == 1:
-        return Fixed(values[0])
+        return Choice((Option(None, values[0]),))
     try:
         texts = [json.dumps(value, sort_keys=True, allow_nan=False) for value in values]
     except (TypeError, ValueError) as error:
@@ -340,7 +263,18 @@ def parse_dimension(name: str, value: Any) -> Dimension:
         ) from error
     _check_different(name, texts, value)
     _check_different(name, list(filter(is_number, values)), value)
-    return Choice(values)
+    return Choice(tuple(map(Option, _labels(values), values)))
+
+
+def _labels(values: list[Any]) -> list[Any]:
+    """Returns the values as KerasTuner takes them: JSON texts where types differ."""
+    for kind in (str, bool):
+        if all(isinstance(value, kind) for value in values):
+            return values
+    if all(map(is_number, values)):
+        whole = all(isinstance(value, int) for value in values)
+        return list(map(int if whole else float, values))
+    return [json.dumps(value) for value in values]
 
 
 def _typed(name: str, value: Any) -> Any:
@@ -364,33 +298,16 @@ def _check_different(name: str, values: Sequence[Any], received: Any) -> None:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class _RangeTable(Decodable):
-    min: Finite
-    max: Finite
-    step: Annotated[Finite, Field(gt=0)] | None = None
-    log: StrictBool = False
-
-
 def _range(name: str, table: dict[str, Any]) -> Range:
-    checked = decode(_RangeTable, table, f"space.{name}")
-    for key, holds, expected in (
-        ("min", checked.min < checked.max, "below max"),
-        ("min", not checked.log or checked.min > 0, "above 0 with log = true"),
-        ("step", not checked.log or checked.step is None, "left out with log = true"),
-    ):
-        if not holds:
-            raise InputError(
-                f"Expected space.{name}.{key} to be {expected}. Received: {table!r}."
-            )
+    checked = decode(Range, table, f"space.{name}")
     keys = [key for key in ("min", "max", "step") if table.get(key) is not None]
     numbers = {key: _typed(name, table[key]) for key in keys}
     if not all(isinstance(number, int) for number in numbers.values()):
         numbers = {key: float(number) for key, number in numbers.items()}
-    return Range(numbers["min"], numbers["max"], numbers.get("step"), checked.log)
+    return dataclasses.replace(checked, **numbers)
 
 
-def _loss_weights(value: Any) -> LossWeights | Fixed:
+def _loss_weights(value: Any, tasks: tuple[str, ...]) -> LossWeights | Choice:
     """Returns `space.loss_weights`: `{ max_ratio = R }`, or one number per task."""
     received = f"Received: {value!r}."
     if not isinstance(value, dict) or not value:
@@ -399,7 +316,7 @@ def _loss_weights(value: Any) -> LossWeights | Fixed:
             f"one number per task. {received}"
         )
     if "max_ratio" not in value:
-        return Fixed(value)
+        return Choice((Option(None, value),))
     ratio = value["max_ratio"]
     if len(value) > 1:
         raise InputError(
@@ -410,7 +327,12 @@ def _loss_weights(value: Any) -> LossWeights | Fixed:
         raise InputError(
             f"Expected space.loss_weights.max_ratio to be a number above 1. {received}"
         )
-    return LossWeights(float(ratio))
+    if len(tasks) < 2:
+        raise InputError(
+            "Expected at least two tasks to search loss_weights over. "
+            f"Received: {', '.join(tasks)}."
+        )
+    return LossWeights(tasks, float(ratio))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -422,28 +344,28 @@ class _Method(Decodable):
     search: Any = None
 
 
-def parse_components(setting: str, value: Any) -> Components:
+def parse_methods(setting: str, value: Any) -> Choice:
     """Returns `space.sharing`, `space.balancing` or `space.optimizer`, checked."""
     values = _not_empty(setting, value if isinstance(value, list) else [value])
-    components = tuple(_component(setting, item) for item in values)
-    _check_different(setting, [component.label for component in components], value)
-    return Components(components)
+    options = tuple(_method(setting, item) for item in values)
+    _check_different(setting, [option.label for option in options], value)
+    return Choice(options)
 
 
-def _component(setting: str, value: Any) -> Component:
+def _method(setting: str, value: Any) -> Option:
     if isinstance(value, str):
         value = read_spec(value)
     if isinstance(value, str):
         _CLASSES[setting](value)
-        return Component(value, value)
+        return Option(value, value)
     if setting == "balancing" and isinstance(value, list) and value:
         for item in value:
-            if _component(setting, item).arguments:
+            if _method(setting, item).arguments:
                 raise InputError(
                     "Expected the members of a list in space.balancing to have "
                     f"nothing to search. Received: {item!r}."
                 )
-        return Component(json.dumps(value), value)
+        return Option(json.dumps(value), value)
     if not isinstance(value, dict):
         raise InputError(
             f"Expected space.{setting} to be a name or a table with class_name. "
@@ -462,7 +384,7 @@ def _component(setting: str, value: Any) -> Component:
         for argument, space in searched.items()
     }
     label = json.dumps(value) if config or searched else name
-    return Component(label, name, config, arguments)
+    return Option(label, name, config, arguments)
 
 
 def _searched(setting: str, cls: type, method: _Method) -> dict[str, Any]:
@@ -487,15 +409,11 @@ def _searched(setting: str, cls: type, method: _Method) -> dict[str, Any]:
 
 def _arguments(cls: type) -> set[str]:
     """Returns the names of the arguments of a method's class but `name`."""
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     # Without `object`, whose signature names nothing.
-    signatures = (inspect.signature(base) for base in cls.__mro__[:-1])
-    kinds = (
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-        inspect.Parameter.KEYWORD_ONLY,
-    )
     return {
-        parameter.name
-        for signature in signatures
-        for parameter in signature.parameters.values()
-        if parameter.kind in kinds
+        name
+        for base in cls.__mro__[:-1]
+        for name, parameter in inspect.signature(base).parameters.items()
+        if parameter.kind not in several
     } - {"name"}

@@ -17,7 +17,7 @@ from mtl_keras.evaluation.delta import delta_m, has_relative_gain
 from mtl_keras.files import read_toml
 from mtl_keras.runs.config import RunConfig, TrainingConfig
 from mtl_keras.runs.results import main_metrics, metric_names, score
-from mtl_keras.search.space import Fixed, SearchSpace, parse_space
+from mtl_keras.search.space import Space, parse_space
 
 if TYPE_CHECKING:
     from mtl_keras.applications import Application
@@ -122,9 +122,6 @@ def oriented(objective: Objective, value: float) -> float:
     return value if objective.direction == "max" else -value
 
 
-if TYPE_CHECKING:
-    from mtl_keras.applications import Application
-
 ORACLES = ("bayesian", "grid", "hyperband", "pareto", "random")
 
 
@@ -136,8 +133,8 @@ class StudySettings(Decodable):
         application: Name of the application.
         trials: How many trials to run at most.
         epochs: Epochs of one trial (`hyperband`: of its longest trials).
-        space: The searched and fixed settings, as `parse_space` reads them; what is
-            left out takes the application's default.
+        space: The searched and fixed settings, as in a study file; what is left out
+            takes the application's default.
         data: Name of the data set; None means the application's default.
         tasks: The tasks; None means all of them.
         seed: Seed of the oracle, and of every trial.
@@ -183,30 +180,21 @@ class StudySettings(Decodable):
             limit=self.limit,
         )
         validated = base.validate()
-        space = parse_space(self.space)
+        space = parse_space(self.space, validated.tasks)
         objectives = parse_objectives(
             self.objective, validated.get_application(), validated.tasks
         )
         self._check_objectives(len(objectives) > 1)
-        examples = {name: d.examples() for name, d in space.dimensions.items()}
-        if isinstance(space.loss_weights, Fixed):
-            examples["loss_weights"] = space.loss_weights.examples()
-        elif space.loss_weights is not None:
-            if len(validated.tasks) < 2:
-                raise InputError(
-                    "Expected at least two tasks to search loss_weights over. "
-                    f"Received: {', '.join(validated.tasks)}."
-                )
-            examples["loss_weights"] = [dict.fromkeys(validated.tasks, 1.0)]
-        for name, values in examples.items():
-            for value in values:
+        for name, dimension in space.items():
+            for value in dimension.examples():
                 dataclasses.replace(base, **{name: value}).validate()
-        if not space.searched:
+        study = Study(self, validated, space, objectives)
+        if not study.searched:
             raise InputError(
                 "Expected [space] to leave something to search: a list of values, a "
                 "range { min = ..., max = ... }, or loss_weights = { max_ratio = ... }."
             )
-        return Study(self, validated, space, objectives)
+        return study
 
     def _check_objectives(self, several: bool) -> None:
         if several != (self.oracle == "pareto"):
@@ -230,13 +218,13 @@ class Study:
         settings: The settings that it was made from.
         base: Settings that all trials share; those that are searched have their
             defaults here.
-        space: The fixed and searched settings.
+        space: The fixed and searched settings, by name.
         objectives: One objective, or several.
     """
 
     settings: StudySettings
     base: TrainingConfig
-    space: SearchSpace
+    space: Space
     objectives: tuple[Objective, ...]
 
     @property
@@ -247,7 +235,7 @@ class Study:
     @property
     def searched(self) -> list[str]:
         """The names of the settings that differ between trials."""
-        return self.space.searched
+        return [name for name, d in self.space.items() if d.searched]
 
     @property
     def epochs(self) -> str:

@@ -124,6 +124,9 @@ def test_missing_values_are_shown_as_dashes(compared, tmp_path):
     for seed in range(4):
         (measured,) = records[named[f"hard-famo-seed{seed}"]].result.affinity
         measured.cosines[:] = never_met
+    # Of other seeds the training went on.
+    stopped = records[named["hard-famo-seed3"]].result.history
+    stopped |= {key: values[:1] for key, values in stopped.items()}
     records[named["hard-equal-seed0"]] = failed
     # Trained again, and failed, after the combinations of its seed had finished.
     records[named["single_level-seed1"]] = failed
@@ -132,6 +135,7 @@ def test_missing_values_are_shown_as_dashes(compared, tmp_path):
     assert summary["methods"]["famo"]["rank"]["mean"] is None
     assert summary["tests"]["against_single"]["t"] == {}
     assert summary["methods"]["famo"]["cosines"] is None
+    assert summary["methods"]["famo"]["history"]["way_weight"] == [1.0, 1.5]
     deltas_of = summary["methods"]["dwa(temperature=1.5)"]["delta_m"]["values"]
     assert np.isnan(deltas_of).tolist() == [False, True, False, False]
     page = write(summary, tmp_path / "report.html")

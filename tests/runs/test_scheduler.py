@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pathlib
@@ -19,17 +20,14 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(pathlib.Path(__file__).parent))
 
     def invoke(functions, slots=1, settings=(), **arguments):
-        waiting = [
+        jobs = (
             Job(name, tmp_path / name, f"jobs:{function}", dict(settings))
             for name, function in functions.items()
-        ]
+        )
         records = {}
         with Scheduler(slots, **arguments) as scheduler:
-            while waiting or scheduler.running:
-                while waiting and scheduler.free:
-                    scheduler.submit(waiting.pop(0))
-                for job in scheduler.wait(1.0):
-                    records[job.label] = read_record(job.folder / "record.json")
+            for job in itertools.chain.from_iterable(scheduler.run(jobs)):
+                records[job.label] = read_record(job.folder / "record.json")
         return records
 
     return invoke

@@ -12,7 +12,7 @@ from mtl_keras import balancing
 from mtl_keras import sharing as sharing_methods
 from mtl_keras.errors import InputError
 from mtl_keras.search import StudyHyperModel, keras_tuner_compat, load_study
-from mtl_keras.search.space import parse_components, parse_dimension
+from mtl_keras.search.space import parse_dimension, parse_methods
 
 HEAD = """
 application = "tiny"
@@ -193,10 +193,10 @@ def test_the_search_space_of_a_class_is_searched_by_all_of_its_names(
         spaces = []
         for alias in (name, cls.__name__) if space else ():
             value = {"class_name": alias, "search": True}
-            (component,) = parse_components(setting, value).values
-            assert set(component.arguments) == set(space)
-            spaces.append(component.arguments)
-            for argument, dimension in component.arguments.items():
+            (option,) = parse_methods(setting, value).options
+            assert set(option.arguments) == set(space)
+            spaces.append(option.arguments)
+            for argument, dimension in option.arguments.items():
                 default = getattr(registry.get(name), argument)
                 ends = dimension.examples()
                 if default is not None:
@@ -215,11 +215,11 @@ def test_methods_as_text_are_those_as_tables():
         ["uncertainty", {"class_name": "moco", "config": {"beta": 0.25}}],
         "equal",
     ]
-    assert parse_components("balancing", text) == parse_components("balancing", tables)
+    assert parse_methods("balancing", text) == parse_methods("balancing", tables)
     with pytest.raises(InputError, match="Unknown argument of 'cagrad'"):
-        parse_components("balancing", "cagrad(d=1)")
+        parse_methods("balancing", "cagrad(d=1)")
     with pytest.raises(InputError, match=r"Expected NAME or NAME\(ARGUMENT=VALUE"):
-        parse_components("balancing", "cagrad(c=0.5")
+        parse_methods("balancing", "cagrad(c=0.5")
 
 
 def test_arguments_that_have_no_default_may_be_fixed_or_searched(tmp_path):
@@ -235,11 +235,11 @@ def test_arguments_that_have_no_default_may_be_fixed_or_searched(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(balancing._METHODS, "needy", Needy)
         fixed = {"class_name": "needy", "config": {"bias": 2.0}}
-        (component,) = parse_components("balancing", fixed).values
-        assert component.spec({}) == fixed
+        (option,) = parse_methods("balancing", fixed).options
+        assert option.spec({}) == fixed
         searched = {"class_name": "needy", "search": True}
-        (component,) = parse_components("balancing", searched).values
-        assert component.arguments["bias"].examples() == [0.5, 1.0]
+        (option,) = parse_methods("balancing", searched).options
+        assert option.arguments["bias"].examples() == [0.5, 1.0]
 
 
 @pytest.mark.parametrize(
