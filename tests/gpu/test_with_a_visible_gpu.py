@@ -24,7 +24,9 @@ from mtl_keras.embeddings import LazyAdam, SparseEmbedding
 from mtl_keras.errors import InputError
 from mtl_keras.ops import native, solvers
 from mtl_keras.runs import RunConfig, compiled_model, scheduler
-from mtl_keras.serving.stock_ops import check_stock, nodes
+from mtl_keras.serving.served_model import served_model
+from mtl_keras.serving.signatures import signatures
+from mtl_keras.serving.stock_ops import check_stock, nodes, without_cudnn
 from mtl_keras_cli import doctor
 from mtl_keras_cli import tensorflow as start
 
@@ -88,6 +90,24 @@ def test_exports_hold_operations_with_cpu_kernels_alone(tmp_path):
     answer = loaded(tf.zeros((2, 7, 5)))  # Which cuDNN could not give here.
     assert set(answer) == set("ab")
     assert all(layer.use_cudnn == "auto" for layer in gru_layers(model))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("application", "backbone"),
+    [("vision", "rnn"), ("text", "rnn"), ("multimodal", None)],
+)
+@pytest.mark.usefixtures("gpu")
+def test_applications_are_served_without_cudnn(application, backbone):
+    config = RunConfig(application, backbone=backbone, width=8).validate()
+    model = compiled_model(config, steps=1)
+    model = config.get_application().serving_model(model)
+    (default, *_) = signatures(served_model(model))
+    with pytest.raises(InputError, match="CudnnRNNV3"):
+        check_stock(default.name, default.function(), model)
+    with without_cudnn([model]):
+        function = default.function()
+    check_stock(default.name, function, model)
 
 
 @pytest.mark.parametrize(
@@ -262,6 +282,21 @@ def test_loops_of_known_length_have_a_trip_count_under_xla(solver):
     assert all("known_trip_count" in line for line in loops)
 
 
+def test_loops_over_the_tasks_of_a_group_have_a_trip_count_under_xla():
+    inputs = keras.Input((5,))
+    h = keras.layers.Dense(4, "tanh")(inputs)
+    model = mtl_keras.MultiTaskModel(inputs, {"all": keras.layers.Dense(3)(h)})
+    columns = {"all": ["a", "b", "c"]}
+    model.compile("sgd", "mse", balancing="mgda", columns=columns, jit_compile=True)
+    batch = tf.ones((8, 5)), {"all": tf.ones((8, 3))}
+    model.optimizer.build(model.trainable_variables)
+    step = tf.function(model.train_step, jit_compile=True, autograph=False)
+    text = step.experimental_get_compiler_ir(batch)(stage="optimized_hlo")
+    loops = [line for line in text.splitlines() if " while(" in line]
+    assert loops
+    assert all("known_trip_count" in line for line in loops)
+
+
 def test_sparse_gradients_have_neither_loops_nor_dynamic_shapes_under_xla():
     variable = tf.Variable(tf.ones((50, 3)))
     optimizer = LazyAdam()
@@ -275,9 +310,11 @@ def test_sparse_gradients_have_neither_loops_nor_dynamic_shapes_under_xla():
         return ops.gramian(rows)
 
     arguments = tf.ones((2, 8, 3)), tf.ones((2, 8), "int32")
-    text = step.experimental_get_compiler_ir(*arguments)(stage="hlo")
-    # XLA scatters rows by itself: in parallel on a GPU.
+    program = step.experimental_get_compiler_ir(*arguments)
+    text = program(stage="hlo")
     assert [word for word in (" while(", "<=") if word in text] == []
+    # The sizes that TensorFlow's sorting sets are those that are there.
+    assert "dimension-size" not in program(stage="optimized_hlo")
 
 
 def step_in_hlo(method, num_tasks):
