@@ -13,6 +13,12 @@ from typing import Any
 LARGEST_COUNT = 2**31 - 1
 
 _OWN = ("mtl_keras", "mtl_keras_cli", "keras")
+# What CUDA's libraries say where a GPU's memory is full, in errors of several types.
+_FULL_GPU = re.compile(
+    r"CUDA_ERROR_OUT_OF_MEMORY|create cu\w+ handle|No algorithm worked"
+    r"|DNN library initialization failed"
+)
+_CUDA = re.compile(r"CUDA|CUDNN|CUBLAS", re.IGNORECASE)
 
 
 class InputError(ValueError):
@@ -78,6 +84,16 @@ def system_reason(error: Exception) -> str:
     first = str(getattr(error, "message", error)).splitlines()[0]
     message = re.sub(r"\{\{.*?\}\}|\[Op:.*?\]", "", first)
     return message.rpartition("; ")[2].strip()
+
+
+def is_of_full_gpu(error: BaseException) -> bool:
+    """Returns whether CUDA failed for want of memory on the GPU."""
+    return _FULL_GPU.search(str(error)) is not None
+
+
+def is_of_cuda(error: BaseException) -> bool:
+    """Returns whether CUDA or one of its libraries failed, of which few recover."""
+    return _CUDA.search(str(error)) is not None
 
 
 def check_integer(

@@ -5,7 +5,7 @@
 Builds the solvers' custom calls with the machine's C++ compiler, runs all programs, and
 compares its results with those of the machine that packed it. Prints a line for each,
 and writes results.json beside this file, with the medians of times in milliseconds.
-Exit code 1 if a program fails or a result is off.
+Exit code 1 if a program fails or a result is off, 2 without such a device.
 """
 
 from __future__ import annotations
@@ -133,7 +133,11 @@ def main() -> int:
     parser.add_argument("--calls", type=int, default=20, help="calls to time")
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
-    backend = get_backend(options.platform)
+    try:
+        backend = get_backend(options.platform)
+    except RuntimeError as error:
+        print(f"JAX sees no {options.platform}: {error}", file=sys.stderr)
+        return 2
     device = backend.devices()[0]
     programs = json.loads((HERE / "programs.json").read_text())
     paths = (HERE / "programs" / f"{program['file']}.mlir" for program in programs)

@@ -130,8 +130,8 @@ def train_cell(path: pathlib.Path, settings: Mapping[str, Any]) -> CellResult:
     config = decode(TrainingConfig, settings["config"])
     application = config.get_application()
     keep = _BestEpoch(path / _BEST, config, settings["baseline"])
-    clock = _StepClock()
-    callbacks: list[keras.callbacks.Callback] = [keep, clock]
+    clock, memory = _StepClock(), GpuMemory()
+    callbacks: list[keras.callbacks.Callback] = [keep, clock, memory]
     affinity = None
     if measures_affinity(settings["kind"], config.tasks):
         batches = list(load_split(config, "train").take(_PROBED))
@@ -161,7 +161,7 @@ def train_cell(path: pathlib.Path, settings: Mapping[str, Any]) -> CellResult:
         step_ms=clock.step_ms,
         step_cpu_ms=clock.step_cpu_ms,
         peak_memory_mb=_peak_memory_mb(),
-        peak_gpu_memory_mb=_peak_gpu_memory_mb(),
+        peak_gpu_memory_mb=memory.peak_mb(),
         history=history,
         affinity=None if affinity is None else decode(list[Measured], affinity.history),
     )
@@ -254,6 +254,30 @@ class _StepClock(keras.callbacks.Callback):
             self.step_ms, self.step_cpu_ms = map(float, medians)
 
 
+class GpuMemory(keras.callbacks.Callback):
+    """Callback that measures the most memory held on the first GPU.
+
+    Without the first epoch where there is another one: in it XLA and cuDNN try
+    algorithms, some of which take more than the one that they choose.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._epochs = 0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Forgets the first epoch when the second begins."""
+        self._epochs += 1
+        if self._epochs == 2 and tf.config.list_logical_devices("GPU"):
+            tf.config.experimental.reset_memory_stats("GPU:0")
+
+    def peak_mb(self) -> float:
+        """Returns the most memory held so far, in MB; NaN without a GPU."""
+        if not tf.config.list_logical_devices("GPU"):
+            return math.nan
+        return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e6
+
+
 def _clocks() -> np.ndarray:
     """Returns wall time and processor time, in seconds."""
     return np.array([time.perf_counter(), time.process_time()])
@@ -264,10 +288,3 @@ def _peak_memory_mb() -> float:
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Kilobytes on Linux, bytes on macOS.
     return most / (1e6 if sys.platform == "darwin" else 1e3)
-
-
-def _peak_gpu_memory_mb() -> float:
-    """Returns the most memory held on the first GPU, in MB; NaN without one."""
-    if not tf.config.list_logical_devices("GPU"):
-        return math.nan
-    return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e6

@@ -40,17 +40,7 @@ def task_rows(
             continue
         connected = [g is not None for g in tape.gradient(loss, list(sources))]
         reached = [v for v, is_any in zip(sources, connected, strict=True) if is_any]
-
-        def one(
-            column: tf.Tensor,
-            loss: tf.Tensor = loss,
-            reached: Sequence[Any] = reached,
-        ) -> list[tf.Tensor]:
-            gradients = tape.gradient(loss, reached, column)
-            return [tf.convert_to_tensor(gradient) for gradient in gradients]
-
-        dtypes = [tf.as_dtype(variable.dtype) for variable in reached]
-        stacked = tf.map_fn(one, tf.linalg.diag(factor), fn_output_signature=dtypes)
+        stacked = _column_rows(tape, loss, reached, factor)
         columns = iter([tf.unstack(rows_of, loss.shape[0]) for rows_of in stacked])
         by_source = [next(columns) if is_any else None for is_any in connected]
         rows += [
@@ -58,6 +48,30 @@ def task_rows(
             for index in range(loss.shape[0])
         ]
     return rows
+
+
+def _column_rows(
+    tape: tf.GradientTape, loss: tf.Tensor, sources: Sequence[Any], factors: tf.Tensor
+) -> list[tf.Tensor]:
+    """Gradients of the entries of a loss `[T]`, by source `[T, …]`."""
+    size, upstream = loss.shape[0], tf.linalg.diag(factors)
+
+    def body(
+        index: tf.Tensor, rows: list[tf.TensorArray]
+    ) -> tuple[tf.Tensor, list[tf.TensorArray]]:
+        gradients = tape.gradient(loss, sources, upstream[index])
+        return index + 1, [
+            array.write(index, tf.convert_to_tensor(gradient))
+            for array, gradient in zip(rows, gradients, strict=True)
+        ]
+
+    arrays = [
+        tf.TensorArray(tf.as_dtype(source.dtype), size, element_shape=source.shape)
+        for source in sources
+    ]
+    # `tf.map_fn` bounds its iterations, which hides their number from XLA.
+    _, arrays = tf.while_loop(lambda index, _: index < size, body, (0, arrays))
+    return [array.stack() for array in arrays]
 
 
 def own_gradients(

@@ -638,7 +638,7 @@ def update_if(
         return
     build_optimizer(optimizer, variables)
     if tf.__internal__.distribute.strategy_supports_no_merge_call():
-        with _summing_all_but(summed, optimizer):
+        with _summing_all_but(summed, optimizer), _checking_values(optimizer):
             tf.cond(
                 condition, lambda: _apply(optimizer, gradients, variables), _nothing
             )
@@ -650,7 +650,7 @@ def update_if(
         strategy: tf.distribute.Strategy, condition: Any, gradients: list[Any]
     ) -> None:
         def update() -> tf.Tensor:
-            with _summing_all_but(summed, optimizer):
+            with _summing_all_but(summed, optimizer), _checking_values(optimizer):
                 strategy.extended.call_for_each_replica(
                     _apply, args=(optimizer, gradients, variables)
                 )
@@ -688,6 +688,30 @@ def _summing_all_but(
         yield
     finally:
         del optimizer._all_reduce_sum_gradients
+
+
+@contextlib.contextmanager
+def _checking_values(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
+    """Has a loss-scaling optimizer check the values of sparse gradients alone.
+
+    Keras spreads its flags over a tensor of the size of the table, for which there is
+    no kernel on GPUs either.
+    """
+    if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        yield
+        return
+    check = optimizer.check_finite
+
+    def of_values(gradients: Iterable[Any]) -> Any:
+        return check(
+            [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients]
+        )
+
+    optimizer.check_finite = of_values
+    try:
+        yield
+    finally:
+        del optimizer.check_finite
 
 
 def _apply(

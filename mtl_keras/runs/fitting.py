@@ -17,7 +17,12 @@ from rich.console import Console
 from mtl_keras.callbacks import TaskProgress
 from mtl_keras.data import catalog
 from mtl_keras.encoding import encode
-from mtl_keras.errors import InputError, check_integer, system_reason
+from mtl_keras.errors import (
+    InputError,
+    check_integer,
+    is_of_full_gpu,
+    system_reason,
+)
 from mtl_keras.files import write_json
 from mtl_keras.model import MultiTaskModel
 from mtl_keras.registry import spec_name
@@ -135,7 +140,10 @@ def _out_of_room() -> Iterator[None]:
     """Context manager: raises `InputError` where memory or disk space runs out."""
     try:
         yield
-    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+    except (MemoryError, tf.errors.OpError) as error:
+        is_full = isinstance(error, (MemoryError, tf.errors.ResourceExhaustedError))
+        if not is_full and not is_of_full_gpu(error):
+            raise
         raise InputError(
             "The training has run out of memory, of which a smaller width, depth or "
             f"batch size takes less, or of disk space: {system_reason(error):.200}."

@@ -164,7 +164,7 @@ class Scheduler:
             return
         job, started = self._running.pop(slot)
         self._end(job, time.monotonic() - started)
-        if self._fresh or worker.has_grown(answer):
+        if self._fresh or not answer["is_usable"] or worker.has_grown(answer):
             self._drop(slot)
 
     def _end(self, job: Job, seconds: float) -> None:

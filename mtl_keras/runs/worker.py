@@ -21,20 +21,26 @@ import traceback
 from typing import Any
 
 import keras
+import tensorflow as tf
 
+from mtl_keras.errors import is_of_cuda
 from mtl_keras.files import read_json, write_json
 from mtl_keras.runs.records import RECORD, SETTINGS, Record, made_with
 
 LOG = "log.txt"
 
 
-def run(folder: pathlib.Path, function: str) -> None:
+def run(folder: pathlib.Path, function: str) -> bool:
     """Calls a job's function and writes its record, also when it raises.
 
     The result is plain values or dataclasses of them.
+
+    Returns:
+        Whether this process can run further jobs: after an error of CUDA, as of an
+        illegal address, all that follows on the GPU fails as well.
     """
     settings = read_json(folder / SETTINGS)
-    started = time.monotonic()
+    started, is_usable = time.monotonic(), True
     result, error, trace = None, "", ""
     try:
         module, _, name = function.partition(":")
@@ -44,6 +50,8 @@ def run(folder: pathlib.Path, function: str) -> None:
         # value, belongs to this job; the others may go well. As text: the error itself
         # would keep the model.
         error = f"{type(raised).__name__}: {raised}"
+        if isinstance(raised, (tf.errors.InternalError, tf.errors.UnknownError)):
+            is_usable = not is_of_cuda(raised)
         trace = traceback.format_exc()
     record = Record(
         status="FAILED" if error else "COMPLETED",
@@ -54,6 +62,7 @@ def run(folder: pathlib.Path, function: str) -> None:
         made_with=made_with(settings["jobs"]),
     )
     write_json(folder / RECORD, record)
+    return is_usable
 
 
 def resident_memory() -> int | None:
@@ -94,10 +103,10 @@ def main() -> None:
         job = jobs.get()
         folder = pathlib.Path(job["folder"])
         _log_to(folder / LOG)
-        run(folder, job["function"])
+        is_usable = run(folder, job["function"])
         keras.utils.clear_session()
         gc.collect()
-        answer = json.dumps({"memory": resident_memory()})
+        answer = json.dumps({"memory": resident_memory(), "is_usable": is_usable})
         os.write(answers, answer.encode() + b"\n")
 
 

@@ -133,15 +133,33 @@ def all_operations(graph):
     return operations
 
 
+@pytest.fixture
+def policy(request):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(request.param)
+    yield
+    keras.config.set_dtype_policy(before)
+
+
 @pytest.mark.parametrize(
-    "balancing", [pytest.param("pcgrad", marks=pytest.mark.slow), "upgrad"]
+    ("balancing", "policy"),
+    [
+        pytest.param("pcgrad", "float32", marks=pytest.mark.slow),
+        ("upgrad", "float32"),
+        ("upgrad", "mixed_float16"),
+    ],
+    indirect=["policy"],
 )
+@pytest.mark.usefixtures("policy")
 def test_no_operation_of_a_step_touches_the_whole_table(balancing):
     """Neither reads nor writes: every tensor of the step is smaller than the table."""
     rows = 100_000
     ids = keras.Input((4,), dtype="int32")
     x = keras.layers.Flatten()(SparseEmbedding(rows, WIDTH)(ids))
-    outputs = {t: keras.layers.Dense(1, "sigmoid", name=t)(x) for t in ("a", "b")}
+    outputs = {
+        task: keras.layers.Dense(1, "sigmoid", name=task, dtype="float32")(x)
+        for task in ("a", "b")
+    }
     model = MultiTaskModel(ids, outputs)
     model.compile(LazyAdam(), "binary_crossentropy", balancing=balancing)
     labels = {task: np.ones((2, 1)) for task in outputs}

@@ -13,15 +13,21 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.distribute import cross_device_ops
 from tensorflow.python.eager import context
+from tensorflow.python.framework import kernels
 
 import mtl_keras
 from mtl_keras import balancing, ops, serving
 from mtl_keras.backbones.sequences import SequenceGRU
 from mtl_keras.balancing.base import GramBalancer
+from mtl_keras.compare.cell import GpuMemory
+from mtl_keras.embeddings import LazyAdam, SparseEmbedding
 from mtl_keras.errors import InputError
 from mtl_keras.ops import native, solvers
-from mtl_keras.runs import scheduler
-from mtl_keras.serving.stock_ops import check_stock
+from mtl_keras.runs import RunConfig, compiled_model, scheduler
+from mtl_keras.serving.served_model import served_model
+from mtl_keras.serving.signatures import signatures
+from mtl_keras.serving.stock_ops import check_stock, nodes, without_cudnn
+from mtl_keras_cli import doctor
 from mtl_keras_cli import tensorflow as start
 
 
@@ -52,9 +58,7 @@ def recurrent_model():
 
 
 def operations(function):
-    graph = function.graph.as_graph_def()
-    inner = (node for f in graph.library.function for node in f.node_def)
-    return {node.op for node in (*graph.node, *inner)}
+    return {node.op for node in nodes(function.graph.as_graph_def())}
 
 
 @pytest.mark.skipif(not ops.native_available(), reason="no compiled ops")
@@ -86,6 +90,151 @@ def test_exports_hold_operations_with_cpu_kernels_alone(tmp_path):
     answer = loaded(tf.zeros((2, 7, 5)))  # Which cuDNN could not give here.
     assert set(answer) == set("ab")
     assert all(layer.use_cudnn == "auto" for layer in gru_layers(model))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("application", "backbone"),
+    [("vision", "rnn"), ("text", "rnn"), ("multimodal", None)],
+)
+@pytest.mark.usefixtures("gpu")
+def test_applications_are_served_without_cudnn(application, backbone):
+    config = RunConfig(application, backbone=backbone, width=8).validate()
+    model = compiled_model(config, steps=1)
+    model = config.get_application().serving_model(model)
+    (default, *_) = signatures(served_model(model))
+    with pytest.raises(InputError, match="CudnnRNNV3"):
+        check_stock(default.name, default.function(), model)
+    with without_cudnn([model]):
+        function = default.function()
+    check_stock(default.name, function, model)
+
+
+@pytest.mark.parametrize(
+    ("application", "backbone", "compiled"),
+    [
+        ("vision", "mlp", True),
+        pytest.param("vision", "cnn", True, marks=pytest.mark.slow),
+        pytest.param("vision", "rnn", False, marks=pytest.mark.slow),
+        pytest.param("recommendation", None, False, marks=pytest.mark.slow),
+        pytest.param("multimodal", None, False, marks=pytest.mark.slow),
+        pytest.param("text", None, False, marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.usefixtures("gpu")
+def test_which_applications_xla_compiles_by_itself(application, backbone, compiled):
+    config = RunConfig(application, backbone=backbone).validate()
+    assert compiled_model(config, steps=10_000).jit_compile is compiled
+    assert not compiled_model(config, steps=100).jit_compile
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("gpu")
+def test_doctor_names_the_applications_that_xla_compiles():
+    assert doctor._compiled_applications() == "on for vision, from 2,000 steps on"
+
+
+# What TensorFlow runs anywhere, or not at all.
+ANYWHERE = {"Placeholder", "NoOp", "Const", "While", "StatelessWhile", "If"}
+ANYWHERE |= {"StatelessIf", "PartitionedCall", "StatefulPartitionedCall", "Case"}
+
+
+@functools.cache
+def gpu_kernels(op):
+    """The kernels of an operation for GPUs, or for any device."""
+    found = kernels.get_registered_kernels_for_op(op).kernel
+    return [kernel for kernel in found if kernel.device_type in ("GPU", "DEFAULT")]
+
+
+def has_gpu_kernel(node):
+    """Whether one of these takes the operation's dtypes."""
+    return any(
+        all(
+            node.attr[constraint.name].type in constraint.allowed_values.list.type
+            for constraint in kernel.constraint
+            if node.attr[constraint.name].WhichOneof("value") == "type"
+        )
+        for kernel in gpu_kernels(node.op)
+    )
+
+
+def convolutional_step(method, policy, optimizer=keras.optimizers.Adam, **compiling):
+    """The graph of a step on a convolutional network with an embedding table."""
+    keras.config.set_dtype_policy(policy)
+    layers = keras.layers
+    image, ids = keras.Input((8, 8, 3)), keras.Input((4,), dtype="int32")
+    x = layers.Conv2D(4, 3, padding="same", use_bias=False)(image)
+    x = layers.MaxPooling2D()(layers.ReLU()(layers.BatchNormalization()(x)))
+    x = layers.Dropout(0.1)(layers.Dense(16, "gelu")(layers.Flatten()(x)))
+    rows = layers.Flatten()(SparseEmbedding(50, 4)(ids))
+    x = layers.Concatenate()([x, rows])
+    heads = {t: layers.Dense(3, "softmax", dtype="float32", name=t)(x) for t in "abcd"}
+    model = mtl_keras.MultiTaskModel([image, ids], heads)
+    model.compile(
+        optimizer(),
+        loss="sparse_categorical_crossentropy",
+        balancing=method,
+        jit_compile=False,
+        **compiling,
+    )
+    model.optimizer.build(model.trainable_variables)
+    batch = [tf.ones((8, 8, 8, 3)), tf.ones((8, 4), "int32")]
+    labels = {t: tf.zeros((8,), "int64") for t in "abcd"}
+    weights = {t: tf.ones((8,)) for t in "abcd"}
+    step = tf.function(model.train_step, autograph=False)
+    return step.get_concrete_function((batch, labels, weights)).graph.as_graph_def()
+
+
+SLOW_STEPS = [
+    *((name, "float32", {}) for name in balancing.names()),
+    ("pcgrad", "mixed_float16", {}),
+    ("pcgrad", "mixed_bfloat16", {}),
+    ("upgrad", "float32", {"on_nonfinite": "skip_task", "task_clipnorm": 1.0}),
+    (
+        {"class_name": "upgrad", "config": {"update_every": 4}},
+        "float32",
+        {"monitor": "conflicts"},
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "policy", "compiling"),
+    [
+        ("upgrad", "float32", {"optimizer": LazyAdam}),
+        *(pytest.param(*step, marks=pytest.mark.slow) for step in SLOW_STEPS),
+    ],
+)
+@pytest.mark.usefixtures("gpu")
+def test_all_of_a_step_but_the_solver_has_kernels_for_gpus(method, policy, compiling):
+    before = keras.config.dtype_policy()
+    try:
+        graph = convolutional_step(method, policy, **compiling)
+    finally:
+        keras.config.set_dtype_policy(before)
+    elsewhere = {
+        node.op
+        for node in nodes(graph)
+        if node.op not in ANYWHERE and not has_gpu_kernel(node)
+    }
+    assert {op for op in elsewhere if not op.startswith("MtlKeras>")} == set()
+    data_sized = ("Task", "Combine", "Mix")
+    assert not [op for op in elsewhere if any(part in op for part in data_sized)]
+
+
+def test_memory_of_the_first_epoch_does_not_count(gpu, monkeypatch):
+    """In it XLA and cuDNN try algorithms."""
+    held = {"peak": 5e9}
+    memory = tf.config.experimental
+    monkeypatch.setattr(memory, "get_memory_info", lambda device: held)
+    monkeypatch.setattr(memory, "reset_memory_stats", lambda _: held.update(peak=1e9))
+    watched = GpuMemory()
+    watched.on_epoch_begin(0)
+    assert watched.peak_mb() == 5000.0
+    watched.on_epoch_begin(1)
+    held["peak"] = 2e9
+    watched.on_epoch_begin(2)
+    assert watched.peak_mb() == 2000.0
 
 
 def gru_layers(model):
@@ -131,6 +280,41 @@ def test_loops_of_known_length_have_a_trip_count_under_xla(solver):
     text = solve.experimental_get_compiler_ir(gramian)(stage="optimized_hlo")
     loops = [line for line in text.splitlines() if " while(" in line]
     assert all("known_trip_count" in line for line in loops)
+
+
+def test_loops_over_the_tasks_of_a_group_have_a_trip_count_under_xla():
+    inputs = keras.Input((5,))
+    h = keras.layers.Dense(4, "tanh")(inputs)
+    model = mtl_keras.MultiTaskModel(inputs, {"all": keras.layers.Dense(3)(h)})
+    columns = {"all": ["a", "b", "c"]}
+    model.compile("sgd", "mse", balancing="mgda", columns=columns, jit_compile=True)
+    batch = tf.ones((8, 5)), {"all": tf.ones((8, 3))}
+    model.optimizer.build(model.trainable_variables)
+    step = tf.function(model.train_step, jit_compile=True, autograph=False)
+    text = step.experimental_get_compiler_ir(batch)(stage="optimized_hlo")
+    loops = [line for line in text.splitlines() if " while(" in line]
+    assert loops
+    assert all("known_trip_count" in line for line in loops)
+
+
+def test_sparse_gradients_have_neither_loops_nor_dynamic_shapes_under_xla():
+    variable = tf.Variable(tf.ones((50, 3)))
+    optimizer = LazyAdam()
+    optimizer.build([variable])
+
+    @tf.function(jit_compile=True, autograph=False)
+    def step(values, indices):
+        pairs = zip(tf.unstack(values), tf.unstack(indices), strict=True)
+        rows = [[tf.IndexedSlices(v, i, tf.constant([50, 3]))] for v, i in pairs]
+        optimizer.apply(ops.combine(tf.ones(2), rows), [variable])
+        return ops.gramian(rows)
+
+    arguments = tf.ones((2, 8, 3)), tf.ones((2, 8), "int32")
+    program = step.experimental_get_compiler_ir(*arguments)
+    text = program(stage="hlo")
+    assert [word for word in (" while(", "<=") if word in text] == []
+    # The sizes that TensorFlow's sorting sets are those that are there.
+    assert "dimension-size" not in program(stage="optimized_hlo")
 
 
 def step_in_hlo(method, num_tasks):

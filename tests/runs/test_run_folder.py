@@ -141,6 +141,24 @@ def test_a_training_that_fails_before_a_checkpoint_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_full_gpu_is_one_line(tiny, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(keras.Model, "fit", fail)
+    for kind, message in (
+        (tf.errors.InternalError, "Failed to create cuBLAS handle"),
+        (tf.errors.NotFoundError, "No algorithm worked! Error messages: none"),
+        (tf.errors.FailedPreconditionError, "DNN library initialization failed."),
+    ):
+        error = kind(None, None, message)
+        with pytest.raises(InputError, match=f"out of memory.*{message[:20]}"):
+            train(RunConfig("tiny", epochs=1), tmp_path / "run")
+    error = tf.errors.InternalError(None, None, "CUDA_ERROR_ILLEGAL_ADDRESS")
+    with pytest.raises(tf.errors.InternalError):
+        train(RunConfig("tiny", epochs=1), tmp_path / "run")
+
+
 def test_files_of_others_beside_a_failed_run_are_kept(tiny, tmp_path):
     def fail():
         config = RunConfig("tiny").validate()

@@ -39,6 +39,7 @@ def alive(pid):
 
 def test_one_process_serves_jobs_until_one_of_them_kills_it(run, tmp_path):
     functions = {"a": "pid", "b": "fail", "c": "leave", "d": "abort", "e": "pid"}
+    functions |= {"f": "break_gpu", "g": "pid"}
     records = run(functions, settings={"x": [1]})
     assert {n: r.status for n, r in records.items()} == {
         "a": "COMPLETED",
@@ -46,6 +47,8 @@ def test_one_process_serves_jobs_until_one_of_them_kills_it(run, tmp_path):
         "c": "FAILED",
         "d": "FAILED",
         "e": "COMPLETED",
+        "f": "FAILED",
+        "g": "COMPLETED",
     }
     assert records["a"].result["settings"] == {"x": [1], "jobs": 1}
     assert records["a"].result["none"] is None
@@ -56,8 +59,11 @@ def test_one_process_serves_jobs_until_one_of_them_kills_it(run, tmp_path):
     # Tried twice; the job behind it goes well in a new process.
     assert "died 2 times, the last time with signal SIGABRT" in records["d"].error
     assert json.loads((tmp_path / "d" / "deaths.json").read_text())["deaths"] == 2
-    pids = [records[name].result["pid"] for name in "ae"]
-    assert pids[0] != pids[1]
+    # Nothing on a GPU goes well in a process in which CUDA has failed.
+    assert "CUDA_ERROR_ILLEGAL_ADDRESS" in records["f"].error
+    assert not (tmp_path / "g" / "deaths.json").exists()
+    pids = [records[name].result["pid"] for name in "aeg"]
+    assert len(set(pids)) == 3
     assert os.getpid() not in pids
     assert not any(map(alive, pids))
     # What has its record is not run again.
