@@ -223,7 +223,8 @@ def started(folder):
 
 
 def statuses(folder):
-    records = [json.loads(path.read_text()) for path in folder.glob("out/trials/*")]
+    files = folder.glob("out/trials/[!.]*")
+    records = [json.loads(path.read_text()) for path in files]
     return {str(int(r["trial"])): r["status"] for r in records}
 
 
