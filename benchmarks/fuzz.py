@@ -126,18 +126,18 @@ def damaged(rng: random.Random, content: bytes) -> bytes:
     for _ in range(rng.randrange(1, 5)):
         place = rng.randrange(len(changed) + 1)
         end = min(len(changed), place + rng.choice((1, 1, 2, 4, 8, 64)))
-        what = rng.randrange(7)
-        if what == 0:
+        choice = rng.randrange(7)
+        if choice == 0:
             del changed[place:end]
-        elif what == 1:
+        elif choice == 1:
             del changed[place:]
-        elif what == 2:
+        elif choice == 2:
             changed[place:place] = changed[place:end] * rng.randrange(1, 9)
-        elif what == 3:
+        elif choice == 3:
             changed[place:end] = rng.randbytes(end - place)
-        elif what == 4:
+        elif choice == 4:
             changed[place:end] = rng.choice((b"\xff", b"\x00", b"\x7f")) * (end - place)
-        elif what == 5:
+        elif choice == 5:
             changed[place:place] = rng.choice(WORDS).encode("utf-8")
         elif changed:
             changed[min(place, len(changed) - 1)] ^= 1 << rng.randrange(8)
@@ -157,10 +157,10 @@ def replaced(rng: random.Random, tree: Any) -> Any:
             if isinstance(node[key], (dict, list)) and node[key] and rng.random() < 0.6:
                 node = node[key]
                 continue
-            what = rng.random()
-            if what < 0.15:
+            choice = rng.random()
+            if choice < 0.15:
                 del node[key]
-            elif what < 0.3 and isinstance(node, dict):
+            elif choice < 0.3 and isinstance(node, dict):
                 node[rng.choice(WORDS)] = node.pop(key)
             else:
                 node[key] = copy.deepcopy(rng.choice(VALUES))
@@ -300,10 +300,10 @@ def run(rng: random.Random, place: Place) -> None:
 
 def damage_file(rng: random.Random, path: pathlib.Path) -> None:
     """Removes a file, or damages its bytes or, mostly, what its JSON holds."""
-    what = rng.random()
-    if what < 0.1:
+    choice = rng.random()
+    if choice < 0.1:
         path.unlink()
-    elif what < 0.3 or path.suffix != ".json":
+    elif choice < 0.3 or path.suffix != ".json":
         path.write_bytes(damaged(rng, path.read_bytes()))
     else:
         tree = replaced(rng, json.loads(path.read_bytes()))
@@ -762,12 +762,12 @@ def main() -> None:
         for kind in kinds:
             counts: collections.Counter[str] = collections.Counter()
             for number in range(max(1, cases * SHARES[kind] // whole)):
-                what = outcome(kind, number, arguments.seed, place)
-                if what not in ("read", "refused"):
-                    defects.append({"kind": kind, "number": number, "what": what})
-                    print(kind, number, what, flush=True)
-                    what = "defect"
-                counts[what] += 1
+                result = outcome(kind, number, arguments.seed, place)
+                if result not in ("read", "refused"):
+                    defects.append({"kind": kind, "number": number, "what": result})
+                    print(kind, number, result, flush=True)
+                    result = "defect"
+                counts[result] += 1
             results[kind] = {**counts, "made_with": made_with()}
             print(kind, dict(counts), flush=True)
         if not arguments.only:

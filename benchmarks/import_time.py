@@ -1,4 +1,4 @@
-"""What `import mtl_keras` costs beside `import keras` with the TensorFlow backend.
+"""Seconds of `import mtl_keras`, and of `import keras` with the TensorFlow backend.
 
     python benchmarks/import_time.py
     python benchmarks/import_time.py --python DIR/bin/python --name without_extras

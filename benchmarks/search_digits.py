@@ -1,4 +1,4 @@
-"""What a search finds on `digits`, against equal weighting with hard sharing.
+"""The best trial of a search on `digits`, against equal weights with hard sharing.
 
 Runs the study `tuning/digits.toml`, then trains its best trial's settings, and equal
 weighting with hard sharing and the application's defaults, with five seeds each and the

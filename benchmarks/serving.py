@@ -1,4 +1,4 @@
-"""What one task costs to serve, and one model of five tasks against five of one.
+"""Serving cost of one task, and of one model of five tasks against five of one.
 
     python benchmarks/serving.py
 

@@ -326,13 +326,14 @@ def main() -> None:
         tasks = [f"task_{i}" for i in range(num_tasks)]
         runs = {run["tasks"]: run for run in results.get(key, [])}
         if HLO:
-            add_hlo(found := runs.get(num_tasks, {"tasks": num_tasks, "rows": []}))
+            run = runs.get(num_tasks, {"tasks": num_tasks, "rows": []})
+            add_hlo(run)
         else:
-            found = measure(num_tasks, steppers(tasks, models(tasks)))
-            keep_rows(found, runs.get(num_tasks, {"rows": []}))
-        print(f"T = {num_tasks}, {found.get('steps_each', 0)} steps each")
-        print(table(found), flush=True)
-        runs[num_tasks] = found
+            run = measure(num_tasks, steppers(tasks, models(tasks)))
+            keep_rows(run, runs.get(num_tasks, {"rows": []}))
+        print(f"T = {num_tasks}, {run.get('steps_each', 0)} steps each")
+        print(table(run), flush=True)
+        runs[num_tasks] = run
         results[key] = [runs[number] for number in sorted(runs)]
         write(path, results)
 

@@ -88,8 +88,9 @@ def weights_of(method: str) -> Callable[[tf.Tensor], tf.Tensor]:
             weights = tf.cast(weights, rows.dtype)
             update = tf.linalg.matvec(rows, weights, transpose_a=True)
             products = tf.linalg.matvec(rows, update)
+            factor = balancer.running_factor(tf.norm(update), sizes, present)
             balancer.follow(products, ones, sizes, present, due)
-            return weights
+            return weights * tf.cast(factor, rows.dtype)
 
         return followed
     if isinstance(balancer, balancing.LossBalancer):

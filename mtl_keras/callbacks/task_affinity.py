@@ -147,23 +147,23 @@ class TaskAffinity(keras.callbacks.Callback):
             ) from error
         return history
 
-    def mean(self, what: str) -> np.ndarray:
+    def mean(self, table: str) -> np.ndarray:
         """Returns the mean over the epochs, float64 `[T, T]`, NaN where unknown.
 
         Args:
-            what: `"affinity"`, `"cosines"` or `"shared"`.
+            table: `"affinity"`, `"cosines"` or `"shared"`.
         """
-        return mean_over_epochs(self.history, what)
+        return mean_over_epochs(self.history, table)
 
 
-def mean_over_epochs(history: Iterable[dict[str, Any]], what: str) -> np.ndarray:
+def mean_over_epochs(history: Iterable[dict[str, Any]], table: str) -> np.ndarray:
     """Returns the mean of `TaskAffinity.history`, float64 `[T, T]`.
 
     Args:
         history: `TaskAffinity.history`, one dict for each epoch.
-        what: `"affinity"`, `"cosines"` or `"shared"`.
+        table: `"affinity"`, `"cosines"` or `"shared"`.
     """
-    tables = [np.array(record[what], dtype=np.float64) for record in history]
+    tables = [np.array(record[table], dtype=np.float64) for record in history]
     if not tables:
         raise InputError("Expected at least one measured epoch. Received: none.")
     return mean_where_finite(np.stack(tables))

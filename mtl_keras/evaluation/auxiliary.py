@@ -15,7 +15,7 @@ HELPS, HURTS, UNCLEAR = "helps", "hurts", "unclear"
 
 
 class HelperGain(NamedTuple):
-    """What a main task gains from auxiliary tasks, over the same seeds.
+    """The gain of a main task from auxiliary tasks, over the same seeds.
 
     Example:
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from mtl_keras import ops
@@ -15,14 +13,18 @@ from mtl_keras.balancing.base import (
     GradientBalancer,
     GradientStep,
     GramBalancer,
-    agreed,
-    coarsest_spacing,
 )
 from mtl_keras.balancing.gram_sharpness import SAMO
 from mtl_keras.balancing.matrix_momentum import MConFIG
 from mtl_keras.balancing.pipeline import Pipeline
-from mtl_keras.balancing.running import RunningBalancer
-from mtl_keras.model.derivatives import explained_derivatives
+from mtl_keras.model.backward import (
+    below_representation,
+    norm_of,
+    of_all_replicas,
+    of_whole_batch,
+    own_gradients,
+    task_rows,
+)
 from mtl_keras.model.gradient_lists import (
     Gradient,
     add,
@@ -33,13 +35,11 @@ from mtl_keras.model.gradient_lists import (
     sum_of,
     sum_rows,
     times,
-    unit_upstream,
 )
 from mtl_keras.model.labels import (
     batch_size,
     replicas,
     shared_samples,
-    sum_over_replicas,
 )
 from mtl_keras.model.nonfinite import (
     NonFiniteGuard,
@@ -47,9 +47,10 @@ from mtl_keras.model.nonfinite import (
     finite_gradients,
     on_all_replicas,
 )
-from mtl_keras.model.probe import BatchProbe
+from mtl_keras.model.running_pass import running_update
 from mtl_keras.model.step import Step
 from mtl_keras.model.task_variables import TaskVariables
+from mtl_keras.model.uphill import rows_uphill
 
 
 class GradientStepper:
@@ -167,7 +168,15 @@ class GradientStepper:
         balancer = self._pipeline.gradient_balancer
         running = self._pipeline.running_balancer
         if running is not None:
-            shared, own = self._running(step, variables, running)
+            self._watch(step, variables)
+            shared, own = running_update(
+                step,
+                variables,
+                running,
+                self._upstream(step),
+                self._compute_dtypes,
+                self._pipeline.residual,
+            )
         elif step.representation is not None:
             shared, own = self._through_representation(step, variables)
         elif isinstance(balancer, MConFIG) and not self.changes_rows:
@@ -215,7 +224,7 @@ class GradientStepper:
         rows, own = self._rows(step, sources, variables)
         upstream, _ = self._upstream(step)
         sub_batches = [
-            _task_rows(step.tape, losses, sources, upstream)
+            task_rows(step.tape, losses, sources, upstream)
             for losses in step.sub_batches
         ]
         if self.changes_rows:
@@ -247,7 +256,7 @@ class GradientStepper:
         """One backward pass a task: on the sources, and by output on own variables."""
         balancer = self._pipeline.gradient_balancer
         if isinstance(balancer, SAMO):
-            return self._rows_uphill(step, variables, balancer)
+            return rows_uphill(step, variables, balancer, self._upstream(step)[0])
         rows, owns = [], []
         for loss, shared, own, own_variables in zip(
             step.losses.values,
@@ -260,51 +269,8 @@ class GradientStepper:
                 rows.append(both[: len(sources)])
                 owns.append(both[len(sources) :])
             else:
-                rows += _task_rows(step.tape, [loss], sources, [shared])
+                rows += task_rows(step.tape, [loss], sources, [shared])
                 owns.append(step.tape.gradient(loss, own_variables, own))
-        return rows, owns
-
-    def _rows_uphill(
-        self, step: Step, variables: TaskVariables, balancer: SAMO
-    ) -> tuple[list[list[Gradient]], list[list[Gradient]]]:
-        """`_rows` of weights that are moved for each task in turn."""
-        probe, shared = step.probe, variables.shared
-        assert probe is not None
-        upstream, _ = self._upstream(step)
-        owned = list(itertools.chain(*variables.own.values()))
-        gradients = step.tape.gradient(step.losses.values, [*shared, *owned], upstream)
-        (gradients,) = sum_rows([gradients])
-        by_variable = {
-            id(v): tf.zeros(v.shape) if g is None else tf.convert_to_tensor(g)
-            for v, g in zip([*shared, *owned], gradients, strict=True)
-        }
-        directions = balancer.directions([v.shape for v in shared])
-        rises = _rises(probe, shared, directions, balancer.epsilon)
-        trainable = probe.model.trainable_variables
-        global_gradients = [by_variable[id(v)] for v in shared]
-        rows, owns = [], []
-        for index, own in enumerate(variables.own.values()):
-            moves = by_id(
-                [*shared, *own],
-                [
-                    *balancer.shift(global_gradients, directions[index], rises[index]),
-                    *balancer.uphill([by_variable[id(v)] for v in own]),
-                ],
-            )
-            point = _moved_weights(probe, moves)
-            with tf.GradientTape() as tape:
-                tape.watch(point)
-                loss = probe.losses(point)[index]
-            # Losses read variables of their own as they are, outside of the model.
-            moved, own_of_losses = tape.gradient(
-                loss, [point, trainable], upstream[index]
-            )
-            at_point = by_id(
-                trainable,
-                [add(*pair) for pair in zip(moved, own_of_losses, strict=True)],
-            )
-            rows.append([at_point[id(v)] for v in shared])
-            owns.append([at_point[id(v)] for v in own])
         return rows, owns
 
     def _clip_factors(self, step: Step, rows: list[list[Gradient]]) -> tf.Tensor:
@@ -313,7 +279,7 @@ class GradientStepper:
             return tf.ones((len(rows),))
         # Task by task, as only the diagonal is wanted.
         squares = tf.stack([ops.gramian([row])[0, 0] for row in rows])
-        squares = _of_all_replicas(step, squares)
+        squares = of_all_replicas(step, squares)
         norms = tf.sqrt(squares) / tf.cast(step.loss_scale, "float64")
         factors = tf.where(norms > self._clipnorm, self._clipnorm / norms, 1.0)
         return tf.cast(factors, "float32")
@@ -357,7 +323,7 @@ class GradientStepper:
         shared = variables.shared
         rows, own, sub_batches = self._task_gradients(step, shared, variables)
         update = self._aggregated(step, rows, shared, sub_batches)
-        return _of_whole_batch(step, variables, update), own
+        return of_whole_batch(step, variables, update), own
 
     def _through_representation(
         self, step: Step, variables: TaskVariables
@@ -365,7 +331,7 @@ class GradientStepper:
         """T backward passes through the heads and one through the backbone."""
         rows, own, _ = self._task_gradients(step, step.sources, variables)
         update = self._aggregated(step, rows, step.sources, [])
-        return _below_representation(step, variables, update), own
+        return below_representation(step, variables, update), own
 
     def _aligned(
         self,
@@ -404,130 +370,10 @@ class GradientStepper:
         ):
             further = step.heads_tape.gradient(alignment, variables_of)
             (further,) = masked([further], [kept])
-            factor = balancer.head_factor(_norm(gradients), _norm(further))
+            factor = balancer.head_factor(norm_of(gradients), norm_of(further))
             both = zip(gradients, further, strict=True)
             result.append([add(one, scaled(other, factor)) for one, other in both])
         return result
-
-    def _running(
-        self, step: Step, variables: TaskVariables, balancer: RunningBalancer
-    ) -> tuple[list[Gradient], list[list[Gradient]]]:
-        """One backward pass with weights that follow the solution.
-
-        With J the Jacobian of the T losses and w the weights the pass gives Jᵀw, which
-        is linear in w. Its own derivative by w along Jᵀw is J Jᵀw = G w, one pass more.
-        """
-        sources = variables.shared
-        if step.representation is not None:
-            sources = step.sources
-        self._watch(step, variables)
-        losses = step.batch_losses * step.loss_weights
-        upstream, own_upstream = self._upstream(step)
-        own = _own_gradients(step, variables, own_upstream)
-        sizes = self._sizes(step, own)
-        weights = balancer.running_weights(losses, sizes, step.present)
-        with tf.GradientTape(watch_accessed_variables=False) as second:
-            second.watch(weights)
-            parts = step.losses.layout.split(weights)
-            factors = [w * factor for w, factor in zip(parts, upstream, strict=True)]
-            update = step.tape.gradient(step.losses.values, sources, factors)
-        reached = [g for g in update if g is not None]
-        if step.representation is None:
-            (update,) = sum_rows([update])
-        totals = [g for g in update if g is not None]
-        square = ops.gramian([totals])[0, 0]
-        square = _of_all_replicas(step, square)
-        norm = tf.sqrt(square)
-
-        def products() -> tf.Tensor:
-            if balancer.solve == "running_difference":
-                rates = self._difference_quotients(step, variables, update, norm)
-                rates *= step.loss_weights * step.loss_scale
-            else:
-                along = unit_upstream(reached, totals, norm)
-                flat = [
-                    g.values if isinstance(g, tf.IndexedSlices) else g for g in reached
-                ]
-                with explained_derivatives():
-                    rates = second.gradient(flat, weights, along)
-            rates = sum_over_replicas(tf.cast(rates, "float64"))
-            return rates * norm / tf.square(tf.cast(step.loss_scale, "float64"))
-
-        due = tf.constant(True)
-        if balancer.update_every > 1:
-            due = balancer.is_due(step.present)
-        if balancer.update_every > 1 and replicas() == 1:
-            gw = tf.cond(due, products, lambda: tf.zeros_like(weights, "float64"))
-        else:
-            gw = products()
-        factor = balancer.running_factor(
-            norm / tf.cast(step.loss_scale, "float64"), sizes, step.present
-        )
-        residual, is_any = balancer.follow(gw, losses, sizes, step.present, due)
-        if self._pipeline.residual is not None:
-            self._pipeline.residual.update_state(
-                residual, sample_weight=tf.cast(is_any, "float32")
-            )
-        step.weights = weights * factor
-        if step.representation is not None:
-            update = _below_representation(step, variables, update)
-        else:
-            update = _of_whole_batch(step, variables, update)
-        # Not on the representation, whose dtype may not hold the factor.
-        return [scaled(gradient, factor) for gradient in update], own
-
-    def _sizes(self, step: Step, own: list[list[Gradient]]) -> tf.Tensor:
-        """Returns norms of the gradients of the tasks' own variables, float64 `[T]`.
-
-        In place of one the size of the loss, of a task without such variables.
-
-        Args:
-            step: Its losses are weighted.
-            own: By output, this replica's.
-        """
-        layout = step.losses.layout
-        losses = step.batch_losses * step.loss_weights
-        factors = tf.ones_like(losses) / step.loss_scale
-        if self._pipeline.own_losses_unweighted:
-            factors *= step.loss_weights
-        sizes = []
-        for loss, factor, row in zip(
-            layout.split(losses), layout.split(factors), own, strict=True
-        ):
-            gradients = [gradient for gradient in row if gradient is not None]
-            if not gradients:
-                sizes.append(tf.cast(tf.abs(loss), "float64"))
-                continue
-            norm = _norm if loss.shape.rank == 0 else _column_norms
-            sizes.append(norm(gradients) * tf.cast(factor, "float64"))
-        return tf.where(step.present, layout.joined(sizes), 0.0)
-
-    def _difference_quotients(
-        self,
-        step: Step,
-        variables: TaskVariables,
-        update: list[Gradient],
-        norm: tf.Tensor,
-    ) -> tf.Tensor:
-        """Returns this replica's share of (L(θ + εv) − L(θ)) / ε, float32 `[T]`.
-
-        Along the update, of unit length; ε is relative to the length of θ, the square
-        root of the spacing of the dtype that the losses are computed in.
-        """
-        assert step.probe is not None
-        squares = [
-            tf.reduce_sum(tf.square(tf.cast(v.value, "float32")))
-            for v in variables.shared
-        ]
-        # The losses themselves are float32 at best.
-        spacing = coarsest_spacing(["float32", *self._compute_dtypes])
-        epsilon = math.sqrt(spacing) * tf.sqrt(tf.add_n(squares))
-        length = tf.math.divide_no_nan(epsilon, tf.cast(norm, "float32"))
-        moves = by_id(variables.shared, [scaled(g, length) for g in update])
-        moved = _moved_weights(step.probe, moves)
-        difference = tf.stack(step.probe.losses(moved)) - step.losses.joined()
-        difference = tf.where(step.present, difference, 0.0)
-        return tf.math.divide_no_nan(difference, epsilon)
 
     def _every_kth_step(
         self, step: Step, variables: TaskVariables, balancer: GramBalancer
@@ -554,7 +400,7 @@ class GradientStepper:
             weights = step.losses.layout.split(step.weights)
             factors = [w * factor for w, factor in zip(weights, upstream, strict=True)]
             shared = step.tape.gradient(losses, variables.shared, factors)
-            return packed(shared, _own_gradients(step, variables, own_upstream))
+            return packed(shared, own_gradients(step, variables, own_upstream))
 
         flat, step.weights, step.finite = tf.cond(
             balancer.is_due(step.present), solve, keep
@@ -591,7 +437,7 @@ class GradientStepper:
         )
         # The optimizer sums over replicas, each of which has the whole update.
         update = [scaled(gradient, 1.0 / replicas()) for gradient in update]
-        return update, _own_gradients(step, variables, own_upstream)
+        return update, own_gradients(step, variables, own_upstream)
 
     def _watch(self, step: Step, variables: TaskVariables) -> None:
         """Updates the monitor of conflicts with the task gradients, if there is one."""
@@ -632,172 +478,3 @@ class GradientStepper:
         return by_id(shared, step.tape.gradient(total, shared)) | by_id(
             own, step.tape.gradient(own_total, own)
         )
-
-
-def _task_rows(
-    tape: tf.GradientTape,
-    losses: Sequence[tf.Tensor],
-    sources: Sequence[Any],
-    upstream: Sequence[tf.Tensor],
-) -> list[list[Gradient]]:
-    """One backward pass a task: gradients by task on the sources.
-
-    Of a group of tasks in a loop of the graph, which is traced once.
-
-    Args:
-        tape: A persistent tape.
-        losses: By output, scalars or `[tasks of the output]`.
-        sources: Tensors or variables to differentiate by.
-        upstream: By output, in the shapes of the losses.
-    """
-    rows: list[list[Gradient]] = []
-    for loss, factor in zip(losses, upstream, strict=True):
-        if loss.shape.rank == 0:
-            rows.append(tape.gradient(loss, list(sources), factor))
-            continue
-        connected = [g is not None for g in tape.gradient(loss, list(sources))]
-        reached = [v for v, is_any in zip(sources, connected, strict=True) if is_any]
-
-        def one(
-            column: tf.Tensor,
-            loss: tf.Tensor = loss,
-            reached: Sequence[Any] = reached,
-        ) -> list[tf.Tensor]:
-            gradients = tape.gradient(loss, reached, column)
-            return [tf.convert_to_tensor(gradient) for gradient in gradients]
-
-        dtypes = [tf.as_dtype(variable.dtype) for variable in reached]
-        stacked = tf.map_fn(one, tf.linalg.diag(factor), fn_output_signature=dtypes)
-        columns = iter([tf.unstack(rows_of, loss.shape[0]) for rows_of in stacked])
-        by_source = [next(columns) if is_any else None for is_any in connected]
-        rows += [
-            [None if of_source is None else of_source[index] for of_source in by_source]
-            for index in range(loss.shape[0])
-        ]
-    return rows
-
-
-def _moved_weights(probe: BatchProbe, moves: Mapping[int, Gradient]) -> list[tf.Tensor]:
-    """Returns the trainable weights after moves, in their dtypes.
-
-    Args:
-        probe: The step's.
-        moves: By id of their variable; None, or no entry, for those that stay.
-    """
-    weights = []
-    for variable, weight in zip(
-        probe.model.trainable_variables, probe.weights(), strict=True
-    ):
-        move = moves.get(id(variable))
-        if move is not None:
-            weight = weight + tf.cast(tf.convert_to_tensor(move), weight.dtype)
-        weights.append(weight)
-    return weights
-
-
-def _rises(
-    probe: BatchProbe,
-    shared: Sequence[keras.Variable],
-    directions: Sequence[Sequence[tf.Tensor]],
-    epsilon: float,
-) -> list[tf.Tensor]:
-    """Returns L_i(θ + εz_i) − L_i(θ − εz_i) for each task, of all replicas.
-
-    Args:
-        probe: The step's.
-        shared: The V shared variables θ.
-        directions: z, V tensors by task.
-        epsilon: ε.
-    """
-    rises = []
-    for index, direction in enumerate(directions):
-        ahead, behind = (
-            probe.losses(
-                _moved_weights(
-                    probe, by_id(shared, [scaled(z, length) for z in direction])
-                )
-            )[index]
-            for length in (epsilon, -epsilon)
-        )
-        rises.append(ahead - behind)
-    return tf.unstack(sum_over_replicas(tf.stack(rises)))
-
-
-def _norm(gradients: list[Gradient]) -> tf.Tensor:
-    """Returns the norm of gradients of the whole batch, float64 scalar."""
-    return tf.sqrt(agreed(ops.gramian(sum_rows([gradients])))[0, 0])
-
-
-def _column_norms(gradients: list[Gradient]) -> tf.Tensor:
-    """Returns norms over all axes but the last, of the tasks of a group, `[T]`."""
-    squares = []
-    for gradient in sum_rows([gradients])[0]:
-        values = tf.cast(tf.convert_to_tensor(gradient), "float64")
-        axes = list(range(len(values.shape) - 1))
-        squares.append(tf.reduce_sum(tf.square(values), axes))
-    return tf.sqrt(agreed(tf.add_n(squares)))
-
-
-def _of_all_replicas(step: Step, squares: tf.Tensor) -> tf.Tensor:
-    """Returns squares of norms over the whole batch, the same on each replica.
-
-    Gradients of a representation are those of a replica's own samples, those of
-    variables are of all samples already.
-    """
-    is_share = step.representation is not None
-    return sum_over_replicas(squares) if is_share else agreed(squares)
-
-
-def _of_whole_batch(
-    step: Step, variables: TaskVariables, update: list[Gradient]
-) -> list[Gradient]:
-    """Returns an update that each replica has of the whole batch, for the optimizer.
-
-    Which is not to sum it over replicas, but where the gradients of added losses, each
-    replica's share, come on top, or norms of such shares are clipped together with it.
-    """
-    if step.added or step.clips:
-        return [scaled(gradient, 1.0 / replicas()) for gradient in update]
-    step.summed = list(variables.shared)
-    return update
-
-
-def _own_gradients(
-    step: Step, variables: TaskVariables, upstream: list[tf.Tensor]
-) -> list[list[Gradient]]:
-    """One backward pass through the heads: gradients by output on own variables."""
-    own = list(itertools.chain(*variables.own.values()))
-    gradients = iter(step.tape.gradient(step.losses.values, own, upstream))
-    return [[next(gradients) for _ in task] for task in variables.own.values()]
-
-
-def _below_representation(
-    step: Step, variables: TaskVariables, update: list[Gradient]
-) -> list[Gradient]:
-    """One backward pass through the backbone, for an update of the representation."""
-    upstream = [
-        tf.zeros_like(tensor) if gradient is None else gradient
-        for tensor, gradient in zip(step.sources, update, strict=True)
-    ]
-    return step.tape.gradient(step.sources, variables.shared, upstream)
-
-
-def norms_on_last_shared_layer(
-    step: Step, variables: Sequence[keras.Variable]
-) -> tf.Tensor:
-    """Returns ‖∇ L_i‖ on the shared layer next to the heads, float32 `[T]`.
-
-    The gradients are those of the unweighted losses over all replicas.
-
-    Args:
-        step: Its tape is persistent.
-        variables: Those of the layer; ones are returned for none.
-    """
-    losses = step.losses.values
-    if not variables:
-        return tf.ones(step.present.shape)
-    upstream = [tf.fill(loss.shape, step.loss_scale) for loss in losses]
-    rows = _task_rows(step.tape, losses, variables, upstream)
-    gramian = agreed(ops.gramian(sum_rows(rows)))
-    norms = tf.sqrt(tf.linalg.diag_part(gramian))
-    return tf.cast(norms, "float32") / step.loss_scale

@@ -24,6 +24,7 @@ from mtl_keras.model.arguments import (
     check_task_names,
     explained,
 )
+from mtl_keras.model.backward import norms_on_last_shared_layer
 from mtl_keras.model.class_weights import checked, is_by_output, with_class_weight
 from mtl_keras.model.column_metrics import ColumnMetric, with_column_metrics
 from mtl_keras.model.columns import (
@@ -34,7 +35,7 @@ from mtl_keras.model.columns import (
 )
 from mtl_keras.model.derivatives import check_derivatives
 from mtl_keras.model.fit_hook import FitHook, MonitorModes
-from mtl_keras.model.gradients import GradientStepper, norms_on_last_shared_layer
+from mtl_keras.model.gradients import GradientStepper
 from mtl_keras.model.keras_compat import (
     as_functional,
     batch_structure,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
 
+from mtl_keras.model.gradient_lists import Gradient
 from mtl_keras.model.labels import Labels, batch_size, sub_batch, sum_over_replicas
 
 if TYPE_CHECKING:
@@ -46,6 +47,22 @@ class BatchProbe:
     def weights(self) -> list[tf.Tensor]:
         """Returns the trainable weights as they are."""
         return [tf.identity(v.value) for v in self.model.trainable_variables]
+
+    def moved(self, moves: Mapping[int, Gradient]) -> list[tf.Tensor]:
+        """Returns the trainable weights after moves, in their dtypes.
+
+        Args:
+            moves: By id of their variable; None, or no entry, for those that stay.
+        """
+        weights = []
+        for variable, weight in zip(
+            self.model.trainable_variables, self.weights(), strict=True
+        ):
+            move = moves.get(id(variable))
+            if move is not None:
+                weight = weight + tf.cast(tf.convert_to_tensor(move), weight.dtype)
+            weights.append(weight)
+        return weights
 
     def losses(
         self, weights: Sequence[tf.Tensor], part: int | None = None

@@ -101,7 +101,8 @@ def combine(
     Returns:
         One entry per variable, in the dtype of the first task's gradient: None
         where no task has a gradient, `tf.IndexedSlices` where all gradients are
-        sparse (ids may repeat, in any order), else a tensor.
+        sparse (one row for each id, in any order, and under XLA rows of zeros), else
+        a tensor.
 
     Raises:
         ValueError: As in `gramian`, or if `weights` does not have one entry per
@@ -271,16 +272,16 @@ def _combine_column(
         return None
     sparse = [isinstance(g, tf.IndexedSlices) for _, g in terms]
     if all(sparse):
+        first = terms[0][1]
+        scaled = [_scaled(share, g.values) for share, g in terms]
+        values = tf.concat([tf.cast(v, scaled[0].dtype) for v in scaled], axis=0)
+        ids = [tf.cast(g.indices, first.indices.dtype) for _, g in terms]
+        # Keras's optimizers take the norm of the rows as they are.
+        distinct = segments(tf.concat(ids, axis=0))
         return tf.IndexedSlices(
-            values=tf.concat(
-                [tf.cast(_scaled(s, g.values), terms[0][1].dtype) for s, g in terms],
-                axis=0,
-            ),
-            indices=tf.concat(
-                [tf.cast(g.indices, terms[0][1].indices.dtype) for _, g in terms],
-                axis=0,
-            ),
-            dense_shape=terms[0][1].dense_shape,
+            tf.cast(distinct.sums_once(values), first.dtype),
+            distinct.ids,
+            first.dense_shape,
         )
     scaled = [
         _scaled(share, g) for (share, g), s in zip(terms, sparse, strict=True) if not s

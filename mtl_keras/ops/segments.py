@@ -37,10 +37,12 @@ class Segments(NamedTuple):
 
     def sums(self, rows: tf.Tensor) -> tf.Tensor:
         """Returns the sums of `[N, ...]` rows by segment, `[S, ...]`."""
-        total = tf.math.unsorted_segment_sum(
-            self.ordered(rows), self.segment, self.size
-        )
+        total = self.sums_once(rows)
         return total if self.source is None else tf.gather(total, self.source)
+
+    def sums_once(self, rows: tf.Tensor) -> tf.Tensor:
+        """Returns `sums`, but 0 for segments that are left over."""
+        return tf.math.unsorted_segment_sum(self.ordered(rows), self.segment, self.size)
 
 
 def segments(ids: tf.Tensor) -> Segments:

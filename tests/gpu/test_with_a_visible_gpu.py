@@ -134,7 +134,7 @@ def test_loops_of_known_length_have_a_trip_count_under_xla(solver):
 
 
 def step_in_hlo(method, num_tasks):
-    """What XLA gets to compile for a step on two shared layers."""
+    """The HLO of a step on two shared layers, before XLA optimises it."""
     inputs = keras.Input((5,))
     h = keras.layers.Dense(4, "tanh")(keras.layers.Dense(6, "tanh")(inputs))
     tasks = [f"t{i}" for i in range(num_tasks)]

@@ -85,7 +85,7 @@ def trained(cls, form, epochs=5, batch_size=24, **compile_arguments):
 
 @functools.cache
 def stock_training():
-    """What stock Keras gives in a graph, for all that is compared with it."""
+    """Results of stock Keras in a graph, for all that is compared with them."""
     return trained(keras.Model, "dict")
 
 

@@ -65,7 +65,7 @@ def example(seed=0):
     return gradients, shapes
 
 
-@pytest.mark.parametrize("how", ["eager", "graph", "xla"])
+@pytest.mark.parametrize("how", ["eager", "graph", "xla", "tensorflow"])
 def test_gramian_and_combine_match_dense_gradients(how):
     gradients, shapes = example()
     weights = tf.constant([0.5, -2.0, 3.0], tf.float64)
@@ -75,7 +75,8 @@ def test_gramian_and_combine_match_dense_gradients(how):
 
     if how != "eager":
         both = tf.function(both, jit_compile=how == "xla")
-    gram, update = both(gradients)
+    with ops.implementation("tensorflow" if how == "tensorflow" else "auto"):
+        gram, update = both(gradients)
 
     rows = [[dense(g, s) for g, s in zip(t, shapes, strict=True)] for t in gradients]
     flat = np.array([np.concatenate([g.ravel() for g in t]) for t in rows])
@@ -84,6 +85,12 @@ def test_gramian_and_combine_match_dense_gradients(how):
 
     assert update[5] is None
     assert isinstance(update[1], tf.IndexedSlices)
+    # Clipping by the norm takes each row for an id of its own.
+    np.testing.assert_allclose(
+        tf.linalg.global_norm([update[1].values]),
+        np.linalg.norm(dense(update[1], shapes[1])),
+        rtol=1e-6,
+    )
     assert not isinstance(update[2], tf.IndexedSlices)
     for v in range(5):
         expected = sum(w * r[v] for w, r in zip(weights.numpy(), rows, strict=True))
