@@ -585,6 +585,7 @@ ERRORS = {
     "a,b\n" + "1,2\n" * 20: "Expected at least two classes",
     "a,b\n1,\n2,\n3,\n": "Expected rows with labels for train",
     "a,b\n1,2\n2,3\n3,4\n": "row 4: Expected at most 2 classes",
+    "a,b\n1,2\n2,3\n3,2\0\n": "row 4: Expected at most 2 classes",
     "a,b\n1,2\n2,\xe9\n".encode("latin1"): "row 3: Expected text in the encoding",
 }
 
