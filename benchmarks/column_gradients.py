@@ -3,8 +3,8 @@
     python benchmarks/column_gradients.py
 
 A dense and a convolutional model with one output of T columns, batch 128. `loop` is
-what groups of tasks use (`tf.map_fn`, traced once); `vectorised` is `tf.vectorized_map`
-over the same function. Each runs in a process of its own. Writes
+`tf.map_fn`, traced once, as the loop of groups of tasks is; `vectorised` is
+`tf.vectorized_map` over the same function. Each runs in a process of its own. Writes
 benchmarks/results/column_gradients.json: seconds of the first call, median
 milliseconds of eight more, and the most memory.
 """

@@ -178,7 +178,9 @@ class Application(Served, abc.ABC):
             tasks: Tasks whose labels to give; `None` for all.
             shuffle: Whether each pass has a new order, out of `seed`.
             seed: Seed of the order.
-            limit: Number of samples to stop after; `None` for all.
+            limit: Number of samples to stop after; `None` for all. Where some label
+                other tasks alone, they count and are left out after: models of any
+                tasks train on the same samples.
             data_dir: Folder of prepared data; `None` for the default one.
             epoch: Number of the epoch whose order to give, an int64 scalar that is
                 read at the start of each pass; `None` counts the passes. The order

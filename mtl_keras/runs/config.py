@@ -100,7 +100,8 @@ class RunConfig(Decodable):
         seed: Seed of weights, shuffling and dropout.
         loss_weights: Weight of each task's loss, `{task: weight}`; tasks left
             out weigh 1.
-        limit: Use only this many training samples; None means all.
+        limit: Use only this many training samples, of which those without a label of
+            `tasks` are left out; None means all.
         patience: Epochs without a better validation score (the mean over tasks of
             the main metrics) before the training ends; None for all epochs. The
             model is that of the last epoch.

@@ -51,7 +51,7 @@ class Run:
             InputError: If the file is not one that Keras writes, holds code, or is
                 of layers that nobody has registered.
         """
-        # The last of the rooms whose registered classes a model's file names.
+        # A model's file names registered classes, those of the applications too.
         from mtl_keras import applications
 
         applications.get(self.config.application)

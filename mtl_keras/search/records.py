@@ -64,7 +64,8 @@ def read_records(out: pathlib.Path) -> list[TrialRecord]:
     With several objectives those on the front come first, and on it those with the
     best mean of their objectives, each scaled to the front's extent.
     """
-    records = [_read(path) for path in sorted((out / TRIALS).glob("*.json"))]
+    # Without hidden files, of a process that was killed while it wrote one.
+    records = [_read(path) for path in sorted((out / TRIALS).glob("[!.]*.json"))]
     for record in records[1:]:
         if record.directions != records[0].directions:
             raise InputError(

@@ -237,6 +237,19 @@ def test_streamed_samples_are_those_from_memory(tmp_path, monkeypatch):
             assert (
                 rows[0].total() == parts[0].count == min(limit or 400, parts[1].count)
             )
+    for name, task in tasks.items():
+        # A task alone has those of the rows within the limit that label it.
+        parts = [Samples(t, "train", {name: task}, 100) for t in (streamed, loaded)]
+        both = [
+            np.concatenate([x["x"].numpy() for x, *_ in part.dataset(16)])
+            for part in parts
+        ]
+        np.testing.assert_array_equal(*both)
+        together = Samples(loaded, "train", tasks, 100).dataset(16)
+        present = np.concatenate([w[name].numpy() > 0 for *_, w in together])
+        expected = np.concatenate([x["x"].numpy() for x, *_ in together])[present]
+        np.testing.assert_array_equal(both[0], expected)
+        assert parts[0].count == parts[1].count == len(expected)
     epoch = tf.Variable(3, dtype=tf.int64)
     samples = Samples(streamed, "train", tasks)
     orders = [
@@ -572,6 +585,7 @@ ERRORS = {
     "a,b\n" + "1,2\n" * 20: "Expected at least two classes",
     "a,b\n1,\n2,\n3,\n": "Expected rows with labels for train",
     "a,b\n1,2\n2,3\n3,4\n": "row 4: Expected at most 2 classes",
+    "a,b\n1,2\n2,3\n3,2\0\n": "row 4: Expected at most 2 classes",
     "a,b\n1,2\n2,\xe9\n".encode("latin1"): "row 3: Expected text in the encoding",
 }
 

@@ -115,6 +115,8 @@ def test_an_interrupted_study_resumes(
         with pytest.raises(KeyboardInterrupt):
             run_study(study_of(3), tmp_path / "cut")
 
+    # As a kill leaves it that comes while a record is written.
+    (tmp_path / "cut" / "trials" / ".123.1.json").write_text('{"trial": ')
     fits = count_fits(monkeypatch)
     resumed = run_study(study_of(3), tmp_path / "cut", console=console)
     assert len(fits) == 2

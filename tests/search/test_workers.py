@@ -223,7 +223,8 @@ def started(folder):
 
 
 def statuses(folder):
-    records = [json.loads(path.read_text()) for path in folder.glob("out/trials/*")]
+    files = folder.glob("out/trials/[!.]*")
+    records = [json.loads(path.read_text()) for path in files]
     return {str(int(r["trial"])): r["status"] for r in records}
 
 
@@ -289,7 +290,7 @@ def test_a_search_survives_kills_of_a_worker_and_of_its_chief(tmp_path):
         return start_process(role, tmp_path, 1.5, "--chief", address)
 
     def records():
-        return list((tmp_path / "out" / "trials").glob("*.json"))
+        return list((tmp_path / "out" / "trials").glob("[!.]*.json"))
 
     def wait_for(count):
         until = time.monotonic() + 1500

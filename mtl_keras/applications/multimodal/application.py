@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -207,13 +208,15 @@ class Multimodal(BoundApplication):
                     labels[task] = tf.cast(labels[task], tf.float32)[None]
             return inputs, labels, weights
 
-        def is_labelled(features: dict[str, Any]) -> Any:
-            return tf.reduce_any([features[task] >= 0 for task in chosen])
+        def is_labelled(tasks: Iterable[str], features: dict[str, Any]) -> Any:
+            return tf.reduce_any([features[task] >= 0 for task in tasks])
 
         examples = data_registry.load(name, split, data_dir=data_dir or self.data_dir)
-        examples = examples.filter(is_labelled)
         if limit is not None:
+            # Before tasks are chosen, so that models of others train on the same ones.
+            examples = examples.filter(functools.partial(is_labelled, _TASKS))
             examples = examples.take(limit)
+        examples = examples.filter(functools.partial(is_labelled, chosen))
         examples = examples.map(arrange, num_parallel_calls=tf.data.AUTOTUNE).cache()
         # The cardinality of filtered data is not known before a pass over them.
         count = int(examples.reduce(0, lambda total, *_: total + 1))

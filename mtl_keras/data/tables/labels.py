@@ -138,7 +138,8 @@ class Tally:
         if len(self.classes | new) > most:
             ordered = list(dict.fromkeys(v for v in values[present] if v in new))
             extra = ordered[most - len(self.classes)]
-            row = int(np.flatnonzero(present & (values == extra))[0])
+            # Not by NumPy, for which text ends before the NULs at its end.
+            row = next(i for i in np.flatnonzero(present) if values[i] == extra)
             names = [*sorted(self.classes), *ordered][:most]
             others = f", with {' and '.join(map(repr, names))} before it"
             raise InputError(

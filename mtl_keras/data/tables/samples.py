@@ -18,6 +18,7 @@ from mtl_keras.data.tables.labels import model_labels, owners
 from mtl_keras.data.tables.reading import Chunk, MemoryReader, Unit
 from mtl_keras.data.tables.schema import SPLITS, TaskBy
 from mtl_keras.data.tables.values import image_paths, numbers, texts, vectors
+from mtl_keras.errors import InputError
 
 _BUFFER_ROWS = 1 << 18
 _UNITS_AT_A_TIME = 4
@@ -63,9 +64,14 @@ class Samples:
         table: The table.
         split: One of `SPLITS`.
         tasks: The tasks by name.
-        limit: Number of samples, spread over the split; None for all.
+        limit: Number of rows with a label of any of the table's tasks, spread over the
+            split; None for all. Those with a label of `tasks` are the samples, so that
+            models of other tasks train on the same rows.
         columns: Tasks by output, of outputs that are groups of them, each a column;
             the others have an output each.
+
+    Raises:
+        InputError: If no row within the limit has a label of `tasks`.
     """
 
     def __init__(
@@ -84,9 +90,16 @@ class Samples:
         self._tasks = dict(tasks)
         self._owner = {name: index for index, name in enumerate(tasks)}
         self._by = isinstance(table.file.tasks, TaskBy)
-        count = self._count(split)
-        self.count = count if limit is None else min(count, limit)
-        self._share = None if limit is None or limit >= count else (limit, count)
+        description = table.description
+        self._all_tasks = len(tasks) == len(description.tasks)
+        rows = description.rows[split] - description.unlabelled[split]
+        self._share = None if limit is None or limit >= rows else (limit, rows)
+        self.count = self._count(split)
+        if self._share is not None and not self.count:
+            raise InputError(
+                f"Expected a limit whose rows of the {split} split have a label of "
+                f"{list(tasks)}. Received: limit={limit}."
+            )
 
     def dataset(
         self,
@@ -159,21 +172,34 @@ class Samples:
 
     def chunks(self, units: Sequence[Unit]) -> Iterator[Arrays]:
         """Yields the split's samples in order, `{"features": …, "labels": …}`."""
+        table = self._table
+        for chunk, labels, rows in self._labelled(units):
+            if len(rows):
+                features = feature_values(
+                    chunk, table.description.features, table.folder
+                )
+                yield _taken({"features": features, "labels": labels}, rows)
+
+    def _labelled(
+        self, units: Sequence[Unit]
+    ) -> Iterator[tuple[Chunk, dict[str, np.ndarray], np.ndarray]]:
+        """Yields chunks with their labels, and the rows of them that are samples."""
         seen = 0
         table = self._table
         for chunk, splits in split_chunks(
             table.file, table.reader, table.splitter, units
         ):
-            arrays, labelled = self._values(chunk)
-            rows = np.flatnonzero((splits == self._split) & labelled)
+            labels, labelled = self._labels(chunk)
+            kept = splits == self._split
             if self._share is not None:
+                counted = kept & (
+                    labelled if self._all_tasks else self._is_any_labelled(chunk)
+                )
                 limit, count = self._share
-                ordinal = seen + np.arange(len(rows) + 1)
-                kept = np.diff(ordinal * limit // count) > 0
-                seen += len(rows)
-                rows = rows[kept]
-            if len(rows):
-                yield _taken(arrays, rows)
+                ordinal = seen + np.arange(counted.sum() + 1)
+                seen = ordinal[-1]
+                kept[counted] = np.diff(ordinal * limit // count) > 0
+            yield chunk, labels, np.flatnonzero(kept & labelled)
 
     def _shuffled_chunks(
         self, seed: int, epoch: int, batch_size: int
@@ -217,11 +243,9 @@ class Samples:
                 else:
                     yield arrays
 
-    def _values(self, chunk: Chunk) -> tuple[Arrays, np.ndarray]:
-        """Returns features and labels of a chunk, and which rows have a label."""
+    def _labels(self, chunk: Chunk) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Returns the labels of a chunk, and which rows have one."""
         table = self._table
-        features = feature_values(chunk, table.description.features, table.folder)
-        labels: dict[str, np.ndarray] = {}
         if self._by:
             owner = owners(table.file, chunk)
             assert owner is not None
@@ -229,26 +253,39 @@ class Samples:
             titles = {self._tasks[name].title: i for name, i in self._owner.items()}
             index = np.array([titles.get(title, -1) for title in owner], np.int32)
             values, present = model_labels(table.file, chunk, some)
-            labelled = present & (index >= 0)
-            labels = {"owner": index, "label": values}
-        else:
-            labelled = np.zeros(len(chunk), bool)
-            for name, task in self._tasks.items():
-                values, present = model_labels(table.file, chunk, task)
-                labels[f"label {name}"] = values
-                labels[f"present {name}"] = present
-                labelled |= present
-            for output, names in self._columns.items():
-                for part in ("label", "present"):
-                    columns = [labels.pop(f"{part} {name}") for name in names]
-                    labels[f"{part} {output}"] = np.stack(columns, axis=1)
-        return {"features": features, "labels": labels}, labelled
+            return {"owner": index, "label": values}, present & (index >= 0)
+        labels: dict[str, np.ndarray] = {}
+        labelled = np.zeros(len(chunk), bool)
+        for name, task in self._tasks.items():
+            values, present = model_labels(table.file, chunk, task)
+            labels[f"label {name}"] = values
+            labels[f"present {name}"] = present
+            labelled |= present
+        for output, names in self._columns.items():
+            for part in ("label", "present"):
+                columns = [labels.pop(f"{part} {name}") for name in names]
+                labels[f"{part} {output}"] = np.stack(columns, axis=1)
+        return labels, labelled
+
+    def _is_any_labelled(self, chunk: Chunk) -> np.ndarray:
+        """Returns which rows of a chunk have a label of any of the table's tasks."""
+        file, tasks = self._table.file, list(self._table.description.tasks.values())
+        owner = owners(file, chunk)
+        if owner is not None:  # One column has the labels of all tasks.
+            return model_labels(file, chunk, tasks[0]).present & (owner != "")
+        present = [model_labels(file, chunk, task).present for task in tasks]
+        return np.any(present, axis=0)
 
     def _count(self, split: str) -> int:
         description = self._table.description
+        if self._share is not None and self._all_tasks:
+            return self._share[0]
+        if self._share is not None:
+            units = self._table.reader.units
+            return sum(len(rows) for *_, rows in self._labelled(units))
         if self._by or len(self._tasks) == 1:
             return sum(task.labels[split] for task in self._tasks.values())
-        if len(self._tasks) == len(description.tasks):
+        if self._all_tasks:
             return description.rows[split] - description.unlabelled[split]
         return self._table.count_labelled(split, tuple(self._tasks))
 
