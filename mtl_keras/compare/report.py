@@ -208,8 +208,10 @@ class _Report:
                 for row in affinity[name]
             ]
             figure = figures.heat(table, self._tasks, _largest_between(table))
-            groups = map(" + ".join, affinity["groups"][name]["groups"])
-            below = f"Suggested groups: {'; '.join(groups)}"
+            below = ""
+            if name in affinity["groups"]:
+                groups = map(" + ".join, affinity["groups"][name]["groups"])
+                below = f"Suggested groups: {'; '.join(groups)}"
             drawn.append(chart(title, figure, f"{title} of task pairs", above, below))
         return drawn
 

@@ -316,7 +316,10 @@ class _Summary:
         return by_cell
 
     def _affinity(self) -> dict[str, Any]:
-        """Returns who helps whom by each measure, and the groups they suggest."""
+        """Returns who helps whom by each measure, and the groups they suggest.
+
+        Of more tasks than `suggest_groups` takes there are no groups.
+        """
         reference = self._of(COMBINATION, self._plan.methods[0])
         tables = {
             "lookahead": self._mean_table(reference, "affinity"),
@@ -326,7 +329,7 @@ class _Summary:
         groups = {
             name: evaluation.suggest_groups(table, self._tasks)._asdict()
             for name, table in tables.items()
-            if table is not None
+            if table is not None and len(self._tasks) <= evaluation.affinity.MOST_TASKS
         }
         return {**tables, "groups": groups}
 

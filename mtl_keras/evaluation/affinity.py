@@ -12,7 +12,7 @@ from mtl_keras.errors import InputError
 from mtl_keras.evaluation.delta import delta_m, has_relative_gain
 
 # The best split is found by looking at all subsets of all subsets: 3^T steps.
-_MOST_TASKS = 12
+MOST_TASKS = 12
 
 
 def task_affinity(
@@ -126,9 +126,9 @@ def suggest_groups(
     """
     table = np.nan_to_num(np.asarray(affinity, dtype=np.float64))
     count = len(tasks)
-    if table.shape != (count, count) or not 1 <= count <= _MOST_TASKS:
+    if table.shape != (count, count) or not 1 <= count <= MOST_TASKS:
         raise InputError(
-            f"Expected an affinity [T, T] of 1 to {_MOST_TASKS} tasks. Received: shape "
+            f"Expected an affinity [T, T] of 1 to {MOST_TASKS} tasks. Received: shape "
             f"{table.shape} for {count} tasks."
         )
     most = count if max_groups is None else max_groups

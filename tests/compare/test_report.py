@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from mtl_keras import evaluation
 from mtl_keras.compare import Comparison
 from mtl_keras.compare.cell import CellResult
 from mtl_keras.compare.report import write_report
@@ -113,6 +114,19 @@ def test_tests_are_those_of_scipy_over_the_seeds(compared):
         axis=0,
     )
     assert summary["affinity"]["cosines"][0][1] == pytest.approx(table[2, 0])
+
+
+def test_more_tasks_than_can_be_grouped_have_no_suggestion(
+    compared, monkeypatch, tmp_path
+):
+    whole = summarise(*compared)
+    assert "Suggested groups" in write(whole, tmp_path / "grouped.html")
+    monkeypatch.setattr(evaluation.affinity, "MOST_TASKS", 2)
+    summary = summarise(*compared)
+    assert summary["affinity"] == {**whole["affinity"], "groups": {}}
+    page = write(summary, tmp_path / "report.html")
+    assert "Suggested groups" not in page
+    assert page.count("<svg") == (tmp_path / "grouped.html").read_text().count("<svg")
 
 
 def test_missing_values_are_shown_as_dashes(compared, tmp_path):
