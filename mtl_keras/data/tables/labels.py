@@ -139,7 +139,7 @@ class Tally:
             ordered = list(dict.fromkeys(v for v in values[present] if v in new))
             extra = ordered[most - len(self.classes)]
             # Not by NumPy, for which text ends before the NULs at its end.
-            row = next(i for i in np.flatnonzero(present) if values[i] == extra)
+            row = next(int(i) for i in np.flatnonzero(present) if values[i] == extra)
             names = [*sorted(self.classes), *ordered][:most]
             others = f", with {' and '.join(map(repr, names))} before it"
             raise InputError(
