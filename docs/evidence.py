@@ -196,14 +196,18 @@ def serving(worth: Mapping[str, Any]) -> str:
     return table(head, rows)
 
 
+def method_title(name: str) -> str:
+    """Returns a method's title; runs name it with its `solve`, as in "nash running"."""
+    method, *solve = name.split()
+    return f"`{method}`" + (f', `solve="{solve[0]}"`' if solve else "")
+
+
 def method_on_qm9(name: str, values: np.ndarray) -> list[str]:
     """Returns a method's name and its error over single-task models, with spread."""
     if name == "single":
         return ["one model for each target", "0"]
     spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
-    method, *solve = name.split()
-    title = f"`{method}`" + (f', `solve="{solve[0]}"`' if solve else "")
-    return [title, f"{values.mean():+.1f}{spread}"]
+    return [method_title(name), f"{values.mean():+.1f}{spread}"]
 
 
 def balancing(qm9: Mapping[str, Any]) -> str:
@@ -301,11 +305,9 @@ def toxcast(measured: Mapping[str, Any]) -> str:
         runs.setdefault(run["method"], []).append(run)
     rows = []
     for name, of_method in runs.items():
-        title = f"`{name}`" if name == "equal" else f"`{name.split()[0]}` running"
-        auc = "–"
-        if name == "stock":
-            title = "`keras.Model`, an output for each assay"
-        else:
+        title, auc = "`keras.Model`, an output for each assay", "–"
+        if name != "stock":
+            title = method_title(name)
             areas = np.array([run["mean_auc"] for run in of_method])
             auc = f"{areas.mean():.3f} ± {areas.std(ddof=1):.3f}"
         prices = {"first_step_seconds": ".1f", "step_ms": ".0f", "memory_mb": ",.0f"}

@@ -1,4 +1,4 @@
-"""What one part of the library needs: packages of extras, modules on first use."""
+"""Packages of extras, and modules that are imported on first use."""
 
 from __future__ import annotations
 
