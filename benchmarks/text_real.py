@@ -13,6 +13,11 @@ test reviews (here those of the files that were prepared), SQuAD's development s
 test_2016_flickr. WORK keeps the models after each part of the training: started
 again, the script goes on where it stopped. Writes benchmarks/results/text_real.json
 (or `--out`) after every finished model.
+
+`--balancing METHOD …` trains joint models on as many samples in steps that have all
+three sources, in the same ratio, so that gradients of all tasks meet in every step:
+three batches in one, a third of the steps. They are scored the same way, and the mean
+cosines between gradients of the tasks are kept.
 """
 
 from __future__ import annotations
@@ -26,10 +31,13 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
+import numpy as np
 
+import mtl_keras
 from mtl_keras import applications, data
 from mtl_keras.evaluation import delta_m
-from mtl_keras.runs.records import versions
+from mtl_keras.files import atomic_write
+from mtl_keras.runs.records import made_with
 from mtl_keras.runs.results import by_task, metric_names
 
 DATA = "imdb_reviews,squad/v1.1,multi30k/de"
@@ -44,7 +52,9 @@ MAIN = {
 RESULTS = pathlib.Path(__file__).parent / "results" / "text_real.json"
 
 
-def compiled(tasks: list[str], steps: int) -> keras.Model:
+def compiled(
+    tasks: list[str], steps: int, balancing: str | None
+) -> mtl_keras.MultiTaskModel:
     """Returns a new model of these tasks."""
     application = applications.get("text").for_data(DATA)
     keras.utils.set_random_seed(SEED)
@@ -54,22 +64,37 @@ def compiled(tasks: list[str], steps: int) -> keras.Model:
         keras.optimizers.Adam(decay, global_clipnorm=1.0),
         loss=application.losses(tasks),
         metrics=application.metrics(tasks),
+        balancing=balancing or "equal",
+        # Costs nothing where the balancer takes the gradients of all tasks anyway.
+        monitor="conflicts" if balancing not in (None, "equal") else None,
     )
     return model
 
 
-def trained(tasks: list[str], work: pathlib.Path) -> tuple[keras.Model, dict]:
-    """Returns a trained model and what its training took; goes on from `work`."""
+def trained(
+    tasks: list[str], work: pathlib.Path, balancing: str | None = None
+) -> tuple[keras.Model, dict]:
+    """Returns a trained model and what its training took; goes on from `work`.
+
+    Args:
+        tasks: Tasks of the model.
+        work: Its folder.
+        balancing: Method of a training whose steps have every source; `None` for
+            steps of one source each.
+    """
     work.mkdir(parents=True, exist_ok=True)
     progress, file = work / "progress.json", work / "model.keras"
     ratio = {task: ROUND[task] for task in tasks}
-    steps = ROUNDS * sum(ratio.values())
+    batches = ROUNDS * sum(ratio.values())
+    together = 1 if balancing is None else len(ratio)
+    steps = batches // together
     mixture = data.mix(
         applications.get("text").for_data(DATA).streams("train", tasks=tasks),
-        batch_size=BATCH,
+        batch_size=BATCH * together,
         by="ratio",
         ratio=ratio,
-        homogeneous=True,
+        homogeneous=balancing is None,
+        even=balancing is not None,
         ends=steps // PARTS,
         seed=SEED,
     )
@@ -78,23 +103,33 @@ def trained(tasks: list[str], work: pathlib.Path) -> tuple[keras.Model, dict]:
         spent = json.loads(progress.read_text())
         model = keras.models.load_model(file)
     else:
-        model = compiled(tasks, steps)
+        model = compiled(tasks, steps, balancing)
     for part in range(spent["parts"], PARTS):
         cpu, wall = time.process_time(), time.monotonic()
         logs = model.fit(mixture.epoch(part), verbose=0, shuffle=False).history
         spent["cpu_seconds"] += time.process_time() - cpu
         spent["wall_seconds"] += time.monotonic() - wall
         spent["logs"].append({key: values[0] for key, values in logs.items()})
+        if "conflicts" in logs:
+            spent["logs"][-1]["cosines"] = model.gradient_cosines().tolist()
         spent["parts"] = part + 1
         model.save(file)
         progress.write_text(json.dumps(spent))
-        print(tasks, spent["parts"], spent["logs"][-1], flush=True)
-    return model, {
+        print(work.name, spent["parts"], spent["logs"][-1], flush=True)
+    took = {
         "steps": {task: ROUNDS * count for task, count in ratio.items()},
         "parameters": model.count_params(),
         "train_cpu_minutes": spent["cpu_seconds"] / 60,
         "train_wall_minutes": spent["wall_seconds"] / 60,
     }
+    if balancing is not None:
+        took["steps"] = steps
+        took["samples"] = {task: BATCH * ROUNDS * ratio[task] for task in tasks}
+    cosines = [log["cosines"] for log in spent["logs"] if "cosines" in log]
+    if cosines:
+        took["mean_cosines"] = np.mean(cosines, axis=0).tolist()
+        took["conflicts"] = [log["conflicts"] for log in spent["logs"]]
+    return model, took
 
 
 def scored(model: keras.Model, tasks: list[str]) -> dict[str, dict[str, float]]:
@@ -115,28 +150,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=pathlib.Path, required=True)
     parser.add_argument(
-        "--models", nargs="+", choices=groups, default=list(groups), help="else all"
+        "--models", nargs="+", choices=groups, help="of steps of one source; else all"
+    )
+    parser.add_argument(
+        "--balancing", nargs="+", help="methods, for steps that have every source"
     )
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS)
     arguments = parser.parse_args()
-    for name in arguments.models:
+    results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    if arguments.balancing:
+        todo = [("balanced", name, list(ROUND), name) for name in arguments.balancing]
+    else:
+        names = arguments.models or list(groups)
+        todo = [("models", name, groups[name], None) for name in names]
+    for part, name, tasks, balancing in todo:
         folder = arguments.work / name
-        if not (folder / "scores.json").is_file():
-            model, spent = trained(groups[name], folder)
-            scores = {**spent, "test": scored(model, groups[name])}
-            (folder / "scores.json").write_text(json.dumps(scores))
-        finished = {
-            group: json.loads((arguments.work / group / "scores.json").read_text())
-            for group in groups
-            if (arguments.work / group / "scores.json").is_file()
-        }
-        write(finished, arguments.out)
+        scores = folder / "scores.json"
+        if not scores.is_file():
+            model, took = trained(tasks, folder, balancing)
+            took = {"made_with": made_with(), **took, "test": scored(model, tasks)}
+            scores.write_text(json.dumps(took))
+        results.setdefault(part, {})[name] = json.loads(scores.read_text())
+        write(results, arguments.out)
 
 
-def write(models: dict[str, dict], out: pathlib.Path) -> None:
-    """Writes the results so far, with Δm once all models are there."""
+def write(results: dict[str, dict], out: pathlib.Path) -> None:
+    """Writes the results so far, with Δm over single tasks once these are there."""
+    models, balanced = results.get("models", {}), results.get("balanced", {})
     result = {
-        "command": "python benchmarks/text_real.py --work WORK",
+        "command": "python benchmarks/text_real.py --work WORK [--balancing METHOD …]",
         "data": DATA,
         "examples": {name: data.info(name).splits for name in DATA.split(",")},
         "batch_size": BATCH,
@@ -144,20 +186,23 @@ def write(models: dict[str, dict], out: pathlib.Path) -> None:
         "learning_rate": LEARNING_RATE,
         "seed": SEED,
         "round": ROUND,
-        "versions": versions(),
         "models": models,
+        "balanced": balanced,
     }
-    if len(models) == 1 + len(ROUND):
-        main_metrics = {
-            task: models["joint"]["test"][task][name] for task, name in MAIN.items()
-        }
+    if models.keys() >= ROUND.keys():
         single = {task: models[task]["test"][task][name] for task, name in MAIN.items()}
-        result["main_metrics"] = {"joint": main_metrics, "single": single}
-        result["delta_m_percent"] = delta_m(
-            main_metrics, single, dict.fromkeys(MAIN, "max")
-        )
-    out.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2), flush=True)
+        joint = {**{f"balanced {k}": v for k, v in balanced.items()}, **models}
+        result["main_metrics"] = {"single": single}
+        result["delta_m_percent"] = {}
+        for name, model in joint.items():
+            if model["test"].keys() >= MAIN.keys():
+                of_all = {task: model["test"][task][m] for task, m in MAIN.items()}
+                result["main_metrics"][name] = of_all
+                result["delta_m_percent"][name] = delta_m(
+                    of_all, single, dict.fromkeys(MAIN, "max")
+                )
+    with atomic_write(out) as file:
+        file.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 
-from mtl_keras.sharing.base import Sharing, in_turn
+from mtl_keras.errors import InputError, check_integer
+from mtl_keras.sharing.base import Sharing, in_turn, task_towers
 
 
 @keras.saving.register_keras_serializable(package="mtl_keras")
 class Hard(Sharing):
-    """One backbone for all tasks; only the heads are the tasks' own.
+    """One backbone for all tasks; the heads are the tasks' own, and the last stages
+    with `own_stages`.
 
-    Caruana, "Multitask Learning", Machine Learning 28, 1997.
+    Caruana, "Multitask Learning", Machine Learning 28, 1997. Stages of their own suit
+    tasks that need other features of the same input, as where something is and what it
+    is: those of the last stages are the most specific to a task.
+
+    Args:
+        own_stages: How many of the last stages each task has a copy of, fewer than the
+            backbone has.
 
     Example:
 
@@ -27,6 +37,9 @@ class Hard(Sharing):
 
     method = "hard"
 
+    def __init__(self, own_stages: int = 0):
+        self.own_stages = check_integer("own_stages", own_stages, low=0)
+
     def connect(
         self,
         inputs: keras.KerasTensor,
@@ -34,4 +47,17 @@ class Hard(Sharing):
         tasks: list[str],
     ) -> dict[str, keras.KerasTensor]:
         """See `Sharing.connect`."""
-        return dict.fromkeys(tasks, in_turn(stages, inputs))
+        common = len(stages) - self.own_stages
+        if common < 1:
+            raise InputError(
+                f"Expected a backbone of more than own_stages={self.own_stages} stages, "
+                f"so that tasks share one. Received: {len(stages)} stages."
+            )
+        features = in_turn(stages[:common], inputs)
+        if not self.own_stages:
+            return dict.fromkeys(tasks, features)
+        return task_towers(features, stages[common:], tasks)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {"own_stages": self.own_stages}

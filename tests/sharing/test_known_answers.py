@@ -168,6 +168,17 @@ def test_cross_stitch_at_identity_is_independent_columns():
         assert_same(outputs_of(alone, x), outputs)
 
 
+def test_hard_sharing_with_a_stage_of_their_own_is_one_stage_and_towers():
+    model = functional(spec("hard", own_stages=1), *convolutional())
+    x, _ = batch(model)
+    outputs = outputs_of(model, x)
+    for task in TASKS:
+        inputs, stages = convolutional()
+        alone = functional("hard", inputs, stages, [task])
+        copy_by_name(model, alone, {"last": f"{task}_last"})
+        assert_same(outputs_of(alone, x), outputs)
+
+
 def test_esmm_multiplies_probabilities_and_leaves_conversion_to_the_product():
     keras.config.set_dtype_policy("mixed_float16")
     try:
@@ -284,6 +295,7 @@ SHARED = "shared"
     ("name", "parts"),
     [
         ("hard", {"last": SHARED, "a_head": "a"}),
+        (spec("hard", own_stages=1), {"stem": SHARED, "a_last": "a", "b_last": "b"}),
         ("mmoe", {"experts": SHARED, "a_gate": "a", "b_gate": "b"}),
         ("omoe", {"experts": SHARED, "gate": SHARED, "a_head": "a"}),
         ("dselect_k", {"experts": SHARED, "a_gate": "a"}),
