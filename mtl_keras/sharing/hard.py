@@ -50,8 +50,8 @@ class Hard(Sharing):
         common = len(stages) - self.own_stages
         if common < 1:
             raise InputError(
-                f"Expected a backbone of more than own_stages={self.own_stages} stages, "
-                f"so that tasks share one. Received: {len(stages)} stages."
+                f"Expected a backbone of more than own_stages={self.own_stages} "
+                f"stages, so that tasks share one. Received: {len(stages)} stages."
             )
         features = in_turn(stages[:common], inputs)
         if not self.own_stages:
