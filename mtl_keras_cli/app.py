@@ -138,7 +138,7 @@ def train(
     balancing: Annotated[
         str | None,
         typer.Option(
-            help="How tasks are balanced; else equal. With arguments: "
+            help="How tasks are balanced; else the application's way. With arguments: "
             "'cagrad(c=0.5)'. A loss balancer and a gradient balancer may be joined "
             "by a plus."
         ),

@@ -62,18 +62,20 @@ class TrainingDefaults:
         learning_rate: First learning rate of Adam, which decays along a half
             cosine to 0 at the last step.
         backbone: Name of the backbone.
-        sharing: Name of the way to share.
+        sharing: The way to share: a name or a config dictionary.
         width: Width of the backbone.
         depth: Number of the backbone's stages.
+        balancing: How several tasks are balanced: a name or a config dictionary.
     """
 
     epochs: int
     batch_size: int
     learning_rate: float
     backbone: str
-    sharing: str
+    sharing: str | dict[str, Any]
     width: int
     depth: int
+    balancing: str | dict[str, Any] = "equal"
 
 
 class Application(Served, abc.ABC):

@@ -73,9 +73,11 @@ class Vision(Application):
         batch_size=128,
         learning_rate=2e-3,
         backbone="cnn",
-        sharing="hard",
+        # Where something is takes other features than what it is.
+        sharing={"class_name": "hard", "config": {"own_stages": 1}},
         width=16,
         depth=3,
+        balancing="scale_invariant",
     )
 
     def load(

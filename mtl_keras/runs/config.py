@@ -76,7 +76,8 @@ class RunConfig(Decodable):
         backbone: Name of one of the application's backbones.
         sharing: How tasks share: a name or a config dictionary.
         balancing: How tasks are balanced: a name, a config dictionary, or a list
-            of a loss balancer and a gradient balancer.
+            of a loss balancer and a gradient balancer. None means the application's
+            way; for one task, and with `preferences`, `"equal"`.
         width: Width of the backbone, in the application's units.
         depth: Depth of the backbone, in stages.
         epochs: Passes over the training split.
@@ -120,7 +121,7 @@ class RunConfig(Decodable):
     tasks: tuple[StrictStr, ...] | None = None
     backbone: StrictStr | None = None
     sharing: Spec | None = None
-    balancing: Specs = "equal"
+    balancing: Specs | None = None
     width: StrictInt | None = None
     depth: StrictInt | None = None
     epochs: StrictInt | None = None
@@ -156,6 +157,10 @@ class RunConfig(Decodable):
             for name, value in vars(self).items()
         }
         settings["data"] = application.data_name(self.data)
+        tasks = settings["tasks"]
+        alone = isinstance(tasks, (list, tuple)) and len(tasks) == 1
+        if self.balancing is None and (alone or self.preferences is not None):
+            settings["balancing"] = "equal"
         return decode(TrainingConfig, settings)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from mtl_keras.errors import InputError, check_integer
+from mtl_keras.errors import check_integer
 from mtl_keras.sharing.base import Sharing, in_turn, task_towers
 
 
@@ -20,8 +20,8 @@ class Hard(Sharing):
     is: those of the last stages are the most specific to a task.
 
     Args:
-        own_stages: How many of the last stages each task has a copy of, fewer than the
-            backbone has.
+        own_stages: How many of the last stages each task has a copy of. The first
+            stage is shared in any case, so that a number suits backbones of any depth.
 
     Example:
 
@@ -47,15 +47,8 @@ class Hard(Sharing):
         tasks: list[str],
     ) -> dict[str, keras.KerasTensor]:
         """See `Sharing.connect`."""
-        common = len(stages) - self.own_stages
-        if common < 1:
-            raise InputError(
-                f"Expected a backbone of more than own_stages={self.own_stages} "
-                f"stages, so that tasks share one. Received: {len(stages)} stages."
-            )
+        common = max(1, len(stages) - self.own_stages)
         features = in_turn(stages[:common], inputs)
-        if not self.own_stages:
-            return dict.fromkeys(tasks, features)
         return task_towers(features, stages[common:], tasks)
 
     def get_config(self) -> dict[str, Any]:

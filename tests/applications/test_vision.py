@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from mtl_keras import applications, backbones, data
+from mtl_keras import applications, backbones, data, runs
 from mtl_keras.applications import heads
 from mtl_keras.errors import InputError
 from mtl_keras.evaluation.boxes import box_iou
@@ -140,6 +140,19 @@ def test_a_subset_of_tasks_in_the_applications_order(vision, small_digits):
     assert list(vision.losses(["mask", "left"])) == ["left", "mask"]
     batch = vision.load("test", batch_size=4, tasks=["mask"], data_dir=small_digits)
     assert list(batch.element_spec[1]) == ["mask"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "balancing"),
+    [
+        ({}, "scale_invariant"),
+        ({"balancing": "equal"}, "equal"),
+        ({"tasks": ("boxes",)}, "equal"),
+        ({"preferences": "manifold"}, "equal"),
+    ],
+)
+def test_several_tasks_are_balanced_as_suits_them(settings, balancing):
+    assert runs.RunConfig("vision", **settings).validate().balancing == balancing
 
 
 def test_metrics_and_losses_are_new_each_time(vision):

@@ -295,7 +295,7 @@ SHARED = "shared"
     ("name", "parts"),
     [
         ("hard", {"last": SHARED, "a_head": "a"}),
-        (spec("hard", own_stages=1), {"stem": SHARED, "a_last": "a", "b_last": "b"}),
+        (spec("hard", own_stages=2), {"stem": SHARED, "a_last": "a", "b_last": "b"}),
         ("mmoe", {"experts": SHARED, "a_gate": "a", "b_gate": "b"}),
         ("omoe", {"experts": SHARED, "gate": SHARED, "a_head": "a"}),
         ("dselect_k", {"experts": SHARED, "a_gate": "a"}),

@@ -168,7 +168,6 @@ def test_wrong_sharing_gets_one_clear_line(identifier, named):
     [
         ("esmm", "click_and_conversion"),
         ({"class_name": "ple", "config": {"num_levels": 3}}, "2 stages"),
-        ({"class_name": "hard", "config": {"own_stages": 2}}, "2 stages"),
         ({"class_name": "aitm", "config": {"chain": ["a", "d"]}}, "'d'"),
         ({"class_name": "sluice", "config": {"subspaces": 3}}, "8 channels"),
     ],
