@@ -74,7 +74,10 @@ class Vision(Application):
         learning_rate=2e-3,
         backbone="cnn",
         # Where something is takes other features than what it is.
-        sharing={"class_name": "hard", "config": {"own_stages": 1}},
+        sharing={
+            "class_name": "hard",
+            "config": {"own_stages": {"boxes": 2, "mask": 2}},
+        },
         width=16,
         depth=3,
         balancing="scale_invariant",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 
 from mtl_keras.errors import check_integer
-from mtl_keras.sharing.base import Sharing, in_turn, task_towers
+from mtl_keras.sharing.base import Sharing, copy_stage, in_turn
 
 
 @keras.saving.register_keras_serializable(package="mtl_keras")
@@ -20,8 +21,10 @@ class Hard(Sharing):
     is: those of the last stages are the most specific to a task.
 
     Args:
-        own_stages: How many of the last stages each task has a copy of. The first
-            stage is shared in any case, so that a number suits backbones of any depth.
+        own_stages: How many of the last stages a task has a copy of: one number for
+            all tasks, or `{task: number}`, 0 for tasks left out. Tasks that a model
+            lacks count for nothing, so that one setting suits any choice of tasks; and
+            the first stage is always shared, so that it suits any depth.
 
     Example:
 
@@ -37,8 +40,14 @@ class Hard(Sharing):
 
     method = "hard"
 
-    def __init__(self, own_stages: int = 0):
-        self.own_stages = check_integer("own_stages", own_stages, low=0)
+    def __init__(self, own_stages: int | Mapping[str, int] = 0):
+        if isinstance(own_stages, Mapping):
+            self.own_stages: int | dict[str, int] = {
+                task: check_integer(f"own_stages[{task!r}]", number, low=0)
+                for task, number in own_stages.items()
+            }
+        else:
+            self.own_stages = check_integer("own_stages", own_stages, low=0)
 
     def connect(
         self,
@@ -47,9 +56,25 @@ class Hard(Sharing):
         tasks: list[str],
     ) -> dict[str, keras.KerasTensor]:
         """See `Sharing.connect`."""
-        common = max(1, len(stages) - self.own_stages)
-        features = in_turn(stages[:common], inputs)
-        return task_towers(features, stages[common:], tasks)
+        common = {task: max(1, len(stages) - self._own(task)) for task in tasks}
+        shared = [inputs]
+        for stage in stages[: max(common.values())]:
+            shared.append(stage(shared[-1]))
+        return {
+            task: in_turn(
+                [
+                    copy_stage(stage, f"{task}_{stage.name}", index)
+                    for stage in stages[common[task] :]
+                ],
+                shared[common[task]],
+            )
+            for index, task in enumerate(tasks)
+        }
+
+    def _own(self, task: str) -> int:
+        if isinstance(self.own_stages, dict):
+            return self.own_stages.get(task, 0)
+        return self.own_stages
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

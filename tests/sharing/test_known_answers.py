@@ -168,14 +168,16 @@ def test_cross_stitch_at_identity_is_independent_columns():
         assert_same(outputs_of(alone, x), outputs)
 
 
-def test_hard_sharing_with_a_stage_of_their_own_is_one_stage_and_towers():
-    model = functional(spec("hard", own_stages=1), *convolutional())
+@pytest.mark.parametrize("own_stages", [1, {"a": 1, "c": 4, "unknown": 2}])
+def test_hard_sharing_with_stages_of_their_own_is_one_stage_and_towers(own_stages):
+    model = functional(spec("hard", own_stages=own_stages), *convolutional())
     x, _ = batch(model)
     outputs = outputs_of(model, x)
     for task in TASKS:
+        own = own_stages == 1 or task in own_stages
         inputs, stages = convolutional()
         alone = functional("hard", inputs, stages, [task])
-        copy_by_name(model, alone, {"last": f"{task}_last"})
+        copy_by_name(model, alone, {"last": f"{task}_last" if own else "last"})
         assert_same(outputs_of(alone, x), outputs)
 
 
@@ -295,7 +297,7 @@ SHARED = "shared"
     ("name", "parts"),
     [
         ("hard", {"last": SHARED, "a_head": "a"}),
-        (spec("hard", own_stages=2), {"stem": SHARED, "a_last": "a", "b_last": "b"}),
+        (spec("hard", own_stages={"a": 2}), {"stem": SHARED, "a_last": "a"}),
         ("mmoe", {"experts": SHARED, "a_gate": "a", "b_gate": "b"}),
         ("omoe", {"experts": SHARED, "gate": SHARED, "a_head": "a"}),
         ("dselect_k", {"experts": SHARED, "a_gate": "a"}),

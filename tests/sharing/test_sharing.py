@@ -153,6 +153,10 @@ def test_masked_steps_change_nothing(name):
         ({"class_name": "mmoe", "config": {"num_experts": 0}}, "num_experts"),
         ({"class_name": "dselect_k", "config": {"k": 5}}, "num_experts=4"),
         ({"class_name": "cross_stitch", "config": {"own_weight": 2}}, "own_weight"),
+        (
+            {"class_name": "hard", "config": {"own_stages": {"a": -1}}},
+            r"own_stages\['a",
+        ),
         ({"class_name": "esmm", "config": {"click": "conversion"}}, "different"),
         (3, "3"),
     ],
