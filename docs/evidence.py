@@ -215,12 +215,13 @@ def balancing(qm9: Mapping[str, Any]) -> str:
     error = {
         name: np.array(method["by_seed"]) for name, method in qm9["summary"].items()
     }
+    # Seeds count from 0, and some methods have fewer.
     others = {
-        name: values
+        name: values - error["equal"][: len(values)]
         for name, values in error.items()
-        if name not in ("single", "equal") and len(values) == len(error["equal"])
+        if name not in ("single", "equal")
     }
-    tests = paired_tests(others, error["equal"])
+    tests = paired_tests(others, 0.0)
     rows = [[*method_on_qm9("single", error["single"]), "", ""]]
     for name, values in sorted(error.items(), key=lambda item: item[1].mean()):
         if name == "single":
@@ -370,6 +371,30 @@ def preferences(measured: Mapping[str, Any]) -> str:
     return table([*head, "seeds"], rows)
 
 
+def vision(comparison: Mapping[str, Any]) -> str:
+    """Returns the tasks of `vision` alone, and what ways to share gain on each."""
+    alone = {
+        task: np.array(one["test"][task]["values"])
+        for task, one in comparison["single"].items()
+    }
+    methods = comparison["methods"]
+    changes = {
+        (name, task): np.array(method["test"][task]["values"]) - alone[task]
+        for name, method in methods.items()
+        for task in alone
+    }
+    tests = paired_tests(changes, 0.0)
+    rows = []
+    for task, values in alone.items():
+        measure = comparison["tasks"][task]["metric"]
+        spread = f"{values.mean():.3f} ± {values.std(ddof=1):.3f}"
+        gained = [interval(tests[name, task], 3) for name in methods]
+        rows.append([f"{task}, {measure}", spread, *gained])
+    totals = paired_tests({n: m["delta_m"]["values"] for n, m in methods.items()}, 0.0)
+    rows.append(["Δm, %", "0", *(interval(totals[name], 1) for name in methods)])
+    return table(["", "alone", *(f"`{name}`" for name in methods)], rows)
+
+
 class Pairs(NamedTuple):
     """Values of one task by seed, shared and alone."""
 
@@ -463,6 +488,8 @@ def parts() -> dict[str, str]:
     generated["costs"] = costs(list(runs.values()))
     generated["serving"] = serving(worth)
     generated["negative"] = negative()
+    comparison = ROOT / "docs" / "compare" / "vision" / "results.json"
+    generated["vision"] = vision(json.loads(comparison.read_text("utf-8")))
     generated["worth"] = summary(runs)
     generated["qm9"] = balancing(results("qm9"))
     generated["methods of qm9"] = all_methods(results("qm9_methods"))

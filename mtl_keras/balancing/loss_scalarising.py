@@ -164,8 +164,8 @@ class ScaleInvariant(MeanScaleBalancer):
     direction, at the size of the losses. Takes the arguments of `Balancer`.
 
     Cost: 1 backward; needs: positive losses.
-    Choose it when you want the baseline that tells how much of a method's gain is due
-    to the units of the losses.
+    Choose it when losses differ in size or unit and `equal` follows some of them; try
+    it before methods that cost more.
 
     Raises:
         tf.errors.InvalidArgumentError: In the step, for a negative loss. XLA leaves
