@@ -219,11 +219,16 @@ def copy_stage(stage: Any, name: str, index: int = 0) -> Any:
     return type(stage).from_config(config)
 
 
+_OF_THE_ORIGINAL = ("shared_object_id", "build_config", "build_input_shape")
+
+
 def reseeded(config: Any, index: int) -> Any:
     """Returns the configuration of a fresh copy of a layer, with weights of its own.
 
-    Every seed in it is raised by `index`; and it does not refer to parts that Keras
-    knows already while it loads a model, or copies would have these in common.
+    Every seed in it is raised by `index`; it does not refer to parts that Keras
+    knows already while it loads a model, or copies would have these in common; and it
+    has no shapes to build parts of at once: built where they are called, they have the
+    copy's name in the paths of their variables.
     """
     if isinstance(config, dict):
         return {
@@ -231,7 +236,7 @@ def reseeded(config: Any, index: int) -> Any:
             if key == "seed" and isinstance(value, int)
             else reseeded(value, index)
             for key, value in config.items()
-            if key != "shared_object_id"
+            if key not in _OF_THE_ORIGINAL
         }
     if isinstance(config, (list, tuple)):
         return type(config)(reseeded(value, index) for value in config)

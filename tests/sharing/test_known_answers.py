@@ -179,6 +179,8 @@ def test_hard_sharing_with_stages_of_their_own_is_one_stage_and_towers(own_stage
         alone = functional("hard", inputs, stages, [task])
         copy_by_name(model, alone, {"last": f"{task}_last" if own else "last"})
         assert_same(outputs_of(alone, x), outputs)
+    paths = [variable.path for variable in model.variables]
+    assert len(set(paths)) == len(paths)
 
 
 def test_esmm_multiplies_probabilities_and_leaves_conversion_to_the_product():
