@@ -392,6 +392,10 @@ def vision(comparison: Mapping[str, Any]) -> str:
         rows.append([f"{task}, {measure}", spread, *gained])
     totals = paired_tests({n: m["delta_m"]["values"] for n, m in methods.items()}, 0.0)
     rows.append(["Δm, %", "0", *(interval(totals[name], 1) for name in methods)])
+    # Every training takes as many steps.
+    one = sum(task["step_cpu_ms"]["mean"] for task in comparison["single"].values())
+    times = [f"{m['step_cpu_ms']['mean'] / one:.2f}" for m in methods.values()]
+    rows.append(["processor time of training, all alone = 1", "1", *times])
     return table(["", "alone", *(f"`{name}`" for name in methods)], rows)
 
 
