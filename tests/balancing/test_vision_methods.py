@@ -102,8 +102,9 @@ def test_loss_falls_with_a_task_absent_from_half_of_the_batches(name, few):
     first, last = history["loss"]
     print(f"{name} absent: {first:.3f} -> {last:.3f}")
     assert last < first
-    # Only an auxiliary task that pulls against the main one takes part in PCD.
-    if name != "pcd":
+    # Only an auxiliary task that pulls against the main one takes part in PCD, and only
+    # tasks with a loss near the largest in EPO-like scalarisation.
+    if name not in ("pcd", "epo_like"):
         assert history["mask_weight"][0] != 0
 
 
