@@ -77,7 +77,7 @@ class RunConfig(Decodable):
         sharing: How tasks share: a name or a config dictionary.
         balancing: How tasks are balanced: a name, a config dictionary, or a list
             of a loss balancer and a gradient balancer. None means the application's
-            way; for one task, and with `preferences`, `"equal"`.
+            way; for one task, and with `preferences` or `loss_weights`, `"equal"`.
         width: Width of the backbone, in the application's units.
         depth: Depth of the backbone, in stages.
         epochs: Passes over the training split.
@@ -159,7 +159,8 @@ class RunConfig(Decodable):
         settings["data"] = application.data_name(self.data)
         tasks = settings["tasks"]
         alone = isinstance(tasks, (list, tuple)) and len(tasks) == 1
-        if self.balancing is None and (alone or self.preferences is not None):
+        weighted = self.preferences is not None or self.loss_weights is not None
+        if self.balancing is None and (alone or weighted):
             settings["balancing"] = "equal"
         return decode(TrainingConfig, settings)
 

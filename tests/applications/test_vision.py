@@ -149,6 +149,7 @@ def test_a_subset_of_tasks_in_the_applications_order(vision, small_digits):
         ({"balancing": "equal"}, "equal"),
         ({"tasks": ("boxes",)}, "equal"),
         ({"preferences": "manifold"}, "equal"),
+        ({"loss_weights": {"boxes": 2.0}}, "equal"),
     ],
 )
 def test_several_tasks_are_balanced_as_suits_them(settings, balancing):
