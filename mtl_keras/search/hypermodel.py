@@ -341,7 +341,7 @@ def train_baseline(study: Study, task: str) -> float:
     alone = dataclasses.replace(
         study,
         settings=dataclasses.replace(study.settings, patience=None),
-        base=dataclasses.replace(study.base, tasks=(task,)),
+        base=dataclasses.replace(study.base, tasks=(task,), balancing="equal"),
         space={},
         objectives=objectives,
     )

@@ -178,6 +178,8 @@ class StudySettings(Decodable):
             epochs=self.epochs,
             seed=self.seed,
             limit=self.limit,
+            # Some ways to balance, the application's perhaps, leave nothing to weigh.
+            balancing="equal" if "loss_weights" in self.space else None,
         )
         validated = base.validate()
         space = parse_space(self.space, validated.tasks)

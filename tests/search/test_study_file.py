@@ -222,6 +222,21 @@ def test_methods_as_text_are_those_as_tables():
         parse_methods("balancing", "cagrad(c=0.5")
 
 
+@pytest.mark.parametrize(
+    ("space", "balancing"),
+    [
+        ("width = [8, 16]", "scale_invariant"),
+        ("loss_weights = { max_ratio = 3.0 }", "equal"),
+        ('loss_weights = { max_ratio = 3.0 }\nbalancing = "dwa"', "dwa"),
+    ],
+)
+def test_searched_loss_weights_have_something_to_weigh(tmp_path, space, balancing):
+    text = HEAD.replace("tiny", "vision") + f"[space]\n{space}"
+    study = load_study(write(tmp_path, text))
+    config = StudyHyperModel(study).config(keras_tuner.HyperParameters())
+    assert config.balancing == balancing
+
+
 def test_arguments_that_have_no_default_may_be_fixed_or_searched(tmp_path):
     @keras.saving.register_keras_serializable(package="test")
     class Needy(balancing.get_class("dwa")):
