@@ -399,6 +399,24 @@ def vision(comparison: Mapping[str, Any]) -> str:
     return table(["", "alone", *(f"`{name}`" for name in methods)], rows)
 
 
+def vision_in_short(comparison: Mapping[str, Any]) -> str:
+    """Returns what one model and models of each task alone reach on `vision`."""
+    alone = comparison["single"]
+    methods = comparison["methods"]
+    default = list(methods)[-1]
+    shown = {
+        "each task alone": {task: one["test"][task] for task, one in alone.items()},
+        "one model, `hard, equal`": methods["hard, equal"]["test"],
+        f"one model, `{default}`": methods[default]["test"],
+    }
+    rows = [
+        [name, *(f"{v['mean']:.3f} ± {v['std']:.3f}" for v in reached.values())]
+        for name, reached in shown.items()
+    ]
+    head = [f"{task}, {one['metric']}" for task, one in comparison["tasks"].items()]
+    return table(["", *head], rows)
+
+
 class Pairs(NamedTuple):
     """Values of one task by seed, shared and alone."""
 
@@ -493,7 +511,9 @@ def parts() -> dict[str, str]:
     generated["serving"] = serving(worth)
     generated["negative"] = negative()
     comparison = ROOT / "docs" / "compare" / "vision" / "results.json"
-    generated["vision"] = vision(json.loads(comparison.read_text("utf-8")))
+    compared = json.loads(comparison.read_text("utf-8"))
+    generated["vision"] = vision(compared)
+    generated["vision in short"] = vision_in_short(compared)
     generated["worth"] = summary(runs)
     generated["qm9"] = balancing(results("qm9"))
     generated["methods of qm9"] = all_methods(results("qm9_methods"))
