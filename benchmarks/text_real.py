@@ -85,9 +85,8 @@ def trained(
     work.mkdir(parents=True, exist_ok=True)
     progress, file = work / "progress.json", work / "model.keras"
     ratio = {task: ROUND[task] for task in tasks}
-    batches = ROUNDS * sum(ratio.values())
     together = 1 if balancing is None else len(ratio)
-    steps = batches // together
+    steps = ROUNDS * sum(ratio.values()) // together
     mixture = data.mix(
         applications.get("text").for_data(DATA).streams("train", tasks=tasks),
         batch_size=BATCH * together,
@@ -116,15 +115,15 @@ def trained(
         model.save(file)
         progress.write_text(json.dumps(spent))
         print(work.name, spent["parts"], spent["logs"][-1], flush=True)
+    of_task = {task: ROUNDS * count for task, count in ratio.items()}
     took = {
-        "steps": {task: ROUNDS * count for task, count in ratio.items()},
+        "steps": of_task if balancing is None else steps,
         "parameters": model.count_params(),
         "train_cpu_minutes": spent["cpu_seconds"] / 60,
         "train_wall_minutes": spent["wall_seconds"] / 60,
     }
     if balancing is not None:
-        took["steps"] = steps
-        took["samples"] = {task: BATCH * ROUNDS * ratio[task] for task in tasks}
+        took["samples"] = {task: BATCH * batches for task, batches in of_task.items()}
     cosines = [log["cosines"] for log in spent["logs"] if "cosines" in log]
     if cosines:
         took["mean_cosines"] = np.mean(cosines, axis=0).tolist()
@@ -159,11 +158,11 @@ def main() -> None:
     arguments = parser.parse_args()
     results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     if arguments.balancing:
-        todo = [("balanced", name, list(ROUND), name) for name in arguments.balancing]
+        models = [("balanced", name, list(ROUND), name) for name in arguments.balancing]
     else:
         names = arguments.models or list(groups)
-        todo = [("models", name, groups[name], None) for name in names]
-    for part, name, tasks, balancing in todo:
+        models = [("models", name, groups[name], None) for name in names]
+    for part, name, tasks, balancing in models:
         folder = arguments.work / name
         scores = folder / "scores.json"
         if not scores.is_file():

@@ -195,13 +195,18 @@ def task_towers(
     tasks: Sequence[str],
 ) -> dict[str, keras.KerasTensor]:
     """Returns `{task: features}` of one copy of all stages for each task."""
-    return {
-        task: in_turn(
-            [copy_stage(stage, f"{task}_{stage.name}", index) for stage in stages],
-            inputs,
-        )
-        for index, task in enumerate(tasks)
-    }
+    return {task: tower(inputs, stages, task, i) for i, task in enumerate(tasks)}
+
+
+def tower(
+    inputs: keras.KerasTensor,
+    stages: Sequence[keras.layers.Layer],
+    task: str,
+    index: int,
+) -> keras.KerasTensor:
+    """Returns the features of a task's copy of the stages, its copy number `index`."""
+    copies = [copy_stage(stage, f"{task}_{stage.name}", index) for stage in stages]
+    return in_turn(copies, inputs)
 
 
 def copy_stage(stage: Any, name: str, index: int = 0) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from mtl_keras.errors import check_integer
-from mtl_keras.sharing.base import Sharing, copy_stage, in_turn
+from mtl_keras.sharing.base import Sharing, tower
 
 
 @keras.saving.register_keras_serializable(package="mtl_keras")
@@ -61,13 +61,7 @@ class Hard(Sharing):
         for stage in stages[: max(common.values())]:
             shared.append(stage(shared[-1]))
         return {
-            task: in_turn(
-                [
-                    copy_stage(stage, f"{task}_{stage.name}", index)
-                    for stage in stages[common[task] :]
-                ],
-                shared[common[task]],
-            )
+            task: tower(shared[common[task]], stages[common[task] :], task, index)
             for index, task in enumerate(tasks)
         }
 
