@@ -67,6 +67,7 @@ def compiled(
         balancing=balancing or "equal",
         # Costs nothing where the balancer takes the gradients of all tasks anyway.
         monitor="conflicts" if balancing not in (None, "equal") else None,
+        skip_unlabelled=balancing is not None,
     )
     return model
 

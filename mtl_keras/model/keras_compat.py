@@ -415,6 +415,20 @@ def standardized_inputs(model: keras.Model, inputs: Any) -> list[Any]:
     return model._standardize_inputs(inputs)
 
 
+@contextlib.contextmanager
+def as_one_call(model: keras.Model) -> Iterator[None]:
+    """Makes calls of a model's layers one call of the model.
+
+    A call that is not inside of another one forgets the losses that its layers have
+    added before.
+    """
+    model._get_call_context()
+    try:
+        yield
+    finally:
+        model._maybe_reset_call_context()
+
+
 def as_functional(cls: type) -> type:
     """Class decorator: `cls` is a `Functional` model from the start.
 

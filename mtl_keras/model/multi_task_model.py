@@ -54,6 +54,7 @@ from mtl_keras.model.keras_compat import (
     update_if,
     variables_beside,
 )
+from mtl_keras.model.labelled_samples import LabelledSamples
 from mtl_keras.model.labels import (
     Labels,
     arrange_labels,
@@ -174,6 +175,7 @@ class MultiTaskModel(ModelWithTrainingState):
         self._split: SplitModel | None = None
         self._stopped: frozenset[str] = frozenset()
         self._missing_labels: str | None = None
+        self._labelled_samples: LabelledSamples | None = None
         self._class_weight: dict[str, dict[int, float]] = {}
 
     @property
@@ -357,6 +359,7 @@ class MultiTaskModel(ModelWithTrainingState):
         task_clipnorm: float | None = None,
         columns: Mapping[str, Sequence[str]] | None = None,
         missing_labels: str | None = None,
+        skip_unlabelled: bool = False,
     ) -> None:
         """Configures training. Takes all that `keras.Model.compile` takes.
 
@@ -422,6 +425,14 @@ class MultiTaskModel(ModelWithTrainingState):
                 `"binary_crossentropy"`), else (`"categorical_crossentropy"`) where
                 anything on its last axis is NaN. `None`: NaN is a number that is not
                 finite.
+            skip_unlabelled: Whether a training step computes each output, shared
+                layers included, on the samples alone whose sample weight for it is
+                not 0: a forward pass for each output. The losses are the same, but
+                for layers that relate samples of a batch (batch normalisation) or
+                draw random numbers. Pays where data sets that label one task each
+                meet in a batch: T backward passes then take no more than one. Is
+                slower where most samples have labels of several tasks. Shapes depend
+                on the batch, which XLA does not take: `jit_compile="auto"` is False.
 
         Raises:
             InputError: For an unknown balancing method or `missing_labels`, an output
@@ -442,6 +453,9 @@ class MultiTaskModel(ModelWithTrainingState):
             )
         if task_clipnorm is not None:
             task_clipnorm = check_number("task_clipnorm", task_clipnorm, low=0.0)
+        if skip_unlabelled:
+            self._check_skipping(pipeline, jit_compile)
+            jit_compile = False
         if self._overrides_compute_loss:
             self._check_one_loss(pipeline, guard, task_clipnorm)
         outputs = sorted(self._outputs_by_task)
@@ -485,6 +499,9 @@ class MultiTaskModel(ModelWithTrainingState):
             }
             self._check_columns(pipeline)
         self._missing_labels = missing_labels
+        self._labelled_samples = None
+        if skip_unlabelled:
+            self._labelled_samples = LabelledSamples(self, self._outputs_by_task)
         shared = self._split_variables(self._reached_in_graph()).shared
         self._split = None
         if pipeline.needs_boundary and shared:
@@ -509,6 +526,23 @@ class MultiTaskModel(ModelWithTrainingState):
         self._stepper = GradientStepper(
             pipeline, guard, task_clipnorm, compute_dtypes(self)
         )
+
+    def _check_skipping(self, pipeline: Pipeline, jit_compile: str | bool) -> None:
+        """Raises `InputError` for options that `skip_unlabelled` does not support."""
+        overrides = type(self).call is not MultiTaskModel.call
+        if (
+            overrides
+            or self._overrides_compute_loss
+            or pipeline.needs_boundary
+            or jit_compile is True
+        ):
+            raise InputError(
+                "Expected gradients_of='shared', another method than 'consmtl', "
+                "another jit_compile than True, and no `call` or `compute_loss` of the "
+                "class's own for skip_unlabelled=True. Received: "
+                f"{type(self).__name__}, balancing="
+                f"{[b.name for b in pipeline.balancers]}, jit_compile={jit_compile!r}."
+            )
 
     def _check_columns(self, pipeline: Pipeline) -> None:
         """Raises `InputError` for options that groups of tasks do not support."""
@@ -945,7 +979,9 @@ class MultiTaskModel(ModelWithTrainingState):
                 boundary = split.below(inputs)
                 heads_tape = tf.GradientTape(persistent=True)
             with heads_tape or contextlib.nullcontext():
-                if split is None or boundary is None:
+                if self._labelled_samples is not None:
+                    y_pred = self._labelled_samples.outputs(x, sample_weight)
+                elif split is None or boundary is None:
                     y_pred = self(x, training=True)
                 else:
                     y_pred = split.above(boundary, inputs)

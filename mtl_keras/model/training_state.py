@@ -11,6 +11,7 @@ from mtl_keras import balancing as balancing_lib
 from mtl_keras.balancing.pipeline import Pipeline
 from mtl_keras.errors import InputError
 from mtl_keras.model.keras_compat import KerasSaveable, saving_as_hdf5
+from mtl_keras.model.labelled_samples import LabelledSamples
 from mtl_keras.model.multi_worker import MultiWorkerModel
 from mtl_keras.model.nonfinite import NonFiniteGuard
 
@@ -20,6 +21,7 @@ _OWN_ARGUMENTS = (
     "missing_labels",
     "monitor",
     "on_nonfinite",
+    "skip_unlabelled",
     "task_clipnorm",
 )
 _STATE_PREFIXES = ("balancing.", "seed_states.")
@@ -64,6 +66,7 @@ class ModelWithTrainingState(MultiWorkerModel):
     _guard: NonFiniteGuard
     _task_clipnorm: float | None
     _missing_labels: str | None
+    _labelled_samples: LabelledSamples | None
     _compile_arguments: dict[str, Any]
     """Arguments of `compile` that Keras resolves for this machine, or leaves out."""
 
@@ -99,6 +102,7 @@ class ModelWithTrainingState(MultiWorkerModel):
             config["on_nonfinite"] = self._guard.policy
             config["task_clipnorm"] = self._task_clipnorm
             config["missing_labels"] = self._missing_labels
+            config["skip_unlabelled"] = self._labelled_samples is not None
             # Keras saves the optimizer that `compile` was given, not the one that it
             # put around it to scale losses. Under another global policy than that of
             # the training the state would then be of no use, and dropped.

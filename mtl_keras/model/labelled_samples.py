@@ -1,0 +1,82 @@
+"""Forward passes that run each output's layers on the samples with its labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from mtl_keras.model.keras_compat import (
+    as_one_call,
+    mask_of,
+    standardized_inputs,
+    with_logits,
+    with_mask,
+)
+from mtl_keras.model.labels import by_output
+
+
+class LabelledSamples:
+    """Runs a functional model, each output on the samples that have its labels.
+
+    Where data sets that label one task each meet in a batch, no layer then sees
+    another data set's samples, and a backward pass of one task's loss is of its own
+    samples alone.
+
+    Args:
+        model: The model.
+        outputs: `{output: KerasTensor}`.
+    """
+
+    def __init__(self, model: keras.Model, outputs: Mapping[str, keras.KerasTensor]):
+        self._model = model
+        inputs = list(model.inputs)
+        self._branches = {
+            name: keras.Model(inputs, output) for name, output in outputs.items()
+        }
+
+    def outputs(self, x: Any, sample_weight: Any) -> dict[str, Any]:
+        """Returns the outputs of a training step.
+
+        Args:
+            x: A batch's inputs.
+            sample_weight: As `fit` takes it, 0 where a label is absent; an output
+                without sample weights is computed on all samples.
+
+        Returns:
+            Outputs of the whole batch, 0 for samples without a label.
+        """
+        inputs = standardized_inputs(self._model, x)
+        weights = by_output(sample_weight, self._branches, "sample weights", ())
+        outputs = {}
+        with as_one_call(self._model):
+            for name, branch in self._branches.items():
+                if weights[name] is None:
+                    outputs[name] = branch(inputs, training=True)
+                else:
+                    outputs[name] = _of_some(branch, inputs, weights[name])
+        return outputs
+
+
+def _of_some(branch: keras.Model, inputs: list[Any], weight: Any) -> Any:
+    """Returns a branch's output, computed where the sample weights are not 0."""
+    labelled = tf.cast(weight, "bool")
+    labelled = tf.reduce_any(labelled, list(range(1, labelled.shape.rank)))
+    size = tf.shape(labelled)[0]
+    # Without a label the first sample stands in, as not every layer takes none.
+    first = (tf.range(size) < 1) & ~tf.reduce_any(labelled)
+    rows = tf.where(labelled | first)
+    output = branch([tf.gather(tensor, rows[:, 0]) for tensor in inputs], training=True)
+
+    def of_batch(entries: Any) -> Any:
+        shape = tf.concat([[size], tf.shape(entries)[1:]], axis=0)
+        whole = tf.scatter_nd(tf.cast(rows, "int32"), entries, shape)
+        whole.set_shape([labelled.shape[0], *entries.shape[1:]])
+        return whole
+
+    mask = mask_of(output)
+    return with_mask(
+        with_logits(of_batch, output), None if mask is None else of_batch(mask)
+    )
