@@ -68,7 +68,9 @@ def _of_some(branch: keras.Model, inputs: list[Any], weight: Any) -> Any:
     # Without a label the first sample stands in, as not every layer takes none.
     first = (tf.range(size) < 1) & ~tf.reduce_any(labelled)
     rows = tf.where(labelled | first)
-    output = branch([tf.gather(tensor, rows[:, 0]) for tensor in inputs], training=True)
+    # One sample serves the whole batch, as a preference does, or is all of it.
+    own = [t if t.shape[0] == 1 else tf.gather(t, rows[:, 0]) for t in inputs]
+    output = branch(own, training=True)
 
     def of_batch(entries: Any) -> Any:
         shape = tf.concat([[size], tf.shape(entries)[1:]], axis=0)

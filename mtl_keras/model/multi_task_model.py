@@ -428,17 +428,19 @@ class MultiTaskModel(ModelWithTrainingState):
             skip_unlabelled: Whether a training step computes each output, shared
                 layers included, on the samples alone whose sample weight for it is
                 not 0: a forward pass for each output. The losses are the same, but
-                for layers that relate samples of a batch (batch normalisation) or
-                draw random numbers. Pays where data sets that label one task each
-                meet in a batch: T backward passes then take no more than one. Is
-                slower where most samples have labels of several tasks. Shapes depend
-                on the batch, which XLA does not take: `jit_compile="auto"` is False.
+                for layers that relate samples of a batch (batch normalisation), draw
+                random numbers, or add losses (once in each pass). Pays where data
+                sets that label one task each meet in a batch: T backward passes then
+                take no longer than one. Is slower where most samples have labels of
+                several tasks. Shapes depend on the batch, which XLA does not take:
+                `jit_compile="auto"` is False.
 
         Raises:
-            InputError: For an unknown balancing method or `missing_labels`, an output
-                without a loss, an entry for no output, a loss of several outputs
-                together, a task name that TensorFlow does not take, or a class that
-                overrides `compute_loss` with other than equal weights.
+            InputError: For an unknown balancing method or `missing_labels`, an option
+                that `skip_unlabelled` does not go with, an output without a loss, an
+                entry for no output, a loss of several outputs together, a task name
+                that TensorFlow does not take, or a class that overrides
+                `compute_loss` with other than equal weights.
         """
         balancers = balancing_lib.get(balancing)
         if not isinstance(balancers, list):

@@ -17,7 +17,8 @@ from mtl_keras.compare import Comparison
 from mtl_keras.data import GeneratedText
 from mtl_keras.errors import InputError
 from mtl_keras.evaluation import answer_scores
-from mtl_keras.runs import RunConfig
+from mtl_keras.runs import RunConfig, training
+from mtl_keras.runs.config import TrainingConfig
 
 TASKS = ["sentiment", "answer", "translation"]
 WIDTHS = {"rnn": 6, "mlp": 6, "transformer": 8}
@@ -105,6 +106,29 @@ def test_comparisons_accumulate_unless_told_otherwise(given, taken):
         for value in (None, False)
     )
     assert one == other != RunConfig("text", accumulate=True).validate().identity()
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "balancing", "skips"),
+    [
+        (True, "nash", True),
+        (True, {"class_name": "mgda", "config": {"gradients_of": "representation"}}, 0),
+        (False, "nash", False),
+    ],
+)
+def test_accumulated_steps_read_each_source_alone(accumulate, balancing, skips, text):
+    config = RunConfig(
+        "text",
+        tasks=("sentiment", "answer"),
+        balancing=balancing,
+        backbone="mlp",
+        width=4,
+        accumulate=accumulate,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingConfig, "get_application", lambda _: text)
+        model = training.compiled_model(config.validate(), steps=10)
+    assert model.get_compile_config()["skip_unlabelled"] == skips
 
 
 def test_span_labels_are_the_answers_tokens(text):
