@@ -33,7 +33,6 @@ from mtl_keras.model.columns import (
     variables_by_column,
     weights_by_output,
 )
-from mtl_keras.model.derivatives import check_derivatives
 from mtl_keras.model.fit_hook import FitHook, MonitorModes
 from mtl_keras.model.gradients import GradientStepper
 from mtl_keras.model.keras_compat import (
@@ -74,6 +73,14 @@ from mtl_keras.model.nonfinite import (
     on_all_replicas,
 )
 from mtl_keras.model.probe import BatchProbe
+from mtl_keras.model.refusals import (
+    check_boundary,
+    check_groups,
+    check_one_loss,
+    check_running,
+    check_skipping,
+    is_equal,
+)
 from mtl_keras.model.representation import (
     SplitModel,
     check_shared_below,
@@ -442,6 +449,8 @@ class MultiTaskModel(ModelWithTrainingState):
                 that TensorFlow does not take, or a class that overrides
                 `compute_loss` with other than equal weights.
         """
+        class_name = type(self).__name__
+        overrides_call = type(self).call is not MultiTaskModel.call
         balancers = balancing_lib.get(balancing)
         if not isinstance(balancers, list):
             balancers = [balancers]
@@ -456,10 +465,11 @@ class MultiTaskModel(ModelWithTrainingState):
         if task_clipnorm is not None:
             task_clipnorm = check_number("task_clipnorm", task_clipnorm, low=0.0)
         if skip_unlabelled:
-            self._check_skipping(pipeline, jit_compile)
+            overrides = overrides_call or self._overrides_compute_loss
+            check_skipping(class_name, pipeline, overrides, jit_compile)
             jit_compile = False
         if self._overrides_compute_loss:
-            self._check_one_loss(pipeline, guard, task_clipnorm)
+            check_one_loss(class_name, pipeline, guard, task_clipnorm)
         outputs = sorted(self._outputs_by_task)
         check_task_names(outputs)
         check_names("metrics", metrics, outputs)
@@ -499,7 +509,7 @@ class MultiTaskModel(ModelWithTrainingState):
                 name: keras.saving.serialize_keras_object(value)
                 for name, value in as_passed.items()
             }
-            self._check_columns(pipeline)
+            check_groups(groups, pipeline, self._overrides_compute_loss)
         self._missing_labels = missing_labels
         self._labelled_samples = None
         if skip_unlabelled:
@@ -507,17 +517,13 @@ class MultiTaskModel(ModelWithTrainingState):
         shared = self._split_variables(self._reached_in_graph()).shared
         self._split = None
         if pipeline.needs_boundary and shared:
-            if type(self).call is not MultiTaskModel.call:
-                raise InputError(
-                    "Expected a model whose layers make its outputs for gradients of "
-                    "the representation. Received: "
-                    f"{type(self).__name__}, which overrides `call`; use "
-                    'gradients_of="shared", and another method than "consmtl".'
-                )
+            check_boundary(class_name, overrides_call)
             self._split = split_at_representation(self, self._outputs_by_task)
             check_shared_below(self._split, shared)
         if pipeline.running_balancer is not None:
-            self._check_running(pipeline.running_balancer, shared, task_clipnorm)
+            check_running(
+                pipeline.running_balancer, self, self._split, shared, task_clipnorm
+            )
         with self.distribute_strategy.scope():
             named = self._layout.named if groups else None
             pipeline.build(self.tasks, shared, named)
@@ -528,32 +534,6 @@ class MultiTaskModel(ModelWithTrainingState):
         self._stepper = GradientStepper(
             pipeline, guard, task_clipnorm, compute_dtypes(self)
         )
-
-    def _check_skipping(self, pipeline: Pipeline, jit_compile: str | bool) -> None:
-        """Raises `InputError` for options that `skip_unlabelled` does not support."""
-        overrides = type(self).call is not MultiTaskModel.call
-        if (
-            overrides
-            or self._overrides_compute_loss
-            or pipeline.needs_boundary
-            or jit_compile is True
-        ):
-            raise InputError(
-                "Expected gradients_of='shared', another method than 'consmtl', "
-                "another jit_compile than True, and no `call` or `compute_loss` of the "
-                "class's own for skip_unlabelled=True. Received: "
-                f"{type(self).__name__}, balancing="
-                f"{[b.name for b in pipeline.balancers]}, jit_compile={jit_compile!r}."
-            )
-
-    def _check_columns(self, pipeline: Pipeline) -> None:
-        """Raises `InputError` for options that groups of tasks do not support."""
-        if self._overrides_compute_loss or not pipeline.takes_columns:
-            raise InputError(
-                "Expected gradients_of='shared', another method than 'consmtl' and "
-                "'samo', and no `compute_loss` of the class's own for `columns`. "
-                f"Received: columns of {list(self._layout.columns)}."
-            )
 
     def column_results(self) -> dict[str, dict[str, np.ndarray]]:
         """Returns weights and metrics by column of outputs that are groups of tasks.
@@ -595,32 +575,6 @@ class MultiTaskModel(ModelWithTrainingState):
         }
         return {output: own for output, own in names.items() if own}
 
-    def _check_running(
-        self,
-        balancer: balancing_lib.RunningBalancer,
-        shared: Sequence[keras.Variable],
-        task_clipnorm: float | None,
-    ) -> None:
-        """Raises `InputError` for options that running solves do not support."""
-        if task_clipnorm is not None:
-            raise InputError(
-                f"Expected task_clipnorm=None for solve={balancer.solve!r}, which "
-                "computes no task's gradient alone. "
-                f"Received: task_clipnorm={task_clipnorm}."
-            )
-        dtypes = compute_dtypes(self)
-        if balancer.solve == "running_difference" and "bfloat16" in dtypes:
-            raise InputError(
-                "Expected layers that compute in float32, float64 or float16 for "
-                "solve='running_difference', as bfloat16 rounds the difference of "
-                f"losses away. Received: layers that compute in {dtypes}."
-            )
-        if balancer.solve == "running" and shared:
-            if self._split is None:
-                check_derivatives(self, shared)
-            elif self._split.heads is not None:
-                check_derivatives(self._split.heads, None)
-
     def check_balanced(self) -> None:
         """Raises `InputError` if a training passed by balancing or class weights.
 
@@ -640,23 +594,6 @@ class MultiTaskModel(ModelWithTrainingState):
     @property
     def _overrides_compute_loss(self) -> bool:
         return type(self).compute_loss is not MultiTaskModel.compute_loss
-
-    def _check_one_loss(
-        self, pipeline: Pipeline, guard: NonFiniteGuard, task_clipnorm: float | None
-    ) -> None:
-        """Raises `InputError` if the loss of a subclass has to be split by task."""
-        options = (pipeline.monitored, task_clipnorm)
-        stock = is_equal(pipeline.balancers) and guard.policy == "raise"
-        if not stock or any(options):
-            raise InputError(
-                "Expected balancing='equal' alone, without monitor, task_clipnorm and "
-                f"on_nonfinite, as {type(self).__name__} overrides `compute_loss`, "
-                "whose one loss cannot be split by task; to balance, change the "
-                "outputs' losses, or call `add_loss` in a layer. "
-                f"Received: balancing={[b.name for b in pipeline.balancers]}, "
-                f"monitor={pipeline.monitored!r}, task_clipnorm={task_clipnorm}, "
-                f"on_nonfinite={guard.policy!r}."
-            )
 
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """Trains the model; see `keras.Model.fit`.
@@ -1071,10 +1008,3 @@ class MultiTaskModel(ModelWithTrainingState):
             self._task_losses(sub_batch(labels, part, parts, size), y_pred).values
             for part in range(parts)
         ]
-
-
-def is_equal(balancers: Sequence[balancing_lib.Balancer]) -> bool:
-    """Returns whether these balancers train as stock Keras does."""
-    (first, *others) = balancers
-    equal = isinstance(first, balancing_lib.Equal) and first.scale == "sum"
-    return equal and not others
