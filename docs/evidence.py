@@ -431,6 +431,61 @@ class Pairs(NamedTuple):
         return -1.0 if self.measure == "RMSE" else 1.0
 
 
+def text(measured: Mapping[str, Any]) -> str:
+    """Returns the text models' results: alone, jointly, and balanced."""
+    single, joint = measured["main_metrics"]["single"], measured["models"]["joint"]
+    alone = {task: measured["models"][task]["test"] for task in single}
+    of_tasks = {task: metrics[task] for task, metrics in alone.items()}
+    changes = measured["delta_m_percent"]
+    rows = [
+        ["one model for each task", *text_metrics(of_tasks), "0"],
+        [
+            "joint, one source in each step",
+            *text_metrics(joint["test"]),
+            f"{changes['joint']:+.1f}",
+        ],
+    ]
+    rows += [
+        [
+            f"joint, all sources in each step, `{name}`",
+            *text_metrics(model["test"]),
+            f"{changes[f'balanced {name}']:+.1f}",
+        ]
+        for name, model in measured["balanced"].items()
+    ]
+    head = ["", "sentiment accuracy", "answer exact match", "F1", "translation BLEU"]
+    return table([*head, "Δm, %"], rows)
+
+
+def text_metrics(tasks: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Returns a text model's metrics as cells."""
+    return [
+        f"{tasks['sentiment']['accuracy']:.3f}",
+        f"{100 * tasks['answer']['exact_match']:.1f}",
+        f"{100 * tasks['answer']['f1']:.1f}",
+        f"{tasks['translation']['bleu']:.1f}",
+    ]
+
+
+def text_cosines(measured: Mapping[str, Any]) -> str:
+    """Returns the cosines between the text tasks' gradients, by method, and costs."""
+    balanced = measured["balanced"]
+    tasks = sorted(measured["round"])
+    pairs = list(itertools.combinations(range(len(tasks)), 2))
+    rows = [
+        [
+            f"`{name}`",
+            *(f"{model['mean_cosines'][a][b]:+.2f}" for a, b in pairs),
+            f"{100 * np.mean(model['conflicts']):.0f} %",
+            f"{model['train_cpu_minutes'] / balanced['equal']['train_cpu_minutes']:.2f}",
+        ]
+        for name, model in balanced.items()
+        if "mean_cosines" in model
+    ]
+    names = [f"{tasks[a]}, {tasks[b]}" for a, b in pairs]
+    return table(["", *names, "pairs in conflict", "processor time, `equal` = 1"], rows)
+
+
 def earlier() -> list[Pairs]:
     """Returns results of the applications, on files of other benchmarks."""
     rows = []
@@ -519,6 +574,8 @@ def parts() -> dict[str, str]:
     generated["methods of qm9"] = all_methods(results("qm9_methods"))
     generated["running steps"] = running_steps(results("step_running"))
     generated["toxcast"] = toxcast(results("toxcast"))
+    generated["text"] = text(results("text_real"))
+    generated["cosines of text"] = text_cosines(results("text_real"))
     generated["preferences"] = preferences(results("preferences"))
     return generated
 

@@ -365,10 +365,12 @@ class Application(Served, abc.ABC):
             tasks: Names of the tasks; None for all.
 
         Raises:
-            InputError: If a task is missing that an argument of `share` names, or it
-                connects outputs and the tasks are columns of one.
+            InputError: If a task is missing that an argument of `share` needs, or one
+                is none of the application's, or `share` connects outputs and the tasks
+                are columns of one.
         """
         chosen = list(self.select(tasks))
+        share.check_named(list(self.tasks))
         share.check_tasks(chosen)
         connects = type(share).connect_outputs is not (
             sharing_registry.Sharing.connect_outputs

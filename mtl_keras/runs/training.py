@@ -36,7 +36,14 @@ if TYPE_CHECKING:
     from mtl_keras.applications import Application
 
 # Arguments of ways to share and to balance that name tasks.
-_TASK_ARGUMENTS = ("primary", "chain", "click", "conversion", "click_and_conversion")
+_TASK_ARGUMENTS = (
+    "primary",
+    "chain",
+    "click",
+    "conversion",
+    "click_and_conversion",
+    "own_stages",
+)
 # A trial on a GPU compiles for half a minute to two; so many steps take about as long.
 _STEPS_WORTH_COMPILING = 2_000
 
@@ -137,12 +144,17 @@ def _with_names(spec: Any, names: Mapping[str, str]) -> Any:
     if not isinstance(spec, Mapping):
         return spec
     arguments = {
-        key: tf.nest.map_structure(lambda task: names.get(task, task), value)
-        if key in _TASK_ARGUMENTS
-        else value
+        key: _renamed(value, names) if key in _TASK_ARGUMENTS else value
         for key, value in spec.get("config", {}).items()
     }
     return {**spec, "config": arguments}
+
+
+def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+    """Returns an argument with outputs for the tasks that it names."""
+    if isinstance(value, Mapping):
+        return {names.get(task, task): of_task for task, of_task in value.items()}
+    return tf.nest.map_structure(lambda task: names.get(task, task), value)
 
 
 class TaskLogs(keras.callbacks.Callback):

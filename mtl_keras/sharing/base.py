@@ -124,6 +124,17 @@ class Sharing:
         """
         del tasks
 
+    def check_named(self, tasks: Sequence[str]) -> None:
+        """Checks that tasks which arguments name, whether chosen or not, exist.
+
+        Args:
+            tasks: All task names of the application.
+
+        Raises:
+            InputError: If an argument names none of them.
+        """
+        del tasks
+
     def untrained(self, tasks: Sequence[str]) -> tuple[str, ...]:
         """Returns those of the tasks whose outputs take no loss of their own.
 

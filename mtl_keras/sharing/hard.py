@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 
-from mtl_keras.errors import check_integer
+from mtl_keras.errors import check_integer, unknown_name
 from mtl_keras.sharing.base import Sharing, tower
 
 
@@ -48,6 +48,13 @@ class Hard(Sharing):
             }
         else:
             self.own_stages = check_integer("own_stages", own_stages, low=0)
+
+    def check_named(self, tasks: Sequence[str]) -> None:
+        """See `Sharing.check_named`."""
+        if isinstance(self.own_stages, dict):
+            for task in self.own_stages:
+                if task not in tasks:
+                    raise unknown_name("task in `own_stages`", task, tasks)
 
     def connect(
         self,

@@ -514,6 +514,16 @@ def test_arguments_of_methods_name_tasks_as_the_table_does(tmp_path):
     )
     np.testing.assert_allclose(both, click * conversion, rtol=1e-6)
 
+    def hard(task):
+        own = {"class_name": "hard", "config": {"own_stages": {task: 1}}}
+        table = str(tmp_path / "t.toml")
+        return runs.RunConfig(table, width=4, depth=2, sharing=own).validate()
+
+    layer_tasks = compiled_model(hard("kauf?"), 10).layer_tasks()
+    assert layer_tasks[f"{outputs[1]}_mlp_stage_1"] == [outputs[1]]
+    with pytest.raises(InputError, match=r"Did you mean 'kauf\?'.*Received: 'kauf'"):
+        hard("kauf")
+
 
 def test_many_tasks_are_refused_before_training_where_outputs_connect(tmp_path):
     from mtl_keras.search import StudySettings
