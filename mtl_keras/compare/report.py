@@ -81,8 +81,8 @@ class _Report:
             "metrics": [f"{t}\n{self._axes[t]}" for t in self._shown] or [many],
             "best": self._best(),
             "figures": {k: f() if self._methods else [] for k, f in drawn.items()},
-            "method_lines": _legend(list(self._methods), "Methods"),
-            "task_lines": _legend(self._tasks, "Tasks"),
+            "method_lines": figures.line_keys(list(self._methods)),
+            "task_lines": figures.line_keys(self._tasks),
             "settings": settings | summary["machine"] | summary["versions"],
             "confident": CONFIDENT,
             "corrected_p": corrected_p,
@@ -214,10 +214,6 @@ class _Report:
                 below = f"Suggested groups: {'; '.join(groups)}"
             drawn.append(chart(title, figure, f"{title} of task pairs", above, below))
         return drawn
-
-
-def _legend(names: Sequence[str], about: str) -> str:
-    return figures.svg(figures.line_legend(names), about) if names else ""
 
 
 def _largest_between(table: Sequence[Sequence[float | None]]) -> float:

@@ -24,8 +24,8 @@ from mtl_keras.files import atomic_write
 with optional.extra("plots", "matplotlib", "A figure"):
     from matplotlib import colormaps, rc_context
     from matplotlib.axes import Axes
+    from matplotlib.colors import to_hex
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
     from matplotlib.patheffects import withStroke
     from matplotlib.ticker import MaxNLocator
 
@@ -205,19 +205,30 @@ def line_style(index: int) -> dict[str, Any]:
     }
 
 
-@styled
-def line_legend(names: Sequence[str]) -> Figure:
-    """Returns a legend of lines as a figure of its own, to stand above charts."""
-    columns = max(1, min(len(names), 60 // max(map(len, names), default=1)))
-    rows = math.ceil(len(names) / columns)
-    figure, axes = new_figure(2 * WIDTH, 0.1 + 0.22 * rows)
-    handles = [
-        Line2D([], [], label=name, **line_style(index))
-        for index, name in enumerate(names)
-    ]
-    axes.set_axis_off()
-    axes.legend(handles=handles, loc="upper left", ncols=columns, frameon=False)
-    return figure
+def line_keys(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns names with the keys of their lines in `lines`, for a legend of text.
+
+    Args:
+        names: In the order of the lines.
+
+    Returns:
+        Each name with a short line as inline SVG, which says nothing to a reader aloud.
+    """
+    keys = []
+    for index, name in enumerate(names):
+        style = line_style(index)
+        dashes = ""
+        if style["linestyle"] != "-":
+            _, lengths = style["linestyle"]
+            scaled = (f"{style['linewidth'] * length:g}" for length in lengths)
+            dashes = f' stroke-dasharray="{" ".join(scaled)}"'
+        line = (
+            f'<line x2="28" y1="4" y2="4" stroke="{to_hex(style["color"])}" '
+            f'stroke-width="{style["linewidth"]}"{dashes}/>'
+        )
+        svg = f'<svg aria-hidden="true" viewBox="0 0 28 8" width="28">{line}</svg>'
+        keys.append((name, svg))
+    return keys
 
 
 @styled
