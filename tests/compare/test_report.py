@@ -258,8 +258,9 @@ def test_the_page_is_whole_and_loads_nothing(compared, tmp_path):
     assert "&#39;x</span> <span>&amp;</span> <span>&lt;y&gt;&#39;<" in page
     # Two of the four seeds were timed with two jobs side by side.
     assert page.count("<td>1–2</td><td>5.0</td>") == len(METHODS)
-    legends = 2
-    assert page.count('<svg role="img"') == 4 + 3 + 3 + 3 + 3 + 2 + legends
+    assert page.count('<svg role="img"') == 4 + 3 + 3 + 3 + 3 + 2
+    # Keys of the lines of methods, and of tasks.
+    assert page.count('<svg aria-hidden="true"') == len(METHODS) + 3
 
 
 def test_bars_and_points_are_where_their_values_are():
