@@ -35,6 +35,7 @@ DATA = "multimodal/paired"
 MODALITIES = ("image", "audio", "text")
 NAMES = {"image": "seen", "audio": "heard", "text": "written"}
 SEEDS = range(3)
+EPOCHS, BATCH = 12, 64
 SHARES = [0, 1 / 6, 1 / 3, 1 / 2, 2 / 3]
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "multimodal_paired.json"
@@ -62,7 +63,7 @@ def trained(fusion: str, modality: str | None, seed: int) -> keras.Model:
     keras.utils.set_random_seed(seed)
     train = application.load(
         "train",
-        batch_size=defaults.batch_size,
+        batch_size=BATCH,
         tasks=["digit"],
         shuffle=True,
         seed=seed,
@@ -72,13 +73,13 @@ def trained(fusion: str, modality: str | None, seed: int) -> keras.Model:
         train = train.filter(lambda x, *_: has_content(x[modality])).cache()
         count = sum(1 for _ in train)
         train = train.apply(tf.data.experimental.assert_cardinality(count))
-        train = train.shuffle(count, seed=seed).padded_batch(defaults.batch_size)
-    model = application.build(backbone=fusion, tasks=["digit"])
+        train = train.shuffle(count, seed=seed).padded_batch(BATCH)
+    model = application.build(backbone=fusion, tasks=["digit"], sharing="hard")
     decay = keras.optimizers.schedules.CosineDecay(
-        defaults.learning_rate, len(train) * defaults.epochs
+        defaults.learning_rate, len(train) * EPOCHS
     )
     model.compile(keras.optimizers.Adam(decay), loss=application.losses(["digit"]))
-    model.fit(train, epochs=defaults.epochs, shuffle=False, verbose=0)
+    model.fit(train, epochs=EPOCHS, shuffle=False, verbose=0)
     return model
 
 
@@ -158,7 +159,7 @@ def write(
     results = {
         "command": "python benchmarks/multimodal_paired.py",
         "versions": versions(),
-        "epochs": defaults.epochs,
+        "epochs": EPOCHS,
         "test_samples": samples,
         "shares_missing": SHARES,
         "one_modality": {

@@ -506,7 +506,7 @@ def earlier() -> list[Pairs]:
         task, modality = key.split("/")
         values = (
             [run["accuracy"][key] for run in runs if run["model"] == model]
-            for model in ("joint, equal", f"{task} alone")
+            for model in ("joint", f"{task} alone")
         )
         name = f"Images, recordings, texts: {task}, {names[modality]}"
         rows.append(Pairs(name, "accuracy", *values))

@@ -133,11 +133,11 @@ class Multimodal(BoundApplication):
     backbones = ("concat", "gated", "cross_attention")
     tasks = _TASKS
     defaults = TrainingDefaults(
-        epochs=12,
-        batch_size=64,
+        epochs=24,
+        batch_size=128,
         learning_rate=3e-3,
         backbone="concat",
-        sharing="hard",
+        sharing="mmoe",
         width=16,
         depth=1,
     )
