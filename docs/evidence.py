@@ -470,6 +470,7 @@ def text_metrics(tasks: Mapping[str, Mapping[str, float]]) -> list[str]:
 def text_cosines(measured: Mapping[str, Any]) -> str:
     """Returns the cosines between the text tasks' gradients, by method, and costs."""
     balanced = measured["balanced"]
+    equal = balanced["equal"]["train_cpu_minutes"]
     tasks = sorted(measured["round"])
     pairs = list(itertools.combinations(range(len(tasks)), 2))
     rows = [
@@ -477,13 +478,37 @@ def text_cosines(measured: Mapping[str, Any]) -> str:
             f"`{name}`",
             *(f"{model['mean_cosines'][a][b]:+.2f}" for a, b in pairs),
             f"{100 * np.mean(model['conflicts']):.0f} %",
-            f"{model['train_cpu_minutes'] / balanced['equal']['train_cpu_minutes']:.2f}",
+            f"{model['train_cpu_minutes'] / equal:.2f}",
         ]
         for name, model in balanced.items()
         if "mean_cosines" in model
     ]
     names = [f"{tasks[a]}, {tasks[b]}" for a, b in pairs]
     return table(["", *names, "pairs in conflict", "processor time, `equal` = 1"], rows)
+
+
+def multimodal(measured: Mapping[str, Any]) -> str:
+    """Returns accuracies on images, recordings and texts, by model."""
+    names = {"image": "seen", "audio": "heard", "text": "read"}
+    by_model: dict[str, dict[str, list[float]]] = {}
+    for run in measured["runs"]:
+        for key, value in run["accuracy"].items():
+            by_model.setdefault(run["model"], {}).setdefault(key, []).append(value)
+    alone = {
+        key: values
+        for model, accuracies in by_model.items()
+        if model.endswith(" alone")
+        for key, values in accuracies.items()
+    }
+    joint = {m: of for m, of in by_model.items() if not m.endswith(" alone")}
+    rows, keys = [], list(measured["runs"][0]["accuracy"])
+    for model, of in (joint | {"one model for each task": alone}).items():
+        spreads = (f"{np.mean(of[k]):.3f} ± {np.std(of[k], ddof=1):.3f}" for k in keys)
+        rows.append([model, *spreads])
+    heads = (key.split("/") for key in keys)
+    return table(
+        ["", *(f"{task}, {names[modality]}" for task, modality in heads)], rows
+    )
 
 
 def earlier() -> list[Pairs]:
@@ -574,6 +599,7 @@ def parts() -> dict[str, str]:
     generated["methods of qm9"] = all_methods(results("qm9_methods"))
     generated["running steps"] = running_steps(results("step_running"))
     generated["toxcast"] = toxcast(results("toxcast"))
+    generated["multimodal"] = multimodal(results("multimodal_real"))
     generated["text"] = text(results("text_real"))
     generated["cosines of text"] = text_cosines(results("text_real"))
     generated["preferences"] = preferences(results("preferences"))
