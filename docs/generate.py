@@ -22,7 +22,10 @@ from mtl_keras import balancing
 
 DOCS = pathlib.Path(__file__).parent
 PAGES = (
-    *(DOCS / name for name in ("balancing.md", "pareto.md", "worth.md")),
+    *(
+        DOCS / f"{name}.md"
+        for name in ("balancing", "multimodal", "pareto", "text", "worth")
+    ),
     DOCS.parent / "README.md",
 )
 _COST = re.compile(
