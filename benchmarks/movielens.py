@@ -1,12 +1,13 @@
 """MovieLens split by time: rating and liking against user and movie biases.
 
     mtl-keras datasets prepare movielens_history --downloads DIR
-    python benchmarks/movielens.py baselines multi rating liked
+    python benchmarks/movielens.py baselines multi hard rating liked
 
 The newest tenth of the ratings is the test split, the tenth before it the validation
 split. Models read the movie, what its earlier ratings were, and the user's earlier
 ratings; they are trained with five seeds and the application's defaults, which a few
-runs on validation set: `multi` on both tasks, `rating` and `liked` alone.
+runs on validation set: `multi` on both tasks, `hard` on both with hard sharing, `rating`
+and `liked` alone.
 
 `biases` is mean + user bias + movie bias, by regularised least squares on the training
 split, the two regularisations chosen on validation. `running means` has what the
@@ -38,7 +39,12 @@ from mtl_keras.runs.records import versions
 from mtl_keras.runs.training import compiled_model, load_split
 
 DATA = "movielens_history"
-MODELS = {"multi": ("rating", "liked"), "rating": ("rating",), "liked": ("liked",)}
+MODELS: dict[str, dict[str, Any]] = {
+    "multi": {"tasks": ("rating", "liked")},
+    "hard": {"tasks": ("rating", "liked"), "sharing": "hard"},
+    "rating": {"tasks": ("rating",), "sharing": "hard"},
+    "liked": {"tasks": ("liked",), "sharing": "hard"},
+}
 SEEDS = range(5)
 STRENGTHS = (1, 3, 10, 30)
 COLUMNS = ("user_id", "movie_id", "rating", "liked", "user_mean", "movie_mean")
@@ -163,7 +169,7 @@ def main() -> None:
             print(json.dumps(results), flush=True)
             continue
         test = data.read_table(DATA, "test", columns=(*COLUMNS, "user_count"))
-        config = RunConfig("recommendation", data=DATA, tasks=MODELS[name]).validate()
+        config = RunConfig("recommendation", data=DATA, **MODELS[name]).validate()
         results |= {"config": encode(config), "runs": []}
         for seed in SEEDS:
             run = measured(dataclasses.replace(config, seed=seed), test)

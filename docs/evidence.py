@@ -524,7 +524,7 @@ def earlier() -> list[Pairs]:
         key = f"{task}_{measure}"
         runs = results("movielens_multi")["runs"], results(f"movielens_{task}")["runs"]
         values = ([run[key] for run in one] for one in runs)
-        rows.append(Pairs(f"MovieLens: {task}", measure.upper(), *values))
+        rows.append(Pairs(f"MovieLens: {task}, `mmoe`", measure.upper(), *values))
     runs = results("multimodal_real")["runs"]
     names = {"image": "seen", "audio": "heard", "text": "read"}
     for key in runs[0]["accuracy"]:

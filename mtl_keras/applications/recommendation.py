@@ -127,7 +127,7 @@ _MOVIELENS = _DataSet(
         batch_size=512,
         learning_rate=5e-4,
         backbone="mlp",
-        sharing="hard",
+        sharing="mmoe",
         width=32,
         depth=2,
     ),
