@@ -6,8 +6,8 @@
 The newest tenth of the ratings is the test split, the tenth before it the validation
 split. Models read the movie, what its earlier ratings were, and the user's earlier
 ratings; they are trained with five seeds and the application's defaults, which a few
-runs on validation set: `multi` on both tasks, `hard` on both with hard sharing, `rating`
-and `liked` alone.
+runs on validation set: `multi` on both tasks, `hard` on both with hard sharing,
+`rating` and `liked` alone.
 
 `biases` is mean + user bias + movie bias, by regularised least squares on the training
 split, the two regularisations chosen on validation. `running means` has what the

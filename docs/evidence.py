@@ -522,9 +522,13 @@ def earlier() -> list[Pairs]:
             rows.append(Pairs(f"Census-Income: {task}, `{sharing}`", "AUC", *values))
     for task, measure in (("rating", "rmse"), ("liked", "auc")):
         key = f"{task}_{measure}"
-        runs = results("movielens_multi")["runs"], results(f"movielens_{task}")["runs"]
-        values = ([run[key] for run in one] for one in runs)
-        rows.append(Pairs(f"MovieLens: {task}, `mmoe`", measure.upper(), *values))
+        alone = results(f"movielens_{task}")["runs"]
+        for sharing, model in (("hard", "hard"), ("mmoe", "multi")):
+            joint = results(f"movielens_{model}")["runs"]
+            values = ([run[key] for run in runs] for runs in (joint, alone))
+            rows.append(
+                Pairs(f"MovieLens: {task}, `{sharing}`", measure.upper(), *values)
+            )
     runs = results("multimodal_real")["runs"]
     names = {"image": "seen", "audio": "heard", "text": "read"}
     for key in runs[0]["accuracy"]:
