@@ -74,7 +74,8 @@ class RunConfig(Decodable):
         data: Name of a data set, for example `"multi_digits/digits"`.
         tasks: The tasks to train; None means all.
         backbone: Name of one of the application's backbones.
-        sharing: How tasks share: a name or a config dictionary.
+        sharing: How tasks share: a name or a config dictionary. None means the
+            application's way; for one task `"hard"`, one backbone and one head.
         balancing: How tasks are balanced: a name, a config dictionary, or a list
             of a loss balancer and a gradient balancer. None means the application's
             way; for one task, and with `preferences` or `loss_weights`, `"equal"`.
@@ -162,6 +163,8 @@ class RunConfig(Decodable):
         weighted = self.preferences is not None or self.loss_weights is not None
         if self.balancing is None and (alone or weighted):
             settings["balancing"] = "equal"
+        if self.sharing is None and alone:
+            settings["sharing"] = "hard"
         return decode(TrainingConfig, settings)
 
 

@@ -153,7 +153,13 @@ def test_a_subset_of_tasks_in_the_applications_order(vision, small_digits):
     ],
 )
 def test_several_tasks_are_balanced_as_suits_them(settings, balancing):
-    assert runs.RunConfig("vision", **settings).validate().balancing == balancing
+    config = runs.RunConfig("vision", **settings).validate()
+    assert config.balancing == balancing
+    # One task has one backbone and one head, unless told otherwise.
+    one_task = len(config.tasks) == 1
+    assert (config.sharing == "hard") == one_task
+    own = runs.RunConfig("vision", sharing="mmoe", **settings).validate()
+    assert own.sharing == "mmoe"
 
 
 def test_metrics_and_losses_are_new_each_time(vision):
