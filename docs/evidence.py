@@ -467,6 +467,26 @@ def text_metrics(tasks: Mapping[str, Mapping[str, float]]) -> list[str]:
     ]
 
 
+def text_cosines(measured: Mapping[str, Any]) -> str:
+    """Returns the cosines between the text tasks' gradients, by method, and costs."""
+    balanced = measured["balanced"]
+    equal = balanced["equal"]["train_cpu_minutes"]
+    tasks = sorted(measured["round"])
+    pairs = list(itertools.combinations(range(len(tasks)), 2))
+    rows = [
+        [
+            f"`{name}`",
+            *(f"{model['mean_cosines'][a][b]:+.2f}" for a, b in pairs),
+            f"{100 * np.mean(model['conflicts']):.0f} %",
+            f"{model['train_cpu_minutes'] / equal:.2f}",
+        ]
+        for name, model in balanced.items()
+        if "mean_cosines" in model
+    ]
+    names = [f"{tasks[a]}, {tasks[b]}" for a, b in pairs]
+    return table(["", *names, "pairs in conflict", "processor time, `equal` = 1"], rows)
+
+
 def multimodal(measured: Mapping[str, Any]) -> str:
     """Returns accuracies on images, recordings and texts, by model."""
     names = {"image": "seen", "audio": "heard", "text": "read"}
@@ -585,6 +605,7 @@ def parts() -> dict[str, str]:
     generated["toxcast"] = toxcast(results("toxcast"))
     generated["multimodal"] = multimodal(results("multimodal_real"))
     generated["text"] = text(results("text_real"))
+    generated["cosines of text"] = text_cosines(results("text_real"))
     generated["preferences"] = preferences(results("preferences"))
     return generated
 

@@ -131,6 +131,32 @@ def test_accumulated_steps_read_each_source_alone(accumulate, balancing, skips, 
     assert model.get_compile_config()["skip_unlabelled"] == skips
 
 
+def test_sources_read_apart_give_the_same_steps(text):
+    """Padded to another source's texts or not; dropout would draw other masks."""
+    batches = text.load("train", batch_size=8, shuffle=True, accumulate=True)
+    batches = list(batches.take(2))
+    models = []
+    for skips in (False, True):
+        keras.utils.set_random_seed(4)
+        model = text.build(backbone="rnn", width=6, depth=1)
+        for layer in model._flatten_layers():
+            if isinstance(layer, keras.layers.Dropout):
+                layer.rate = 0.0
+            if isinstance(layer, Decoder):
+                layer.dropout.rate = 0.0
+        model.compile(
+            keras.optimizers.SGD(0.1),
+            loss=text.losses(),
+            balancing="pcgrad",
+            skip_unlabelled=skips,
+        )
+        for x, y, sample_weight in batches:
+            model.train_on_batch(x, y, sample_weight)
+        models.append(model)
+    for one, other in zip(*(model.get_weights() for model in models), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
 def test_span_labels_are_the_answers_tokens(text):
     (inputs, labels, _) = next(
         iter(text.load("test", tasks=["answer"], batch_size=40).as_numpy_iterator())
