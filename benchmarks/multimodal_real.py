@@ -102,13 +102,18 @@ def summary(done: list[dict[str, Any]]) -> dict[str, Any]:
             **{
                 key: {
                     "mean": float(np.mean([r[key] for r in results])),
-                    "std": float(np.std([r[key] for r in results], ddof=1)),
+                    "std": spread([r[key] for r in results]),
                 }
                 for key in results[0]
             },
         }
         for name, results in by_name.items()
     }
+
+
+def spread(values: list[float]) -> float:
+    """Returns the sample standard deviation, 0 of one value."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
 def main() -> None:
