@@ -36,6 +36,7 @@ DATA = {
     "school": "School, 139 schools",
     "census": "Census-Income, 2 tasks",
 }
+SENSES = {"image": "seen", "audio": "heard", "text": "read"}
 _MOST_DRAWN = 60  # percent; longer bars are cut off and bear their number
 # The numbers of labels in the README and the picture.
 SHOWN = {"tox21": None, "fdu_mtl": 200, "school": None, "census": 1000}
@@ -434,11 +435,10 @@ class Pairs(NamedTuple):
 def text(measured: Mapping[str, Any]) -> str:
     """Returns the text models' results: alone, jointly, and balanced."""
     single, joint = measured["main_metrics"]["single"], measured["models"]["joint"]
-    alone = {task: measured["models"][task]["test"] for task in single}
-    of_tasks = {task: metrics[task] for task, metrics in alone.items()}
+    alone = {task: measured["models"][task]["test"][task] for task in single}
     changes = measured["delta_m_percent"]
     rows = [
-        ["one model for each task", *text_metrics(of_tasks), "0"],
+        ["one model for each task", *text_metrics(alone), "0"],
         [
             "joint, one source in each step",
             *text_metrics(joint["test"]),
@@ -489,7 +489,6 @@ def text_cosines(measured: Mapping[str, Any]) -> str:
 
 def multimodal(measured: Mapping[str, Any]) -> str:
     """Returns accuracies on images, recordings and texts, by model."""
-    names = {"image": "seen", "audio": "heard", "text": "read"}
     by_model: dict[str, dict[str, list[float]]] = {}
     for run in measured["runs"]:
         for key, value in run["accuracy"].items():
@@ -507,7 +506,7 @@ def multimodal(measured: Mapping[str, Any]) -> str:
         rows.append([model, *spreads])
     heads = (key.split("/") for key in keys)
     return table(
-        ["", *(f"{task}, {names[modality]}" for task, modality in heads)], rows
+        ["", *(f"{task}, {SENSES[modality]}" for task, modality in heads)], rows
     )
 
 
@@ -530,14 +529,13 @@ def earlier() -> list[Pairs]:
                 Pairs(f"MovieLens: {task}, `{sharing}`", measure.upper(), *values)
             )
     runs = results("multimodal_real")["runs"]
-    names = {"image": "seen", "audio": "heard", "text": "read"}
     for key in runs[0]["accuracy"]:
         task, modality = key.split("/")
         values = (
             [run["accuracy"][key] for run in runs if run["model"] == model]
             for model in ("joint", f"{task} alone")
         )
-        name = f"Images, recordings, texts: {task}, {names[modality]}"
+        name = f"Images, recordings, texts: {task}, {SENSES[modality]}"
         rows.append(Pairs(name, "accuracy", *values))
     return rows
 
@@ -604,8 +602,9 @@ def parts() -> dict[str, str]:
     generated["running steps"] = running_steps(results("step_running"))
     generated["toxcast"] = toxcast(results("toxcast"))
     generated["multimodal"] = multimodal(results("multimodal_real"))
-    generated["text"] = text(results("text_real"))
-    generated["cosines of text"] = text_cosines(results("text_real"))
+    texts = results("text_real")
+    generated["text"] = text(texts)
+    generated["cosines of text"] = text_cosines(texts)
     generated["preferences"] = preferences(results("preferences"))
     return generated
 

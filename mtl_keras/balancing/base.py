@@ -462,6 +462,11 @@ class GradientBalancer(Balancer):
         check_choice("gradients_of", gradients_of, ("shared", "representation"))
         self.gradients_of = gradients_of
 
+    @property
+    def needs_boundary(self) -> bool:
+        """Whether a step differentiates by the representation."""
+        return self.gradients_of == "representation" or self.aligns_heads
+
     def build_state(self, num_tasks: int) -> None:
         """Creates the count of steps that fell back to the mean."""
         self.add_variable("fallbacks", (), 0, dtype="int64")

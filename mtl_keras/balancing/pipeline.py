@@ -171,9 +171,8 @@ class Pipeline:
     @property
     def needs_boundary(self) -> bool:
         """Whether a step differentiates by the representation."""
-        return self.gradients_of_representation or (
-            self.gradient_balancer is not None and self.gradient_balancer.aligns_heads
-        )
+        balancer = self.gradient_balancer
+        return balancer is not None and balancer.needs_boundary
 
     @property
     def takes_columns(self) -> bool:

@@ -15,7 +15,7 @@ from mtl_keras.model.keras_compat import (
     with_logits,
     with_mask,
 )
-from mtl_keras.model.labels import by_output
+from mtl_keras.model.labels import by_output, or_the_first
 
 
 class LabelledSamples:
@@ -65,9 +65,7 @@ def _of_some(branch: keras.Model, inputs: list[Any], weight: Any) -> Any:
     labelled = tf.cast(weight, "bool")
     labelled = tf.reduce_any(labelled, list(range(1, labelled.shape.rank)))
     size = tf.shape(labelled)[0]
-    # Without a label the first sample stands in, as not every layer takes none.
-    first = (tf.range(size) < 1) & ~tf.reduce_any(labelled)
-    rows = tf.where(labelled | first)
+    rows = tf.where(or_the_first(labelled))
     # One sample serves the whole batch, as a preference does, or is all of it.
     own = [t if t.shape[0] == 1 else tf.gather(t, rows[:, 0]) for t in inputs]
     output = branch(own, training=True)

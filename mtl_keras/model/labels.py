@@ -326,6 +326,15 @@ def fitted(tensor: tf.Tensor, rank: int) -> tf.Tensor:
     return tensor
 
 
+def or_the_first(flags: tf.Tensor) -> tf.Tensor:
+    """Returns the flags, with the first one set where none is.
+
+    Not every loss, metric or layer takes no samples: one stands in.
+    """
+    first = tf.reshape(tf.range(tf.size(flags)) < 1, tf.shape(flags))
+    return flags | (first & ~tf.reduce_any(flags))
+
+
 def gathered(labelled: tf.Tensor, tensor: Any) -> tf.Tensor:
     """Returns the labelled entries of a batch, `[labelled, …]`, with their mask.
 

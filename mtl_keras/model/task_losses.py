@@ -22,6 +22,7 @@ from mtl_keras.model.labels import (
     Labels,
     fitted,
     gathered,
+    or_the_first,
     replicas,
     sum_over_replicas,
 )
@@ -458,9 +459,7 @@ def _of_labelled(
 ) -> _Value:
     """Returns a loss that gives one number, of the labelled samples alone."""
     is_any = tf.reduce_any(labelled)
-    # Without a label the first sample stands in, as not every loss takes none.
-    first = tf.reshape(tf.range(tf.size(labelled)) < 1, tf.shape(labelled))
-    entries = labelled | (first & ~is_any)
+    entries = or_the_first(labelled)
     output = gathered(entries, y_pred)
     mask = mask_of(output)
     weight = tf.boolean_mask(weight, entries)

@@ -18,7 +18,7 @@ from mtl_keras.model.keras_compat import (
     metric_function,
     with_mask,
 )
-from mtl_keras.model.labels import Labels, fitted, gathered
+from mtl_keras.model.labels import Labels, fitted, gathered, or_the_first
 from mtl_keras.model.task_losses import axes, check_axes, element_values
 
 # Metrics of Keras that count elements, each with a weight of its own.
@@ -233,8 +233,7 @@ def _update_mean(
         over_batch = len(values.shape) == 0
     if over_batch:
         # The labelled samples alone, and once where there is none.
-        first = tf.reshape(tf.range(tf.size(labelled)) < 1, tf.shape(labelled))
-        entries = labelled | (first & ~tf.reduce_any(labelled))
+        entries = or_the_first(labelled)
         value = function(tf.boolean_mask(y, entries), gathered(entries, y_pred))
         value = tf.reduce_mean(value)
         value = tf.where(tf.reduce_any(labelled), value, tf.zeros_like(value))

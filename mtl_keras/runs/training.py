@@ -14,9 +14,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
-from mtl_keras import balancing as balancing_lib
 from mtl_keras import pareto, sharing
-from mtl_keras.balancing.pipeline import Pipeline
 from mtl_keras.data import catalog
 from mtl_keras.errors import InputError
 from mtl_keras.pareto import Front, PreferenceModel
@@ -119,19 +117,12 @@ def compiled_model(config: TrainingConfig, steps: int) -> keras.Model:
         metrics=application.metrics(config.tasks),
         balancing=balancing,
         columns=application.columns_of(config.tasks),
-        skip_unlabelled=bool(config.accumulate) and not _needs_boundary(balancing),
+        skip_unlabelled=bool(config.accumulate)
+        and not any(b.needs_boundary for b in config.gradient_balancers()),
         jit_compile=False if few_steps and config.jit == "auto" else config.jit,
         steps_per_execution=config.steps_per_execution,
     )
     return model
-
-
-def _needs_boundary(spec: Any) -> bool:
-    """Returns whether a method differentiates by the representation of all samples."""
-    balancers = balancing_lib.get(spec)
-    if not isinstance(balancers, list):
-        balancers = [balancers]
-    return Pipeline(balancers).needs_boundary
 
 
 def _with_names(spec: Any, names: Mapping[str, str]) -> Any:
