@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mtl_keras import data
-from mtl_keras.data import GeneratedText, Multimodal
+from mtl_keras.data import Multimodal
 
 SIZES = {
     "unpaired_generated": {
@@ -26,9 +26,6 @@ def small_multimodal(tmp_path_factory):
     """A data folder with both generated configurations of `multimodal`."""
     folder = tmp_path_factory.mktemp("multimodal")
     with pytest.MonkeyPatch.context() as patch:
-        examples = GeneratedText.builder_configs["sentiment"].examples
-        for split in examples:
-            patch.setitem(examples, split, 40)
         for name, sizes in SIZES.items():
             config = Multimodal.builder_configs[name]
             for field, counts in sizes.items():

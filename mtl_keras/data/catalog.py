@@ -92,7 +92,6 @@ _DATA_SETS = {
         DataSet(
             "multimodal/unpaired_generated",
             "An image, a recording or a text per sample, generated",
-            made_from=("generated_text/sentiment",),
         ),
         DataSet(
             "multimodal/paired_generated",

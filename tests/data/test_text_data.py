@@ -30,6 +30,13 @@ def draw(split, kind, count=300):
     return [getattr(drawn, kind)() for _ in range(count)]
 
 
+def positive(clause):
+    words = clause.split()
+    good = bool(set(words) & set(grammar.GOOD))
+    assert good != bool(set(words) & set(grammar.BAD))
+    return good != ("not" in words)
+
+
 def test_every_split_has_phrases_of_its_own_and_all_words():
     for first, second in (
         (grammar.THINGS, grammar.GOOD),
@@ -73,15 +80,21 @@ def test_order_alone_determines_the_sentiment():
             other, main = text.removeprefix("although ").split(" , ")
         else:
             main, other = text.replace(" , even if ", " although ").split(" although ")
-
-        def positive(clause):
-            words = clause.split()
-            good = bool(set(words) & set(grammar.GOOD))
-            assert good != bool(set(words) & set(grammar.BAD))
-            return good != ("not" in words)
-
         assert positive(main) == bool(label)
         assert positive(other) != bool(label)
+
+
+def test_most_clauses_of_a_review_and_nearly_its_words_alone_tell_the_sentiment():
+    reviews = draw("train", "review")
+    assert 0.4 < np.mean([review.label for review in reviews]) < 0.6
+    told_by_words = []
+    for text, label in reviews:
+        clauses = text.removesuffix(" .").split(" . ")
+        assert (np.mean([positive(clause) for clause in clauses]) > 0.5) == label
+        words = text.split()
+        balance = sum((w in grammar.GOOD) - (w in grammar.BAD) for w in words)
+        told_by_words.append((balance > 0) == label)
+    assert 0.85 < np.mean(told_by_words) < 1.0
 
 
 def test_stories_answer_their_question_once():

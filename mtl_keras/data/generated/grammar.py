@@ -7,6 +7,7 @@ sentiment    VERDICT    → CLAUSE but MAIN | although CLAUSE , MAIN
                         | MAIN although CLAUSE | MAIN , even if CLAUSE
              CLAUSE     → the THING was [not] QUALITY
              MAIN       → CLAUSE
+             REVIEW     → CLAUSE . … CLAUSE .
 answer       STORY      → FACT . FACT . FACT . FACT .
              FACT       → PERSON GAVE the COLOUR THING to PERSON
              QUESTION   → who GAVE the COLOUR THING ?
@@ -19,6 +20,8 @@ translation  SENTENCE   → NOUN_PHRASE does [not] SEE NOUN_PHRASE [PLACE]
 - The main clause decides a verdict; the other clause always says the opposite.
   `not` turns a quality into its opposite. Each sentence therefore holds one good
   and one bad statement, and only their order and the conjunction tell the label.
+- Most clauses of a review say what its label says; few are negated, so that the
+  words alone nearly tell it.
 - The facts of a story share persons, verbs, colours and things, so that no word
   alone points to the answer.
 - The invented language has a word of its own for each word, and puts them
@@ -65,11 +68,13 @@ SPLITS = ("train", "validation", "test")
 _SHARES = (5 / 8, 1 / 8, 2 / 8)
 _PHRASE_SEED = 2016
 _FACTS = 4
+_CLAUSES = (3, 5, 7)
+_FEW = 1 / 8
 _SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
 
 
 class Verdict(NamedTuple):
-    """A sentence and its sentiment, 1 for positive."""
+    """A text and its sentiment, 1 for positive."""
 
     text: str
     label: int
@@ -149,6 +154,20 @@ class Grammar:
         )
         return Verdict(f"{text} .", label)
 
+    def review(self) -> Verdict:
+        """Draws several sentences of which most have one sentiment."""
+        label = int(self._rng.integers(2))
+        count = int(self._rng.choice(_CLAUSES))
+        others = int(self._rng.integers(count // 4 + 1))
+        labels = [1 - label] * others + [label] * (count - others)
+        clauses = [
+            self._clause(thing, labels[place], _FEW)
+            for thing, place in zip(
+                self._several(THINGS, count), self._rng.permutation(count), strict=True
+            )
+        ]
+        return Verdict(" . ".join([*clauses, ""]).strip(), label)
+
     def story(self) -> Story:
         """Draws a story of some facts and a question about one of them."""
         facts: list[tuple[str, str, str, str]] = []
@@ -218,8 +237,8 @@ class Grammar:
         ending = "a" if ANIMALS.index(animal) % 2 else "o"
         return [self._words[animal], *(self._words[c] + ending for c in colour)]
 
-    def _clause(self, thing: str, label: int) -> str:
-        negated = self._rng.random() < 0.5
+    def _clause(self, thing: str, label: int, negations: float = 0.5) -> str:
+        negated = self._rng.random() < negations
         quality = self._one(self._qualities[label ^ negated][thing])
         return f"the {thing} was {'not ' * negated}{quality}"
 

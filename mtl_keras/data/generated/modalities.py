@@ -15,6 +15,7 @@ from PIL import Image
 
 from mtl_keras.data import sources
 from mtl_keras.data.generated import digits, scenes
+from mtl_keras.data.generated.grammar import SPLITS, Grammar
 
 SIZE = 28
 """Height and width of an image, in pixels."""
@@ -29,8 +30,6 @@ SPEAKERS = ("george", "jackson", "nicolas", "theo", "yweweler")
 
 VALIDATION_TEXTS = 1_000
 """Number of IMDB's training reviews that are kept for validation."""
-
-SPLITS = ("train", "validation", "test")
 
 
 class Recordings(NamedTuple):
@@ -171,22 +170,22 @@ def reviews(data_dir: str | os.PathLike) -> dict[str, Texts]:
     }
 
 
-def generated_texts(data_dir: str | os.PathLike) -> dict[str, Texts]:
-    """Reads the generated texts with a sentiment, which have the same splits.
+def generated_reviews(sizes: dict[str, int], seed: int) -> dict[str, Texts]:
+    """Returns texts of the small grammar, `{split: Texts}`.
 
     Args:
-        data_dir: The folder that holds TensorFlow Datasets' prepared data.
-
-    Raises:
-        InputError: The data set is not prepared in `data_dir`.
+        sizes: Number of texts in each split.
+        seed: Seed of the texts.
     """
-    builder = sources.prepared(
-        "generated_text/sentiment",
-        data_dir,
-        made="multimodal",
-        to_run="generated_text/sentiment",
-    )
-    return {split: _read_texts(builder, split) for split in SPLITS}
+    written = {}
+    for number, (split, count) in enumerate(sizes.items()):
+        grammar = Grammar(split, np.random.default_rng([seed, number]))
+        drawn = [grammar.review() for _ in range(count)]
+        written[split] = Texts(
+            [review.text for review in drawn],
+            np.array([review.label for review in drawn]),
+        )
+    return written
 
 
 def misspell(word: str, rng: np.random.Generator) -> str:

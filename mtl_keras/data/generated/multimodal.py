@@ -100,6 +100,8 @@ class Multimodal(tfds.core.GeneratorBasedBuilder):
     BUILDER_CONFIGS = [  # noqa: RUF012
         MultimodalConfig(
             name="unpaired_generated",
+            version=tfds.core.Version("2.0.0"),
+            release_notes={"2.0.0": "Texts are short reviews."},
             description="One modality a sample; made without any files.",
             generated=True,
             images=_sizes(2_000, 500, 1_000),
@@ -204,7 +206,7 @@ class Multimodal(tfds.core.GeneratorBasedBuilder):
             images = modalities.drawn_digits(config.images, _SEED)
             recordings = modalities.synthetic_speech(config.recordings, _SEED)
             if config.texts:
-                texts = modalities.generated_texts(data_dir)
+                texts = modalities.generated_reviews(config.texts, _SEED)
         else:
             images = digits.mnist_digits(data_dir)
             recordings = modalities.spoken_digits(data_dir)
