@@ -25,8 +25,14 @@ class InputError(ValueError):
     """The caller's input is wrong; the message names what and the way out.
 
     A `ValueError`, so that library users catch it as they would Keras's own.
-    The command line prints it as one line and exits with code 2.
+    The command line prints it as one line and exits with code 2: line breaks and
+    control characters, which names from a user's files may have, are escaped.
     """
+
+    def __init__(self, message: str = ""):
+        super().__init__(
+            "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+        )
 
 
 class NonFiniteError(ArithmeticError):

@@ -582,6 +582,7 @@ ERRORS = {
     "a,b\n": "Expected a table with rows",
     "a,a\n1,2\n": "Expected each column once. Received 'a' 2 times",
     "a,c\n1,2\n": "Unknown column",
+    'a,"c\n\x1b"\n1,2\n': "Expected one of: a, c\\n\\x1b. Received: 'b'",
     "a,b\n" + "1,2\n" * 20: "Expected at least two classes",
     "a,b\n1,\n2,\n3,\n": "Expected rows with labels for train",
     "a,b\n1,2\n2,3\n3,4\n": "row 4: Expected at most 2 classes",
