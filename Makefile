@@ -23,9 +23,11 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# What `make test` leaves out: hours. With SHARE=N an Nth part of it, each day another one.
+# What `make test` leaves out: hours, which go on where they stopped. With SHARE=N an Nth
+# part of it, each day another one.
 test-slow: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2 -m slow $(if $(SHARE),--share $(SHARE))
+	$(BIN)/python $(if $(SHARE),-m pytest -n 2 --dist loadfile -m slow --share $(SHARE),\
+		benchmarks/slow_tests.py)
 
 # The kernels' own tests, under AddressSanitizer and UndefinedBehaviorSanitizer, built by
 # GCC and by clang where they are installed, with warnings as errors. Without a C++
