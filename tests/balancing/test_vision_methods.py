@@ -1,4 +1,4 @@
-"""Every method trains the vision application, in every way that Keras trains."""
+"""Every method trains the vision application, in every way to compile a step."""
 
 from __future__ import annotations
 
@@ -82,7 +82,6 @@ def test_an_epoch_brings_the_loss_down(name, epoch):
 WAYS = {
     "xla": {"jit_compile": True},
     "mixed_float16": {"policy": "mixed_float16"},
-    "eager": {"run_eagerly": True},
 }
 
 
