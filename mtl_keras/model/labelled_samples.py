@@ -32,32 +32,42 @@ class LabelledSamples:
 
     def __init__(self, model: keras.Model, outputs: Mapping[str, keras.KerasTensor]):
         self._model = model
-        inputs = list(model.inputs)
+        self._outputs = outputs
         self._branches = {
-            name: keras.Model(inputs, output) for name, output in outputs.items()
+            name: keras.Model(list(model.inputs), output)
+            for name, output in outputs.items()
         }
+        self._joint: dict[tuple[str, ...], keras.Model] = {}
 
     def outputs(self, x: Any, sample_weight: Any) -> dict[str, Any]:
         """Returns the outputs of a training step.
 
         Args:
             x: A batch's inputs.
-            sample_weight: As `fit` takes it, 0 where a label is absent; an output
-                without sample weights is computed on all samples.
+            sample_weight: As `fit` takes it, 0 where a label is absent; outputs
+                without sample weights are computed on all samples, in one pass.
 
         Returns:
             Outputs of the whole batch, 0 for samples without a label.
         """
         inputs = standardized_inputs(self._model, x)
         weights = by_output(sample_weight, self._branches, "sample weights", ())
+        labelled = {name: w for name, w in weights.items() if w is not None}
+        always = tuple(name for name in weights if name not in labelled)
         outputs = {}
         with as_one_call(self._model):
-            for name, branch in self._branches.items():
-                if weights[name] is None:
-                    outputs[name] = branch(inputs, training=True)
-                else:
-                    outputs[name] = _of_some(branch, inputs, weights[name])
+            if always:
+                outputs.update(self._joint_branch(always)(inputs, training=True))
+            for name, weight in labelled.items():
+                outputs[name] = _of_some(self._branches[name], inputs, weight)
         return outputs
+
+    def _joint_branch(self, names: tuple[str, ...]) -> keras.Model:
+        """Returns the model of some outputs, `{output: tensor}`."""
+        if names not in self._joint:
+            outputs = {name: self._outputs[name] for name in names}
+            self._joint[names] = keras.Model(list(self._model.inputs), outputs)
+        return self._joint[names]
 
 
 def _of_some(branch: keras.Model, inputs: list[Any], weight: Any) -> Any:

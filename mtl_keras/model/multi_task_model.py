@@ -434,13 +434,13 @@ class MultiTaskModel(ModelWithTrainingState):
                 finite.
             skip_unlabelled: Whether a training step computes each output, shared
                 layers included, on the samples alone whose sample weight for it is
-                not 0: a forward pass for each output. The losses are the same, but
-                for layers that relate samples of a batch (batch normalisation), draw
-                random numbers, or add losses (once in each pass). Pays where data
-                sets that label one task each meet in a batch: T backward passes then
-                take no longer than one. Is slower where most samples have labels of
-                several tasks. Shapes depend on the batch, which XLA does not take:
-                `jit_compile="auto"` is False.
+                not 0: a forward pass for each output that has sample weights. The
+                losses are the same, but for layers that relate samples of a batch
+                (batch normalisation), draw random numbers, or add losses (once in
+                each pass). Pays where data sets that label one task each meet in a
+                batch: T backward passes then take no longer than one. Is slower where
+                most samples have labels of several tasks. Shapes depend on the batch,
+                which XLA does not take: `jit_compile="auto"` is False.
 
         Raises:
             InputError: For an unknown balancing method or `missing_labels`, an option

@@ -114,7 +114,9 @@ def test_shared_layers_see_labelled_samples_alone():
     # A weight for each element of a label; none at all means that all are labelled.
     elements = np.zeros((12, 2), "float32")
     elements[:4, 1] = 1.0
-    assert of_sizes({"a": elements, "b": first["b"]})[-3:] == [4, 2, 12]
+    assert of_sizes({"a": elements, "b": first["b"]}) == [12, 4, 2]
+    # All outputs without weights in one pass.
+    assert of_sizes({"b": first["b"]}) == [12, 2]
 
 
 def test_losses_that_layers_add_are_those_of_all_calls():
