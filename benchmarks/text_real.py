@@ -3,7 +3,8 @@
     mtl-keras datasets prepare imdb_reviews --downloads DIR
     mtl-keras datasets prepare squad/v1.1 --downloads DIR
     mtl-keras datasets prepare multi30k/de --downloads DIR
-    python benchmarks/text_real.py --work WORK
+    python benchmarks/text_real.py --work WORK --seeds 0 1 2
+    python benchmarks/text_real.py --work WORK --balancing METHOD …
 
 The joint model is trained on rounds of homogeneous batches of IMDB, SQuAD 1.1 and
 Multi30k (English to German); a model of one task is the same encoder with one head,
@@ -23,6 +24,7 @@ cosines between gradients of the tasks are kept.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import pathlib
@@ -35,29 +37,23 @@ import numpy as np
 
 import mtl_keras
 from mtl_keras import applications, data
-from mtl_keras.evaluation import delta_m
 from mtl_keras.files import atomic_write
 from mtl_keras.runs.records import made_with
 from mtl_keras.runs.results import by_task, metric_names
 
 DATA = "imdb_reviews,squad/v1.1,multi30k/de"
-BATCH, WIDTH, LEARNING_RATE, SEED = 64, 128, 1e-3, 0
+BATCH, WIDTH, LEARNING_RATE = 64, 128, 1e-3
 ROUND = {"sentiment": 3, "answer": 4, "translation": 10}
 ROUNDS, PARTS = 300, 30
-MAIN = {
-    "sentiment": "accuracy",
-    "answer": "f1",
-    "translation": "bleu",
-}
 RESULTS = pathlib.Path(__file__).parent / "results" / "text_real.json"
 
 
 def compiled(
-    tasks: list[str], steps: int, balancing: str | None
+    tasks: list[str], steps: int, balancing: str | None, seed: int
 ) -> mtl_keras.MultiTaskModel:
     """Returns a new model of these tasks."""
     application = applications.get("text").for_data(DATA)
-    keras.utils.set_random_seed(SEED)
+    keras.utils.set_random_seed(seed)
     model = application.build(width=WIDTH, tasks=tasks)
     decay = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, steps)
     model.compile(
@@ -73,7 +69,7 @@ def compiled(
 
 
 def trained(
-    tasks: list[str], work: pathlib.Path, balancing: str | None = None
+    tasks: list[str], work: pathlib.Path, balancing: str | None, seed: int
 ) -> tuple[keras.Model, dict]:
     """Returns a trained model and what its training took; goes on from `work`.
 
@@ -82,6 +78,7 @@ def trained(
         work: Its folder.
         balancing: Method of a training whose steps have every source; `None` for
             steps of one source each.
+        seed: Of the model and of the order of the samples.
     """
     work.mkdir(parents=True, exist_ok=True)
     progress, file = work / "progress.json", work / "model.keras"
@@ -96,14 +93,14 @@ def trained(
         homogeneous=balancing is None,
         even=balancing is not None,
         ends=steps // PARTS,
-        seed=SEED,
+        seed=seed,
     )
     spent = {"parts": 0, "cpu_seconds": 0.0, "wall_seconds": 0.0, "logs": []}
     if progress.is_file():
         spent = json.loads(progress.read_text())
         model = keras.models.load_model(file)
     else:
-        model = compiled(tasks, steps, balancing)
+        model = compiled(tasks, steps, balancing, seed)
     for part in range(spent["parts"], PARTS):
         cpu, wall = time.process_time(), time.monotonic()
         logs = model.fit(mixture.epoch(part), verbose=0, shuffle=False).history
@@ -155,52 +152,40 @@ def main() -> None:
     parser.add_argument(
         "--balancing", nargs="+", help="methods, for steps that have every source"
     )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS)
     arguments = parser.parse_args()
-    results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     if arguments.balancing:
-        models = [("balanced", name, list(ROUND), name) for name in arguments.balancing]
+        models = {f"balanced {m}": (list(ROUND), m) for m in arguments.balancing}
     else:
-        names = arguments.models or list(groups)
-        models = [("models", name, groups[name], None) for name in names]
-    for part, name, tasks, balancing in models:
-        folder = arguments.work / name
+        models = {m: (groups[m], None) for m in arguments.models or groups}
+    for seed, name in itertools.product(arguments.seeds, models):
+        tasks, method = models[name]
+        folder = arguments.work / f"{name.replace(' ', '-')}-{seed}"
         scores = folder / "scores.json"
         if not scores.is_file():
-            model, took = trained(tasks, folder, balancing)
+            model, took = trained(tasks, folder, method, seed)
             took = {"made_with": made_with(), **took, "test": scored(model, tasks)}
             scores.write_text(json.dumps(took))
-        results.setdefault(part, {})[name] = json.loads(scores.read_text())
-        write(results, arguments.out)
+        run = {"model": name, "seed": seed, **json.loads(scores.read_text())}
+        write(run, arguments.out)
 
 
-def write(results: dict[str, dict], out: pathlib.Path) -> None:
-    """Writes the results so far, with Δm over single tasks once these are there."""
-    models, balanced = results.get("models", {}), results.get("balanced", {})
+def write(run: dict, out: pathlib.Path) -> None:
+    """Writes the results with this run, in place of an earlier one of its model."""
+    runs = json.loads(out.read_text())["runs"] if out.exists() else []
+    by_key = {(one["model"], one["seed"]): one for one in [*runs, run]}
     result = {
-        "command": "python benchmarks/text_real.py --work WORK [--balancing METHOD …]",
+        "command": "python benchmarks/text_real.py --work WORK "
+        "[--seeds SEED …] [--balancing METHOD …]",
         "data": DATA,
         "examples": {name: data.info(name).splits for name in DATA.split(",")},
         "batch_size": BATCH,
         "width": WIDTH,
         "learning_rate": LEARNING_RATE,
-        "seed": SEED,
         "round": ROUND,
-        "models": models,
-        "balanced": balanced,
+        "runs": list(by_key.values()),
     }
-    if models.keys() >= ROUND.keys():
-        single = {task: models[task]["test"][task][name] for task, name in MAIN.items()}
-        joint = {**{f"balanced {k}": v for k, v in balanced.items()}, **models}
-        result["main_metrics"] = {"single": single}
-        result["delta_m_percent"] = {}
-        for name, model in joint.items():
-            if model["test"].keys() >= MAIN.keys():
-                of_all = {task: model["test"][task][m] for task, m in MAIN.items()}
-                result["main_metrics"][name] = of_all
-                result["delta_m_percent"][name] = delta_m(
-                    of_all, single, dict.fromkeys(MAIN, "max")
-                )
     with atomic_write(out) as file:
         file.write_text(json.dumps(result, indent=2) + "\n")
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtl_keras.evaluation import PairedTest, paired_tests
+from mtl_keras.evaluation import PairedTest, delta_m, paired_tests
 from mtl_keras.reports.figures import new_figure, save_png, styled
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -134,6 +134,14 @@ def interval(test: PairedTest, digits: int) -> str:
     return f"{text} ({test.low:+.{digits}f} to {test.high:+.{digits}f})"
 
 
+def spread(values: Sequence[float] | np.ndarray, digits: str = ".3f") -> str:
+    """Returns a mean with its standard deviation, which one value alone has none of."""
+    mean = format(np.mean(values), digits)
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {format(np.std(values, ddof=1), digits.lstrip('+'))}"
+
+
 def gains(runs: Runs) -> str:
     """Returns the table of one data set: values alone, gains of the others."""
     tests = runs.tests()
@@ -143,8 +151,7 @@ def gains(runs: Runs) -> str:
         for size in runs.sizes:
             values = list(runs.means(method, size).values())
             if method == "alone":
-                mean, std = np.mean(values), np.std(values, ddof=1)
-                cells.append(f"{mean:.{runs.digits}f} ± {std:.{runs.digits}f}")
+                cells.append(spread(values, f".{runs.digits}f"))
             elif (method, size) in tests:
                 cells.append(interval(tests[method, size], runs.digits))
             else:
@@ -207,8 +214,7 @@ def method_on_qm9(name: str, values: np.ndarray) -> list[str]:
     """Returns a method's name and its error over single-task models, with spread."""
     if name == "single":
         return ["one model for each target", "0"]
-    spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
-    return [method_title(name), f"{values.mean():+.1f}{spread}"]
+    return [method_title(name), spread(values, "+.1f")]
 
 
 def balancing(qm9: Mapping[str, Any]) -> str:
@@ -310,8 +316,7 @@ def toxcast(measured: Mapping[str, Any]) -> str:
         title, auc = "`keras.Model`, an output for each assay", "–"
         if name != "stock":
             title = method_title(name)
-            areas = np.array([run["mean_auc"] for run in of_method])
-            auc = f"{areas.mean():.3f} ± {areas.std(ddof=1):.3f}"
+            auc = spread([run["mean_auc"] for run in of_method])
         prices = {"first_step_seconds": ".1f", "step_ms": ".0f", "memory_mb": ",.0f"}
         medians = [
             format(float(np.median([run[key] for run in of_method])), digits)
@@ -362,7 +367,7 @@ def preferences(measured: Mapping[str, Any]) -> str:
                 PREFERENCES[method],
                 f"{of_all[0]['updates']:,}",
                 f"{of_all[0]['parameters']:,}",
-                f"{volume.mean():.3f} ± {volume.std(ddof=1):.3f}",
+                spread(volume),
                 interval(tests[data, method], 3) if (data, method) in tests else "–",
                 f"{np.mean([run['cpu_seconds'] for run in of_all]):.0f}",
                 str(len(volume)),
@@ -388,9 +393,8 @@ def vision(comparison: Mapping[str, Any]) -> str:
     rows = []
     for task, values in alone.items():
         measure = comparison["tasks"][task]["metric"]
-        spread = f"{values.mean():.3f} ± {values.std(ddof=1):.3f}"
         gained = [interval(tests[name, task], 3) for name in methods]
-        rows.append([f"{task}, {measure}", spread, *gained])
+        rows.append([f"{task}, {measure}", spread(values), *gained])
     totals = paired_tests({n: m["delta_m"]["values"] for n, m in methods.items()}, 0.0)
     rows.append(["Δm, %", "0", *(interval(totals[name], 1) for name in methods)])
     # Every training takes as many steps.
@@ -411,7 +415,7 @@ def vision_in_short(comparison: Mapping[str, Any]) -> str:
         f"one model, `{default}`": methods[default]["test"],
     }
     rows = [
-        [name, *(f"{v['mean']:.3f} ± {v['std']:.3f}" for v in reached.values())]
+        [name, *(spread(test["values"]) for test in reached.values())]
         for name, reached in shown.items()
     ]
     head = [f"{task}, {one['metric']}" for task, one in comparison["tasks"].items()]
@@ -432,57 +436,97 @@ class Pairs(NamedTuple):
         return -1.0 if self.measure == "RMSE" else 1.0
 
 
+class Texts(NamedTuple):
+    """Tested runs of `benchmarks/text_real.py`.
+
+    Attributes:
+        joint: `{model: {seed: run}}` of the joint models.
+        alone: `{seed: {task: metrics}}` of the models of one task.
+    """
+
+    joint: dict[str, dict[int, Mapping[str, Any]]]
+    alone: dict[int, dict[str, Mapping[str, float]]]
+
+
+def texts(measured: Mapping[str, Any]) -> Texts:
+    """Returns the text models' runs."""
+    by_model: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for run in measured["runs"]:
+        by_model.setdefault(run["model"], {})[run["seed"]] = run
+    single = {task: by_model.pop(task) for task in measured["round"]}
+    seeds = sorted(set.intersection(*map(set, single.values())))
+    alone = {s: {t: runs[s]["test"][t] for t, runs in single.items()} for s in seeds}
+    return Texts(by_model, alone)
+
+
 def text(measured: Mapping[str, Any]) -> str:
     """Returns the text models' results: alone, jointly, and balanced."""
-    single, joint = measured["main_metrics"]["single"], measured["models"]["joint"]
-    alone = {task: measured["models"][task]["test"][task] for task in single}
-    changes = measured["delta_m_percent"]
-    rows = [
-        ["one model for each task", *text_metrics(alone), "0"],
-        [
-            "joint, one source in each step",
-            *text_metrics(joint["test"]),
-            f"{changes['joint']:+.1f}",
-        ],
-    ]
-    rows += [
-        [
-            f"joint, all sources in each step, `{name}`",
-            *text_metrics(model["test"]),
-            f"{changes[f'balanced {name}']:+.1f}",
-        ]
-        for name, model in measured["balanced"].items()
-    ]
-    head = ["", "sentiment accuracy", "answer exact match", "F1", "translation BLEU"]
-    return table([*head, "Δm, %"], rows)
+    joint, alone = texts(measured)
+    rows = [["one model for each task", *text_metrics(alone), "0"]]
+    for name, runs in joint.items():
+        changes = [text_change(runs[seed]["test"], alone[seed]) for seed in runs]
+        tests = {seed: run["test"] for seed, run in runs.items()}
+        rows.append([text_title(name), *text_metrics(tests), spread(changes, "+.1f")])
+    head = ["", *(name for _, _, name, _ in TEXT_METRICS), "Δm, %"]
+    return table(head, rows)
 
 
-def text_metrics(tasks: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Returns a text model's metrics as cells."""
-    return [
-        f"{tasks['sentiment']['accuracy']:.3f}",
-        f"{100 * tasks['answer']['exact_match']:.1f}",
-        f"{100 * tasks['answer']['f1']:.1f}",
-        f"{tasks['translation']['bleu']:.1f}",
-    ]
+TEXT_METRICS = (
+    ("sentiment", "accuracy", "sentiment accuracy", 1.0),
+    ("answer", "exact_match", "answer exact match", 100.0),
+    ("answer", "f1", "F1", 100.0),
+    ("translation", "bleu", "translation BLEU", 1.0),
+)
+MAIN_OF_TEXT = {"sentiment": "accuracy", "answer": "f1", "translation": "bleu"}
+
+
+def text_title(model: str) -> str:
+    """Returns what a joint text model is called on the page."""
+    method = model.removeprefix("balanced ")
+    if method == model:
+        return "joint, one source in each step"
+    return f"joint, all sources in each step, `{method}`"
+
+
+def text_metrics(by_seed: Mapping[int, Mapping[str, Mapping[str, float]]]) -> list[str]:
+    """Returns text models' metrics as cells."""
+    cells = []
+    for task, metric, _, unit in TEXT_METRICS:
+        values = [unit * tasks[task][metric] for tasks in by_seed.values()]
+        cells.append(spread(values, ".3f" if metric == "accuracy" else ".1f"))
+    return cells
+
+
+def text_change(
+    joint: Mapping[str, Mapping[str, float]], alone: Mapping[str, Mapping[str, float]]
+) -> float:
+    """Returns Δm in percent of a joint text model over models of one task."""
+    one, other = (
+        {task: tasks[task][metric] for task, metric in MAIN_OF_TEXT.items()}
+        for tasks in (joint, alone)
+    )
+    return delta_m(one, other, dict.fromkeys(MAIN_OF_TEXT, "max"))
 
 
 def text_cosines(measured: Mapping[str, Any]) -> str:
     """Returns the cosines between the text tasks' gradients, by method, and costs."""
-    balanced = measured["balanced"]
-    equal = balanced["equal"]["train_cpu_minutes"]
+    joint, _ = texts(measured)
+    (equal,) = joint["balanced equal"].values()
     tasks = sorted(measured["round"])
     pairs = list(itertools.combinations(range(len(tasks)), 2))
-    rows = [
-        [
-            f"`{name}`",
-            *(f"{model['mean_cosines'][a][b]:+.2f}" for a, b in pairs),
-            f"{100 * np.mean(model['conflicts']):.0f} %",
-            f"{model['train_cpu_minutes'] / equal:.2f}",
-        ]
-        for name, model in balanced.items()
-        if "mean_cosines" in model
-    ]
+    rows = []
+    for name, runs in joint.items():
+        (run,) = list(runs.values())[:1]
+        if "mean_cosines" in run:
+            price = run["train_cpu_minutes"] / equal["train_cpu_minutes"]
+            rows.append(
+                [
+                    f"`{name.removeprefix('balanced ')}`",
+                    *(f"{run['mean_cosines'][a][b]:+.2f}" for a, b in pairs),
+                    f"{100 * np.mean(run['conflicts']):.0f} %",
+                    f"{price:.2f}",
+                ]
+            )
     names = [f"{tasks[a]}, {tasks[b]}" for a, b in pairs]
     return table(["", *names, "pairs in conflict", "processor time, `equal` = 1"], rows)
 
@@ -502,8 +546,7 @@ def multimodal(measured: Mapping[str, Any]) -> str:
     joint = {m: of for m, of in by_model.items() if not m.endswith(" alone")}
     rows, keys = [], list(measured["runs"][0]["accuracy"])
     for model, of in (joint | {"one model for each task": alone}).items():
-        spreads = (f"{np.mean(of[k]):.3f} ± {np.std(of[k], ddof=1):.3f}" for k in keys)
-        rows.append([model, *spreads])
+        rows.append([model, *(spread(of[key]) for key in keys)])
     heads = (key.split("/") for key in keys)
     return table(
         ["", *(f"{task}, {SENSES[modality]}" for task, modality in heads)], rows
@@ -602,9 +645,8 @@ def parts() -> dict[str, str]:
     generated["running steps"] = running_steps(results("step_running"))
     generated["toxcast"] = toxcast(results("toxcast"))
     generated["multimodal"] = multimodal(results("multimodal_real"))
-    texts = results("text_real")
-    generated["text"] = text(texts)
-    generated["cosines of text"] = text_cosines(texts)
+    generated["text"] = text(results("text_real"))
+    generated["cosines of text"] = text_cosines(results("text_real"))
     generated["preferences"] = preferences(results("preferences"))
     return generated
 
