@@ -30,7 +30,8 @@ def main() -> int:
     code = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadfile"),
-            *("-m", "slow", "--record", str(RECORD), *sys.argv[1:]),
+            # Of a file's name apart pytest would read its settings.
+            *("-m", "slow", f"--record={RECORD}", *sys.argv[1:]),
         ],
         cwd=ROOT,
         check=False,
