@@ -30,7 +30,7 @@ def main() -> int:
     code = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadfile"),
-            # Of a file's name apart pytest would read its settings.
+            # As two arguments, pytest takes an existing file for the tests to run.
             *("-m", "slow", f"--record={RECORD}", *sys.argv[1:]),
         ],
         cwd=ROOT,
