@@ -68,10 +68,11 @@ class UWSO(MeanScaleBalancer):
 
     Cost: 1 backward; needs: positive losses.
     Choose it when `uncertainty` would do, and nothing should be learned; its
-    temperature needs tuning.
+    temperature needs tuning: where one loss is far below the others, it takes all the
+    weight unless τ is about its inverse.
 
     Args:
-        temperature: τ.
+        temperature: τ; the larger, the closer to equal weights.
         scale: `"sum"` (equal weights are 1) or `"mean"` (1 / T).
         task_specific: `"own"` or `"weighted"` gradients of task-specific variables;
             None is `"weighted"`.
@@ -90,7 +91,7 @@ class UWSO(MeanScaleBalancer):
     """
 
     method = "uw_so"
-    search_space = {"temperature": {"min": 0.2, "max": 5.0, "log": True}}  # noqa: RUF012
+    search_space = {"temperature": {"min": 0.2, "max": 100.0, "log": True}}  # noqa: RUF012
 
     def __init__(
         self,
