@@ -5,8 +5,9 @@
 
 build/slow_tests.jsonl keeps the outcome of each test: started again, the script goes on
 with those that have neither passed nor been skipped. Remove that file to begin anew.
-Writes benchmarks/results/slow_tests.json: for each file of tests how many passed, were
-skipped and failed, the seconds that they took, and the commits that they ran at.
+Without a choice of tests it writes benchmarks/results/slow_tests.json: for each file
+how many tests passed, were skipped and failed, the seconds that they took, and the
+commits that they ran at.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import pathlib
 import subprocess
 import sys
+from collections.abc import Collection
 
 from mtl_keras.files import atomic_write
 from mtl_keras.runs.records import made_with
@@ -26,7 +28,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "slow_tests.json"
 
 
 def main() -> int:
-    """Runs pytest, and sums up all that is recorded."""
+    """Runs pytest, and sums up what is recorded of a run of all."""
     code = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadfile"),
@@ -36,7 +38,7 @@ def main() -> int:
         cwd=ROOT,
         check=False,
     ).returncode
-    if RECORD.exists():
+    if not sys.argv[1:]:
         lines = map(json.loads, RECORD.read_text().splitlines())
         last = {line["test"]: line for line in lines}
         with atomic_write(RESULTS) as file:
@@ -57,7 +59,7 @@ def summary(tests: dict[str, dict]) -> dict:
     }
 
 
-def counts(lines: collections.abc.Collection[dict]) -> dict:
+def counts(lines: Collection[dict]) -> dict:
     """Returns how many tests passed, were skipped and failed, and where and when."""
     outcomes = collections.Counter(line["outcome"] for line in lines)
     return {

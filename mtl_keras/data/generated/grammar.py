@@ -166,7 +166,7 @@ class Grammar:
                 self._several(THINGS, count), self._rng.permutation(count), strict=True
             )
         ]
-        return Verdict(" . ".join([*clauses, ""]).strip(), label)
+        return Verdict(f"{' . '.join(clauses)} .", label)
 
     def story(self) -> Story:
         """Draws a story of some facts and a question about one of them."""
