@@ -511,12 +511,12 @@ def text_change(
 def text_cosines(measured: Mapping[str, Any]) -> str:
     """Returns the cosines between the text tasks' gradients, by method, and costs."""
     joint, _ = texts(measured)
-    (equal,) = joint["balanced equal"].values()
+    equal = next(iter(joint["balanced equal"].values()))
     tasks = sorted(measured["round"])
     pairs = list(itertools.combinations(range(len(tasks)), 2))
     rows = []
     for name, runs in joint.items():
-        (run,) = list(runs.values())[:1]
+        run = next(iter(runs.values()))
         if "mean_cosines" in run:
             price = run["train_cpu_minutes"] / equal["train_cpu_minutes"]
             rows.append(
