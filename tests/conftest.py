@@ -16,8 +16,6 @@ import keras
 import pytest
 import tensorflow as tf
 
-from mtl_keras.runs import records
-
 
 @pytest.fixture(autouse=True)
 def _seeded():
@@ -76,6 +74,10 @@ class Recorder:
     """Appends the outcome of every test to a file, as soon as it is known."""
 
     def __init__(self, file):
+        # Of use here alone: every test run would load the runs' modules otherwise.
+        from mtl_keras.runs import records
+
+        self._commit = records.versions()["commit"]
         self._file = pathlib.Path(file)
         self._file.parent.mkdir(parents=True, exist_ok=True)
 
@@ -86,7 +88,7 @@ class Recorder:
             "test": report.nodeid,
             "outcome": report.outcome,
             "seconds": round(report.duration, 2),
-            "commit": records.versions()["commit"],
+            "commit": self._commit,
         }
         with self._file.open("a") as file:
             file.write(json.dumps(line) + "\n")
