@@ -98,7 +98,7 @@ def traced(name, which):
 )
 def test_solvers_agree(name, kind, num_tasks):
     # Eigenvalues beyond float64's digits are rounding errors, and so are the weights of
-    # Aligned-MTL; in the update these errors cancel, up to those of other tasks' scale.
+    # Aligned-MTL; in the update these errors cancel, of eight tasks down to 1e-8.
     of_updates = name.startswith("aligned") and kind == "scales"
     for seed in range(8):
         rows = rows_of(kind, num_tasks, seed)
@@ -111,7 +111,9 @@ def test_solvers_agree(name, kind, num_tasks):
                 a, b = a.numpy() @ rows, b.numpy() @ rows
             scale = np.abs(b).max(initial=1e-300)
             # Round-off, amplified by an ill-conditioned matrix.
-            slack = 1e-6 if kind == "nearly dependent" or of_updates else 1e-9
+            slack = 1e-6 if kind == "nearly dependent" else 1e-9
+            if of_updates and num_tasks == 8:
+                slack = 1e-7
             np.testing.assert_allclose(a, b, rtol=slack, atol=slack * scale)
 
 
