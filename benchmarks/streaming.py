@@ -4,7 +4,7 @@
     python benchmarks/streaming.py --data behaviour/medium
 
 Prepares the data set and streams 10 million rows of its training split from TFRecord:
-once through `behaviour/large`, in several passes through the smaller `medium`. Each
+a pass and a quarter through `behaviour/large`, more through the smaller `medium`. Each
 part runs in a process of its own, so that its peak memory is its own; a second
 reading, of a hundredth of the rows, tells what memory depends on. Results of parts
 that are not run again (`--only`) stay. Writes benchmarks/results/streaming_*.json.

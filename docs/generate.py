@@ -2,8 +2,8 @@
 
     python docs/generate.py     # rewrites the pages of `PAGES`
 
-What the page on balancing says of each method is made of the docstrings; the tables of
-the others and the picture of "Does it pay?" of benchmarks/results, by `evidence`.
+What the page on balancing says of each method is made of the docstrings; tables and
+pictures of what was measured of benchmarks/results, by `evidence`.
 
 A docstring holds, before its sections, the formula, the paper and every departure from
 it, and a paragraph `Cost: ... . Choose it when ... .`
@@ -21,13 +21,7 @@ import evidence
 from mtl_keras import balancing
 
 DOCS = pathlib.Path(__file__).parent
-PAGES = (
-    *(
-        DOCS / f"{name}.md"
-        for name in ("balancing", "multimodal", "pareto", "text", "worth")
-    ),
-    DOCS.parent / "README.md",
-)
+PAGES = tuple(DOCS.parent / name for name in evidence.PAGES)
 _COST = re.compile(
     r"Cost: (?P<backward>[^,;.]*?) backward(?:, (?P<forward>[^,;.]*?) forward)?"
     r"(?:; state: (?P<state>[^;.]*))?(?:; needs: (?P<needs>[^;]*?))?\. "
@@ -144,4 +138,3 @@ if __name__ == "__main__":
     for path in PAGES:
         path.write_text(page(path.read_text("utf-8")), "utf-8")
     evidence.draw()
-    evidence.draw_methods()

@@ -184,6 +184,42 @@ def test_generated_parts_are_those_of_docstrings_and_results(generate):
         assert "\n".join(texts).count(f"<!-- {name} -->\n") == 1, name
 
 
+_FENCES = re.compile(r"^ *```.*?^ *```", re.M | re.S)
+_CODE = re.compile(r"`[^`]*`|\]\([^)]*\)|<[^>]*>")
+_VERSIONS = re.compile(
+    r"(?:Apache|DeepCTR|Keras|KerasTuner|LibMTL|Ludwig|NumPy|Python|SQuAD|TensorFlow"
+    r"(?: (?:Datasets|Recommenders|Serving))?|TorchJD|torch|arXiv)[- ]\[?[\d.–+a-z]+"
+    r"|\d+\.\d+\.\d+"
+)
+_UNITS = "%|times|points|bytes|[kMG]i?B|[mµ]?s|seconds?|minutes?|hours?"
+_FIGURE = re.compile(
+    rf"\d[\d,.]*\d? ?(?:{_UNITS})(?![\w/])|\d+\.\d+(?:e[-+]?\d+)?|\d+e[-+]?\d+"
+)
+
+
+def on_one_line(text):
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_figures_of_sentences_are_those_of_results(generate, page):
+    """A figure is generated, or the results say its sentence, or it is no result."""
+    text = page.read_text(encoding="utf-8")
+    for name in generate.parts():
+        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        if begin in text:
+            text = text[: text.index(begin)] + text[text.index(end) :]
+    text = on_one_line(_FENCES.sub("", text))
+    evidence, name = generate.evidence, page.relative_to(ROOT).as_posix()
+    for passage in map(
+        on_one_line, [*evidence.sentences(name), *evidence.others(name)]
+    ):
+        assert passage in text
+        text = text.replace(passage, " … ")
+    left = _FIGURE.findall(_VERSIONS.sub("", _CODE.sub("", text)))
+    assert not left
+
+
 def test_evidence_is_that_of_the_runs(generate):
     """The gains and seconds of a table, against the runs by plain arithmetic."""
     results = json.loads((ROOT / "benchmarks" / "results" / "worth.json").read_text())
