@@ -20,6 +20,8 @@ import subprocess
 import sys
 import time
 
+from mtl_keras.runs.records import made_with
+
 RESULTS = pathlib.Path(__file__).parent / "results" / "column_gradients.json"
 BATCH, CALLS = 128, 8
 CASES = list(itertools.product(("dense", "convolutional"), (16, 64)))
@@ -96,6 +98,7 @@ def main() -> None:
         json.dumps(
             {
                 "command": f"python benchmarks/{pathlib.Path(__file__).name}",
+                "made_with": made_with(),
                 "rows": rows,
             },
             indent=1,

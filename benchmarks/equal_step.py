@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 import mtl_keras
+from mtl_keras.runs.records import made_with
 
 ROUNDS, STEPS, BATCH = 60, 10, 256
 RESULTS = pathlib.Path(__file__).parent / "results" / "equal_step.json"
@@ -71,6 +72,8 @@ def main() -> None:
                     times[name].append(time.perf_counter() - start)
     medians = {name: float(np.median(values)) for name, values in times.items()}
     result = {
+        "command": "python benchmarks/equal_step.py",
+        "made_with": made_with(),
         "steps_each": ROUNDS * STEPS,
         "median_ms": {name: 1e3 * value for name, value in medians.items()},
         "quartiles_ms": {

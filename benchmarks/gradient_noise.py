@@ -25,6 +25,7 @@ import numpy as np
 import tensorflow as tf
 
 from mtl_keras.ops import solvers
+from mtl_keras.runs.records import made_with
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "gradient_noise.json"
 # Compute dtypes with their spacing at 1. Variables are float32 but for float64.
@@ -196,7 +197,12 @@ def main() -> None:
                 if steps:
                     trained(model, batch)
                 results += measured(name, model.get_weights(), batch, steps)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    result = {
+        "command": "python benchmarks/gradient_noise.py",
+        "made_with": made_with(),
+        "rows": results,
+    }
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -85,13 +85,16 @@ def measure(python: str, rounds: int) -> dict[str, object]:
 
 def main() -> None:
     """Measures one environment."""
+    from mtl_keras.runs.records import made_with
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--name", default="all_extras")
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
     result = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    result[arguments.name] = measure(arguments.python, arguments.rounds)
+    measured = measure(arguments.python, arguments.rounds)
+    result[arguments.name] = {"made_with": made_with(), **measured}
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result[arguments.name], indent=2))
 

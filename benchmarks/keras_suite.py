@@ -34,6 +34,7 @@ import keras
 import tensorflow as tf
 
 from mtl_keras import MultiTaskModel
+from mtl_keras.runs.records import made_with
 
 BENCHMARKS = pathlib.Path(__file__).resolve().parent
 RESULTS = BENCHMARKS / "results" / "keras_suite.json"
@@ -470,7 +471,7 @@ def main() -> int:
             if kind == "unexplained":
                 unexplained.append(name)
     total = {key: sum(c[key] for c in by_file.values()) for key in ("tests", "pass")}
-    result = {"keras": keras.__version__, **total, "files": by_file}
+    result = {"made_with": made_with(), **total, "files": by_file}
     result["failures"] = failures
     print(json.dumps(result, indent=1))
     if names is FILES:

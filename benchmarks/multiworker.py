@@ -173,17 +173,15 @@ def main() -> None:
     if arguments.work is not None:
         work(arguments.methods, arguments.work)
         return
-    import keras
-    import tensorflow as tf
-
     from mtl_keras import balancing
+    from mtl_keras.runs.records import made_with
 
     started = time.monotonic()
     methods = arguments.methods or balancing.names()
     differences = compare(methods)
     result = {
         "command": "python benchmarks/multiworker.py",
-        "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
+        "made_with": made_with(),
         "workers": 2,
         "steps": STEPS,
         "global_batch": BATCH,

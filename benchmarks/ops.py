@@ -29,6 +29,7 @@ import tensorflow as tf
 
 from mtl_keras import ops
 from mtl_keras.ops import solvers
+from mtl_keras.runs.records import made_with
 
 HERE = pathlib.Path(__file__).parent
 RESULTS = HERE / "results" / "ops.json"
@@ -363,6 +364,7 @@ def main() -> None:
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for argument in sys.argv[1:] or parts:
         name, _, numbers = argument.partition("=")
+        results.setdefault("made_with", {})[name] = made_with()
         if numbers:
             tasks = [int(n) for n in numbers.split(",")]
             kept = [row for row in results.get(name, []) if row["tasks"] not in tasks]
@@ -374,7 +376,6 @@ def main() -> None:
         "command": "python benchmarks/ops.py",
         "unit": "microseconds: median, quartiles and least over rounds; memory in MB",
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-        "versions": {"tensorflow": tf.__version__, "numpy": np.__version__},
     }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")

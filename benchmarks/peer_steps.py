@@ -127,6 +127,8 @@ def here(num_tasks: int) -> dict:
 
 def measure(python: pathlib.Path, num_tasks: int, seconds: float) -> dict:
     """Times the steps of both in turns, for about `seconds`."""
+    from mtl_keras.runs.records import made_with
+
     command = [str(python), __file__, "serve", str(num_tasks)]
     times: dict[str, dict[str, list[float]]] = {"here": {}, "torchjd": {}}
     with subprocess.Popen(
@@ -161,15 +163,14 @@ def measure(python: pathlib.Path, num_tasks: int, seconds: float) -> dict:
         "tasks": num_tasks,
         "steps_each": len(times["here"]["stock"]),
         "torch": version,
+        "made_with": made_with(),
         "rows": rows,
     }
 
 
 def main() -> None:
     """Measures the numbers of tasks on the command line, or all."""
-    import keras
     import peers
-    import tensorflow as tf
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tasks", nargs="*", type=int, default=TASKS)
@@ -192,7 +193,6 @@ def main() -> None:
         results = {
             "command": "python benchmarks/peer_steps.py",
             "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-            "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
             "runs": sorted([*kept, run], key=lambda run: run["tasks"]),
         }
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")

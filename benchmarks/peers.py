@@ -164,7 +164,8 @@ def main() -> None:
 
     import numpy as np
     import ops
-    import tensorflow as tf
+
+    from mtl_keras.runs.records import made_with
 
     peer = subprocess.Popen(
         [str(python), __file__, "serve", clock],
@@ -186,7 +187,7 @@ def main() -> None:
             np.save(rows.name, ops.task_rows(num_tasks))
             found = [compare(peer, name, num_tasks, rows.name, clock) for name in names]
         for row in found:
-            row["versions"] = {**versions, "tensorflow": tf.__version__}
+            row |= {"versions": versions, "made_with": made_with()}
         results["rows"] = sorted([*kept, *found], key=lambda row: row["tasks"])
         print(table(found), flush=True)
     peer.stdin.close()

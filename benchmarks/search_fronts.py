@@ -19,7 +19,6 @@ import argparse
 import json
 import multiprocessing
 import pathlib
-import platform
 import re
 import sys
 import tempfile
@@ -33,6 +32,7 @@ import keras_tuner
 import numpy as np
 
 from mtl_keras.evaluation import hypervolume
+from mtl_keras.runs.records import made_with
 from mtl_keras.search import ParetoOracle
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -229,10 +229,8 @@ def write(options: argparse.Namespace, runs: dict) -> dict:
             )
     results = {
         "command": " ".join(["python benchmarks/search_fronts.py", *sys.argv[1:]]),
-        "versions": {
-            "python": platform.python_version(),
-            **{p: version(p) for p in ("keras-tuner", "scikit-learn", "numpy")},
-        },
+        "made_with": made_with(jobs=options.jobs),
+        "versions": {p: version(p) for p in ("keras-tuner", "scikit-learn")},
         "trials": options.trials,
         "reference": {name: PROBLEMS[name][1] for name in options.problems},
         "summary": summary,

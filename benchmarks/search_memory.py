@@ -26,6 +26,8 @@ import time
 
 from search_workers import STUDY
 
+from mtl_keras.runs.records import made_with
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "search_memory.json"
 JITS = ("false", "true")
@@ -150,7 +152,7 @@ def main() -> None:
         results = {}
         if RESULTS.is_file():
             results = json.loads(RESULTS.read_text(encoding="utf-8"))
-        results[label] = result
+        results[label] = {"made_with": made_with(), **result}
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         print(json.dumps(result, indent=1))
 

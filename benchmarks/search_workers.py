@@ -21,6 +21,8 @@ import sys
 import tempfile
 import time
 
+from mtl_keras.runs.records import made_with
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "search_workers.json"
 STUDY = """
@@ -63,6 +65,7 @@ def main() -> None:
     results["command"] = "python benchmarks/search_workers.py --workers N"
     results["cores"] = len(os.sched_getaffinity(0))
     results["runs"][str(options.workers)] = {
+        "made_with": made_with(jobs=options.workers),
         "trials": len(trials),
         "failed": sum(trial["score"] is None for trial in trials),
         "seconds": round(seconds, 1),

@@ -18,7 +18,6 @@ import functools
 import json
 import os
 import pathlib
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -27,10 +26,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-import mtl_keras
 from mtl_keras import applications, serving
+from mtl_keras.runs.records import made_with
 from mtl_keras.serving.served_model import served_model
 from mtl_keras.serving.signatures import signatures
 
@@ -178,12 +176,7 @@ def main() -> None:
     total = sum(sizes["single_task"].values())
     result = {
         "command": "python benchmarks/serving.py",
-        "versions": {
-            "mtl_keras": mtl_keras.__version__,
-            "tensorflow": tf.__version__,
-            "keras": keras.__version__,
-            "python": platform.python_version(),
-        },
+        "made_with": made_with(),
         "cores": os.cpu_count(),
         "seed": SEED,
         "rounds": ROUNDS,

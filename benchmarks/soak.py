@@ -32,6 +32,7 @@ import tensorflow as tf
 import mtl_keras
 from mtl_keras import sharing
 from mtl_keras.runs.progress import EpochTensorBoard
+from mtl_keras.runs.records import made_with
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "soak.json"
 STEPS, PER_EPOCH, BATCH = 100_000, 1_000, 16
@@ -157,7 +158,7 @@ def main() -> None:
         return
     result: dict[str, Any] = {
         "command": "python benchmarks/soak.py",
-        "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
+        "made_with": made_with(),
         "steps": arguments.steps,
         "steps_per_epoch": PER_EPOCH,
         "unit": {"memory": "MiB at the end of an epoch", "cpu_seconds": "per epoch"},

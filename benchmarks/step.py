@@ -51,6 +51,7 @@ import tensorflow as tf
 import mtl_keras
 from mtl_keras import backbones, balancing
 from mtl_keras.balancing.base import GramBalancer
+from mtl_keras.runs.records import made_with
 
 RUNNING, RESNET = "--running" in sys.argv, "--resnet" in sys.argv
 BUSY, XLA, HLO = "--busy" in sys.argv, "xla" in sys.argv, "--hlo" in sys.argv
@@ -235,6 +236,7 @@ def measure(num_tasks: int, by_name: dict[str, Callable[[], float]]) -> dict:
         )
     return {
         "tasks": num_tasks,
+        "made_with": made_with(),
         "clock": CLOCK.__name__,
         "steps_each": len(times["stock"]),
         "rows": rows,
@@ -309,7 +311,6 @@ def write(path: pathlib.Path, results: dict) -> None:
         "command": f"python benchmarks/step.py{' --running' if RUNNING else ''}",
         "seed": 0,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-        "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
     }
     path.write_text(json.dumps(results, indent=1) + "\n")
 

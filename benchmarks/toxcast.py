@@ -28,6 +28,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
+from mtl_keras.runs.records import made_with
+
 RESULTS = pathlib.Path(__file__).parent / "results" / "toxcast.json"
 INPUTS, BATCH = 2048, 256
 METHODS = ("equal", "nash running", "fairgrad running")
@@ -159,7 +161,8 @@ def main() -> None:
         command = [sys.executable, __file__, arguments.data, "--one", name, str(seed)]
         command += ["--epochs", str(arguments.epochs)]
         output = subprocess.run(command, check=True, capture_output=True, text=True)
-        runs.append(json.loads(output.stdout.splitlines()[-1]))
+        run = json.loads(output.stdout.splitlines()[-1])
+        runs.append({"made_with": made_with(), **run})
         RESULTS.write_text(json.dumps({"runs": runs}, indent=1) + "\n")
         print(runs[-1], flush=True)
 

@@ -22,6 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from mtl_keras import balancing
+from mtl_keras.runs.records import made_with
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "toy_landscape.json"
@@ -222,6 +223,7 @@ def main() -> None:
         ends[method] = np.round(paths[method][:, -1], 3).tolist()
         print(f"{method:8} {time.perf_counter() - begin:6.1f} s  {ends[method]}")
     report = {
+        "made_with": made_with(),
         "protocol": {
             "starts": STARTS,
             "optimizer": "Adam, learning rate 0.001",
