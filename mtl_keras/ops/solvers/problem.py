@@ -30,10 +30,11 @@ def noise_of(precision: float) -> float:
     digits than the last; the finer the dtype, the more of them. The exponent 2/3 is
     checked by measurement (`benchmarks/gradient_noise.py`; dense, convolutional,
     embedding and recurrent models, batches of 16 and 256, at the start and trained on
-    the batch): a gradient that is the mean of two others is off by at most 1.4e-6 of
-    its norm in float32, 0.003 in float16 and 0.025 in bfloat16, which is 18, 3 and 1.5
-    times less than this. Errors of the forward pass, which all tasks share, do not
-    make dependent gradients independent, and are no part of it.
+    the batch): a gradient that is the mean of two others is off by at most 3.0e-6 of
+    its norm in float32 and 0.001 in float16, 8 and 13 times less than this. In bfloat16
+    one case of 20 is above it (0.043; convolutions on a CPU that computes in bfloat16),
+    the others are at most 0.023. Errors of the forward pass, which all tasks share, do
+    not make dependent gradients independent, and are no part of it.
 
     Args:
         precision: The spacing at 1 of the dtype in which it was computed.
