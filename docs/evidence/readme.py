@@ -57,20 +57,21 @@ def vision_in_short(comparison: Mapping[str, Any]) -> str:
 def sentences() -> list[str]:
     """Returns the page's sentences with figures, as the results have them."""
     return [
-        *_steps(results("step"), results("step_running")["runs"]),
-        _solvers(results("peers")["rows"]),
-        _demo(results("vision_demo")["demo"]),
-        _texts(results("text_generated")["models"]),
-        _real_texts(results("text_real")),
-        _multimodal(results("multimodal_real")["runs"]),
-        _census(),
-        _tables(results("sparse_embedding")["cases"]),
-        _equal(results("equal_step")),
-        _experts(results("sharing_times")),
+        *steps(results("step"), results("step_running")["runs"]),
+        solvers(results("peers")["rows"]),
+        demo(results("vision_demo")["demo"]),
+        generated_texts(results("text_generated")["models"]),
+        real_texts(results("text_real")),
+        modalities(results("multimodal_real")["runs"]),
+        census(),
+        embedding_tables(results("sparse_embedding")["cases"]),
+        equal_step(results("equal_step")),
+        experts(results("sharing_times")),
     ]
 
 
-def _steps(step: Mapping[str, Any], running: Sequence[Mapping[str, Any]]) -> list[str]:
+def steps(step: Mapping[str, Any], running: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns sentences on steps of task gradients and of running solves."""
     rows = {
         (run["tasks"], row["model"]): row for run in step["runs"] for row in run["rows"]
     }
@@ -96,7 +97,8 @@ def _steps(step: Mapping[str, Any], running: Sequence[Mapping[str, Any]]) -> lis
     ]
 
 
-def _solvers(rows: Sequence[Mapping[str, Any]]) -> str:
+def solvers(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the sentence on solvers here and in TorchJD."""
     of_eight = [row for row in rows if row["tasks"] == 8]
     slowest = max(row["native"]["median"] for row in of_eight)
     least, *_, most = sorted(of_eight, key=lambda row: row["times_faster"])
@@ -107,9 +109,10 @@ def _solvers(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _demo(demo: Mapping[str, Any]) -> str:
+def demo(measured: Mapping[str, Any]) -> str:
+    """Returns the sentence on `make demo`."""
     spent, took = (
-        f"{demo[key] // 60:.0f}:{demo[key] % 60:02.0f}"
+        f"{measured[key] // 60:.0f}:{measured[key] % 60:02.0f}"
         for key in ("cpu_seconds", "wall_seconds")
     )
     return (
@@ -118,7 +121,8 @@ def _demo(demo: Mapping[str, Any]) -> str:
     )
 
 
-def _texts(models: Mapping[str, Any]) -> str:
+def generated_texts(models: Mapping[str, Any]) -> str:
+    """Returns the sentence on the generated corpus."""
     reached, bag = (
         (
             f"{test['sentiment']['accuracy']:.2f}",
@@ -134,7 +138,8 @@ def _texts(models: Mapping[str, Any]) -> str:
     )
 
 
-def _real_texts(measured: Mapping[str, Any]) -> str:
+def real_texts(measured: Mapping[str, Any]) -> str:
+    """Returns the sentence on three data sets of text."""
     joint, alone = text.texts(measured)
     shared = {seed: run["test"] for seed, run in joint["joint"].items()}
     (accuracy, _, f1, bleu), (accuracy_alone, _, f1_alone, bleu_alone) = (
@@ -146,7 +151,9 @@ def _real_texts(measured: Mapping[str, Any]) -> str:
     )
 
 
-def _multimodal(runs: Sequence[Mapping[str, Any]]) -> str:
+def modalities(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the sentence on images, recordings and texts."""
+
     def mean(key: str, model: str) -> str:
         values = [run["accuracy"][key] for run in runs if run["model"] == model]
         return spread(values) if key == "digit/audio" else f"{np.mean(values):.3f}"
@@ -160,7 +167,8 @@ def _multimodal(runs: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _census() -> str:
+def census() -> str:
+    """Returns the sentence on Census-Income."""
     tasks = {"income": "income", "never_married": "income", "college": "education"}
 
     def means(sharing: str) -> list[str]:
@@ -181,7 +189,8 @@ def _census() -> str:
     )
 
 
-def _tables(cases: Mapping[str, Any]) -> str:
+def embedding_tables(cases: Mapping[str, Any]) -> str:
+    """Returns the sentence on tables of embeddings."""
     least, most = sorted(
         cases[f"sparse, {method}, 8,000 ids"]["times"]["ratio"]
         for method in ("pcgrad", "upgrad")
@@ -192,14 +201,16 @@ def _tables(cases: Mapping[str, Any]) -> str:
     )
 
 
-def _equal(measured: Mapping[str, Any]) -> str:
+def equal_step(measured: Mapping[str, Any]) -> str:
+    """Returns the sentence on equal weights."""
     return (
         f'`balancing="equal"` takes {measured["ratio_of_medians"]:.2f} times a stock '
         f"Keras step (median of {measured['steps_each']} steps each"
     )
 
 
-def _experts(times: Mapping[str, Any]) -> str:
+def experts(times: Mapping[str, Any]) -> str:
+    """Returns the sentence on experts side by side."""
     faster = [
         times[f"{inputs} inputs, dense {widths}"]["speed_up"]["loop over experts"]
         for inputs, widths in ((100, "16"), (16, "16"), (100, "64"), (100, "32 and 16"))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from evidence import text
 from evidence.balancing import method_on_qm9
 from evidence.markdown import IMAGES, ROOT, interval, label, results, spread, table
 from mtl_keras.evaluation import PairedTest, paired_tests
@@ -243,6 +244,25 @@ def earlier() -> list[Pairs]:
         )
         name = f"Images, recordings, texts: {task}, {SENSES[modality]}"
         rows.append(Pairs(name, "accuracy", *values))
+    return [*rows, *of_texts(results("text_real"))]
+
+
+def of_texts(measured: Mapping[str, Any]) -> list[Pairs]:
+    """Returns results on three data sets of text, over the seeds of all models."""
+    joint, alone = text.texts(measured)
+    shared = {seed: run["test"] for seed, run in joint["joint"].items()}
+    seeds = sorted(shared.keys() & alone.keys())
+    rows = []
+    for task, metric, measure, unit in (
+        ("sentiment", "accuracy", "accuracy", 1.0),
+        ("answer", "f1", "F1", 1.0),
+        ("translation", "bleu", "BLEU / 100", 0.01),
+    ):
+        values = (
+            [unit * models[seed][task][metric] for seed in seeds]
+            for models in (shared, alone)
+        )
+        rows.append(Pairs(f"Three data sets of text: {task}", measure, *values))
     return rows
 
 
