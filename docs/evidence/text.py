@@ -146,28 +146,25 @@ def sentences() -> list[str]:
 
 
 def real_data(measured: Mapping[str, Any]) -> list[str]:
-    """Returns sentences on the models of real data."""
-    joint, separate = texts(measured)
-    runs = joint["joint"]
-    changes = [text_change(run["test"], separate[seed]) for seed, run in runs.items()]
-    of_task = {
-        task: [run for run in measured["runs"] if run["model"] == task]
-        for task in measured["round"]
+    """Returns the sentences on models of real data."""
+    joint, alone = texts(measured)
+    shared = joint["joint"]
+    by_key = {(run["model"], run["seed"]): run for run in measured["runs"]}
+    separate = {
+        seed: [by_key[task, seed] for task in measured["round"]] for seed in shared
     }
-    millions = (
-        runs[0]["parameters"] / 1e6,
-        sum(task[0]["parameters"] for task in of_task.values()) / 1e6,
-    )
-    minutes = [run["train_cpu_minutes"] for run in runs.values()]
-    alone = np.sum(
-        [[run["train_cpu_minutes"] for run in task] for task in of_task.values()], 0
-    )
+    changes = [text_change(run["test"], alone[seed]) for seed, run in shared.items()]
+    times = [
+        run["train_cpu_minutes"] / sum(one["train_cpu_minutes"] for one in others)
+        for run, others in zip(shared.values(), separate.values(), strict=True)
+    ]
+    weights = shared[0]["parameters"], sum(run["parameters"] for run in separate[0])
     return [
-        f"The joint model has {millions[0]:.1f} million parameters, the three others "
-        f"{millions[1]:.1f} million in all. With a source in each step its Δm is "
-        f"{spread(changes, '+.1f')} %",
-        f"{spread(minutes, '.0f')} minutes of processor time; the three others "
-        f"{spread(alone, '.0f')} together.",
+        f"The joint model has {weights[0] / 1e6:.1f} million parameters, the three "
+        f"others {weights[1] / 1e6:.1f} million in all. With a source in each step its "
+        f"Δm is {spread(changes, '+.1f')} %",
+        f"takes {np.mean(times):.1f} times the processor time of the three others "
+        "together.",
     ]
 
 
