@@ -20,8 +20,6 @@ import subprocess
 import sys
 import time
 
-from mtl_keras.runs.records import made_with
-
 RESULTS = pathlib.Path(__file__).parent / "results" / "column_gradients.json"
 BATCH, CALLS = 128, 8
 CASES = list(itertools.product(("dense", "convolutional"), (16, 64)))
@@ -85,6 +83,9 @@ def measure(kind: str, num_tasks: int, way: str) -> dict:
 
 def main() -> None:
     """Measures all cases, each way in turn."""
+    # Not above: it would count in the memory of the processes that measure.
+    from mtl_keras.runs.records import made_with
+
     rows = []
     for kind, num_tasks in CASES:
         row = {"model": kind, "tasks": num_tasks}

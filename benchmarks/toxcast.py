@@ -28,8 +28,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
-from mtl_keras.runs.records import made_with
-
 RESULTS = pathlib.Path(__file__).parent / "results" / "toxcast.json"
 INPUTS, BATCH = 2048, 256
 METHODS = ("equal", "nash running", "fairgrad running")
@@ -150,6 +148,9 @@ def main() -> None:
         name, seed = arguments.one
         print(json.dumps(train(arguments.data, name, int(seed), arguments.epochs)))
         return
+    # Not above: it would count in the memory of the processes that measure.
+    from mtl_keras.runs.records import made_with
+
     runs = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
     done = {(run["method"], run["seed"], run["epochs"]) for run in runs}
     wanted = [(name, seed) for seed in range(arguments.seeds) for name in METHODS]

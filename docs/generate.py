@@ -11,6 +11,7 @@ it, and a paragraph `Cost: ... . Choose it when ... .`
 
 from __future__ import annotations
 
+import functools
 import inspect
 import pathlib
 import re
@@ -107,8 +108,9 @@ def text_of(method: Method) -> str:
     return "`".join(pieces)
 
 
+@functools.cache
 def parts() -> dict[str, str]:
-    """Returns the generated parts of the page by name."""
+    """Returns the generated parts of all pages by name."""
     all_methods = methods()
     tables = {
         name: _HEADER + "".join(row(m) for m in all_methods if issubclass(m.cls, base))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from evidence import text
+from evidence import recommendation, text
 from evidence.markdown import interval, label, results, spread, table
 from evidence.worth import DATA, SHOWN, Runs, tested, vision_comparison
 
@@ -169,23 +169,19 @@ def modalities(runs: Sequence[Mapping[str, Any]]) -> str:
 
 def census() -> str:
     """Returns the sentence on Census-Income."""
-    tasks = {"income": "income", "never_married": "income", "college": "education"}
 
-    def means(sharing: str) -> list[str]:
-        values = {
-            group: results(f"census_income_{group}_{sharing}")["runs"]
-            for group in ("income", "education")
-        }
-        return [
-            f"{np.mean([run['auc'][task] for run in values[group]]):.4f}"
-            for task, group in tasks.items()
-        ]
+    def mean(sharing: str, group: str, task: str) -> str:
+        runs = results(f"census_income_{group}_{sharing}")["runs"]
+        return f"{np.mean([run['auc'][task] for run in runs]):.4f}"
 
-    hard = means("hard")
+    hard, single, mmoe = (
+        [mean(sharing, *key) for key in list(recommendation.CENSUS)[:3]]
+        for sharing in ("hard", "single", "mmoe")
+    )
     return (
         f"AUC of income {hard[0]}, of never married {hard[1]}, of college {hard[2]}; "
-        f"one model per task {', '.join(means('single'))}, so that nothing is gained "
-        f"here; MMoE {', '.join(means('mmoe'))}"
+        f"one model per task {', '.join(single)}, so that nothing is gained "
+        f"here; MMoE {', '.join(mmoe)}"
     )
 
 
