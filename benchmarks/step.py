@@ -58,7 +58,7 @@ BUSY, XLA, HLO = "--busy" in sys.argv, "xla" in sys.argv, "--hlo" in sys.argv
 ONLY = dict(zip(sys.argv, sys.argv[1:], strict=False)).get("--only", "")
 CLOCK = time.process_time if BUSY else time.perf_counter
 BATCH, SECONDS = (64, 120.0) if RESNET else (256, 30.0 if XLA else 60.0)
-# So many that a median is known to about a hundredth where single steps vary by a tenth.
+# Where single steps vary by a tenth, so many that a median does by a hundredth.
 ROUNDS = 10 if RESNET else 150
 SHAPE = (32, 32, 3) if RESNET else (32,) if XLA else (36, 36, 1)
 RESULTS = pathlib.Path(__file__).parent / "results" / "step.json"
