@@ -93,7 +93,7 @@ def steps(step: Mapping[str, Any], running: Sequence[Mapping[str, Any]]) -> list
         f"for {most}",
         f"takes at most {max(to_floor):.2f} times the bare task gradients, for two, "
         'four and eight tasks; with `gradients_of="representation"` it takes '
-        f"{np.mean(at_boundary):.1f} times a stock Keras step",
+        f"{np.mean(at_boundary):.2f} times a stock Keras step",
     ]
 
 
