@@ -109,6 +109,7 @@ from mtl_keras.model.task_metrics import (
 from mtl_keras.model.task_variables import (
     TaskVariables,
     compute_dtypes,
+    ids_of_several_outputs,
     reached_in_step,
     reached_variables,
     split_variables,
@@ -971,7 +972,10 @@ class MultiTaskModel(ModelWithTrainingState):
             reached = self._reached_in_graph()
             variables = self.trainable_variables
             if self._split is None:
-                reached = reached_in_step(step.tape, losses, variables, reached)
+                several = ids_of_several_outputs(self)
+                reached = reached_in_step(
+                    step.tape, losses, variables, reached, several
+                )
             else:
                 reached = reached_around_representation(
                     self._split,

@@ -88,6 +88,18 @@ def reached_variables(
     }
 
 
+def ids_of_several_outputs(model: keras.Model) -> set[int]:
+    """Returns the ids of the variables of all layers that give several outputs.
+
+    The functional graph does not show which of them an output depends on.
+
+    Args:
+        model: A functional model.
+    """
+    nodes = inlined_graph_nodes(model)
+    return {id(v) for node in nodes if len(node.outputs) > 1 for v in node.variables}
+
+
 def tasks_by_operation(
     model: keras.Model, outputs: Mapping[str, keras.KerasTensor]
 ) -> dict[int, list[str]]:
@@ -153,6 +165,7 @@ def reached_in_step(
     losses: Mapping[str, tf.Tensor],
     variables: Sequence[keras.Variable],
     reached: Mapping[str, set[int]],
+    of_several_outputs: Collection[int],
 ) -> dict[str, set[int]]:
     """Returns `reached` as the operations of a recorded step correct it.
 
@@ -165,20 +178,26 @@ def reached_in_step(
         losses: `{task: scalar}`.
         variables: The trainable variables.
         reached: `reached_variables`' result.
+        of_several_outputs: `ids_of_several_outputs`' result.
 
     Returns:
         The ids of variables by task: those of `reached` but for variables from which
-        no operation leads to the task's loss, and all others with a gradient.
+        no operation leads to the task's loss, and all others with a gradient. Eager
+        operations are not to be read: there a variable of a layer of several outputs
+        is reached by the tasks whose loss has a gradient of it, if any has.
     """
-    flow = None if tf.executing_eagerly() else DataFlow(losses)
+    if tf.executing_eagerly():
+        certain = {
+            task: ids.difference(of_several_outputs) for task, ids in reached.items()
+        }
+        found = found_in_step(tape, losses, variables, certain, flow=None)
+        corrected = set().union(*found.values()).intersection(of_several_outputs)
+        return {task: ids | (reached[task] - corrected) for task, ids in found.items()}
+    flow = DataFlow(losses)
     added = found_in_step(tape, losses, variables, reached, flow)
     return {
         task: ids
-        | {
-            id(v)
-            for v in variables
-            if id(v) in reached[task] and (flow is None or flow.leads(v, task))
-        }
+        | {id(v) for v in variables if id(v) in reached[task] and flow.leads(v, task)}
         for task, ids in added.items()
     }
 

@@ -81,7 +81,8 @@ def test_trains_under_xla_in_mixed_precision_and_is_exported(name, backbone, tmp
     assert losses[-1] < losses[0]
     samples = {"input": np.asarray(x)}
     version = serving.export(model, tmp_path, samples=samples, examples=False)
-    assert serving.check(version, tolerance=2e-3, seconds=0).problems == []
+    # Four roundings of float16, as XLA and the graph sum in different orders.
+    assert serving.check(version, tolerance=2.0**-8, seconds=0).problems == []
     # It has to run where the compiled ops are not.
     assert b"MtlKeras>" not in (version / "saved_model.pb").read_bytes()
 
