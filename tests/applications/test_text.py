@@ -225,9 +225,9 @@ def test_the_model_learns_saves_and_serves(text, tmp_path, backbone, balancing):
     # A step an epoch for each task, which is not worth a graph.
     model = compiled(text, backbone, balancing=balancing, run_eagerly=True)
     train = text.load("train", batch_size=160, shuffle=True)
-    history = model.fit(train, epochs=2, verbose=0, shuffle=False).history
+    history = model.fit(train, epochs=4, verbose=0, shuffle=False).history
     for task in TASKS:
-        assert history[f"{task}_loss"][1] < history[f"{task}_loss"][0]
+        assert history[f"{task}_loss"][-1] < history[f"{task}_loss"][0]
         assert f"{task}_{text.tasks[task].objective}" in history
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
