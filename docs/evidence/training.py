@@ -39,14 +39,14 @@ def workers(measured: Mapping[str, Any]) -> str:
     """Returns the sentence on the weights of two workers and of one process."""
     by_method = measured["largest_difference_of_a_weight"]
     others = ", ".join(
-        f"`{method}`, which magnifies rounding ({power(off['from_one_process'], 1)})"
+        f"`{method}` ({power(off['from_one_process'], 1)})"
         for method, off in by_method.items()
         if off["from_one_process"] > _ROUNDING
     )
     return (
         f"after {measured['steps']} steps, with each of the {len(by_method)} methods "
-        "measured, the weights of the workers are the same, and those of one process "
-        f"with the same batches to rounding, but for {others}:"
+        "the weights of the workers are the same, and those of one process with the "
+        f"same batches to rounding, but for methods that magnify it, {others}:"
     )
 
 
