@@ -4,7 +4,8 @@
     python benchmarks/slow_tests.py --share 40 --days 14     # a part of them
 
 build/slow_tests.jsonl keeps the outcome of each test: started again, the script goes on
-with those that have neither passed nor been skipped. Remove that file to begin anew.
+with those that have neither passed nor been skipped. Remove that file to begin anew, as
+after tests were renamed: it keeps what came of the old names.
 Without a choice of tests it writes benchmarks/results/slow_tests.json: for each file
 how many tests passed, were skipped and failed, the seconds that they took, and the
 commits that they ran at.
