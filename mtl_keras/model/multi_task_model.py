@@ -109,7 +109,6 @@ from mtl_keras.model.task_metrics import (
 from mtl_keras.model.task_variables import (
     TaskVariables,
     compute_dtypes,
-    ids_of_several_outputs,
     reached_in_step,
     reached_variables,
     split_variables,
@@ -970,19 +969,15 @@ class MultiTaskModel(ModelWithTrainingState):
             outputs = self._layout.outputs
             losses = dict(zip(outputs, step.losses.values, strict=True))
             reached = self._reached_in_graph()
-            variables = self.trainable_variables
             if self._split is None:
-                several = ids_of_several_outputs(self)
-                reached = reached_in_step(
-                    step.tape, losses, variables, reached, several
-                )
+                reached = reached_in_step(self, step.tape, losses, reached)
             else:
                 reached = reached_around_representation(
                     self._split,
                     (step.tape, step.heads_tape),
                     losses,
                     step.sources,
-                    variables,
+                    self.trainable_variables,
                     reached,
                 )
             self._stepper.reached[key] = reached

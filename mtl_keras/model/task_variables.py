@@ -161,11 +161,10 @@ def reached_nodes(
 
 
 def reached_in_step(
+    model: keras.Model,
     tape: tf.GradientTape,
     losses: Mapping[str, tf.Tensor],
-    variables: Sequence[keras.Variable],
     reached: Mapping[str, set[int]],
-    of_several_outputs: Collection[int],
 ) -> dict[str, set[int]]:
     """Returns `reached` as the operations of a recorded step correct it.
 
@@ -174,11 +173,10 @@ def reached_in_step(
     layer of several outputs to each of them.
 
     Args:
+        model: A functional model.
         tape: A persistent tape that recorded the step.
         losses: `{task: scalar}`.
-        variables: The trainable variables.
         reached: `reached_variables`' result.
-        of_several_outputs: `ids_of_several_outputs`' result.
 
     Returns:
         The ids of variables by task: those of `reached` but for variables from which
@@ -186,12 +184,12 @@ def reached_in_step(
         operations are not to be read: there a variable of a layer of several outputs
         is reached by the tasks whose loss has a gradient of it, if any has.
     """
+    variables = model.trainable_variables
     if tf.executing_eagerly():
-        certain = {
-            task: ids.difference(of_several_outputs) for task, ids in reached.items()
-        }
+        uncertain = ids_of_several_outputs(model)
+        certain = {task: ids - uncertain for task, ids in reached.items()}
         found = found_in_step(tape, losses, variables, certain, flow=None)
-        corrected = set().union(*found.values()).intersection(of_several_outputs)
+        corrected = uncertain & set().union(*found.values())
         return {task: ids | (reached[task] - corrected) for task, ids in found.items()}
     flow = DataFlow(losses)
     added = found_in_step(tape, losses, variables, reached, flow)
