@@ -19,7 +19,7 @@ STEPS = {
 OTHERS = (
     "(the release 1.1.5 has 12 methods and 7 architectures)",
     # A default of TorchJD.
-    "whose Frank-Wolfe iteration stops after 100 steps",
+    "TorchJD's Frank-Wolfe iteration stops after 100 steps",
 )
 
 
@@ -60,8 +60,8 @@ def solves(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         "0.18 called from Python",
         f"UPGrad takes {shares['UPGrad', 64]:.2f} of TorchJD's time with 64 tasks and "
         f"{shares['UPGrad', 128]:.2f} with 128.",
-        f"MGDA takes {shares['MGDA', 64]:.2f} with 64 and {shares['MGDA', 128]:.1f} "
-        "times TorchJD's time with 128",
+        f"MGDA takes {shares['MGDA', 64]:.2f} of it with 64 and "
+        f"{shares['MGDA', 128]:.1f} times as long with 128:",
     ]
 
 
