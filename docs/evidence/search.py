@@ -87,6 +87,16 @@ def memory(measured: Mapping[str, Any]) -> str:
     )
 
 
+def workers(measured: Mapping[str, Any]) -> str:
+    """Returns how much sooner two workers finish a study of small trials."""
+    one, two = (measured["runs"][count]["seconds"] for count in ("1", "2"))
+    return (
+        f"A study of {measured['runs']['2']['trials']} trials of a second or two each "
+        f"took two workers on {measured['cores']} cores {two:.0f} s, and one "
+        f"{one:.0f} s, {one / two:.2f} times as long"
+    )
+
+
 def sentences() -> list[str]:
     """Returns sentences of the page with figures, as the results have them."""
     known, digits = results("search_fronts"), results("search_digits")
@@ -98,4 +108,5 @@ def sentences() -> list[str]:
         f"{mean_and_std(equal, '.1f')} % of equal weights with hard sharing.",
         updates(digits),
         memory(results("search_memory")["200 trials"]),
+        workers(results("search_workers")),
     ]
