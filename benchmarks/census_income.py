@@ -46,7 +46,7 @@ from mtl_keras.applications import features
 from mtl_keras.data.passes import shuffled
 from mtl_keras.encoding import encode
 from mtl_keras.runs import RunConfig
-from mtl_keras.runs.records import versions
+from mtl_keras.runs.records import commit, versions
 from mtl_keras.runs.training import compiled_model, load_split
 
 GROUPS = {
@@ -230,7 +230,8 @@ def main() -> None:
             for config in configs:
                 auc |= test_auc(dataclasses.replace(config, seed=seed))
             seconds = round(time.monotonic() - started, 1)
-            results["runs"].append({"seed": seed, "auc": auc, "seconds": seconds})
+            run = {"commit": commit(), "seed": seed, "auc": auc, "seconds": seconds}
+            results["runs"].append(run)
             results["auc"] = summary(results["runs"])
             path.write_text(json.dumps(results, indent=2) + "\n")
             print(group, name, seed, auc, flush=True)

@@ -163,13 +163,13 @@ def write(
         "test_samples": samples,
         "shares_missing": SHARES,
         "one_modality": {
-            name: {"mean": np.mean(x), "std": np.std(x), "runs": x}
+            name: {"mean": np.mean(x), "std": np.std(x, ddof=1), "runs": x}
             for name, x in single.items()
         },
         "fused": {
             name: {
                 "mean": np.mean(x, axis=0).tolist(),
-                "std": np.std(x, axis=0).tolist(),
+                "std": np.std(x, axis=0, ddof=1).tolist(),
                 "runs": x,
             }
             for name, x in fused.items()
@@ -182,7 +182,7 @@ def draw(single: dict[str, list[float]], fused: dict[str, list[list[float]]]) ->
     """Draws accuracy against the share of missing modalities."""
     figure, axes = plt.subplots(figsize=(6.4, 4))
     for name, runs in fused.items():
-        mean, std = np.mean(runs, axis=0), np.std(runs, axis=0)
+        mean, std = np.mean(runs, axis=0), np.std(runs, axis=0, ddof=1)
         axes.errorbar(SHARES, mean, std, marker="o", capsize=3, label=name)
     for (name, runs), style in zip(single.items(), (":", "--", "-."), strict=True):
         axes.axhline(

@@ -27,7 +27,7 @@ import keras
 import numpy as np
 
 import mtl_keras
-from mtl_keras.runs.records import made_with
+from mtl_keras.runs.records import commit, made_with
 
 DATA = "multimodal/unpaired"
 MODALITIES = ("image", "audio", "text")
@@ -130,6 +130,7 @@ def main() -> None:
         result = accuracies(model, batches)
         done.append(
             {
+                "commit": commit(),
                 "model": name,
                 "seed": seed,
                 "accuracy": result,

@@ -47,7 +47,7 @@ from mtl_keras import pareto
 from mtl_keras.data.generated import scenes
 from mtl_keras.evaluation import hypervolume
 from mtl_keras.files import write_json
-from mtl_keras.runs.records import made_with
+from mtl_keras.runs.records import commit, made_with
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "preferences.json"
 SEEDS = range(5)
@@ -244,7 +244,8 @@ def main() -> None:
             reference = results["data"][name]["reference"]
             volume = hypervolume(run["losses"], reference, ["min", "min"])
             share = volume / float(np.prod(reference))
-            run |= {"data": name, "method": method, "seed": seed, "hypervolume": share}
+            run |= {"commit": commit(), "data": name, "method": method, "seed": seed}
+            run["hypervolume"] = share
             results["runs"].append(run)
             write_json(arguments.out, results)
             seconds = f"{run['cpu_seconds']:.0f} s"

@@ -33,7 +33,7 @@ import tensorflow as tf
 
 import mtl_keras
 from mtl_keras import balancing
-from mtl_keras.runs.records import made_with
+from mtl_keras.runs.records import commit, made_with
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
@@ -272,7 +272,8 @@ def main() -> None:
         for name, balancer in methods.items():
             if (name, seed) in done:
                 continue
-            run = {"method": name, "seed": seed, "epochs": arguments.epochs}
+            run = {"commit": commit(), "method": name, "seed": seed}
+            run["epochs"] = arguments.epochs
             runs.append({**run, **errors(balancer, size, seed, arguments.epochs, data)})
             keras.utils.clear_session()
             results = {

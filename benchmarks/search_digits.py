@@ -17,7 +17,6 @@ import argparse
 import dataclasses
 import json
 import pathlib
-import sys
 import time
 
 import numpy as np
@@ -84,14 +83,14 @@ def main() -> None:
         results[name] = {
             "delta_m": gains,
             "mean": float(np.mean(gains)),
-            "std": float(np.std(gains)),
+            "std": float(np.std(gains, ddof=1)),
             "metrics": values,
         }
     difference = np.subtract(
         results["best"]["delta_m"], results["equal, hard"]["delta_m"]
     )
     results = {
-        "command": " ".join(["python benchmarks/search_digits.py", *sys.argv[1:]]),
+        "command": "python benchmarks/search_digits.py --work FOLDER",
         "versions": versions(),
         "study": "tuning/digits.toml",
         "trials": len(records),
@@ -101,7 +100,7 @@ def main() -> None:
         "results": results,
         "best_minus_equal_hard": {
             "mean": float(difference.mean()),
-            "std": float(difference.std()),
+            "std": float(difference.std(ddof=1)),
             "seeds_better": int((difference > 0).sum()),
         },
     }

@@ -32,7 +32,7 @@ import keras_tuner
 import numpy as np
 
 from mtl_keras.evaluation import hypervolume
-from mtl_keras.runs.records import made_with
+from mtl_keras.runs.records import commit, made_with
 from mtl_keras.search import ParetoOracle
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -147,7 +147,7 @@ def draw(runs: dict, options: argparse.Namespace) -> None:
             own = runs_of(runs, name, method, options)
             shares = np.asarray([run["curve"] for run in own]) / true_volume(name)
             count = np.arange(1, shares.shape[1] + 1)
-            mean, spread = shares.mean(0), shares.std(0)
+            mean, spread = shares.mean(0), shares.std(0, ddof=1)
             axis.plot(count, mean, label=f"{method} ({len(own)} seeds)")
             axis.fill_between(count, mean - spread, mean + spread, alpha=0.2)
         axis.set_title(name, fontsize="medium")
@@ -186,7 +186,11 @@ def main() -> None:
         waiting = {pool.submit(search, *case): case for case in todo}
         for done in futures.as_completed(waiting):
             curve, seconds = done.result()
-            runs[key_of(waiting[done])] = {"seconds": seconds, "curve": curve}
+            runs[key_of(waiting[done])] = {
+                "commit": commit(),
+                "seconds": seconds,
+                "curve": curve,
+            }
             write(options, runs)
     print(json.dumps(write(options, runs)["summary"], indent=1))
     draw(runs, options)
@@ -236,6 +240,7 @@ def write(options: argparse.Namespace, runs: dict) -> dict:
         "summary": summary,
         "runs": {
             key: {
+                "commit": run["commit"],
                 "seconds": round(run["seconds"], 2),
                 "curve": np.round(run["curve"], 5).tolist(),
             }
@@ -251,7 +256,7 @@ def write(options: argparse.Namespace, runs: dict) -> dict:
 
 def mean_and_spread(values: np.ndarray) -> dict[str, float]:
     """Returns mean and standard deviation over seeds."""
-    return {"mean": float(values.mean()), "std": float(values.std())}
+    return {"mean": float(values.mean()), "std": float(values.std(ddof=1))}
 
 
 if __name__ == "__main__":

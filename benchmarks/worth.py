@@ -51,7 +51,7 @@ from sklearn.metrics import roc_auc_score
 
 import mtl_keras
 from mtl_keras.files import atomic_write
-from mtl_keras.runs.records import made_with
+from mtl_keras.runs.records import commit, made_with
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "worth.json"
 SEEDS, TIMED = range(1, 11), (1, 2)
@@ -651,6 +651,7 @@ class Bench:
             trained = [network.fit(data, rate, seed, batch)]
             predicted[:] = network.predict(test)
         record = {
+            "commit": commit(),
             "data": self.name,
             "method": method,
             "labels": size,

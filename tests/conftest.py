@@ -77,7 +77,7 @@ class Recorder:
         # Of use here alone: every test run would load the runs' modules otherwise.
         from mtl_keras.runs import records
 
-        self._commit = records.versions()["commit"]
+        self._commit = records.commit()
         self._file = pathlib.Path(file)
         self._file.parent.mkdir(parents=True, exist_ok=True)
 

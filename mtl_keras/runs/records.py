@@ -123,7 +123,7 @@ def versions() -> dict[str, str | None]:
     )
     return {
         "mtl_keras": __version__,
-        "commit": _commit(),
+        "commit": commit(),
         "python": platform.python_version(),
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
@@ -132,7 +132,9 @@ def versions() -> dict[str, str | None]:
     }
 
 
-def _commit() -> str | None:
+@functools.lru_cache
+def commit() -> str | None:
+    """Returns the commit of the checkout that the code lies in, if it lies in one."""
     root = pathlib.Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
