@@ -1,9 +1,10 @@
 """The best trial of a search on `digits`, against equal weights with hard sharing.
 
 Runs the study `tuning/digits.toml`, then trains its best trial's settings, and equal
-weighting with hard sharing and the application's defaults, with five seeds each and the
-budget of one trial. Both are compared on the test split by Δm over the tasks trained
-alone with the same budget and seeds.
+weighting with hard sharing and the application's defaults, with five seeds each, the
+budget of one trial and the best trial's batch size, so that both take as many updates.
+They are compared on the test split by Δm over the tasks trained alone, which take as
+many too.
 
     python benchmarks/search_digits.py --work /tmp/digits
 
@@ -40,7 +41,7 @@ def metrics_of(config: RunConfig, out: pathlib.Path) -> dict[str, float]:
         runs.train(config, out)
         print(f"{out.name}: {time.process_time() - started:.0f} s of CPU", flush=True)
     run = runs.load_run(out)
-    return main_metrics(run.metrics, config.get_application())
+    return main_metrics(run.metrics, run.config.get_application())
 
 
 def main() -> None:
@@ -53,19 +54,23 @@ def main() -> None:
     out = options.work / "study"
     records = search.run_study(study, out, console=Console())
     trial, best = search.best_config(out)
-    base = study.base_config()
-    budget = {"epochs": study.epochs, "limit": study.limit}
+    given = study.settings
+    budget = {
+        "epochs": given.epochs,
+        "limit": given.limit,
+        "batch_size": best.batch_size,
+    }
+    base = RunConfig(given.application, given.data, given.tasks, **budget)
     settings = {
         "best": dataclasses.replace(best, **budget),
         "equal, hard": dataclasses.replace(base, balancing="equal", sharing="hard"),
     }
     seeds = range(options.seeds)
-    application = base.get_application()
-    directions = {t: application.tasks[t].direction for t in study.tasks}
+    directions = {t: study.application.tasks[t].direction for t in study.tasks}
     alone: dict[str, list[float]] = {task: [] for task in study.tasks}
     for seed in seeds:
         for task in study.tasks:
-            config = dataclasses.replace(base, tasks=(task,), seed=seed).validate()
+            config = dataclasses.replace(base, tasks=(task,), seed=seed)
             values = metrics_of(config, options.work / f"alone-{task}-{seed}")
             alone[task].append(values[task])
     baselines = {task: float(np.mean(values)) for task, values in alone.items()}
@@ -74,7 +79,7 @@ def main() -> None:
         label = name.replace(", ", "-")
         values = [
             metrics_of(
-                dataclasses.replace(config, seed=seed).validate(),
+                dataclasses.replace(config, seed=seed),
                 options.work / f"{label}-{seed}",
             )
             for seed in seeds
