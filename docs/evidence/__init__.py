@@ -14,6 +14,7 @@ from __future__ import annotations
 from types import ModuleType
 
 from evidence import (
+    architecture,
     balancing,
     compare,
     comparison,
@@ -35,6 +36,7 @@ from evidence import (
 
 PAGES: dict[str, ModuleType] = {
     "README.md": readme,
+    "docs/architecture.md": architecture,
     "docs/balancing.md": balancing,
     "docs/compare.md": compare,
     "docs/comparison.md": comparison,
