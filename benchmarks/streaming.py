@@ -1,13 +1,12 @@
 """Making and streaming rows of `behaviour`: throughput and peak memory.
 
-    python benchmarks/streaming.py --data behaviour/large
-    python benchmarks/streaming.py --data behaviour/medium
+    python benchmarks/streaming.py [--data behaviour/large]
 
 Prepares the data set and streams 10 million rows of its training split from TFRecord:
-a pass and a quarter through `behaviour/large`, more through the smaller `medium`. Each
-part runs in a process of its own, so that its peak memory is its own; a second
-reading, of a hundredth of the rows, tells what memory depends on. Results of parts
-that are not run again (`--only`) stay. Writes benchmarks/results/streaming_*.json.
+a pass and a quarter through `behaviour/large`, more through a smaller one. Each part
+runs in a process of its own, so that its peak memory is its own; a second reading, of a
+hundredth of the rows, tells what memory depends on. Results of parts that are not run
+again (`--only`) stay. Writes benchmarks/results/streaming_*.json.
 """
 
 from __future__ import annotations
