@@ -93,7 +93,7 @@ class RunConfig(Decodable):
             None means Keras's global one. Outputs stay float32.
         jit: Whether XLA compiles the steps. `"auto"` means Keras's choice (with a GPU
             and layers that can be compiled) for trainings of at least 2,000 steps,
-            as compiling takes half a minute and more; compiled, a last training batch
+            as compiling takes seconds to minutes; compiled, a last training batch
             that is smaller is left out, for one shape.
         steps_per_execution: Steps that one call of the compiled training takes, so that
             Python has less to do between them; the last call of an epoch takes those
