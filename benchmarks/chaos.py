@@ -439,21 +439,23 @@ def damaged_runs(
 
 
 def killed_study(rng: random.Random, folder: pathlib.Path) -> Iterator[dict[str, Any]]:
-    """Kills `tune` and lets it go on."""
+    """Kills `tune`, whose trials are processes of their own, and lets it go on."""
+
+    def ran(name: str, **how: Any) -> Ended:
+        line = f"tune small.toml --out {name}"
+        return run(line, folder, cpu_of=tree_cpu_seconds, **how)
+
     folder.mkdir()
     (folder / "small.toml").write_text(STUDY)
-    whole = run("tune small.toml --out whole", folder)
+    whole = ran("whole")
     promise(whole.code == 0, whole.said)
     killed = 0
     for _ in range(4):
         moment = rng.uniform(0.2, 0.9) * whole.cpu
-        ended = run(
-            "tune small.toml --out study",
-            folder,
-            kill_when=lambda cpu, moment=moment: cpu > moment,
-        )
+        ended = ran("study", kill_when=lambda cpu, moment=moment: cpu > moment)
         killed += ended.code == -signal.SIGKILL
-    ended = run("tune small.toml --out study", folder)
+    promise(killed > 0, "no kill met the study")
+    ended = ran("study")
     promise(ended.code == 0, ended.said)
     trials = [
         json.loads(path.read_text())
