@@ -123,21 +123,19 @@ def start(line: str, folder: pathlib.Path, prepare: Callable[[], Any]) -> int:
     os._exit(99)
 
 
-def cpu_seconds(pid: int) -> float:
-    """Returns the processor time that a process has taken, in seconds."""
+def cpu_ticks(pid: int) -> list[int]:
+    """Returns ticks of a process, user and system, and of its ended children."""
     fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return [int(field) for field in fields[11:15]]
 
 
-def tree_cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int, running: list[int]) -> float:
     """Returns the processor time of a process and of its children, in seconds."""
-    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    ended = (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
-    total = cpu_seconds(pid) + ended
-    for child in children(pid):
+    ticks = sum(cpu_ticks(pid))
+    for child in running:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            total += cpu_seconds(child)
-    return total
+            ticks += sum(cpu_ticks(child)[:2])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def children(pid: int) -> list[int]:
@@ -155,7 +153,6 @@ def run(
     folder: pathlib.Path,
     prepare: Callable[[], Any] = lambda: None,
     kill_when: Callable[[float], bool] = lambda cpu: False,
-    cpu_of: Callable[[int], float] = cpu_seconds,
 ) -> Ended:
     """Runs a command line to its end, or until `kill_when` says so."""
     folder.mkdir(exist_ok=True)
@@ -165,8 +162,9 @@ def run(
         done, status, usage = os.wait4(pid, os.WNOHANG)
         if done:
             break
-        started.update(children(pid))
-        if not killed and kill_when(cpu_of(pid)):
+        running = children(pid)
+        started.update(running)
+        if not killed and kill_when(cpu_seconds(pid, running)):
             os.kill(pid, signal.SIGKILL)
             killed = True
         time.sleep(0.002)
@@ -439,23 +437,22 @@ def damaged_runs(
 
 
 def killed_study(rng: random.Random, folder: pathlib.Path) -> Iterator[dict[str, Any]]:
-    """Kills `tune`, whose trials are processes of their own, and lets it go on."""
-
-    def ran(name: str, **how: Any) -> Ended:
-        line = f"tune small.toml --out {name}"
-        return run(line, folder, cpu_of=tree_cpu_seconds, **how)
-
+    """Kills `tune` and lets it go on."""
     folder.mkdir()
     (folder / "small.toml").write_text(STUDY)
-    whole = ran("whole")
+    whole = run("tune small.toml --out whole", folder)
     promise(whole.code == 0, whole.said)
     killed = 0
     for _ in range(4):
         moment = rng.uniform(0.2, 0.9) * whole.cpu
-        ended = ran("study", kill_when=lambda cpu, moment=moment: cpu > moment)
+        ended = run(
+            "tune small.toml --out study",
+            folder,
+            kill_when=lambda cpu, moment=moment: cpu > moment,
+        )
         killed += ended.code == -signal.SIGKILL
     promise(killed > 0, "no kill met the study")
-    ended = ran("study")
+    ended = run("tune small.toml --out study", folder)
     promise(ended.code == 0, ended.said)
     trials = [
         json.loads(path.read_text())
@@ -471,7 +468,7 @@ def killed_comparison(
     """Kills `compare`, and with it the training of a cell, and lets it go on."""
 
     def ran(name: str, **how: Any) -> Ended:
-        return run(f"{COMPARE} {name}", folder, cpu_of=tree_cpu_seconds, **how)
+        return run(f"{COMPARE} {name}", folder, **how)
 
     folder.mkdir()
     # The trainings are processes of their own, which take no --deterministic.
