@@ -244,8 +244,13 @@ def main() -> None:
             reference = results["data"][name]["reference"]
             volume = hypervolume(run["losses"], reference, ["min", "min"])
             share = volume / float(np.prod(reference))
-            run |= {"commit": commit(), "data": name, "method": method, "seed": seed}
-            run["hypervolume"] = share
+            run |= {
+                "commit": commit(),
+                "data": name,
+                "method": method,
+                "seed": seed,
+                "hypervolume": share,
+            }
             results["runs"].append(run)
             write_json(arguments.out, results)
             seconds = f"{run['cpu_seconds']:.0f} s"

@@ -272,9 +272,15 @@ def main() -> None:
         for name, balancer in methods.items():
             if (name, seed) in done:
                 continue
-            run = {"commit": commit(), "method": name, "seed": seed}
-            run["epochs"] = arguments.epochs
-            runs.append({**run, **errors(balancer, size, seed, arguments.epochs, data)})
+            runs.append(
+                {
+                    "commit": commit(),
+                    "method": name,
+                    "seed": seed,
+                    "epochs": arguments.epochs,
+                    **errors(balancer, size, seed, arguments.epochs, data),
+                }
+            )
             keras.utils.clear_session()
             results = {
                 "made_with": made_with(),
