@@ -29,7 +29,7 @@ def write_html(path: pathlib.Path, template: str, context: Mapping[str, Any]) ->
     """
     page = _environment().get_template(template).render(context)
     with atomic_write(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(f"{page}\n", encoding="utf-8")
 
 
 @functools.cache

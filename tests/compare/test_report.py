@@ -126,6 +126,7 @@ def test_more_tasks_than_can_be_grouped_have_no_suggestion(
     assert summary["affinity"] == {**whole["affinity"], "groups": {}}
     page = write(summary, tmp_path / "report.html")
     assert "Suggested groups" not in page
+    assert page.endswith("</html>\n")
     assert page.count("<svg") == (tmp_path / "grouped.html").read_text().count("<svg")
 
 
