@@ -509,8 +509,8 @@ def without_costs(out: pathlib.Path) -> dict[str, Any]:
         promise(record["status"] == "COMPLETED", f"{path.name}: {record['error']}")
         found |= {
             f"{path.name}: {key}": value
-            for key, value in record.items()
-            if key not in COSTS
+            for key, value in {**record, **record["result"]}.items()
+            if key not in ("result", *COSTS)
         }
         run_of_it = contents(path / "run")
         found |= {f"{path.name}: {name}": value for name, value in run_of_it.items()}
@@ -577,8 +577,8 @@ def full_disks(rng: random.Random, folder: pathlib.Path) -> Iterator[dict[str, A
                     return
                 ended = run(line, folder / "at")
                 promise("Traceback" not in ended.said, ended.said)
-                if what == "compare" and ended.code == 0:
-                    # A cell that met the full disk is recorded as failed.
+                if what == "compare" and ended.code == 1:
+                    # A training that met the full disk is recorded as failed.
                     promise("No space left" in ended.said, ended.said)
                 else:
                     fails_in_one_line(ended, "No space left")
