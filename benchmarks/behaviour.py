@@ -30,6 +30,7 @@ from mtl_keras import data
 from mtl_keras.encoding import encode
 from mtl_keras.evaluation import by_slice, calibration_error, group_auc, ndcg
 from mtl_keras.runs import RunConfig
+from mtl_keras.runs.config import TrainingConfig
 from mtl_keras.runs.records import versions
 from mtl_keras.runs.training import compiled_model, load_split
 
@@ -43,7 +44,7 @@ SEEDS = range(5)
 RESULTS = pathlib.Path(__file__).parent / "results" / "behaviour.json"
 
 
-def predictions(config: RunConfig, valid: dict[str, Any]) -> dict[str, np.ndarray]:
+def predictions(config: TrainingConfig, valid: dict[str, Any]) -> dict[str, np.ndarray]:
     """Trains a model and returns its outputs on the test split, `{task: [rows]}`."""
     keras.utils.clear_session()
     keras.utils.set_random_seed(config.seed)

@@ -45,7 +45,7 @@ from mtl_keras import applications, search
 from mtl_keras.applications import features
 from mtl_keras.data.passes import shuffled
 from mtl_keras.encoding import encode
-from mtl_keras.runs import RunConfig
+from mtl_keras.runs.config import TrainingConfig
 from mtl_keras.runs.records import commit, versions
 from mtl_keras.runs.training import compiled_model, load_split
 
@@ -141,7 +141,7 @@ def _encoded(group: str, split: str) -> Any:
     return keras.tree.map_structure(lambda *parts: tf.concat(parts, 0), *batches)
 
 
-def tuned(group: str, method: str, folder: pathlib.Path) -> RunConfig:
+def tuned(group: str, method: str, folder: pathlib.Path) -> TrainingConfig:
     """Returns the best settings of a method, out of a study of its own."""
     sharing = METHODS[method]
     study = search.StudySettings(
@@ -164,7 +164,7 @@ def tuned(group: str, method: str, folder: pathlib.Path) -> RunConfig:
     return dataclasses.replace(config, epochs=EPOCHS).validate()
 
 
-def test_auc(config: RunConfig) -> dict[str, float]:
+def test_auc(config: TrainingConfig) -> dict[str, float]:
     """Trains a model and returns its AUC on the test split, by task."""
     keras.utils.clear_session()
     keras.utils.set_random_seed(config.seed)

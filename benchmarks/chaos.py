@@ -245,7 +245,7 @@ def dies_writing(rng: random.Random) -> Callable[[], None]:
             file.flush()
             os.kill(os.getpid(), signal.SIGKILL)
 
-        np.savez = savez  # type: ignore[assignment]
+        np.savez = savez
 
     return prepare
 
@@ -582,7 +582,7 @@ def full_disks(rng: random.Random, folder: pathlib.Path) -> Iterator[dict[str, A
                     promise("No space left" in ended.said, ended.said)
                 else:
                     fails_in_one_line(ended, "No space left")
-                enlarged = ["mount", "-o", "remount,size=1g", disk]
+                enlarged = ["mount", "-o", "remount,size=1g", str(disk)]
                 subprocess.run(enlarged, check=True)
                 again = run(line, folder / "at")
                 promise(again.code == 0, again.said)

@@ -879,7 +879,11 @@ def main() -> int:
         a_check = CHECKS[name]
         if name != "machine" and device == "GPU" and count < a_check.gpus:
             message = f"Needs {a_check.gpus} GPUs; here: {count}."
-            result = {"status": "skipped", "seconds": 0.0, "message": message}
+            result: dict[str, Any] = {
+                "status": "skipped",
+                "seconds": 0.0,
+                "message": message,
+            }
         else:
             result = in_a_process(name, device, a_check.seconds * options.slack)
         if name == "machine":

@@ -183,16 +183,16 @@ class StandIn(MultiTaskModel):
             "_outputs": flat,
             "output_names": [tensor._keras_history.operation.name for tensor in flat],
         }
-        vars(self).update(self._shown)
+        self.__dict__.update(self._shown)
 
     @contextlib.contextmanager
     def _as_tasks(self) -> Any:
         before = {name: vars(self)[name] for name in self._shown}
-        vars(self).update(self._trained)
+        self.__dict__.update(self._trained)
         try:
             yield
         finally:
-            vars(self).update(before)
+            self.__dict__.update(before)
 
     @property
     def output(self) -> Any:
@@ -314,7 +314,7 @@ def replace_models() -> None:
     sequential.Sequential.__new__ = new_sequential
 
 
-def replace_example_models(module: types.ModuleType) -> None:
+def replace_example_models(module: Any) -> None:
     """Gives the trainer's tests functional models for their layer-based ones."""
 
     def dense(units: int) -> keras.layers.Layer:

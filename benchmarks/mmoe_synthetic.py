@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import pathlib
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -32,7 +33,7 @@ PICTURE = ROOT / "docs" / "images" / "mmoe_synthetic.png"
 CORRELATIONS = (0.5, 0.9, 1.0)
 TASKS = ("first", "second")
 TRAIN, TEST, BATCH, LEARNING_RATE = 10_000, 5_000, 200, 5e-3
-METHODS = {
+METHODS: dict[str, tuple[Any, int]] = {
     "hard": ("hard", 113),
     "mmoe": ({"class_name": "mmoe", "config": {"num_experts": 8}}, 16),
 }

@@ -35,6 +35,7 @@ from mtl_keras import data
 from mtl_keras.encoding import encode
 from mtl_keras.evaluation import by_slice, ndcg
 from mtl_keras.runs import RunConfig
+from mtl_keras.runs.config import TrainingConfig
 from mtl_keras.runs.records import versions
 from mtl_keras.runs.training import compiled_model, load_split
 
@@ -118,7 +119,7 @@ def baselines() -> dict[str, Any]:
     }
 
 
-def measured(config: RunConfig, test: dict[str, Any]) -> dict[str, Any]:
+def measured(config: TrainingConfig, test: dict[str, Any]) -> dict[str, Any]:
     """Trains a model and returns its metrics on the test split."""
     keras.utils.clear_session()
     keras.utils.set_random_seed(config.seed)

@@ -25,7 +25,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mtl_keras import applications
 from mtl_keras.applications import Multimodal
 from mtl_keras.runs.records import versions
 
@@ -73,7 +72,7 @@ def main() -> None:
     parser.add_argument("--data", default=Multimodal.default_data)
     data = parser.parse_args().data
     keras.utils.set_random_seed(0)
-    application = applications.get("multimodal").for_data(data)
+    application = Multimodal(data)
     model = application.build()
     model.compile("adam", loss=application.losses())
     model.make_train_function()

@@ -186,7 +186,7 @@ def draw(single: dict[str, list[float]], fused: dict[str, list[list[float]]]) ->
         axes.errorbar(SHARES, mean, std, marker="o", capsize=3, label=name)
     for (name, runs), style in zip(single.items(), (":", "--", "-."), strict=True):
         axes.axhline(
-            np.mean(runs), color="grey", linestyle=style, label=f"{name} alone"
+            float(np.mean(runs)), color="grey", linestyle=style, label=f"{name} alone"
         )
     axes.set_xlabel("share of missing modalities")
     axes.set_ylabel("accuracy of digit")

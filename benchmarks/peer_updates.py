@@ -24,6 +24,7 @@ import pathlib
 import subprocess
 import sys
 import types
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -165,7 +166,7 @@ def libmtl_updates(problem: dict[str, list]) -> dict[str, list]:
     libmtl = libmtl_weighting()
     rows, losses = torch.tensor(problem["rows"]), torch.tensor(problem["losses"])
     num_tasks = rows.shape[1]
-    methods = {
+    methods: dict[str, tuple[str, dict[str, Any]]] = {
         "equal": ("EW", {}),
         "mgda": ("MGDA", {"mgda_gn": "none"}),
         "cagrad": ("CAGrad", {"calpha": 0.4, "rescale": 0}),
@@ -213,14 +214,14 @@ class Measured:
         """The model's weights, which nothing here depends on."""
         return []
 
-    def losses(self, weights: list, part: int | None = None) -> list:
+    def losses(self, weights: Sequence, part: int | None = None) -> list:
         """The losses after the step."""
         del weights, part
         import tensorflow as tf
 
         return tf.unstack(tf.constant(self._losses, tf.float32))
 
-    def total(self, value):
+    def total(self, value: Any) -> Any:
         """The value, as there is one replica."""
         return value
 

@@ -19,6 +19,7 @@ import dataclasses
 import json
 import pathlib
 import time
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -74,22 +75,22 @@ def main() -> None:
             values = metrics_of(config, options.work / f"alone-{task}-{seed}")
             alone[task].append(values[task])
     baselines = {task: float(np.mean(values)) for task, values in alone.items()}
-    results: dict[str, dict] = {}
+    results: dict[str, Any] = {}
     for name, config in settings.items():
         label = name.replace(", ", "-")
-        values = [
+        metrics = [
             metrics_of(
                 dataclasses.replace(config, seed=seed),
                 options.work / f"{label}-{seed}",
             )
             for seed in seeds
         ]
-        gains = [delta_m(value, baselines, directions) for value in values]
+        gains = [delta_m(values, baselines, directions) for values in metrics]
         results[name] = {
             "delta_m": gains,
             "mean": float(np.mean(gains)),
             "std": float(np.std(gains, ddof=1)),
-            "metrics": values,
+            "metrics": metrics,
         }
     difference = np.subtract(
         results["best"]["delta_m"], results["equal, hard"]["delta_m"]

@@ -29,6 +29,7 @@ import json
 import os
 import pathlib
 import time
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -36,7 +37,8 @@ import keras
 import numpy as np
 
 import mtl_keras
-from mtl_keras import applications, data
+from mtl_keras import data
+from mtl_keras.applications import Text
 from mtl_keras.files import atomic_write
 from mtl_keras.runs.records import made_with
 from mtl_keras.runs.results import by_task, metric_names
@@ -52,7 +54,7 @@ def compiled(
     tasks: list[str], steps: int, balancing: str | None, seed: int
 ) -> mtl_keras.MultiTaskModel:
     """Returns a new model of these tasks."""
-    application = applications.get("text").for_data(DATA)
+    application = Text(DATA)
     keras.utils.set_random_seed(seed)
     model = application.build(width=WIDTH, tasks=tasks)
     decay = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, steps)
@@ -86,7 +88,7 @@ def trained(
     together = 1 if balancing is None else len(ratio)
     steps = ROUNDS * sum(ratio.values()) // together
     mixture = data.mix(
-        applications.get("text").for_data(DATA).streams("train", tasks=tasks),
+        Text(DATA).streams("train", tasks=tasks),
         batch_size=BATCH * together,
         by="ratio",
         ratio=ratio,
@@ -95,7 +97,12 @@ def trained(
         ends=steps // PARTS,
         seed=seed,
     )
-    spent = {"parts": 0, "cpu_seconds": 0.0, "wall_seconds": 0.0, "logs": []}
+    spent: dict[str, Any] = {
+        "parts": 0,
+        "cpu_seconds": 0.0,
+        "wall_seconds": 0.0,
+        "logs": [],
+    }
     if progress.is_file():
         spent = json.loads(progress.read_text())
         model = keras.models.load_model(file)
@@ -131,7 +138,7 @@ def trained(
 
 def scored(model: keras.Model, tasks: list[str]) -> dict[str, dict[str, float]]:
     """Returns all metrics on the test splits."""
-    application = applications.get("text").for_data(DATA)
+    application = Text(DATA)
     test = application.load("test", batch_size=BATCH, tasks=tasks)
     logs = model.evaluate(test, verbose=0, return_dict=True)
     metrics = by_task(logs, metric_names(application, tasks))

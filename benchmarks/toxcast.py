@@ -49,7 +49,10 @@ def molecules(path: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
 
 
 class Times:
-    """Seconds of the first step and of the others."""
+    """Moments at which the steps of a training end."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
 
     def callback(self):
         import keras
@@ -57,9 +60,6 @@ class Times:
         outer = self
 
         class Record(keras.callbacks.Callback):
-            def on_train_begin(self, logs=None):
-                outer.times = []
-
             def on_train_batch_end(self, batch, logs=None):
                 outer.times.append(time.perf_counter())
 

@@ -17,6 +17,7 @@ import json
 import pathlib
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -29,7 +30,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "toy_landscape.json"
 PICTURE = ROOT / "docs" / "images" / "toy_landscape.png"
 
 STARTS = ((-8.5, 7.5), (-8.5, -5.0), (9.0, 9.0))
-METHODS = {
+METHODS: dict[str, Any] = {
     "mean": "equal",
     "mgda": "mgda",
     "pcgrad": {"class_name": "pcgrad", "config": {"seed": 0}},

@@ -21,6 +21,12 @@ def killed(measured: Mapping[str, Any]) -> str:
     )
 
 
+def further(measured: Mapping[str, Any]) -> str:
+    """Returns how the trials with damage, full disks and killed commands ended."""
+    broken = measured["broken_promise"]
+    return broken or f"As promised above in all of {len(measured['records'])} trials."
+
+
 def soaked(measured: Mapping[str, Any]) -> str:
     """Returns by how much memory and time of an epoch grew in a long training."""
     ours = [measured[f"steps_per_execution_{steps}"] for steps in (1, 50)]
@@ -39,6 +45,7 @@ def sentences() -> list[str]:
     """Returns the page's sentences with figures, as the results have them."""
     return [
         killed(results("chaos")),
+        further(results("chaos_further")),
         f"{results('fuzz')['cases']:,} damaged study files",
         soaked(results("soak")),
     ]
