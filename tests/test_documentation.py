@@ -196,6 +196,7 @@ _UNITS = "%|times|points|bytes|[kMG]i?B|[mµ]?s|seconds?|minutes?|hours?"
 _FIGURE = re.compile(
     rf"\d[\d,.]*\d? ?(?:{_UNITS})(?![\w/])|\d+\.\d+(?:e[-+]?\d+)?|\d+e[-+]?\d+"
 )
+_COMMIT = re.compile(r'"commit": *("[0-9a-f]{40}"|null)')
 
 
 def on_one_line(text):
@@ -219,6 +220,13 @@ def test_figures_of_sentences_are_those_of_results(generate, page):
         text = text.replace(passage, " … ")
     left = _FIGURE.findall(_VERSIONS.sub("", _CODE.sub("", text)))
     assert not left
+
+
+def test_results_name_the_commit_that_made_them():
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+        commits = _COMMIT.findall(path.read_text(encoding="utf-8"))
+        assert commits, path.name
+        assert "null" not in commits, path.name
 
 
 def test_evidence_is_that_of_the_runs(generate):

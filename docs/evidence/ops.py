@@ -154,7 +154,7 @@ def one_matrix(rows: Rows) -> str:
     )
     return (
         "gradients in its place, multiplied in blocks of 4,096 columns, is slower on "
-        "the CPU with 2 and 8 tasks, and little faster with 20: "
+        "the CPU with 2 tasks, no faster with 8, and little faster with 20: "
         f"{span(times, '.2f')} times the processor time of Gram matrix and weighted "
         f"sum together, for {span([row['tasks'] for row in rows], 'd')} tasks and "
         "100,000 or 2,000,000 parameters, and cosines are off by up to "
