@@ -108,17 +108,18 @@ def main() -> None:
 
     name = arguments.data
     path = RESULTS / f"streaming_{name.rpartition('/')[2]}.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
-    results |= {
+    results: dict[str, Any] = {
         "command": f"python benchmarks/streaming.py --data {name}",
         "data": name,
         "batch": BATCH,
-        "versions": versions(),
     }
+    if arguments.only and path.exists():
+        results = json.loads(path.read_text())
     for part in [arguments.only] if arguments.only else PARTS:
         command = [sys.executable, __file__, "--data", name, "--inside", part]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        results[part] = json.loads(done.stdout.splitlines()[-1])
+        measured = json.loads(done.stdout.splitlines()[-1])
+        results[part] = {**measured, "versions": versions()}
         path.write_text(json.dumps(results, indent=2) + "\n")
         print(part, json.dumps(results[part]), flush=True)
 

@@ -250,16 +250,17 @@ def run(folder: pathlib.Path, arguments: argparse.Namespace) -> None:
     """Writes the table where it is not there, runs the parts, keeps the results."""
     from mtl_keras.runs.records import made_with
 
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    results |= {
+    results: dict[str, Any] = {
         "command": "python benchmarks/table_rows.py",
         "batch": BATCH,
-        "seconds_at_most": arguments.seconds,
-        "made_with": made_with(),
     }
+    if arguments.only and RESULTS.exists():
+        results = json.loads(RESULTS.read_text())
+    limit = {"seconds_at_most": arguments.seconds}
     if not (folder / "some.toml").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        results["write"] = write(folder, arguments.rows)
+        written = write(folder, arguments.rows)
+        results["write"] = {**written, "made_with": made_with()}
         print("write", json.dumps(results["write"]), flush=True)
     for part in [arguments.only] if arguments.only else PARTS:
         command = [sys.executable, __file__, "--inside", part, "--to", str(folder)]
@@ -268,7 +269,8 @@ def run(folder: pathlib.Path, arguments: argparse.Namespace) -> None:
         done = subprocess.run(
             command, check=True, stdout=subprocess.PIPE, text=True, env=environment
         )
-        results[part] = json.loads(done.stdout.splitlines()[-1])
+        measured = json.loads(done.stdout.splitlines()[-1])
+        results[part] = {**limit, **measured, "made_with": made_with()}
         print(part, json.dumps(results[part]), flush=True)
     if arguments.rows == ROWS:
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")
